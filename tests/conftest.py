@@ -1,0 +1,18 @@
+"""Shape and type annotations are checked in tests only."""
+
+import os
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from jaxtyping import install_import_hook
+
+install_import_hook("ttrl_pop", "beartype.beartype")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Tiny tensors are slower on many threads, and workers run side by side."""
+    torch.set_num_threads(1)

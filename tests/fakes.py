@@ -1,0 +1,182 @@
+"""Small real things in place of large ones: TinyLM (random weights, every supported family) and ScriptedBackend."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models
+
+from ttrl_pop.backends.base import Backend, Request
+from ttrl_pop.config import Config, LoraConfig, load_config
+from ttrl_pop.graders.exact import ExactGrader
+from ttrl_pop.models import LoadedModel, fingerprint
+from ttrl_pop.policy import Policy
+from ttrl_pop.populations.base import MEAN, Population
+from ttrl_pop.populations.norm_noise import NormNoise, NormNoiseOptions
+from ttrl_pop.problems import ProblemSet
+from ttrl_pop.rewards import build_reward
+from ttrl_pop.sample import Prompts
+from ttrl_pop.session import Session
+from ttrl_pop.types import AnswerKey, Problem, Rollout
+from ttrl_pop.vote import vote
+
+ALPHABET = " 0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,:?=+*\n#$\\{}/<>|-_'()"
+SPECIAL = ["<s>", "</s>", "<unk>"]
+TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
+FAMILIES = ("llama", "qwen2", "qwen3", "gemma3", "mistral", "phi3", "gpt2")
+
+
+def tiny_tokenizer() -> Any:
+    """One token for each character."""
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *ALPHABET])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    tokenizer.decoder = decoders.Fuse()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="</s>",
+        chat_template=TEMPLATE,
+    )
+
+
+def tiny_network(family: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float64) -> Any:
+    """Two layers, 16 wide, random weights large enough that tokens differ in probability."""
+    shape: dict[str, Any] = {
+        "vocab_size": len(SPECIAL) + len(ALPHABET),
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 256,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 1,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.4,
+    }
+    gated = {**shape, "intermediate_size": 32, "num_key_value_heads": 2}
+    makers: dict[str, Callable[[], Any]] = {
+        "llama": lambda: transformers.LlamaConfig(**gated),
+        "qwen2": lambda: transformers.Qwen2Config(**gated),
+        "qwen3": lambda: transformers.Qwen3Config(**gated, head_dim=4),
+        # A window shorter than the test sequences, so that sliding attention is exercised.
+        "gemma3": lambda: transformers.Gemma3TextConfig(
+            **gated, head_dim=4, sliding_window=6, layer_types=["sliding_attention", "full_attention"]
+        ),
+        "mistral": lambda: transformers.MistralConfig(**gated, head_dim=4, sliding_window=6),
+        "phi3": lambda: transformers.Phi3Config(**gated),
+        "gpt2": lambda: transformers.GPT2Config(**{**shape, "n_inner": 32}),
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = transformers.AutoModelForCausalLM.from_config(makers[family](), dtype=dtype)
+        for parameter in network.parameters():
+            if parameter.ndim == 1:
+                # Fresh norm weights are all ones and biases all zeros: real ones are not.
+                torch.nn.init.normal_(parameter, 1.0 if family != "gemma3" else 0.0, 0.1)
+    return network.eval().requires_grad_(False)
+
+
+def tiny_model(family: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float64) -> LoadedModel:
+    network = tiny_network(family, seed, dtype)
+    return LoadedModel(network, tiny_tokenizer(), 256, frozenset({1}), fingerprint(network))
+
+
+def save_tiny(folder: Path, family: str = "llama", seed: int = 0) -> Path:
+    """A model folder, in float32, as a user would have one."""
+    tiny_network(family, seed, torch.float32).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def norm_noise(sigma: float | str = 0.3, **options: Any) -> NormNoise:
+    return NormNoise(NormNoiseOptions(sigma=sigma, **options))
+
+
+def tiny_policy(
+    family: str = "llama",
+    population: Population | None = None,
+    dtype: torch.dtype = torch.float64,
+    lora: LoraConfig | None = LoraConfig(rank=2, alpha=4),  # noqa: B008
+    warm: bool = True,
+) -> Policy:
+    """A policy whose adapter (where `warm`) and mu are not at their neutral start."""
+    policy = Policy(tiny_model(family, dtype=dtype), population or norm_noise(), lora, seed=1)
+    if warm:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(2)
+            for parameter in policy.adapter_parameters().values():
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+            for name, parameter in policy.population_parameters().items():
+                if name == "mu":
+                    parameter.add_(torch.randn_like(parameter) * 0.1)
+    return policy
+
+
+PROBLEMS = tuple(
+    Problem(f"p{i}", f"Q: What is {a} times {b}?\nA:", i)
+    for i, (a, b) in enumerate([(7, 8), (12, 3), (4, 4), (11, 12), (5, 9), (100, 2)])
+)
+
+
+def tiny_session(
+    policy: Policy | None = None,
+    problems: Sequence[Problem] = PROBLEMS,
+    gold: dict[str, str] | None = None,
+    backend: type[Backend] | None = None,
+    **settings: Any,
+) -> Session:
+    """A session on TinyLM; `settings` are dotted configuration keys with __ for the dots."""
+    from ttrl_pop.backends.hf import HfBackend
+
+    config: Config = load_config(
+        None,
+        {
+            "population.minds": 4,
+            "sampling.max_new_tokens": 5,
+            "problems_per_step": 3,
+            "steps": 3,
+            "learn.lr": 1e-2,
+            "learn.mask_truncated": False,
+            **{key.replace("__", "."): value for key, value in settings.items()},
+        },
+    )
+    policy = policy or tiny_policy()
+    answers = AnswerKey(gold)
+    grader = ExactGrader()
+    reward = build_reward(config.vote.reward, answers, grader)
+    return Session(
+        config=config,
+        problems=ProblemSet(tuple(problems), answers, "fingerprint"),
+        policy=policy,
+        backend=(backend or HfBackend)(policy, config.sampling),
+        prompts=Prompts(policy, problems, config.sampling.max_new_tokens),
+        grader=grader,
+        tally=lambda group: vote(group, config.vote.extract, grader, reward),
+    )
+
+
+class ScriptedBackend(Backend):
+    """Replays texts: `script(request index)` → completion. Log-probabilities are made up."""
+
+    script: Callable[[int], str] = staticmethod(lambda index: f" {index}\n")
+
+    def rollouts(self, requests: Sequence[Request]) -> Iterator[tuple[int, Rollout]]:
+        for index, request in enumerate(requests):
+            text = self.script(index)
+            ids = tuple(self.policy.tokenizer(text)["input_ids"])
+            yield (
+                index,
+                Rollout(
+                    request.mind or MEAN,
+                    request.prompt_ids,
+                    ids,
+                    tuple(-0.5 for _ in ids),
+                    text,
+                    "stop",
+                    self.policy.version,
+                ),
+            )

@@ -1,0 +1,237 @@
+"""Rollouts: what is written depends on problem, mind and sample, never on the batch."""
+
+import math
+import random
+
+import pytest
+import torch
+from fakes import FAMILIES, PROBLEMS, norm_noise, tiny_policy, tiny_session
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ttrl_pop.backends.base import Request
+from ttrl_pop.backends.hf import HfBackend, RowCache, draw
+from ttrl_pop.config import SamplingConfig
+from ttrl_pop.policy import Policy
+from ttrl_pop.populations.base import NoPopulation
+from ttrl_pop.sample import sample
+from ttrl_pop.types import Mind, Rollout
+
+
+def requests(policy: Policy, minds: int = 3, samples: int = 2) -> list[Request]:
+    return [
+        Request(policy.encode(problem), mind, ("token", 0, problem.id, mind.seed, s))
+        for problem in PROBLEMS[:4]
+        for mind in policy.population.spawn(0, 1, minds)
+        for s in range(samples)
+    ]
+
+
+def written(policy: Policy, asked: list[Request], **options: object) -> list[Rollout]:
+    sampling = SamplingConfig(**{"max_new_tokens": 7, **options})
+    results = dict(HfBackend(policy, sampling).rollouts(asked))
+    assert sorted(results) == list(range(len(asked)))
+    return [results[i] for i in range(len(asked))]
+
+
+def stripped(rollouts: list[Rollout]) -> list[object]:
+    return [(r.mind, r.prompt_ids, r.completion_ids, r.text, r.finish_reason, r.policy_version) for r in rollouts]
+
+
+def assert_same(one: list[Rollout], other: list[Rollout]) -> None:
+    assert stripped(one) == stripped(other)
+    for a, b in zip(one, other, strict=True):
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-10)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cached_decode_equals_full_forward(family: str) -> None:
+    policy = tiny_policy(family)
+    rollouts = written(policy, requests(policy))
+    assert len({len(r.prompt_ids) for r in rollouts}) > 1, "the batch must need padding"
+    for rollout in rollouts:
+        logprobs, mask = policy.token_logprobs([rollout], [rollout.mind], 1.0)
+        assert mask.all()
+        assert list(rollout.logprobs) == pytest.approx(logprobs[0].tolist(), abs=1e-10)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_in_float32_sampler_and_learner_agree(family: str) -> None:
+    policy = tiny_policy(family, dtype=torch.float32)
+    rollouts = written(policy, requests(policy), temperature=0.7)
+    with torch.no_grad():
+        logprobs, mask = policy.token_logprobs(rollouts, [r.mind for r in rollouts], 0.7)
+    sampled = torch.tensor([value for r in rollouts for value in r.logprobs])
+    assert float((logprobs[mask] - sampled).abs().max()) < 1e-4
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    order=st.randoms(use_true_random=False),
+    keep=st.integers(1, 24),
+    max_rows=st.integers(1, 30),
+    prefill_tokens=st.integers(1, 400),
+)
+def test_the_batch_does_not_change_what_is_written(
+    order: random.Random, keep: int, max_rows: int, prefill_tokens: int
+) -> None:
+    policy = POLICY
+    asked = list(enumerate(requests(policy)))
+    order.shuffle(asked)
+    chosen = asked[:keep]
+    part = written(
+        policy,
+        [request for _, request in chosen],
+        max_rows=max_rows,
+        prefill_tokens=prefill_tokens,
+        **MANY_STOPS,
+    )
+    assert_same(part, [EXPECTED[i] for i, _ in chosen])
+
+
+POLICY = tiny_policy()
+MANY_STOPS = {"temperature": 3.0, "stop": tuple("abcdefgh12345")}
+EXPECTED = written(POLICY, requests(POLICY), max_rows=1, **MANY_STOPS)
+
+
+def test_early_stops_happen_in_that_test() -> None:
+    lengths = {len(r.completion_ids) for r in EXPECTED}
+    assert len(lengths) >= 3
+    assert {r.finish_reason for r in EXPECTED} == {"stop", "length"}
+
+
+def test_a_prompt_is_read_once_for_all_samples_of_a_mind(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = tiny_policy()
+    rows = []
+    forward = policy.forward
+    monkeypatch.setattr(policy, "forward", lambda ids, *a, **k: rows.append(len(ids)) or forward(ids, *a, **k))
+    written(policy, requests(policy, minds=3, samples=4), max_new_tokens=1)
+    assert sum(rows) == 4 * 3
+    policy = tiny_policy(population=NoPopulation(NoPopulation.Options()))
+    rows.clear()
+    forward = policy.forward
+    monkeypatch.setattr(policy, "forward", lambda ids, *a, **k: rows.append(len(ids)) or forward(ids, *a, **k))
+    written(policy, requests(policy, minds=3, samples=4), max_new_tokens=1)
+    assert sum(rows) == 4
+
+
+def test_samples_of_a_mind_differ_and_repeat() -> None:
+    policy = tiny_policy()
+    rollouts = written(policy, requests(policy))
+    assert len({r.completion_ids for r in rollouts}) > len(rollouts) // 2
+    assert_same(written(policy, requests(policy)), rollouts)
+
+
+def test_stop_strings_cut_the_text_and_keep_the_tokens() -> None:
+    policy = tiny_policy()
+    free = written(policy, requests(policy), max_new_tokens=30)
+    for rollout in written(policy, requests(policy), max_new_tokens=30, stop=("a", "3.")):
+        index = next(
+            i for i, r in enumerate(free) if r.completion_ids[: len(rollout.completion_ids)] == rollout.completion_ids
+        )
+        whole = policy.decode(rollout.completion_ids)
+        if rollout.finish_reason == "stop" and rollout.completion_ids[-1] not in policy.eos_ids:
+            assert whole.endswith(("a", "3."))
+            assert rollout.text == whole[: -1 if whole.endswith("a") else -2]
+        assert "a" not in rollout.text
+        assert "3." not in rollout.text
+        assert free[index].mind == rollout.mind
+
+
+def test_the_end_of_sequence_ends_a_completion_and_is_part_of_it() -> None:
+    policy = tiny_policy()
+    rollouts = written(policy, requests(policy, minds=8, samples=4), max_new_tokens=60)
+    ended = [r for r in rollouts if r.finish_reason == "stop"]
+    assert ended
+    for rollout in rollouts:
+        assert (rollout.completion_ids[-1] in policy.eos_ids) == (rollout.finish_reason == "stop")
+        assert not set(rollout.completion_ids[:-1]) & policy.eos_ids
+        assert "</s>" not in rollout.text
+        assert len(rollout.logprobs) == len(rollout.completion_ids)
+
+
+def test_tokens_are_drawn_from_the_distribution() -> None:
+    logits = torch.tensor([[0.0, 1.0, -math.inf, 2.0]]).expand(40000, -1)
+    uniforms = torch.rand(40000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for temperature in (1.0, 0.5, 2.0):
+        tokens, logprobs = draw(logits, uniforms, temperature)
+        expected = torch.softmax(logits[0] / temperature, -1)
+        observed = torch.bincount(tokens, minlength=4) / len(tokens)
+        torch.testing.assert_close(observed, expected, rtol=0, atol=0.01)
+        torch.testing.assert_close(logprobs.exp(), expected[tokens])
+
+
+def test_the_edges_of_the_unit_interval_select_possible_tokens() -> None:
+    logits = torch.tensor([[-math.inf, 0.0, 0.0, -math.inf], [-math.inf, 0.0, 0.0, -math.inf]])
+    tokens, _ = draw(logits, torch.tensor([0.0, 1 - 1e-16], dtype=torch.float64), 1.0)
+    assert tokens.tolist() == [1, 2]
+
+
+def test_greedy_and_nucleus() -> None:
+    logits = torch.tensor([[0.0, 3.0, 1.0, 2.0]]).expand(1000, -1)
+    uniforms = torch.linspace(0, 0.999, 1000)
+    tokens, logprobs = draw(logits, uniforms, 0.0)
+    assert set(tokens.tolist()) == {1}
+    torch.testing.assert_close(logprobs[0], torch.log_softmax(logits[0], -1)[1])
+    # probabilities 0.032 0.644 0.087 0.237: the first two reach 0.8
+    tokens, logprobs = draw(logits, uniforms, 1.0, top_p=0.8)
+    assert set(tokens.tolist()) == {1, 3}
+    assert float(logprobs.exp().unique().sum()) == pytest.approx(1.0)
+
+
+def test_requests_with_and_without_a_mind_do_not_mix() -> None:
+    policy = tiny_policy()
+    asked = requests(policy)[:2]
+    mixed = [asked[0], Request(asked[1].prompt_ids, None, ("x",))]
+    with pytest.raises(ValueError, match="not both"):
+        written(policy, mixed)
+
+
+def test_cache_rows_are_written_in_parts_repeated_and_dropped() -> None:
+    cache = RowCache(3)
+    states = torch.randn(3, 2, 40, 4)
+    for start in range(3):
+        cache.select(start, start + 1)
+        cache.update(states[start : start + 1], states[start : start + 1], 0)
+    cache.select(0, 3)
+    assert cache.get_seq_length() == 40
+    cache.keep(torch.tensor([2, 0, 2]))
+    new = torch.randn(3, 2, 1, 4)
+    keys, values = cache.update(new, new, 0)
+    torch.testing.assert_close(keys, torch.cat([states[[2, 0, 2]], new], dim=2))
+    torch.testing.assert_close(values, keys)
+
+
+def test_groups_hold_minds_times_samples_in_order() -> None:
+    session = tiny_session()
+    minds = session.policy.population.spawn(0, 1, 3)
+    groups = list(sample(session.backend, session.prompts, PROBLEMS, minds, 2, 0, 1))
+    assert sorted(group.problem.index for group in groups) == list(range(len(PROBLEMS)))
+    for group in groups:
+        assert [r.mind for r in group.rollouts_G] == [m for m in minds for _ in range(2)]
+
+
+@settings(max_examples=10, deadline=None)
+@given(chosen=st.permutations(range(6)), count=st.integers(1, 6), minds=st.integers(1, 4))
+def test_order_and_number_of_problems_do_not_change_the_rollouts_of_a_mind(
+    chosen: list[int], count: int, minds: int
+) -> None:
+    session = SESSION
+    problems = [PROBLEMS[i] for i in chosen[:count]]
+    spawned = session.policy.population.spawn(0, 1, minds)
+    for group in sample(session.backend, session.prompts, problems, spawned, 2, 0, 1):
+        expected = EVERYTHING[group.problem.id].rollouts_G[: 2 * minds]
+        assert_same(list(group.rollouts_G), list(expected))
+
+
+SESSION = tiny_session()
+EVERYTHING = {
+    group.problem.id: group
+    for group in sample(SESSION.backend, SESSION.prompts, PROBLEMS, SESSION.policy.population.spawn(0, 1, 4), 2, 0, 1)
+}
+
+
+def test_a_mind_is_the_same_in_another_population_object() -> None:
+    one, other = (tiny_policy(population=norm_noise(0.3)) for _ in range(2))
+    asked = [Request(one.encode(PROBLEMS[0]), Mind(123), ("k",))]
+    assert_same(written(one, asked), written(other, asked))

@@ -1,0 +1,319 @@
+"""The learner: gradients, normaliser, staleness, divergence."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from fakes import PROBLEMS, norm_noise, tiny_policy, tiny_session
+
+from ttrl_pop import grpo
+from ttrl_pop.errors import DivergenceError, StaleRolloutError
+from ttrl_pop.learn import Learner, micro_batches, schedule_factor
+from ttrl_pop.populations.base import MEAN
+from ttrl_pop.sample import sample
+from ttrl_pop.session import Session
+from ttrl_pop.types import Rollout, Tally
+
+LOSSES = ("grpo", "dapo", "dr_grpo", "gspo")
+
+
+def tallies_of(session: Session, step: int = 1) -> list[Tally]:
+    config = session.config
+    minds = session.policy.population.spawn(config.seed, step, config.population.minds)
+    groups = sample(session.backend, session.prompts, PROBLEMS, minds, config.population.samples_per_mind, 0, step)
+    return [with_mixed_rewards(session.tally(group)) for group in groups]
+
+
+def with_mixed_rewards(tally: Tally) -> Tally:
+    """TinyLM's answers rarely agree: rewards by hand, so that every group has a signal of its own size."""
+    rewards = tuple(float((i + tally.group.problem.index) % 3) for i in range(len(tally.answers_G)))
+    return dataclasses.replace(tally, rewards_G=rewards, label="x")
+
+
+def gradients(session: Session, tallies: Sequence[Tally]) -> dict[str, torch.Tensor]:
+    """Gradients of one update, caught before the optimizer uses them."""
+    caught: dict[str, torch.Tensor] = {}
+    learner = Learner(session.policy, session.config)
+    named = {**learner.adapter, **learner.population}
+
+    def catch(*_: Any) -> None:
+        caught.update({name: p.grad.clone() for name, p in named.items() if p.grad is not None})
+
+    learner.optimizer.step = catch  # type: ignore[method-assign]
+    learner.learn(tallies, 1)
+    session.policy.version -= 1
+    return caught
+
+
+def all_gradients(policy_options: dict[str, Any], **settings: Any) -> dict[str, torch.Tensor]:
+    session = tiny_session(
+        tiny_policy(**policy_options),
+        learn__max_grad_norm=1e9,
+        sampling__temperature=2.0,
+        sampling__stop=["a", "b", "c", "1", "2"],
+        **settings,
+    )
+    return gradients(session, tallies_of(session))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("noise", ["replay", "mean", "mean-tis"])
+def test_micro_batches_do_not_change_the_gradient(loss: str, noise: str) -> None:
+    settings = {"learn__loss": loss, "learn__noise": noise, "learn__kl": 0.1}
+    whole = all_gradients({}, learn__token_budget=10**6, **settings)
+    for budget in (1, 100):
+        parts = all_gradients({}, learn__token_budget=budget, **settings)
+        assert parts.keys() == whole.keys()
+        for name, gradient in whole.items():
+            torch.testing.assert_close(parts[name], gradient, rtol=1e-9, atol=1e-12)
+
+
+def plain_loss(session: Session, tallies: Sequence[Tally], old: dict[int, torch.Tensor]) -> torch.Tensor:
+    """The objective once more, row by row and token by token, with nothing shared with the learner."""
+    options, policy = session.config.learn, session.policy
+    rows = [(r, reward, t) for t in tallies for r, reward in zip(t.group.rollouts_G, t.rewards_G, strict=True)]
+    total = torch.zeros((), dtype=torch.float64)
+    tokens = sum(len(r.completion_ids) for r, _, _ in rows)
+    for index, (rollout, reward, tally) in enumerate(rows):
+        ids = torch.tensor([rollout.prompt_ids + rollout.completion_ids])
+        with policy.population.embody([rollout.mind]):
+            logits = policy.network(input_ids=ids, use_cache=False).logits[0]
+        logp = torch.log_softmax(logits / session.config.sampling.temperature, -1)
+        at = torch.arange(len(rollout.prompt_ids) - 1, ids.shape[1] - 1)
+        new = logp[at, ids[0, at + 1]]
+        old.setdefault(index, new.detach())
+        rewards = tally.rewards_G
+        mean = sum(rewards) / len(rewards)
+        std = math.sqrt(sum((x - mean) ** 2 for x in rewards) / len(rewards))
+        advantage = (reward - mean) if options.loss == "dr_grpo" else (reward - mean) / (std + 1e-4)
+        length = len(new)
+        for t in range(length):
+            delta = (new - old[index]).sum() / length if options.loss == "gspo" else new[t] - old[index][t]
+            ratio = delta.exp()
+            clipped = ratio.clamp(1 - options.clip_low, 1 + options.clip_high)
+            value = -torch.minimum(ratio * advantage, clipped * advantage)
+            weight = {
+                "grpo": 1 / (len(rows) * length),
+                "gspo": 1 / (len(rows) * length),
+                "dapo": 1 / tokens,
+                "dr_grpo": 1 / (len(rows) * session.config.sampling.max_new_tokens),
+            }[options.loss]
+            total = total + weight * value
+    return total
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
+def test_the_gradient_equals_that_of_a_plain_implementation(loss: str, family: str) -> None:
+    session = tiny_session(
+        tiny_policy(family),
+        learn__loss=loss,
+        learn__max_grad_norm=1e9,
+        sampling__temperature=2.5,
+        sampling__stop=list("abcdefgh12345"),
+    )
+    tallies = tallies_of(session)
+    assert len({len(r.completion_ids) for t in tallies for r in t.group.rollouts_G}) > 1
+    caught = gradients(session, tallies)
+    named = {**session.policy.adapter_parameters(), **session.policy.population_parameters()}
+    plain = torch.autograd.grad(plain_loss(session, tallies, {}), list(named.values()))
+    for name, gradient in zip(named, plain, strict=True):
+        torch.testing.assert_close(caught[name], gradient, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_gradients_of_mu_sigma_and_lora_pass_finite_differences(loss: str) -> None:
+    # GPT-2: its LayerNorm computes in float64 throughout; the RMSNorm of other families passes through float32.
+    session = tiny_session(tiny_policy("gpt2"), learn__loss=loss, learn__max_grad_norm=1e9, sampling__temperature=1.5)
+    tallies = tallies_of(session)
+    caught = gradients(session, tallies)
+    named = {**session.policy.adapter_parameters(), **session.policy.population_parameters()}
+    old: dict[int, torch.Tensor] = {}
+    step = 1e-5
+    with torch.no_grad():
+        plain_loss(session, tallies, old)
+        torch.manual_seed(0)
+        for name, parameter in named.items():
+            direction = torch.randn_like(parameter)
+            parameter.add_(step * direction)
+            above = plain_loss(session, tallies, old)
+            parameter.sub_(2 * step * direction)
+            below = plain_loss(session, tallies, old)
+            parameter.add_(step * direction)
+            slope = float(above - below) / (2 * step)
+            assert float((caught[name] * direction).sum()) == pytest.approx(slope, rel=1e-5, abs=1e-9), name
+    assert {"mu", "log_sigma"} < set(named)
+    assert all(float(caught[name].abs().max()) > 1e-8 for name in named)
+
+
+def test_only_replay_moves_sigma() -> None:
+    for noise, moves in (("replay", True), ("mean", False), ("mean-tis", False)):
+        caught = all_gradients({}, learn__noise=noise)
+        assert bool(caught["log_sigma"].any()) == moves
+        assert caught["mu"].any()
+
+
+def test_the_kl_to_the_prior_holds_the_population_open() -> None:
+    session = tiny_session(tiny_policy(warm=False), learn__kl_prior=2.0, learn__max_grad_norm=1e9)
+    with torch.no_grad():
+        session.policy.population.mu.fill_(0.06)
+        session.policy.population.log_sigma.sub_(0.5)
+    tallies = tallies_of(session)
+    with_prior = gradients(session, tallies)
+    session_without = dataclasses.replace(
+        session,
+        config=session.config.model_copy(update={"learn": session.config.learn.model_copy(update={"kl_prior": 0})}),
+    )
+    without = gradients(session_without, tallies)
+    # d/dmu of mean KL = mu / sigma0² / (S·D); d/dlog sigma (one per site) = (sigma²/sigma0² − 1) / S
+    mu = (with_prior["mu"] - without["mu"]) / 2.0
+    torch.testing.assert_close(mu, torch.full_like(mu, 0.06 / 0.09 / mu.numel()))
+    log_sigma = (with_prior["log_sigma"] - without["log_sigma"]) / 2.0
+    torch.testing.assert_close(log_sigma, torch.full_like(log_sigma, (math.exp(-1) - 1) / len(log_sigma)))
+
+
+def test_skipped_groups_change_no_gradient_and_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = tiny_session(tiny_policy(), learn__max_grad_norm=1e9)
+    tallies = tallies_of(session)
+    flat = [dataclasses.replace(t, rewards_G=(1.0,) * len(t.rewards_G)) if i < 3 else t for i, t in enumerate(tallies)]
+    seen: list[Rollout] = []
+    original = session.policy.token_logprobs
+    monkeypatch.setattr(session.policy, "token_logprobs", lambda r, *a: seen.extend(r) or original(r, *a))
+    skipping = gradients(session, flat)
+    assert len(seen) == sum(len(t.rewards_G) for t in flat[3:])
+    monkeypatch.setattr(grpo, "has_signal", lambda rewards: True)
+    keeping = gradients(session, flat)
+    for name, gradient in keeping.items():
+        torch.testing.assert_close(skipping[name], gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_no_signal_at_all_is_no_update() -> None:
+    session = tiny_session(tiny_policy())
+    tallies = [dataclasses.replace(t, rewards_G=(0.0,) * len(t.rewards_G)) for t in tallies_of(session)]
+    update = Learner(session.policy, session.config).learn(tallies, 1)
+    assert (update.updates, update.groups_used, update.groups_skipped) == (0, 0, len(PROBLEMS))
+    assert update.loss is None
+    assert session.policy.version == 0
+
+
+def test_truncated_rollouts_are_masked_unless_asked_for() -> None:
+    session = tiny_session(tiny_policy(), sampling__temperature=3.0, sampling__stop=list("abcdefgh12345"))
+    tallies = tallies_of(session)
+    rollouts = [r for t in tallies for r in t.group.rollouts_G]
+    finished = sum(len(r.completion_ids) for r in rollouts if r.finish_reason == "stop")
+    everything = sum(len(r.completion_ids) for r in rollouts)
+    assert 0 < finished < everything
+    for mask, expected in ((True, finished), (False, everything)):
+        learn = session.config.learn.model_copy(update={"mask_truncated": mask})
+        session.policy.version = 0
+        update = Learner(session.policy, session.config.model_copy(update={"learn": learn})).learn(tallies, 1)
+        assert update.tokens == expected
+
+
+def test_replay_closes_the_gap_to_the_sampler_and_the_mean_does_not() -> None:
+    for noise, closed in (("replay", True), ("mean", False)):
+        session = tiny_session(tiny_policy(), learn__noise=noise, learn__updates_per_step=2)
+        update = Learner(session.policy, session.config).learn(tallies_of(session), 1)
+        assert update.logprob_gap_max is not None
+        assert (update.logprob_gap_max < 1e-9) == closed
+        assert update.updates == 2
+        assert session.policy.version == 2
+
+
+def test_several_updates_keep_the_first_log_probabilities() -> None:
+    session = tiny_session(tiny_policy(), learn__updates_per_step=4, learn__lr=0.3, learn__max_grad_norm=1e9)
+    update = Learner(session.policy, session.config).learn(tallies_of(session), 1)
+    assert update.clip_share is not None
+    assert update.clip_share > 0, "later updates must see ratios away from 1"
+
+
+def test_an_update_raises_the_objective() -> None:
+    session = tiny_session(tiny_policy(), learn__lr=1e-3)
+    tallies = tallies_of(session)
+    old: dict[int, torch.Tensor] = {}
+    with torch.no_grad():
+        before = plain_loss(session, tallies, old)
+    Learner(session.policy, session.config).learn(tallies, 1)
+    with torch.no_grad():
+        assert plain_loss(session, tallies, old) < before
+
+
+def test_stale_rollouts_are_refused() -> None:
+    session = tiny_session(tiny_policy())
+    learner = Learner(session.policy, session.config)
+    tallies = tallies_of(session)
+    learner.learn(tallies, 1)
+    with pytest.raises(StaleRolloutError, match=r"version 0.* version 1"):
+        learner.learn(tallies, 2)
+
+
+def test_a_bad_gradient_skips_the_update_and_three_in_a_row_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = tiny_session(tiny_policy())
+    policy = session.policy
+    learner = Learner(policy, session.config)
+    tallies = tallies_of(session)
+    before = {name: p.detach().clone() for name, p in {**learner.adapter, **learner.population}.items()}
+    original = policy.token_logprobs
+    monkeypatch.setattr(policy, "token_logprobs", lambda *a: (original(*a)[0] * math.nan, original(*a)[1]))
+    for bad in (1, 2):
+        update = learner.learn(tallies, bad)
+        assert (update.updates, update.bad_updates) == (0, 1)
+    with pytest.raises(DivergenceError, match="3 updates in a row"):
+        learner.learn(tallies, 3)
+    for name, parameter in {**learner.adapter, **learner.population}.items():
+        assert torch.equal(parameter, before[name])
+    monkeypatch.undo()
+    assert learner.learn(tallies, 4).updates == 1
+    assert learner.bad_in_a_row == 0
+
+
+def test_population_and_adapter_have_their_own_rates_and_clips() -> None:
+    session = tiny_session(tiny_policy(), learn__lr=1e-3, learn__population_lr=0.0)
+    learner = Learner(session.policy, session.config)
+    mu = session.policy.population.mu.detach().clone()
+    update = learner.learn(tallies_of(session), 1)
+    assert torch.equal(session.policy.population.mu, mu)
+    assert (update.lr, update.population_lr) == (1e-3, 0.0)
+    assert Learner(session.policy, tiny_session(learn__lr=1e-3).config).base_lrs == [1e-3, 5e-3]
+
+
+def test_schedules() -> None:
+    assert [schedule_factor(s, 4, 0, "constant") for s in (1, 4)] == [1, 1]
+    assert [schedule_factor(s, 10, 2, "constant") for s in (1, 2, 3)] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert [schedule_factor(s, 4, 0, "linear") for s in (1, 2, 3, 4)] == pytest.approx([1, 0.75, 0.5, 0.25])
+    assert [schedule_factor(s, 2, 0, "cosine") for s in (1, 2)] == pytest.approx([1, 0.5])
+    assert schedule_factor(1, 1, 5, "cosine") == pytest.approx(1 / 6)
+
+
+def test_micro_batches_keep_the_budget_and_every_row() -> None:
+    session = tiny_session(tiny_policy())
+    learner = Learner(session.policy, session.config)
+    samples, _, _ = learner._samples(tallies_of(session))
+    for budget in (1, 80, 10**6):
+        batches = list(micro_batches(samples, budget))
+        assert sorted(map(id, samples)) == sorted(id(s) for batch in batches for s in batch)
+        for batch in batches:
+            width = max(len(s.rollout.prompt_ids) for s in batch) + max(len(s.rollout.completion_ids) for s in batch)
+            assert len(batch) == 1 or len(batch) * width <= budget
+
+
+def test_the_optimizer_state_survives_a_round_trip() -> None:
+    session = tiny_session(tiny_policy())
+    learner = Learner(session.policy, session.config)
+    learner.learn(tallies_of(session), 1)
+    state = {name: value.clone() for name, value in learner.state_tensors().items()}
+    assert len(state) == 3 * (len(learner.adapter) + len(learner.population))
+    other = Learner(session.policy, session.config)
+    other.load_state_tensors(state)
+    assert other.state_tensors().keys() == state.keys()
+    assert all(torch.equal(value, state[name]) for name, value in other.state_tensors().items())
+
+
+def test_a_population_without_noise_learns_the_adapter_alone() -> None:
+    session = tiny_session(tiny_policy(population=norm_noise(0.0)))
+    update = Learner(session.policy, session.config).learn(tallies_of(session), 1)
+    assert update.updates == 1
+    assert session.policy.population.spawn(0, 1, 1)[0] != MEAN

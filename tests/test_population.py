@@ -1,0 +1,191 @@
+"""Norm noise: sites, frozen per-row noise, and what the formulas promise."""
+
+import math
+
+import pytest
+import torch
+from fakes import FAMILIES, norm_noise, tiny_model, tiny_network, tiny_policy
+
+from ttrl_pop.errors import UsageError
+from ttrl_pop.policy import Policy
+from ttrl_pop.populations.base import MEAN, NoPopulation
+from ttrl_pop.populations.norm_noise import norm_sites
+from ttrl_pop.types import Mind
+
+MINDS = [Mind(11), Mind(12), Mind(11), MEAN]
+IDS = torch.arange(3, 3 + 4 * 9).reshape(4, 9)
+
+SITES = {
+    "llama": ["input_layernorm", "post_attention_layernorm", "norm"],
+    "qwen2": ["input_layernorm", "post_attention_layernorm", "norm"],
+    "qwen3": ["input_layernorm", "post_attention_layernorm", "norm"],
+    "gemma3": [
+        "input_layernorm",
+        "post_attention_layernorm",
+        "pre_feedforward_layernorm",
+        "post_feedforward_layernorm",
+        "norm",
+    ],
+    "mistral": ["input_layernorm", "post_attention_layernorm", "norm"],
+    "phi3": ["input_layernorm", "post_attention_layernorm", "norm"],
+    "gpt2": ["ln_1", "ln_2", "ln_f"],
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sites_are_the_norms_over_the_hidden_size(family: str) -> None:
+    names = [name for name, _ in norm_sites(tiny_network(family))]
+    *inner, last = SITES[family]
+    assert len(names) == 2 * len(inner) + 1
+    assert {name.rpartition(".")[2] for name in names} == {*inner, last}
+
+
+def test_norms_of_queries_and_keys_are_no_sites_even_at_full_width() -> None:
+    import transformers
+
+    config = transformers.Olmo2Config(
+        vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4
+    )
+    network = transformers.AutoModelForCausalLM.from_config(config)
+    wide = [m for n, m in network.named_modules() if n.endswith("q_norm")]
+    assert wide[0].weight.shape == (16,)
+    assert not [name for name, _ in norm_sites(network) if "q_norm" in name or "k_norm" in name]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_spread_the_logits_are_the_base_models_to_the_bit(family: str, dtype: torch.dtype) -> None:
+    policy = Policy(tiny_model(family, dtype=dtype), norm_noise(0.0))
+    everywhere = torch.ones_like(IDS, dtype=torch.bool)
+    with torch.no_grad():
+        plain = tiny_network(family, dtype=dtype)(input_ids=IDS, use_cache=False).logits
+        assert torch.equal(policy.forward(IDS, [0] * 4, MINDS, everywhere).view_as(plain), plain)
+        assert torch.equal(policy.forward(IDS, [0] * 4, None, everywhere).view_as(plain), plain)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_row_in_a_batch_of_minds_equals_that_row_alone(family: str) -> None:
+    policy = tiny_policy(family)
+    together = policy.forward(IDS, [0] * 4, MINDS)
+    for row, mind in enumerate(MINDS):
+        alone = policy.forward(IDS[row : row + 1], [0], [mind])
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=1e-12)
+
+
+def test_minds_differ_by_seed_alone() -> None:
+    policy = tiny_policy()
+    same = IDS[:1].expand(4, -1)
+    logits = policy.forward(same, [0] * 4, MINDS)
+    torch.testing.assert_close(logits[0], logits[2], rtol=0, atol=1e-12)
+    assert (logits[0] - logits[1]).abs().max() > 0.1
+    assert (logits[0] - logits[3]).abs().max() > 0.1
+
+
+def test_noise_is_a_pure_function_of_seed_and_site() -> None:
+    one, other = norm_noise(), norm_noise()
+    one.attach(tiny_network())
+    other.attach(tiny_network(seed=5))
+    other.standard_noise(99)
+    assert torch.equal(one.standard_noise(7), other.standard_noise(7))
+    eps = torch.stack([one.standard_noise(seed)[:, 0] for seed in range(1, 300)])
+    assert abs(float(eps.mean())) < 0.02
+    assert abs(float(eps.std()) - 1) < 0.02
+    assert abs(float((eps[:, 0] * eps[:, 1]).mean())) < 0.05, "sites must be independent"
+
+
+def test_noise_of_a_known_seed_does_not_change() -> None:
+    # A saved run names minds by seed: a change here orphans every rollout on disk.
+    population = norm_noise()
+    population.attach(tiny_network())
+    expected = torch.tensor(KNOWN_NOISE, dtype=torch.float64)
+    torch.testing.assert_close(population.standard_noise(12345)[0, 0, :4], expected, rtol=0, atol=1e-6)
+
+
+KNOWN_NOISE = [0.6063964, 1.7772205, -1.593544, -1.8054093]
+
+
+def test_the_mean_mind_has_no_noise_and_spawn_never_returns_it() -> None:
+    policy = tiny_policy()
+    assert not policy.population.standard_noise(MEAN.seed).any()
+    minds = policy.population.spawn(0, 1, 64)
+    assert len({mind.seed for mind in minds}) == 64
+    assert MEAN not in minds
+    assert minds[:8] == policy.population.spawn(0, 1, 8)
+    assert not set(minds) & set(policy.population.spawn(0, 2, 64))
+
+
+def test_outside_of_embody_the_model_is_the_base_model() -> None:
+    policy = tiny_policy()
+    plain = tiny_network()(input_ids=IDS, use_cache=False, logits_to_keep=1).logits[:, -1]
+    with policy.as_base():
+        assert torch.equal(policy.forward(IDS, [0] * 4, None), plain)
+    with policy.as_base():
+        assert not torch.equal(policy.forward(IDS, [0] * 4, [MEAN] * 4), plain), "mu moves the mean mind"
+
+
+def test_token_level_noise_differs_between_tokens_and_survives_padding() -> None:
+    policy = tiny_policy(population=norm_noise(level="token"))
+    ids = IDS[:1]
+    alone = policy.forward(ids, [0], [Mind(5)])
+    padded = torch.cat([torch.zeros(1, 3, dtype=torch.long), ids], dim=1)
+    torch.testing.assert_close(policy.forward(padded, [3], [Mind(5)]), alone, rtol=0, atol=1e-12)
+    population = policy.population
+    assert torch.equal(population.standard_noise(5, 4), population.standard_noise(5, 9)[:, :4])
+    assert not torch.equal(population.standard_noise(5, 4)[:, 0], population.standard_noise(5, 4)[:, 1])
+
+
+def test_parameters_follow_the_spread() -> None:
+    for spread, width in (("site", 1), ("dim", 16)):
+        population = norm_noise(0.02, spread=spread)
+        population.attach(tiny_network())
+        assert population.mu.shape == (5, 16)
+        assert population.log_sigma.shape == (5, width)
+        assert population.metrics()["population/sigma"] == pytest.approx(0.02)
+        assert population.metrics()["population/kl_prior"] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("spread", ["site", "dim"])
+def test_closed_form_kl_equals_monte_carlo(spread: str) -> None:
+    population = norm_noise(0.3, spread=spread)
+    population.attach(tiny_network())
+    torch.manual_seed(0)
+    with torch.no_grad():
+        population.mu.normal_(0, 0.2)
+        population.log_sigma.add_(torch.randn_like(population.log_sigma) * 0.3)
+        sigma = population.log_sigma.exp()
+        z = population.mu + sigma * torch.randn(20000, *population.mu.shape, dtype=population.mu.dtype)
+        own = torch.distributions.Normal(population.mu, sigma).log_prob(z)
+        prior = torch.distributions.Normal(torch.zeros(()), population.sigma0).log_prob(z)
+        assert float((own - prior).mean()) == pytest.approx(float(population.kl_to_prior()), rel=0.02)
+
+
+def test_zero_sigma_has_no_spread_to_train_and_no_prior() -> None:
+    population = norm_noise(0.0)
+    population.attach(tiny_network())
+    assert not population.log_sigma.requires_grad
+    assert float(population.kl_to_prior()) == 0
+    assert math.isinf(float(population.log_sigma.detach().max()))
+
+
+def test_auto_sigma_must_be_calibrated_first() -> None:
+    policy = Policy(tiny_model(), norm_noise("auto"))
+    with pytest.raises(UsageError, match="calibrate"):
+        policy.forward(IDS, [0] * 4, MINDS)
+    policy.population.set_scale(0.1)
+    policy.forward(IDS, [0] * 4, MINDS)
+
+
+def test_bfloat16_keeps_small_offsets() -> None:
+    # At |y| ≈ 1 the grid of bf16 is 1/128: adding 0.001 in bf16 would change nothing at all.
+    policy = Policy(tiny_model(dtype=torch.bfloat16), norm_noise(0.001))
+    assert policy.population.mu.dtype == torch.float32
+    assert not torch.equal(policy.forward(IDS, [0] * 4, MINDS), policy.forward(IDS, [0] * 4, None))
+
+
+def test_without_a_population_all_minds_share_one_prompt() -> None:
+    policy = tiny_policy(population=NoPopulation(NoPopulation.Options()))
+    population = policy.population
+    assert population.prompt_key(Mind(3)) == population.prompt_key(Mind(4))
+    assert tiny_policy().population.prompt_key(Mind(3)) != tiny_policy().population.prompt_key(Mind(4))
+    assert len(set(population.spawn(0, 1, 8))) == 8
+    torch.testing.assert_close(policy.forward(IDS, [0] * 4, MINDS), policy.forward(IDS, [0] * 4, None))

@@ -1,0 +1,357 @@
+"""Pinned here: what a row becomes, what an error says, and that gold answers never reach a problem.
+
+Golden rows and messages are in cases/problems.json.
+"""
+
+import io
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ttrl_pop.config import ProblemsConfig
+from ttrl_pop.errors import UsageError
+from ttrl_pop.problems import (
+    GOLD_FIELDS,
+    ID_FIELDS,
+    INSTRUCTION,
+    PROMPT_FIELDS,
+    ProblemSet,
+    read_problems,
+    write_problems,
+)
+from ttrl_pop.types import Problem
+
+ROOT = Path(__file__).parent.parent
+CASES = json.loads((ROOT / "tests/cases/problems.json").read_text(encoding="utf-8"))
+AUTO = ProblemsConfig()
+
+
+def read_bytes(raw: bytes, options: ProblemsConfig = AUTO) -> ProblemSet:
+    return read_problems("-", options, stdin=io.BytesIO(raw))
+
+
+def outcome(raw: bytes, options: ProblemsConfig) -> ProblemSet | str:
+    try:
+        return read_bytes(raw, options)
+    except UsageError as error:
+        return str(error)
+
+
+def read_rows(rows: Iterable[Any], options: ProblemsConfig = AUTO) -> ProblemSet:
+    return read_bytes("\n".join(map(json.dumps, rows)).encode(), options)
+
+
+def expected(index: int, want: dict[str, Any]) -> Problem:
+    if "asked" in want:
+        turn = {"role": "user", "content": f"{want['asked']}\n\n{INSTRUCTION}"}
+        return Problem(want["id"], (turn,), index)
+    return Problem(want["id"], want["raw"] if "raw" in want else tuple(want["messages"]), index)
+
+
+def write_case(case: dict[str, Any], folder: Path) -> tuple[str, ProblemsConfig, str | None]:
+    source, gold = folder / "problems.jsonl", folder / "gold.jsonl"
+    source.write_text("\n".join(case["lines"]), encoding="utf-8", newline="")
+    if "gold" in case:
+        gold.write_text("\n".join(case["gold"]), encoding="utf-8", newline="")
+    options = ProblemsConfig(**case.get("options", {}))
+    return str(source), options, str(gold) if "gold" in case else None
+
+
+@pytest.mark.parametrize("case", CASES["read"], ids=lambda case: case["name"])
+def test_what_a_file_becomes(case: dict[str, Any], tmp_path: Path) -> None:
+    found = read_problems(*write_case(case, tmp_path))
+    assert found.problems == tuple(expected(index, want) for index, want in enumerate(case["want"]))
+    assert dict(found.answers) == case["answers"]
+
+
+@pytest.mark.parametrize("case", CASES["errors"], ids=lambda case: case["name"])
+def test_what_an_error_says(case: dict[str, Any], tmp_path: Path) -> None:
+    source, options, gold = write_case(case, tmp_path)
+    with pytest.raises(UsageError) as caught:
+        read_problems(source, options, gold)
+    assert str(caught.value).replace(source, "FILE").replace(str(gold), "GOLD") == case["error"]
+
+
+def test_standard_input_has_a_name_in_errors() -> None:
+    with pytest.raises(UsageError, match=r"^<stdin>:2: must be a JSON object, got a list\.$"):
+        read_bytes(b'{"prompt": "p"}\n[]')
+
+
+@pytest.mark.parametrize("raw", [b'{"prompt": "p"}', b'[{"prompt": "p"}]'])
+def test_a_byte_order_mark_is_tolerated(raw: bytes) -> None:
+    assert read_bytes(b"\xef\xbb\xbf" + raw) == read_bytes(raw)
+
+
+@pytest.mark.parametrize(
+    ("raw", "line"),
+    [
+        (b'{"prompt": "p"}\n\n{"prompt": "\xff"}', 3),
+        (b'[{"prompt": "p"},\n{"prompt": "\xff"}]', 2),
+        ('{"prompt": "p"}'.encode("utf-16"), 1),
+        (b'{"prompt": "\xed\xa0\x80"}', 1),
+    ],
+    ids=["line", "array", "utf-16", "encoded surrogate"],
+)
+def test_invalid_utf8_is_placed(raw: bytes, line: int) -> None:
+    with pytest.raises(UsageError, match=rf"^<stdin>:{line}: not valid UTF-8 \(byte 0x"):
+        read_bytes(raw)
+
+
+@pytest.mark.parametrize("raw", [b'{"prompt": ' + b"[" * 100_000, b"[" * 100_000], ids=["line", "array"])
+def test_nesting_is_refused_and_not_a_crash(raw: bytes) -> None:
+    with pytest.raises(UsageError, match=r"^<stdin>:1: JSON nested too deeply"):
+        read_bytes(raw)
+
+
+def test_integers_may_have_any_length() -> None:
+    assert read_bytes(b'{"prompt": "p", "answer": ' + b"9" * 10_000 + b"}").answers["1"] == "9" * 10_000
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "is a directory. Name a JSON Lines or JSON file in it."),
+        ("none.jsonl", "no such file. Check the path."),
+        ("none", "no such file. For a dataset of the hub write hf:"),
+        ("x" * 300, "cannot be read (File name too long)."),
+        ("a\0b", "cannot be the name of a file (embedded null byte)."),
+        ("a\nb.jsonl", "no such file. Check the path."),
+    ],
+)
+def test_a_source_that_cannot_be_read(name: str, message: str, tmp_path: Path) -> None:
+    source = str(tmp_path / name)
+    shown = source.replace("\0", "\\x00").replace("\n", "\\n")
+    with pytest.raises(UsageError) as caught:
+        read_problems(source, AUTO)
+    assert str(caught.value).startswith(f"{shown}: {message}")
+    (tmp_path / "problems.jsonl").write_text('{"prompt": "p"}')
+    with pytest.raises(UsageError) as caught:
+        read_problems(str(tmp_path / "problems.jsonl"), AUTO, gold=source)
+    assert str(caught.value).startswith(f"{shown}: {message}")
+
+
+# --- properties ---
+
+text = st.text(st.characters(exclude_categories=["Cs"]))
+spoken = text.filter(str.strip)
+turn = st.dictionaries(text.filter(lambda key: key not in ("role", "content")), text, max_size=1).flatmap(
+    lambda extra: st.fixed_dictionaries({"role": text, "content": spoken}).map(lambda base: {**extra, **base})
+)
+prompts = st.one_of(spoken, st.lists(turn, min_size=1, max_size=3).map(tuple))
+problem_lists = st.dictionaries(text, prompts, min_size=1, max_size=5).map(
+    lambda found: tuple(Problem(key, prompt, index) for index, (key, prompt) in enumerate(found.items()))
+)
+
+
+@given(problem_lists)
+def test_what_is_written_reads_back_equal(problems: tuple[Problem, ...]) -> None:
+    lines = list(write_problems(problems))
+    assert not any("\n" in line for line in lines)
+    assert read_bytes("\n".join(lines).encode()).problems == problems
+    assert read_bytes(f"[{','.join(lines)}]".encode()) == read_bytes("\n".join(lines).encode())
+
+
+@given(problem_lists, st.data())
+def test_the_fingerprint_is_that_of_ids_and_prompts_in_order(
+    problems: tuple[Problem, ...], data: st.DataObject
+) -> None:
+    rows = [json.loads(line) for line in write_problems(problems)]
+    fingerprint = read_rows(rows).fingerprint
+    place = data.draw(st.integers(0, len(rows) - 1))
+    for changed in (
+        rows[::-1] if len(rows) > 1 else [],
+        [*rows[:place], {**rows[place], "id": rows[place]["id"] + "'"}, *rows[place + 1 :]],
+        [*rows[:place], {"id": rows[place]["id"], "problem": "another"}, *rows[place + 1 :]],
+        [*rows, {"id": "".join(row["id"] for row in rows) + "'", "prompt": "one more"}],
+    ):
+        if changed and len({row["id"] for row in changed}) == len(changed):
+            assert read_rows(changed).fingerprint != fingerprint
+
+
+scalars = st.one_of(spoken, st.integers(), st.floats(allow_nan=False), st.booleans())
+
+
+@given(problem_lists, st.dictionaries(st.sampled_from([f for f in GOLD_FIELDS if "." not in f]), scalars), scalars)
+def test_gold_reaches_the_answer_key_and_nothing_else(
+    problems: tuple[Problem, ...], gold: dict[str, Any], truth: Any
+) -> None:
+    rows = [json.loads(line) for line in write_problems(problems)]
+    bare = read_rows(rows)
+    golden = read_rows([{**row, **gold, "reward_model": {"ground_truth": truth}} for row in rows])
+    assert not bare.answers
+    assert (golden.problems, golden.fingerprint) == (bare.problems, bare.fingerprint)
+    assert set(golden.answers) <= {problem.id for problem in problems}
+    assert all(answer.strip() == answer != "" for answer in golden.answers.values())
+
+
+balanced = st.recursive(
+    st.sampled_from(["x", "1", r"\{", r"\}", r"\\", " ", r"\frac"]),
+    lambda inner: st.lists(inner, max_size=3).map(lambda parts: "{" + "".join(parts) + "}"),
+)
+
+
+@given(st.text(r"\{}boxed "), balanced, st.text("}ab "))
+def test_the_last_box_is_found_behind_any_text(before: str, inside: str, after: str) -> None:
+    found = read_rows([{"prompt": "p", "solution": rf"{before} \boxed{{x{inside}}}{after}"}])
+    assert found.answers["1"] == f"x{inside}".strip()
+
+
+def test_a_solution_of_unclosed_boxes_takes_linear_time() -> None:
+    start = time.process_time()
+    found = read_rows([{"prompt": "p", "solution": r"\boxed{" * 10_000}])
+    assert not found.answers
+    assert time.process_time() - start < 2
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+known_fields = st.sampled_from([*PROMPT_FIELDS, *GOLD_FIELDS, *ID_FIELDS, "reward_model", "text"])
+messages = st.lists(
+    st.dictionaries(st.sampled_from(["role", "content", "name"]), json_values) | json_values, max_size=3
+)
+
+
+@given(
+    st.lists(st.dictionaries(known_fields | st.text(), json_values | messages), max_size=3),
+    st.builds(
+        ProblemsConfig,
+        prompt_key=st.none() | known_fields,
+        answer_key=st.none() | known_fields,
+        id_key=st.none() | known_fields,
+        form=st.sampled_from(["auto", "chat", "raw"]),
+    ),
+    st.booleans(),
+)
+def test_any_json_reads_or_fails_in_one_printable_line(
+    rows: list[dict[str, Any]], options: ProblemsConfig, array: bool
+) -> None:
+    raw = json.dumps(rows) if array else "\n".join(map(json.dumps, rows))
+    found = outcome(raw.encode(), options)
+    if isinstance(found, str):
+        assert found.startswith("<stdin>:")
+        assert found.isprintable()
+    else:
+        lines = "\n".join(write_problems(found.problems)).encode()
+        assert read_bytes(lines).problems == found.problems
+
+
+@given(st.binary())
+def test_any_bytes_fail_in_one_printable_line(raw: bytes) -> None:
+    with pytest.raises(UsageError) as caught:
+        read_bytes(raw)
+    assert str(caught.value).isprintable()
+
+
+# --- datasets ---
+
+
+class FakeHub:
+    """Stands in for `datasets.load_dataset`; each row says what was asked for."""
+
+    def __init__(self, *splits: str) -> None:
+        self.splits = splits
+
+    def __call__(self, name: str, config: str | None, split: str | None) -> Iterable[Any]:
+        def rows(held: str) -> list[dict[str, Any]]:
+            return [{"prompt": f"{name} {config} {held}", "answer": 0.5, "idx": 3, "label": float("nan")}]
+
+        return rows(split) if split else {held: rows(held) for held in self.splits}
+
+
+@pytest.mark.parametrize(
+    ("source", "prompt"),
+    [
+        ("hf:org/name", "org/name None test"),
+        ("hf:org/name:main", "org/name main test"),
+        ("hf:org/name:train", "org/name None train"),
+        ("hf:org/name:train[:10]", "org/name None train[:10]"),
+        ("hf:org/name:main:odd", "org/name main odd"),
+        ("hf:org/name:main:train[5:10]", "org/name main train[5:10]"),
+        ("hf:org/name::odd", "org/name None odd"),
+    ],
+)
+def test_a_dataset_is_named_by_config_and_split(source: str, prompt: str) -> None:
+    found = read_problems(source, AUTO, load_dataset=FakeHub("train", "test"))
+    assert found.problems == (Problem("3", prompt, 0),)
+    assert dict(found.answers) == {"3": "0.5"}
+
+
+def test_train_is_read_where_there_is_no_test_split() -> None:
+    found = read_problems("hf:n", AUTO, load_dataset=FakeHub("extra", "train"))
+    assert found.problems[0].prompt == "n None train"
+
+
+def test_errors_of_a_dataset_name_it_and_its_row() -> None:
+    with pytest.raises(UsageError, match=r"^hf:n: no test or train split \(found: a, b\)\. Write hf:NAME:co"):
+        read_problems("hf:n", AUTO, load_dataset=FakeHub("a", "b"))
+    with pytest.raises(UsageError, match=r"^hf:n:test: row 2: no prompt field \(found: text\)\."):
+        read_problems("hf:n:test", AUTO, load_dataset=lambda *_: [{"prompt": "p"}, {"text": "t"}])
+    with pytest.raises(UsageError, match=r"^hf:: no dataset name\."):
+        read_problems("hf:", AUTO, load_dataset=FakeHub("test"))
+    nan = {"prompt": "p", "answer": float("nan")}
+    assert not read_problems("hf:n:test", AUTO, load_dataset=lambda *_: [nan]).answers
+
+
+def test_without_datasets_the_extra_is_named_and_torch_is_not_imported() -> None:
+    program = """
+import sys
+sys.modules["datasets"] = None
+from ttrl_pop.config import ProblemsConfig
+from ttrl_pop.problems import read_problems
+assert "torch" not in sys.modules
+read_problems("hf:org/name:test", ProblemsConfig())
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert run.stderr.splitlines()[-1] == (
+        "ttrl_pop.errors.UsageError: hf:org/name: needs the datasets package. Install ttrl-pop[hub]."
+    )
+
+
+# --- real files ---
+
+
+def test_the_times_table_is_right() -> None:
+    found = read_problems(
+        str(ROOT / "examples/times-table.jsonl"), AUTO, gold=str(ROOT / "examples/times-table.gold.jsonl")
+    )
+    factors = [sorted(map(int, problem.id.split("x"))) for problem in found.problems]
+    assert len(factors) == len({tuple(pair) for pair in factors}) == 24
+    assert {factor for pair in factors for factor in pair} == set(range(2, 13))
+    for problem in found.problems:
+        a, b = problem.id.split("x")
+        assert problem.prompt == f"Q: What is {a} times {b}?\nA: {a} times {b} is"
+        assert found.answers[problem.id] == str(int(a) * int(b))
+    assert not read_problems(str(ROOT / "examples/times-table.jsonl"), AUTO).answers
+
+
+@pytest.mark.parametrize(("name", "size"), [("aime24.json", 30), ("math500.json", 500)])
+def test_the_data_of_ttrl(name: str, size: int) -> None:
+    path = ROOT.parent / "shared/data/ttrl" / name
+    if not path.exists():
+        pytest.skip(f"{path} is not there")
+    found = read_problems(str(path), ProblemsConfig(form="chat"))
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    assert len(found.problems) == len({problem.id for problem in found.problems}) == size
+    assert dict(found.answers) == {row["id"]: row["answer"] for row in rows}
+    assert [problem.prompt for problem in found.problems] == [
+        ({"role": "user", "content": f"{row['prompt']}\n\n{INSTRUCTION}"},) for row in rows
+    ]
+
+
+def test_many_rows_are_read_quickly() -> None:
+    raw = b'{"problem": "What is seven times eight?", "solution": "It is \\\\boxed{56}."}\n' * 20_000
+    start = time.process_time()
+    found = read_bytes(raw)
+    assert time.process_time() - start < 5
+    assert len(found.answers) == 20_000

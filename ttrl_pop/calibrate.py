@@ -1,0 +1,118 @@
+"""Find sigma: the largest whose minds stay near the base model on the user's own problems.
+
+Near means: mean KL(base ‖ mind) within `target_kl` nats per token *and* a share of changed most-likely tokens within
+`target_flips`, both on completions that the base model samples itself. The KL grows as sigma² while it is small, so a
+few evaluations suffice. One absolute sigma does not travel between models or problem sets (docs/METHOD.md has figures).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ttrl_pop.policy import Policy, lay_out
+from ttrl_pop.sample import sample
+from ttrl_pop.session import Session
+from ttrl_pop.types import Mind, Rollout
+
+PROBLEMS = 16
+MINDS = 4
+LONGEST = 64
+"""Completion tokens of each problem that are measured."""
+FIRST_GUESS = 0.005
+CLOSE = 0.85
+"""A sigma within its targets and at least this near to the tighter one is good enough."""
+EVALUATIONS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    sigma: float
+    kl: float
+    """Mean KL(base ‖ mind), nats per token."""
+    flips: float
+    """Share of tokens whose most likely next token differs."""
+    evaluations: int
+
+
+def calibrate(session: Session) -> Calibration | None:
+    """Set the population's scale where its options leave it open; None where there is nothing to set."""
+    population = session.policy.population
+    if not population.needs_calibration:
+        return None
+    rollouts = base_rollouts(session)
+    minds = population.spawn(session.config.seed, 0, MINDS)
+    options = population.options
+    low = high = None
+    sigma = FIRST_GUESS
+    best = Calibration(0.0, 0.0, 0.0, 0)
+    for evaluation in range(1, EVALUATIONS + 1):
+        population.set_scale(sigma)
+        kl, flips = distance(session.policy, rollouts, minds, session.config.learn.token_budget)
+        excess = max(kl / options.target_kl, flips / options.target_flips if options.target_flips else 0.0)
+        if excess <= 1:
+            low, best = sigma, Calibration(sigma, kl, flips, evaluation)
+            if excess >= CLOSE:
+                break
+        else:
+            high = sigma
+        # The square law, kept inside what is already known to be too small or too large.
+        guess = sigma * min(4.0, max(0.25, (0.95 / excess) ** 0.5 if excess > 0 else 4.0))
+        if low is not None and guess <= low:
+            guess = (low * high) ** 0.5 if high is not None else low * 1.5
+        if high is not None and guess >= high:
+            guess = (low * high) ** 0.5 if low is not None else high / 2
+        sigma = guess
+    population.set_scale(best.sigma)
+    return best
+
+
+def base_rollouts(session: Session) -> list[Rollout]:
+    """One completion of the base model for each of up to `PROBLEMS` problems, evenly spaced over the input."""
+    every = session.problems.problems
+    count = min(PROBLEMS, len(every))
+    chosen = [every[i * len(every) // count] for i in range(count)]
+    with session.policy.as_base():
+        groups = list(sample(session.backend, session.prompts, chosen, [None], 1, session.config.seed, 0))
+    groups.sort(key=lambda group: group.problem.index)
+    return [shortened(group.rollouts_G[0]) for group in groups]
+
+
+def shortened(rollout: Rollout) -> Rollout:
+    return Rollout(
+        rollout.mind,
+        rollout.prompt_ids,
+        rollout.completion_ids[:LONGEST],
+        rollout.logprobs[:LONGEST],
+        rollout.text,
+        rollout.finish_reason,
+        rollout.policy_version,
+    )
+
+
+@torch.no_grad()
+def distance(
+    policy: Policy, rollouts: Sequence[Rollout], minds: Sequence[Mind], token_budget: int
+) -> tuple[float, float]:
+    """Mean KL(base ‖ mind) in nats per token, and share of changed most-likely tokens, over completions × minds."""
+    longest = max(len(r.prompt_ids) + len(r.completion_ids) for r in rollouts)
+    rows = max(1, token_budget // longest)
+    kl = flips = 0.0
+    count = 0
+    for start in range(0, len(rollouts), rows):
+        layout = lay_out(rollouts[start : start + rows], policy.device)
+        with policy.as_base():
+            base = _log_softmax(policy.forward(layout.ids_BT, layout.padding_B, None, layout.wanted_BT))
+        for mind in minds:
+            with policy.as_base():
+                own = _log_softmax(
+                    policy.forward(layout.ids_BT, layout.padding_B, [mind] * len(layout.ids_BT), layout.wanted_BT)
+                )
+            kl += float((base.exp() * (base - own)).sum())
+            flips += float((base.argmax(-1) != own.argmax(-1)).sum())
+            count += len(base)
+    return kl / count, flips / count
+
+
+def _log_softmax(logits: torch.Tensor) -> torch.Tensor:
+    return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)

@@ -1,0 +1,28 @@
+"""What a grader is: a canonical key for every answer, and a slower test for answers whose keys differ."""
+
+from abc import ABC, abstractmethod
+
+
+class Grader(ABC):
+    """Decides when two answers are equal. A subclass must give `key`; it may give `equal`.
+
+    The key makes clustering a matter of hashing, so that the order of answers cannot matter. `equal` is for
+    what no key can decide (say, symbolic equality); it need be neither symmetric nor transitive.
+    """
+
+    @abstractmethod
+    def key(self, answer: str) -> str:
+        """Canonical key: equal keys say equal answers. An empty key says that nothing is answered (`$$`)."""
+
+    def equal(self, a: str, b: str) -> bool:
+        """Whether answers with different keys are equal all the same. Asked both ways; both must hold."""
+        return False
+
+    def same(self, a: str | None, b: str | None) -> bool:
+        """The verdict on two answers: keys equal, or `equal` both ways. No answer never equals anything."""
+        if a is None or b is None:
+            return False
+        key_a, key_b = self.key(a), self.key(b)
+        if not key_a or not key_b:
+            return False
+        return key_a == key_b or (self.equal(a, b) and self.equal(b, a))

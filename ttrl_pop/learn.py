@@ -1,0 +1,289 @@
+"""learn: tallies → one or more optimizer steps on mu, log sigma and the adapter → update.
+
+GRPO on the formulas of `ttrl_pop.grpo`. What is particular here:
+1. `replay`: log-probabilities are computed through the very mind that wrote each rollout, so they equal the sampler's
+   and mu and sigma get the reparameterised gradient. `mean` and `mean-tis` switch the noise off.
+2. The old log-probabilities are those of the first pass, detached: on-policy with one update, and no extra forward.
+3. Groups without a signal are skipped. They stay in the normaliser, so skipping saves time and changes no gradient;
+   with a KL to the base model, to which every rollout contributes, nothing is skipped.
+4. Dropout is off and the model in eval mode: the learner sees the distribution that was sampled.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ttrl_pop import grpo
+from ttrl_pop.config import Config
+from ttrl_pop.errors import DivergenceError, StaleRolloutError
+from ttrl_pop.policy import Policy
+from ttrl_pop.populations.base import MEAN
+from ttrl_pop.types import Mind, Rollout, Tally, Update
+
+
+@dataclass(slots=True)
+class Sample:
+    """A rollout that the loss counts, with its share in the step."""
+
+    rollout: Rollout
+    advantage: float
+    weight: float
+    """Of each of its tokens, in the normaliser of the whole step."""
+    old: Tensor | None = None
+    """Log-probabilities [T] of the first pass, detached."""
+
+
+@dataclass(slots=True)
+class Sums:
+    """Running totals over the micro-batches of a step."""
+
+    loss: float = 0.0
+    kl: float = 0.0
+    tokens: int = 0
+    clipped: int = 0
+    gap: float = 0.0
+    gap_max: float = 0.0
+    norms: list[float] = field(default_factory=list)
+    population_norms: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+
+
+class Learner:
+    """Owns the optimizer. `learn` is the only place where the policy's weights change."""
+
+    def __init__(self, policy: Policy, config: Config) -> None:
+        self.policy = policy
+        self.config = config
+        self.bad_in_a_row = 0
+        self.adapter = policy.adapter_parameters()
+        self.population = policy.population_parameters()
+        options = config.learn
+        population_lr = options.population_lr if options.population_lr is not None else 5 * options.lr
+        groups = [
+            {
+                "params": list(self.adapter.values()),
+                "lr": options.lr,
+                "weight_decay": options.weight_decay,
+            },
+            {"params": list(self.population.values()), "lr": population_lr, "weight_decay": 0.0},
+        ]
+        self.base_lrs = [options.lr, population_lr]
+        self.optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]], fused=policy.device.type == "cuda"
+        )
+
+    def learn(self, tallies: Sequence[Tally], step: int) -> Update:
+        """Update the policy from the tallies of a step, in the order of the problems.
+
+        Raises:
+            StaleRolloutError: a rollout was written by another version of the policy.
+            DivergenceError: `max_bad_updates` updates in a row had a loss or gradient that was not finite.
+        """
+        options = self.config.learn
+        self._check_versions(tallies)
+        samples, used, skipped = self._samples(sorted(tallies, key=lambda tally: tally.group.problem.index))
+        lrs = self._set_learning_rates(step)
+        sums, updates, bad = Sums(), 0, 0
+        for _ in range(options.updates_per_step if samples else 0):
+            if self._update(samples, sums):
+                updates, self.bad_in_a_row = updates + 1, 0
+                self.policy.version += 1
+            else:
+                bad, self.bad_in_a_row = bad + 1, self.bad_in_a_row + 1
+                if self.bad_in_a_row >= options.max_bad_updates:
+                    raise DivergenceError(
+                        f"step {step}: loss or gradient was not finite in {self.bad_in_a_row} updates in a row; "
+                        "lower learn.lr or population.options.sigma"
+                    )
+        tokens = max(sums.tokens, 1)
+        return Update(
+            policy_version=self.policy.version,
+            loss=_mean(sums.losses),
+            grad_norm=_mean(sums.norms),
+            population_grad_norm=_mean(sums.population_norms) if self.population else None,
+            kl=sums.kl / tokens if options.kl and samples else None,
+            clip_share=sums.clipped / tokens if samples else None,
+            logprob_gap=sums.gap / tokens if samples else None,
+            logprob_gap_max=sums.gap_max if samples else None,
+            tokens=sums.tokens,
+            groups_used=used,
+            groups_skipped=skipped,
+            updates=updates,
+            bad_updates=bad,
+            lr=lrs[0],
+            population_lr=lrs[1],
+        )
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """The optimizer's state by parameter name, for a checkpoint."""
+        named = {**self.adapter, **self.population}
+        return {
+            f"{name}::{key}": value
+            for name, parameter in named.items()
+            for key, value in self.optimizer.state[parameter].items()
+        }
+
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `state_tensors` gave."""
+        named = {**self.adapter, **self.population}
+        for full, value in tensors.items():
+            name, _, key = full.rpartition("::")
+            parameter = named[name]
+            # Adam counts its steps in a CPU tensor unless it is fused.
+            on_device = key != "step" or self.optimizer.defaults["fused"]
+            self.optimizer.state[parameter][key] = value.to(parameter.device) if on_device else value
+
+    def _check_versions(self, tallies: Sequence[Tally]) -> None:
+        for tally in tallies:
+            for rollout in tally.group.rollouts_G:
+                if rollout.policy_version != self.policy.version:
+                    raise StaleRolloutError(
+                        f"problem {tally.group.problem.id!r}: rollout of policy version {rollout.policy_version}, but "
+                        f"the learner is at version {self.policy.version}; the backend missed a refresh"
+                    )
+
+    def _samples(self, tallies: Sequence[Tally]) -> tuple[list[Sample], int, int]:
+        """The rollouts that carry a gradient, with advantage and token weight; groups used and skipped."""
+        options = self.config.learn
+        entries: list[tuple[Rollout, float, bool]] = []
+        used = skipped = 0
+        for tally in tallies:
+            rewards_G = torch.tensor(tally.rewards_G, dtype=torch.float64)
+            signal = tally.label is not None and grpo.has_signal(rewards_G)
+            keep = signal or options.kl > 0
+            used, skipped = used + keep, skipped + (not keep)
+            advantages = grpo.advantages(rewards_G, options.loss).tolist() if signal else [0.0] * len(rewards_G)
+            for rollout, advantage in zip(tally.group.rollouts_G, advantages, strict=True):
+                if not (options.mask_truncated and rollout.finish_reason == "length"):
+                    entries.append((rollout, advantage, keep))
+        if not entries:
+            return [], used, skipped
+        lengths = torch.tensor([len(rollout.completion_ids) for rollout, _, _ in entries])
+        weights = grpo.token_weights(lengths, options.loss, self.config.sampling.max_new_tokens).tolist()
+        samples = [
+            Sample(rollout, advantage, weight)
+            for (rollout, advantage, keep), weight in zip(entries, weights, strict=True)
+            if keep and rollout.completion_ids
+        ]
+        return samples, used, skipped
+
+    def _update(self, samples: Sequence[Sample], sums: Sums) -> bool:
+        """One optimizer step on all samples; False where it was skipped for a value that is not finite."""
+        before = sums.loss
+        self.optimizer.zero_grad(set_to_none=True)
+        for batch in micro_batches(samples, self.config.learn.token_budget):
+            self._backward(batch, sums)
+        if self.config.learn.kl_prior and self.population:
+            prior = self.config.learn.kl_prior * self.policy.population.kl_to_prior()
+            torch.autograd.backward(prior)
+            sums.loss += float(prior.detach())
+        loss = sums.loss - before
+        limit = self.config.learn.max_grad_norm
+        norm = float(nn.utils.clip_grad_norm_(self.adapter.values(), limit))
+        population_norm = float(nn.utils.clip_grad_norm_(self.population.values(), limit))
+        if not (math.isfinite(loss) and math.isfinite(norm) and math.isfinite(population_norm)):
+            self.optimizer.zero_grad(set_to_none=True)
+            sums.loss = before
+            return False
+        self.optimizer.step()
+        sums.losses.append(loss)
+        sums.norms.append(norm)
+        sums.population_norms.append(population_norm)
+        return True
+
+    def _backward(self, batch: Sequence[Sample], sums: Sums) -> None:
+        """Add the gradient of one micro-batch."""
+        options, temperature = self.config.learn, self.config.sampling.temperature
+        policy = self.policy
+        rollouts = [sample.rollout for sample in batch]
+        minds: list[Mind] = [r.mind if options.noise == "replay" else MEAN for r in rollouts]
+        new_BT, mask_BT = policy.token_logprobs(rollouts, minds, temperature)
+        first = batch[0].old is None
+        if first:
+            for sample, row, kept in zip(batch, new_BT.detach(), mask_BT, strict=True):
+                sample.old = row[kept]
+        old_BT = pad([sample.old for sample in batch if sample.old is not None], new_BT)
+        sampler_BT = pad([torch.tensor(r.logprobs, dtype=new_BT.dtype) for r in rollouts], new_BT)
+        weights_B = new_BT.new_tensor([sample.weight for sample in batch])
+        advantages_B = new_BT.new_tensor([sample.advantage for sample in batch])
+
+        ratios_BT = grpo.log_ratios(new_BT, old_BT, mask_BT, options.loss)
+        loss_BT, clipped_BT = grpo.policy_loss(ratios_BT, advantages_B, options.clip_low, options.clip_high)
+        if options.noise == "mean-tis":
+            loss_BT = loss_BT * grpo.truncated_importance(old_BT, sampler_BT, options.tis_cap)
+        if options.kl:
+            with torch.no_grad(), policy.as_base():
+                base_BT, _ = policy.token_logprobs(rollouts, None, temperature)
+            kl_BT = grpo.k3(new_BT, base_BT)
+            loss_BT = loss_BT + options.kl * kl_BT
+            sums.kl += float(kl_BT.detach()[mask_BT].sum())
+        loss = (loss_BT * weights_B[:, None]).masked_fill(~mask_BT, 0.0).sum()
+        torch.autograd.backward(loss)
+
+        sums.loss += float(loss.detach())
+        sums.tokens += int(mask_BT.sum())
+        sums.clipped += int((clipped_BT & mask_BT).sum())
+        if first:
+            gaps = (old_BT - sampler_BT).abs()[mask_BT]
+            sums.gap += float(gaps.sum())
+            sums.gap_max = max(sums.gap_max, float(gaps.max()))
+
+    def _set_learning_rates(self, step: int) -> tuple[float, float]:
+        factor = schedule_factor(step, self.config.steps, self.config.learn.warmup_steps, self.config.learn.schedule)
+        adapter_lr, population_lr = (lr * factor for lr in self.base_lrs)
+        rates = [rate for rate, own in ((adapter_lr, self.adapter), (population_lr, self.population)) if own]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        return adapter_lr, population_lr
+
+
+def schedule_factor(step: int, steps: int, warmup: int, schedule: str) -> float:
+    """Factor on the learning rates in step 1..steps: a linear rise over `warmup` steps, then constant, or a linear or
+    cosine fall that would reach 0 one step after the last."""
+    if step <= warmup:
+        return step / (warmup + 1)
+    done = (step - 1 - warmup) / max(1, steps - warmup)
+    if schedule == "linear":
+        return 1 - done
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * done))
+    return 1.0
+
+
+def micro_batches(samples: Sequence[Sample], token_budget: int) -> Iterator[list[Sample]]:
+    """Cut samples into batches of at most `token_budget` tokens, padding included, and of at least one row.
+
+    Sorted by lengths, so that rows of a batch need little padding.
+    """
+    order = sorted(samples, key=lambda s: (len(s.rollout.prompt_ids), len(s.rollout.completion_ids)))
+    batch: list[Sample] = []
+    prompt = completion = 0
+    for sample in order:
+        longest_prompt = max(prompt, len(sample.rollout.prompt_ids))
+        longest = max(completion, len(sample.rollout.completion_ids))
+        if batch and (len(batch) + 1) * (longest_prompt + longest) > token_budget:
+            yield batch
+            batch, longest_prompt, longest = (
+                [],
+                len(sample.rollout.prompt_ids),
+                len(sample.rollout.completion_ids),
+            )
+        batch.append(sample)
+        prompt, completion = longest_prompt, longest
+    if batch:
+        yield batch
+
+
+def pad(rows: Sequence[Tensor], like_BT: Tensor) -> Tensor:
+    """Rows of different lengths as one tensor of the shape, type and device of `like_BT`, zeros on the right."""
+    padded = torch.zeros_like(like_BT, requires_grad=False)
+    for row, values in zip(padded, rows, strict=True):
+        row[: len(values)] = values
+    return padded
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,54 @@
+"""Populations, backends, graders and rewards by a short name or by `package.module:Name`; built-ins use the same door.
+
+    load("reward", "majority")            the built-in
+    load("reward", "my_package.rewards:length_penalised")   your own
+
+A plug-in is code that the *user* names on the command line or in the configuration; it is imported and trusted.
+"""
+
+import difflib
+import importlib
+from typing import Any
+
+from ttrl_pop.errors import UsageError
+
+BUILT_IN: dict[str, dict[str, str]] = {
+    "population": {
+        "norm-noise": "ttrl_pop.populations.norm_noise:NormNoise",
+        "none": "ttrl_pop.populations.base:NoPopulation",
+    },
+    "backend": {
+        "hf": "ttrl_pop.backends.hf:HfBackend",
+    },
+    "grader": {
+        "exact": "ttrl_pop.graders.exact:ExactGrader",
+    },
+    "reward": {
+        "majority": "ttrl_pop.rewards:majority",
+        "frequency": "ttrl_pop.rewards:frequency",
+        "gold": "ttrl_pop.rewards:GoldReward",
+    },
+}
+
+
+def load(kind: str, name: str) -> Any:
+    """Return the object that `name` stands for.
+
+    Raises:
+        UsageError: `name` is neither a built-in of this kind nor an importable `package.module:Name`.
+    """
+    built_in = BUILT_IN[kind]
+    path = built_in.get(name, name)
+    module_name, _, attribute = path.partition(":")
+    if not attribute:
+        near = difflib.get_close_matches(name, built_in, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UsageError(f"{kind} must be one of {', '.join(built_in)} or package.module:Name, got {name!r}{hint}")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UsageError(f"{kind} {name!r} cannot be imported ({error}); is its folder on PYTHONPATH?") from error
+    try:
+        return getattr(module, attribute)
+    except AttributeError as error:
+        raise UsageError(f"{kind} {name!r}: module {module_name} has no {attribute!r}") from error

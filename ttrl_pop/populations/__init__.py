@@ -1,0 +1,1 @@
+"""Populations of minds: what a mind is, and how one is put into a model."""

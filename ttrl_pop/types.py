@@ -1,0 +1,177 @@
+"""The nouns that travel read → sample → vote → learn → report. No torch here.
+
+All are frozen. A later stage wraps the earlier noun and adds nothing to it. `Problem` has no answer field: gold
+answers live in an `AnswerKey`, which the learner never receives.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Message: TypeAlias = dict[str, str]
+"""One chat turn: `{"role": ..., "content": ...}`."""
+
+FinishReason: TypeAlias = Literal["stop", "length"]
+"""`stop`: end of sequence or a stop string; `length`: the token limit cut the completion off."""
+
+Metrics: TypeAlias = dict[str, float | int | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A question to answer."""
+
+    id: str
+    prompt: str | tuple[Message, ...]
+    """A string is used exactly as it stands; chat messages pass through the model's chat template."""
+    index: int
+    """Place in the input, from 0."""
+
+    @property
+    def is_chat(self) -> bool:
+        return not isinstance(self.prompt, str)
+
+
+class AnswerKey(Mapping[str, str]):
+    """Gold answers by problem id; may be empty. Only `report`, `evaluate` and the `gold` reward accept one."""
+
+    __slots__ = ("_gold",)
+
+    def __init__(self, gold: Mapping[str, str] | None = None) -> None:
+        self._gold = dict(gold or {})
+
+    def __getitem__(self, problem_id: str) -> str:
+        return self._gold[problem_id]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._gold)
+
+    def __len__(self) -> int:
+        return len(self._gold)
+
+
+@dataclass(frozen=True, slots=True)
+class Mind:
+    """One member of the population. Its noise is a pure function of `(seed, site)`."""
+
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One completion of one problem by one mind."""
+
+    mind: Mind
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    """Sampled tokens, with the one that ended the completion (end of sequence, or the last of a stop string)."""
+    logprobs: tuple[float, ...]
+    """Log-probability of each completion token under the distribution that it was drawn from."""
+    text: str
+    """The completion without special tokens, cut before the stop string."""
+    finish_reason: FinishReason
+    policy_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """All rollouts of one problem in one step; the G of GRPO."""
+
+    problem: Problem
+    rollouts_G: tuple[Rollout, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Answers of one group that count as equal."""
+
+    answer: str
+    """The spelling that most members gave; the lexicographically first among equals."""
+    members: tuple[int, ...]
+    """Indices into `Group.rollouts_G`, ascending."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """The outcome of a vote."""
+
+    group: Group
+    answers_G: tuple[str | None, ...]
+    """Extracted answers; None is an abstention."""
+    clusters: tuple[Cluster, ...]
+    """Largest first; ties by canonical key, so that the order of rollouts cannot matter."""
+    label: str | None
+    """The pseudo-label: the answer of the largest cluster. None when every rollout abstained."""
+    rewards_G: tuple[float, ...]
+
+    @property
+    def agreement(self) -> float:
+        """Share of *all* rollouts in the largest cluster (`majority_ratio` of TTRL, arXiv 2504.16084)."""
+        return len(self.clusters[0].members) / len(self.answers_G) if self.clusters else 0.0
+
+    @property
+    def margin(self) -> float:
+        """Share of the largest cluster minus share of the second largest."""
+        if not self.clusters:
+            return 0.0
+        second = len(self.clusters[1].members) if len(self.clusters) > 1 else 0
+        return (len(self.clusters[0].members) - second) / len(self.answers_G)
+
+    @property
+    def entropy(self) -> float:
+        """Entropy of the answers given, over log of their number: 0 all equal, 1 all different."""
+        voters = sum(len(cluster.members) for cluster in self.clusters)
+        if voters < 2:
+            return 0.0
+        shares = [len(cluster.members) / voters for cluster in self.clusters]
+        return sum(-p * math.log(p) for p in shares) / math.log(voters)
+
+    @property
+    def abstained(self) -> int:
+        """Number of rollouts without an answer."""
+        return sum(answer is None for answer in self.answers_G)
+
+    @property
+    def tie(self) -> bool:
+        """Whether the two largest clusters are of one size."""
+        return len(self.clusters) > 1 and len(self.clusters[0].members) == len(self.clusters[1].members)
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What one call of `learn` did. Means are over the completion tokens that the loss counts."""
+
+    policy_version: int
+    """Version of the policy after the update."""
+    loss: float | None
+    """Mean over the updates of the step; None when no group carried a signal."""
+    grad_norm: float | None
+    """Norm of the adapter's gradient before clipping, mean over updates."""
+    population_grad_norm: float | None
+    kl: float | None
+    """k3 estimate of KL(policy ‖ base) in nats per token; None when the KL weight is 0."""
+    clip_share: float | None
+    """Share of tokens whose ratio was clipped."""
+    logprob_gap: float | None
+    """Mean |Δ| between the sampler's and the learner's log-probabilities, nats per token."""
+    logprob_gap_max: float | None
+    tokens: int
+    """Completion tokens that the loss counted."""
+    groups_used: int
+    groups_skipped: int
+    """Groups whose rewards were all equal: no signal, no learner time."""
+    updates: int
+    """Optimizer steps taken."""
+    bad_updates: int
+    """Optimizer steps skipped for a loss or gradient that was not finite."""
+    lr: float
+    population_lr: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """Everything that one row of metrics.jsonl says. A figure that needs gold is None without it, never 0."""
+
+    step: int
+    metrics: Metrics
