@@ -146,24 +146,25 @@ turn = st.dictionaries(text.filter(lambda key: key not in ("role", "content")), 
     lambda extra: st.fixed_dictionaries({"role": text, "content": spoken}).map(lambda base: {**extra, **base})
 )
 prompts = st.one_of(spoken, st.lists(turn, min_size=1, max_size=3).map(tuple))
-problem_lists = st.dictionaries(text, prompts, min_size=1, max_size=5).map(
-    lambda found: tuple(Problem(key, prompt, index) for index, (key, prompt) in enumerate(found.items()))
-)
+prompts_by_id = st.dictionaries(text, prompts, min_size=1, max_size=5)
 
 
-@given(problem_lists)
-def test_what_is_written_reads_back_equal(problems: tuple[Problem, ...]) -> None:
+def make_problems(prompts: dict[str, Any]) -> tuple[Problem, ...]:
+    return tuple(Problem(key, prompt, index) for index, (key, prompt) in enumerate(prompts.items()))
+
+
+@given(prompts_by_id)
+def test_what_is_written_reads_back_equal(prompts: dict[str, Any]) -> None:
+    problems = make_problems(prompts)
     lines = list(write_problems(problems))
     assert not any("\n" in line for line in lines)
     assert read_bytes("\n".join(lines).encode()).problems == problems
     assert read_bytes(f"[{','.join(lines)}]".encode()) == read_bytes("\n".join(lines).encode())
 
 
-@given(problem_lists, st.data())
-def test_the_fingerprint_is_that_of_ids_and_prompts_in_order(
-    problems: tuple[Problem, ...], data: st.DataObject
-) -> None:
-    rows = [json.loads(line) for line in write_problems(problems)]
+@given(prompts_by_id, st.data())
+def test_the_fingerprint_is_that_of_ids_and_prompts_in_order(prompts: dict[str, Any], data: st.DataObject) -> None:
+    rows = [json.loads(line) for line in write_problems(make_problems(prompts))]
     fingerprint = read_rows(rows).fingerprint
     place = data.draw(st.integers(0, len(rows) - 1))
     for changed in (
@@ -179,16 +180,16 @@ def test_the_fingerprint_is_that_of_ids_and_prompts_in_order(
 scalars = st.one_of(spoken, st.integers(), st.floats(allow_nan=False), st.booleans())
 
 
-@given(problem_lists, st.dictionaries(st.sampled_from([f for f in GOLD_FIELDS if "." not in f]), scalars), scalars)
+@given(prompts_by_id, st.dictionaries(st.sampled_from([f for f in GOLD_FIELDS if "." not in f]), scalars), scalars)
 def test_gold_reaches_the_answer_key_and_nothing_else(
-    problems: tuple[Problem, ...], gold: dict[str, Any], truth: Any
+    prompts: dict[str, Any], gold: dict[str, Any], truth: Any
 ) -> None:
-    rows = [json.loads(line) for line in write_problems(problems)]
+    rows = [json.loads(line) for line in write_problems(make_problems(prompts))]
     bare = read_rows(rows)
     golden = read_rows([{**row, **gold, "reward_model": {"ground_truth": truth}} for row in rows])
     assert not bare.answers
     assert (golden.problems, golden.fingerprint) == (bare.problems, bare.fingerprint)
-    assert set(golden.answers) <= {problem.id for problem in problems}
+    assert set(golden.answers) <= set(prompts)
     assert all(answer.strip() == answer != "" for answer in golden.answers.values())
 
 
@@ -303,19 +304,32 @@ def test_errors_of_a_dataset_name_it_and_its_row() -> None:
     assert not read_problems("hf:n:test", AUTO, load_dataset=lambda *_: [nan]).answers
 
 
-def test_without_datasets_the_extra_is_named_and_torch_is_not_imported() -> None:
-    program = """
-import sys
-sys.modules["datasets"] = None
-from ttrl_pop.config import ProblemsConfig
-from ttrl_pop.problems import read_problems
-assert "torch" not in sys.modules
-read_problems("hf:org/name:test", ProblemsConfig())
-"""
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert run.stderr.splitlines()[-1] == (
+def run_program(program: str, stdin: str = "") -> tuple[str, str]:
+    """stdout and stderr of a new process: no torch imported yet, annotations not checked."""
+    head = "from ttrl_pop.config import ProblemsConfig\nfrom ttrl_pop.problems import read_problems\n"
+    run = subprocess.run(
+        [sys.executable, "-c", head + program], input=stdin, capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    return run.stdout, run.stderr
+
+
+def test_without_datasets_the_extra_is_named() -> None:
+    _, stderr = run_program(
+        "import sys; sys.modules['datasets'] = None; read_problems('hf:org/name:test', ProblemsConfig())"
+    )
+    assert stderr.splitlines()[-1] == (
         "ttrl_pop.errors.UsageError: hf:org/name: needs the datasets package. Install ttrl-pop[hub]."
     )
+
+
+def test_many_rows_are_read_quickly_from_the_standard_input_of_the_process_without_torch() -> None:
+    row = {"problem": "What is seven times eight?", "solution": r"It is \boxed{56}."}
+    stdout, stderr = run_program(
+        "import sys, time; start = time.process_time(); found = read_problems('-', ProblemsConfig())\n"
+        "print(len(found.answers), time.process_time() - start < 5, 'torch' in sys.modules)",
+        stdin=f"{json.dumps(row)}\n" * 50_000,
+    )
+    assert (stdout, stderr) == ("50000 True False\n", "")
 
 
 # --- real files ---
@@ -347,11 +361,3 @@ def test_the_data_of_ttrl(name: str, size: int) -> None:
     assert [problem.prompt for problem in found.problems] == [
         ({"role": "user", "content": f"{row['prompt']}\n\n{INSTRUCTION}"},) for row in rows
     ]
-
-
-def test_many_rows_are_read_quickly() -> None:
-    raw = b'{"problem": "What is seven times eight?", "solution": "It is \\\\boxed{56}."}\n' * 20_000
-    start = time.process_time()
-    found = read_bytes(raw)
-    assert time.process_time() - start < 5
-    assert len(found.answers) == 20_000

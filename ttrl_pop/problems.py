@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
+from ttrl_pop.boxes import last_box
 from ttrl_pop.config import ProblemsConfig
 from ttrl_pop.errors import UsageError
 from ttrl_pop.types import AnswerKey, Message, Problem
@@ -43,8 +44,6 @@ DatasetLoader: TypeAlias = Callable[[str, str | None, str | None], Iterable[Any]
 _SHOWN_FIELDS = 8
 _PATH_LIMIT = 4096
 _SPLIT = re.compile(r"(test|train|validation|dev)(\[.*\])?")
-_BOX = re.compile(r"\\boxed\s*\{")
-_BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 
 
 @runtime_checkable
@@ -392,32 +391,8 @@ def _final_answer(field: str, text: str) -> str:
     """The answer itself where `text` is a worked solution: its last box, or what follows `####` (GSM8K)."""
     hashes = text.rpartition("####")
     if field == "solution":
-        return _last_box(text) or (hashes[2].strip() if hashes[1] else "")
+        return last_box(text) or (hashes[2].strip() if hashes[1] else "")
     return hashes[2].strip()
-
-
-def _last_box(text: str) -> str:
-    r"""Content of the last balanced, non-empty `\boxed{}`, else "". Linear in the length of the text."""
-    start = limit = len(text)
-    while (start := text.rfind(r"\boxed", 0, start)) >= 0:
-        if not (box := _BOX.match(text, start)):
-            continue
-        closing = _closing_brace(text, box.end(), limit)
-        if closing is None:
-            # What encloses a box that never closes is never closed either: an earlier box must end before it.
-            limit = start
-        elif inside := text[box.end() : closing].strip():
-            return inside
-    return ""
-
-
-def _closing_brace(text: str, start: int, limit: int) -> int | None:
-    depth = 1
-    for brace in _BRACES.finditer(text, start, limit):
-        depth += {"{": 1, "}": -1}.get(brace[0], 0)
-        if not depth:
-            return brace.start()
-    return None
 
 
 # --- values ---

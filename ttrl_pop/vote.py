@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import TypeAlias
 
+from ttrl_pop.boxes import last_box
 from ttrl_pop.errors import UsageError
 from ttrl_pop.graders.base import Grader
 from ttrl_pop.rewards import Ballot, Reward
@@ -30,8 +31,6 @@ from ttrl_pop.types import Cluster, FinishReason, Group, Tally
 Extract: TypeAlias = Callable[[str, FinishReason], str | None]
 """(completion text, finish reason) → the answer, or None for an abstention."""
 
-# `\{` and `\}` print a brace; `\\` ends a line, unless a doubled backslash wrote `\\boxed`.
-_BOXES = re.compile(r"(\\boxed\s*+\{)|\\[{}]|\\\\(?!boxed)|[{}]")
 _ANSWER_LINE = re.compile(
     r"^[ \t>#*_-]*+(?:the[ \t]++)?(?:final[ \t]++)?answer[ \t*_]*+:(.*)", re.IGNORECASE | re.MULTILINE
 )
@@ -51,7 +50,7 @@ def extract_chat(text: str, finish_reason: FinishReason) -> str | None:
     spoken = text[text.rfind("</think>") + len("</think>") :] if "</think>" in text else text
     if "<think>" in spoken:
         return None
-    box = _last_box(spoken)
+    box = last_box(spoken)
     if box is not None:
         return box
     if finish_reason == "length":
@@ -173,23 +172,6 @@ def _merge(answers: dict[str, str], grader: Grader) -> dict[str, str]:
 
 def _commonest(counts: Counter[str]) -> str:
     return min(counts, key=lambda answer: (-counts[answer], answer))
-
-
-def _last_box(text: str) -> str | None:
-    r"""Content of the balanced, non-empty `\boxed{}` that opens last (of nested boxes the innermost)."""
-    not_a_box = -1
-    opened: list[int] = []
-    best, content = not_a_box, None
-    for token in _BOXES.finditer(text):
-        if token[1]:
-            opened.append(token.end())
-        elif token[0] == "{":
-            opened.append(not_a_box)
-        elif token[0] == "}" and opened:
-            start = opened.pop()
-            if start > best and (inside := text[start : token.start()].strip()):
-                best, content = start, inside
-    return content
 
 
 def _last_line(pattern: re.Pattern[str], text: str) -> str | None:

@@ -1,6 +1,6 @@
 """A grader plug-in: answers are equal if they are the same words, whatever their case and spacing.
 
-ttrl-pop run problems.jsonl --set vote.grader=grader_casefold:CasefoldGrader
+PYTHONPATH=examples/plugins ttrl-pop run problems.jsonl --set vote.grader=grader_casefold:CasefoldGrader
 """
 
 from ttrl_pop.graders.base import Grader

@@ -1,6 +1,6 @@
 """A reward plug-in: the majority reward, scaled down for texts longer than the group's median.
 
-ttrl-pop run problems.jsonl --reward reward_short:short_majority
+PYTHONPATH=examples/plugins ttrl-pop run problems.jsonl --reward reward_short:short_majority
 """
 
 from statistics import median

@@ -1,0 +1,77 @@
+"""A population plug-in: every mind multiplies the output of every norm by gains of its own, near 1.
+
+    y = Norm(x) · (1 + sigma · eps),   eps ~ N(0, I) a pure function of (mind seed, site)
+
+One log sigma for each site is trained; the mean of the gains is not, as the norm's own weight already says it.
+
+PYTHONPATH=examples/plugins ttrl-pop run problems.jsonl --population population_scale:NormScale \
+    --set population.options.sigma=0.02
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ttrl_pop import streams
+from ttrl_pop.config import Section
+from ttrl_pop.grpo import gaussian_kl
+from ttrl_pop.populations.base import MEAN, Population
+from ttrl_pop.populations.norm_noise import hidden_size, norm_sites
+from ttrl_pop.types import Metrics, Mind
+
+
+class NormScale(Population):
+    class Options(Section):
+        sigma: Annotated[float, Field(gt=0)] = 0.02
+        """Standard deviation of the gains, in the prior and at the start."""
+
+    log_sigma: nn.Parameter
+
+    def attach(self, network: nn.Module) -> None:
+        found = norm_sites(network)
+        weight = next(network.parameters())
+        # Gains this near to 1 need more digits than bf16 has.
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        start = torch.full((len(found), 1), math.log(self.options.sigma), dtype=dtype, device=weight.device)
+        self.log_sigma = nn.Parameter(start)
+        self.sites, self.width = [name for name, _ in found], hidden_size(network)
+        self._gains: Tensor | None = None
+        for index, (_, module) in enumerate(found):
+            module.register_forward_hook(self._hook(index))
+
+    @contextmanager
+    def embody(self, minds_B: Sequence[Mind], positions_BT: Tensor | None = None) -> Iterator[None]:
+        eps = torch.stack([self._eps(mind) for mind in minds_B], dim=1)
+        outer, self._gains = self._gains, 1 + self.log_sigma.exp()[:, None] * eps
+        try:
+            yield
+        finally:
+            self._gains = outer
+
+    def kl_to_prior(self) -> Tensor:
+        sigma0 = self.log_sigma.new_tensor(self.options.sigma)
+        return gaussian_kl(torch.zeros_like(self.log_sigma), self.log_sigma, sigma0).mean()
+
+    def metrics(self) -> Metrics:
+        with torch.no_grad():
+            return {
+                "population/sigma": float(self.log_sigma.mean().exp()),
+                "population/kl_prior": float(self.kl_to_prior()),
+            }
+
+    def _eps(self, mind: Mind) -> Tensor:
+        """Standard noise [S, D] of one mind; the mean mind has none."""
+        rows = [streams.stream("scale", mind.seed, site).standard_normal(self.width, np.float32) for site in self.sites]
+        return torch.from_numpy(np.stack(rows)).to(self.log_sigma) * (mind != MEAN)
+
+    def _hook(self, index: int) -> Any:
+        def scale(module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
+            return None if self._gains is None else (output * self._gains[index][:, None]).to(output.dtype)
+
+        return scale
