@@ -34,6 +34,8 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 
+from benchmarks.machine import peak_bytes
+
 QUESTIONS = 64
 """The times table has one-digit factors only, so that every prompt has one length and no row is padded."""
 
@@ -142,7 +144,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given.lr,
     )
     packages = ("trl", "transformers", "peft", "torch")
-    record = {"seconds": seconds, "threads": torch.get_num_threads()} | {name: version(name) for name in packages}
+    record = {
+        "seconds": seconds,
+        "threads": torch.get_num_threads(),
+        "peak_bytes": peak_bytes(),
+        "versions": {name: version(name) for name in packages},
+    }
     print(json.dumps(record))
     return 0
 

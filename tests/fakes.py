@@ -180,3 +180,8 @@ class ScriptedBackend(Backend):
                     self.policy.version,
                 ),
             )
+
+
+def kind_of_letter(text: str, finish_reason: str) -> str:
+    """An extraction by a rule of its own."""
+    return "capital" if text[:1].isupper() else "other"

@@ -84,9 +84,15 @@ def content(out: Path) -> dict[str, Any]:
     """Everything that a run ends with; times aside."""
     run = RunDirectory(out)
     last = run.checkpoint(STEPS)
-    files = [last / "adapter" / "adapter_model.safetensors", last / "population.safetensors", last / "optimizer.safetensors"]
+    files = [
+        last / "adapter" / "adapter_model.safetensors",
+        last / "population.safetensors",
+        last / "optimizer.safetensors",
+    ]
     files += [last / "state.json", run.answers, run.baseline]
-    metrics = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in checkpoint.read_lines(run.metrics)]
+    metrics = [
+        {k: v for k, v in row.items() if not k.startswith("time/")} for row in checkpoint.read_lines(run.metrics)
+    ]
     return {
         "files": [file.read_bytes() for file in files],
         "metrics": metrics,

@@ -3,25 +3,29 @@
 import json
 import os
 import re
+import shlex
+import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import RenderableType
+from rich.text import Text
 
 from ttrl_pop import checkpoint
 from ttrl_pop.calibrate import Calibration, calibrate
 from ttrl_pop.checkpoint import RunDirectory
-from ttrl_pop.config import Config, dump_config, load_config, parse_assignment
-from ttrl_pop.display import Display, answers_table, open_display, summary_table
+from ttrl_pop.config import Config, ProblemsConfig, dump_config, load_config, parse_assignment
+from ttrl_pop.display import Display, answers_table, console_on, measures_table, open_display, safe, summary_table
 from ttrl_pop.errors import UsageError
 from ttrl_pop.evaluate import summarise, survey
 from ttrl_pop.measures import Measures, bootstrap_difference, outcome_table
-from ttrl_pop.problems import read_problems, write_problems
+from ttrl_pop.problems import ProblemSet, read_problems, write_problems
 from ttrl_pop.report import answer_row, label_correct, rollout_rows
 from ttrl_pop.session import Session, check_trainable, open_session
 from ttrl_pop.train import Progress, resume, train
@@ -30,14 +34,23 @@ from ttrl_pop.types import StepReport, Tally
 Overrides = Mapping[str, Any]
 
 
+LARGE_SET = 128
+"""Problems beyond which label-free training was found to collapse (arXiv 2603.08660)."""
+LOCK = ".lock"
+"""File of `RunDirectory.lock`."""
+LONGEST_PATH = 4096
+"""Characters of a path that are printed."""
+
+
 @dataclass(frozen=True, slots=True)
 class PreparedRun:
     """A run that has been checked and whose directory exists."""
 
     session: Session
     run: RunDirectory
-    progress: Progress
     resumed: bool
+    extended: bool = False
+    """The number of steps differs from the one that the run directory says."""
 
 
 def prepare_run(
@@ -57,18 +70,19 @@ def prepare_run(
         raise UsageError("run needs PROBLEMS: a file, - for standard input, or hf:NAME (or --resume RUN)")
     config = _config(config_file, overrides, settings)
     check_trainable(config)
+    _check_free(out)
     problems = read_problems(source, config.problems, gold)
-    run = RunDirectory(out if out is not None else _free_name(source))
-    _check_writable(run.path)
+    if config.vote.reward == "gold":
+        _check_all_gold(problems)
     session = open_session(config, problems, adapter=True)
-    run.path.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_atomic(run.config, dump_config(config).encode())
-    checkpoint.write_atomic(run.problems, "".join(f"{line}\n" for line in write_problems(problems.problems)).encode())
-    if problems.answers:
-        checkpoint.write_lines(run.gold, ({"id": i, "answer": a} for i, a in problems.answers.items()))
     identity = {"model": session.policy.fingerprint, "problems": problems.fingerprint}
-    checkpoint.write_atomic(run.identity, (json.dumps(identity, indent=1) + "\n").encode())
-    return PreparedRun(session, run, Progress(), resumed=False)
+    files = {
+        "config.toml": dump_config(config),
+        "problems.jsonl": "".join(f"{line}\n" for line in write_problems(problems.problems)),
+        "gold.jsonl": "".join(json.dumps({"id": i, "answer": a}) + "\n" for i, a in problems.answers.items()),
+        "identity.json": json.dumps(identity, indent=1) + "\n",
+    }
+    return PreparedRun(session, _create(out, source, files), resumed=False)
 
 
 def prepare_resume(
@@ -82,54 +96,69 @@ def prepare_resume(
     """Open a run directory to go on with it: same configuration, model and problems.
 
     Raises:
-        UsageError: it is no run directory, or anything but the number of steps has changed.
+        UsageError: it is no run directory, or anything but the number of steps has changed. Nothing has been written.
     """
     run = RunDirectory(path)
-    if not run.identity.is_file():
-        raise UsageError(f"--resume {path}: not a run directory (no {run.identity.name} in it)")
+    identity = _identity(run, f"--resume {path}")
     if config_file is not None:
         raise UsageError("--resume takes its configuration from the run directory; leave --config out")
+    if gold is not None:
+        raise UsageError(
+            "--resume takes its gold answers from the run directory; leave --gold out (ttrl-pop eval takes other ones)"
+        )
     saved = load_config(run.config, {})
     config = _config(run.config, overrides, settings)
-    for key, value in _flat(config.model_dump()).items():
-        before = _flat(saved.model_dump())[key]
-        if value != before and key != "steps" and not key.startswith("problems."):
-            raise UsageError(f"--resume {path}: {key} was {before!r}, cannot become {value!r}; start a new run")
-    identity = json.loads(run.identity.read_text())
-    if source is not None:
-        given = read_problems(source, config.problems, gold)
-        if given.fingerprint != identity["problems"]:
-            raise UsageError(f"--resume {path}: {source} holds other problems than the run; leave PROBLEMS out")
-    kept = str(run.gold) if run.gold.is_file() else None
-    stored = read_problems(str(run.problems), type(config.problems)(), gold or kept)
+    before, after = _flat(saved.model_dump()), _flat(config.model_dump())
+    for key, value in after.items():
+        if value != before[key] and key != "steps" and not key.startswith("problems."):
+            raise UsageError(f"--resume {path}: {key} was {before[key]!r}, cannot become {value!r}; start a new run")
+    done = checkpoint.latest(run) or 0
+    if config.steps < done:
+        raise UsageError(f"--resume {path}: the run has done {done} steps; --steps cannot go back to {config.steps}")
+    _check_writable(path, f"--resume {path}")
+    # Before the model is loaded; the lock that counts is the one that `run` holds.
+    with run.lock():
+        pass
+    if source is not None and read_problems(source, config.problems).fingerprint != identity["problems"]:
+        raise UsageError(f"--resume {path}: {source} holds other problems than the run; leave PROBLEMS out")
+    stored = read_problems(str(run.problems), ProblemsConfig(), str(run.gold) if run.gold.is_file() else None)
     if stored.fingerprint != identity["problems"]:
         raise UsageError(f"--resume {path}: {run.problems.name} in it has been changed; start a new run")
+    # The flags for reading were for PROBLEMS of this command, not for the run.
+    config = saved.model_copy(update={"steps": config.steps})
     session = open_session(config, stored, adapter=True)
-    if session.policy.fingerprint != identity["model"]:
-        raise UsageError(f"--resume {path}: model {config.model!r} is not the one of the run (its weights differ)")
-    if config.steps != saved.steps:
-        checkpoint.write_atomic(run.config, dump_config(config).encode())
-        run.answers.unlink(missing_ok=True)
-    return PreparedRun(session, run, resume(run, session), resumed=True)
+    _check_model(session, identity, f"--resume {path}")
+    return PreparedRun(session, run, resumed=True, extended=config.steps != saved.steps)
 
 
 def run(prepared: PreparedRun, quiet: bool) -> None:
-    """Train, answer, summarise."""
-    session, run_dir, progress = prepared.session, prepared.run, prepared.progress
+    """Train, answer, summarise.
+
+    Raises:
+        UsageError: another process works in the run directory.
+    """
+    session, run_dir = prepared.session, prepared.run
     config = session.config
     with run_dir.lock(), open_display(quiet, sys.stderr) as display:
+        if prepared.extended:
+            # In this order: answers of fewer steps must not outlive a kill in between.
+            run_dir.answers.unlink(missing_ok=True)
+            checkpoint.write_atomic(run_dir.config, dump_config(config).encode())
+        progress = resume(run_dir, session) if prepared.resumed else Progress()
         display.begin(run_dir.path.name, config.steps, progress.step)
+        _warn_of_size(session, display)
         try:
             _calibrate(session, run_dir, display)
-            if config.baseline and not run_dir.baseline.exists():
+            if config.baseline and not progress.step and not run_dir.baseline.exists():
                 rows = list(_survey(session, display, "before training: answering"))
                 checkpoint.write_lines(run_dir.baseline, rows)
-            first, last = _train(prepared, display)
+            first, last = _train(prepared, progress, display)
             if config.answers and not run_dir.answers.exists():
                 rows = list(_survey(session, display, "after training: answering"))
                 checkpoint.write_lines(run_dir.answers, rows)
         except KeyboardInterrupt:
-            display.notice(f"stopped after step {progress.step}; go on with: ttrl-pop run --resume {run_dir.path}")
+            hint = f"ttrl-pop run --resume {shlex.quote(str(run_dir.path))}"
+            display.notice(f"stopped after step {progress.step}; go on with: {hint}")
             raise
     if config.answers:
         _print_rows(list(checkpoint.read_lines(run_dir.answers)), answers_table)
@@ -147,7 +176,11 @@ def evaluate(
     settings: Sequence[str],
     quiet: bool,
 ) -> None:
-    """Measure base model, run, or both, and print one row for each and one for the difference."""
+    """Measure base model, run, or both, and print one row for each and one for the difference.
+
+    Raises:
+        UsageError: whatever is wrong with the arguments, the problems or the run.
+    """
     if compare and run_path is None:
         raise UsageError("--compare puts a run beside the base model; pass --run RUN")
     session, folder, noise = _open_for_reading(source, gold, run_path, config_file, overrides, settings)
@@ -158,14 +191,15 @@ def evaluate(
         if folder is None or compare:
             with session.policy.as_base():
                 measured["base"] = _measure(session, display, "base", noise)
+            rows.append(_measures_row("base", 0, session, measured["base"], noise))
         if folder is not None:
             checkpoint.load_policy(folder, session.policy)
             measured["run"] = _measure(session, display, "run", noise)
-    for name, measures in measured.items():
-        rows.append(_measures_row(name, session, measures, noise))
+            step = checkpoint.load_state(folder)["step"]
+            rows.append(_measures_row("run", step, session, measured["run"], noise))
     if compare:
         rows.append(_difference_row(session, measured["base"], measured["run"]))
-    _print_rows(rows, _measures_table)
+    _print_rows(rows, measures_table)
 
 
 def sample(
@@ -176,11 +210,16 @@ def sample(
     settings: Sequence[str],
     quiet: bool,
 ) -> None:
-    """Print rollouts as they are written."""
+    """Print rollouts, a problem's as soon as the last of them and those of the problems before it are written.
+
+    Raises:
+        UsageError: whatever is wrong with the arguments, the problems or the run.
+    """
     session, folder, noise = _open_for_reading(source, None, run_path, config_file, overrides, settings)
     if folder is not None:
         checkpoint.load_policy(folder, session.policy)
-    with open_display(quiet, sys.stderr) as display:
+    # On a terminal the rows themselves show how far it is; a live view would be drawn among them.
+    with open_display(quiet or sys.stdout.isatty(), sys.stderr) as display:
         display.begin("sample", 0, 0)
         if session.policy.population.needs_calibration:
             _announce(calibrate(session), display)
@@ -206,24 +245,66 @@ def _open_for_reading(
     settings: Sequence[str],
 ) -> tuple[Session, Path | None, bool]:
     """A session for `eval` and `sample`; the run's checkpoint, whose sigma is already set; whether minds have noise."""
+    # Nothing learns here, so a run that was rewarded by gold answers can be measured where there are none.
+    overrides = {**overrides, "vote.reward": "majority"}
     if run_path is None:
         config = _config(config_file, overrides, settings)
         return open_session(config, read_problems(source, config.problems, gold), adapter=False), None, True
-    folder, run_dir = checkpoint.find(run_path)
     if config_file is not None:
         raise UsageError("--run takes its configuration from the run directory; use --set for single values")
-    # A trained adapter without noise is the mean mind; it needs the population's mu.
-    noise = overrides.get("population.name") != "none"
-    kept = {key: value for key, value in overrides.items() if noise or key != "population.name"}
-    base = load_config(run_dir.config, {})
-    # How the run read its own file says nothing about this one, but that a user set it before.
-    config = _config(run_dir.config, {"problems": base.problems.model_dump(), **kept}, settings)
+    folder, run_dir = checkpoint.find(run_path)
+    identity = _identity(run_dir, f"--run {run_path}")
+    saved = load_config(run_dir.config, {})
+    config = _config(run_dir.config, overrides, settings)
+    noise = config.population.name != "none" or saved.population.name == "none"
+    if not noise:
+        # A trained adapter without noise is the mean mind; it needs the population's mu.
+        population = config.population.model_copy(update={"name": saved.population.name})
+        config = config.model_copy(update={"population": population})
+    before, after = _flat(saved.model_dump()), _flat(config.model_dump())
+    for key, value in after.items():
+        if value != before[key] and key.startswith(("population.name", "population.options", "learn.lora.")):
+            raise UsageError(f"--run {run_path}: {key} was {before[key]!r} in training, cannot become {value!r}")
     session = open_session(config, read_problems(source, config.problems, gold), adapter=True)
-    identity = json.loads(run_dir.identity.read_text())
-    if session.policy.fingerprint != identity["model"]:
-        raise UsageError(f"--run {run_path}: model {config.model!r} is not the one that the run trained")
+    _check_model(session, identity, f"--run {run_path}")
     checkpoint.load_scale(folder, session.policy)
     return session, folder, noise
+
+
+def _identity(run: RunDirectory, flag: str) -> dict[str, str]:
+    """Fingerprints of the model and the problems of a run."""
+    if not run.identity.is_file():
+        raise UsageError(f"{flag}: not a run directory (no {run.identity.name} in it)")
+    try:
+        identity: dict[str, str] = json.loads(run.identity.read_text())
+    except ValueError as error:
+        raise UsageError(f"{flag}: {run.identity.name} in it has been changed ({error})") from error
+    return identity
+
+
+def _check_model(session: Session, identity: Mapping[str, str], flag: str) -> None:
+    if session.policy.fingerprint != identity["model"]:
+        raise UsageError(
+            f"{flag}: model {session.config.model!r} is not the one of the run (other weights, or another dtype)"
+        )
+
+
+def _check_all_gold(problems: ProblemSet) -> None:
+    missing = [problem.id for problem in problems.problems if problems.answers.get(problem.id) is None]
+    if missing:
+        raise UsageError(
+            f"reward gold needs a gold answer for every problem; {len(missing)} of {len(problems.problems)} have none "
+            f"(first: {missing[0]!r}). Pass --gold, or leave them out"
+        )
+
+
+def _warn_of_size(session: Session, display: Display) -> None:
+    count = len(session.problems.problems)
+    if count > LARGE_SET:
+        display.notice(
+            f"{count} problems: label-free training was found safe up to about {LARGE_SET} (arXiv 2603.08660); "
+            "beyond, check with ttrl-pop eval --compare that answers did not collapse"
+        )
 
 
 def _calibrate(session: Session, run_dir: RunDirectory, display: Display) -> None:
@@ -244,20 +325,21 @@ def _announce(calibration: Calibration | None, display: Display) -> None:
         )
 
 
-def _train(prepared: PreparedRun, display: Display) -> tuple[StepReport | None, StepReport | None]:
+def _train(
+    prepared: PreparedRun, progress: Progress, display: Display
+) -> tuple[StepReport | None, StepReport | None]:
     """Run the loop; returns the first and the last report of the whole run."""
     session = prepared.session
     answers, same = session.answers, session.grader.same
     per_step = min(session.config.problems_per_step, len(session.problems.problems))
-    reports = [
-        StepReport(row.pop("step"), row)
-        for row in (checkpoint.read_lines(prepared.run.metrics) if prepared.run.metrics.exists() else ())
-    ]
-    first, last = (reports[0], reports[-1]) if reports else (None, None)
-    for report in reports[-60:]:
-        display.step(report)
-    display.phase(f"step {prepared.progress.step + 1}: sampling", per_step)
-    with closing(train(session, prepared.run, prepared.progress)) as events:
+    first = last = None
+    if prepared.run.metrics.exists():
+        for row in checkpoint.read_lines(prepared.run.metrics):
+            last = StepReport(row.pop("step"), row)
+            first = first or last
+            display.step(last)
+    display.phase(f"step {progress.step + 1}: sampling", per_step)
+    with closing(train(session, prepared.run, progress)) as events:
         for event in events:
             if isinstance(event, StepReport):
                 first, last = first or event, event
@@ -296,11 +378,12 @@ def _measure(session: Session, display: Display, name: str, noise: bool) -> Meas
     return summarise(session, tallies)
 
 
-def _measures_row(name: str, session: Session, measures: Measures, noise: bool) -> dict[str, Any]:
+def _measures_row(name: str, step: int, session: Session, measures: Measures, noise: bool) -> dict[str, Any]:
     config = session.config
     return {
         "system": name,
         "model": config.model,
+        "step": step,
         "population": config.population.name if noise else "none",
         "problems": len(session.problems.problems),
         "rollouts": config.group_size,
@@ -322,72 +405,53 @@ def _difference_row(session: Session, base: Measures, trained: Measures) -> dict
             intervals[key] = [difference[1], difference[2]]
     row: dict[str, Any] = {"system": "run - base", **values, "intervals": intervals}
     if session.answers:
-        right = [
-            {
-                i: bool(m.per_problem[i]["label_accuracy"])
-                for i in ids
-                if m.per_problem[i].get("label_accuracy") is not None
-            }
-            for m in (base, trained)
-        ]
-        row["labels"] = outcome_table(right[0], right[1])
+        row["labels"] = outcome_table(_right(base), _right(trained))
     return row
 
 
-def _print_rows(rows: list[dict[str, Any]], table: Any) -> None:
+def _right(measures: Measures) -> dict[str, bool]:
+    """Whether the label is right, for each problem with a gold answer."""
+    figures = {problem: row["label_accuracy"] for problem, row in measures.per_problem.items()}
+    return {problem: bool(figure) for problem, figure in figures.items() if figure is not None}
+
+
+def _print_rows(rows: list[dict[str, Any]], table: Callable[[Sequence[Mapping[str, Any]]], RenderableType]) -> None:
     """JSON lines, or a table where a person looks on."""
     if sys.stdout.isatty():
-        Console().print(table(rows))
+        console_on(sys.stdout).print(table(rows))
         return
     for row in rows:
         print(json.dumps(row))
     sys.stdout.flush()
 
 
-def _measures_table(rows: list[dict[str, Any]]) -> Any:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    table.add_column("measure")
-    for row in rows:
-        table.add_column(row["system"], justify="right")
-    keys = [k for k, v in rows[0].items() if isinstance(v, float)]
-    for key in keys:
-        cells = []
-        for row in rows:
-            low_high = row["intervals"].get(key)
-            value = row.get(key)
-            cell = "" if value is None else f"{value:.3f}"
-            cells.append(f"{cell} [{low_high[0]:.3f}, {low_high[1]:.3f}]" if low_high else cell)
-        table.add_row(key, *cells)
-    return table
-
-
 def _print_summary(prepared: PreparedRun, first: StepReport | None, last: StepReport | None) -> None:
+    """Before and after, and where everything is, on stderr."""
     run_dir = prepared.run
-    console = Console(stderr=True)
+    console = console_on(sys.stderr)
     if run_dir.baseline.exists() and run_dir.answers.exists():
         before, after = (list(checkpoint.read_lines(p)) for p in (run_dir.baseline, run_dir.answers))
-        rows = [
-            ("agreement", _mean(before, "agreement"), _mean(after, "agreement")),
-            ("rollout accuracy", _mean(before, "accuracy"), _mean(after, "accuracy")),
-            ("majority accuracy", _mean(before, "correct"), _mean(after, "correct")),
-        ]
+        keys = {"agreement": "agreement", "accuracy": "rollout accuracy", "correct": "majority accuracy"}
+        rows = [(name, _mean(before, key), _mean(after, key)) for key, name in keys.items()]
         title = f"all {len(after)} problems, {prepared.session.config.group_size} rollouts each"
-        console.print(summary_table(title, rows, "before", "after"))
+        heads = "before", "after"
     elif first is not None and last is not None:
-        names = {
+        keys = {
             "vote/agreement": "agreement",
             "rollout/accuracy": "rollout accuracy",
             "vote/label_accuracy": "majority accuracy",
         }
-        rows = [(name, first.metrics[key], last.metrics[key]) for key, name in names.items()]
-        console.print(summary_table("problems of the step", rows, f"step {first.step}", f"step {last.step}"))
+        rows = [(name, first.metrics[key], last.metrics[key]) for key, name in keys.items()]
+        title, heads = "problems of the step", (f"step {first.step}", f"step {last.step}")
+    else:
+        return
+    known = [row for row in rows if row[1:] != (None, None)]
+    console.print(summary_table(title, known, *heads))
     saved = checkpoint.latest(run_dir)
     paths = [run_dir.metrics, run_dir.answers, run_dir.checkpoint(saved) / "adapter" if saved else None]
     for path in paths:
         if path is not None and path.exists():
-            console.print(str(path), markup=False, highlight=False, soft_wrap=True)
+            console.print(Text(safe(str(path), LONGEST_PATH)), soft_wrap=True)
 
 
 def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
@@ -395,22 +459,69 @@ def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _free_name(source: str) -> Path:
-    """runs/NAME-NUMBER, the first number that is free."""
+def _create(out: Path | None, source: str, files: Mapping[str, str]) -> RunDirectory:
+    """Make the run directory and write `files` into it, the last of which makes it one.
+
+    Raises:
+        UsageError: it cannot be made, or another process was faster.
+    """
+    path = out
+    try:
+        if path is None:
+            path = next(free for free in _names(source) if _made(free))
+        else:
+            path.mkdir(parents=True, exist_ok=True)
+        run = RunDirectory(path)
+        with run.lock():
+            if any(file.name != LOCK for file in path.iterdir()):
+                raise UsageError(f"--out {path}: another process has begun a run in it; pass another --out")
+            try:
+                for name, content in files.items():
+                    if content:
+                        checkpoint.write_atomic(path / name, content.encode())
+            except BaseException:
+                shutil.rmtree(path, ignore_errors=True)
+                raise
+    except OSError as error:
+        raise UsageError(f"run directory {path or 'runs'} cannot be made ({error.strerror}); pass --out") from error
+    return run
+
+
+def _names(source: str) -> Iterator[Path]:
+    """runs/NAME-1, runs/NAME-2, …"""
     stem = "stdin" if source == "-" else Path(source.removeprefix("hf:")).stem
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "run"
-    return next(path for n in count(1) if not (path := Path("runs") / f"{name}-{n}").exists())
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem)[:100].strip("-.") or "run"
+    return (Path("runs") / f"{name}-{n}" for n in count(1))
 
 
-def _check_writable(path: Path) -> None:
-    if path.exists():
-        if not path.is_dir():
-            raise UsageError(f"--out {path}: exists and is not a directory")
-        if any(path.iterdir()):
-            raise UsageError(f"--out {path}: exists and is not empty; pass --resume {path} or another --out")
-    parent = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise UsageError(f"--out {path}: {parent} is not a directory that can be written to")
+def _made(path: Path) -> bool:
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _check_free(out: Path | None) -> None:
+    if out is None:
+        _check_writable(Path("runs"), "run directory runs")
+        return
+    flag = f"--out {out}"
+    _check_writable(out, flag)
+    if out.is_dir() and any(out.iterdir()):
+        advice = f"pass --resume {out} or another --out" if RunDirectory(out).identity.exists() else "pass another --out"
+        raise UsageError(f"{flag}: exists and is not empty; {advice}")
+
+
+def _check_writable(path: Path, flag: str) -> None:
+    """Try it: permission bits say nothing of read-only mounts, of /proc, or of what root may do."""
+    try:
+        parent = next(p for p in (path.absolute(), *path.absolute().parents) if os.path.lexists(p))
+        if not parent.is_dir():
+            raise UsageError(f"{flag}: {parent} is not a directory")
+        os.rmdir(tempfile.mkdtemp(prefix=".ttrl-pop-", dir=parent))
+    except OSError as error:
+        raise UsageError(f"{flag}: cannot be written to ({error.strerror}); name another directory") from error
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

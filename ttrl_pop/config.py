@@ -176,11 +176,8 @@ def validate(model: type[S], tree: Mapping[str, Any], source: str) -> S:
         location = tuple(str(part) for part in first["loc"])
         key = ".".join(location)
         if first["type"] == "extra_forbidden":
-            known = _known_keys(model)
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.4) or difflib.get_close_matches(
-                location[-1], [name.rpartition(".")[2] for name in known], n=1
-            )
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            near = _nearest(key, _known_keys(model))
+            hint = f"; did you mean {near!r}?" if near else ""
             raise UsageError(f"{source}: unknown key {key!r}{hint}") from None
         raise UsageError(f"{source}: {key}: {first['msg']}, got {first['input']!r}") from None
 
@@ -222,6 +219,18 @@ def _known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             keys += _known_keys(field.annotation, f"{prefix}{name}.")
     return keys
+
+
+def _nearest(key: str, known: list[str]) -> str | None:
+    """The known key that `key` most likely stands for: one of that name in another table, else the most alike."""
+    by_name: dict[str, str] = {}
+    for full in known:
+        by_name.setdefault(full.rpartition(".")[2], full)
+    name = key.rpartition(".")[2]
+    if name in by_name:
+        return by_name[name]
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return near[0] if near else next((by_name[n] for n in difflib.get_close_matches(name, by_name, n=1)), None)
 
 
 def _without_none(tree: Any) -> Any:

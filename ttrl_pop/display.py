@@ -379,11 +379,15 @@ def open_display(quiet: bool, stream: Stream | None) -> Display:
     """`Quiet` if asked for or without a stream, `Live` on a terminal that can draw it, else `Lines`."""
     if quiet or stream is None:
         return Quiet()
-    deafened = _Deafened(stream)
-    console = Console(file=cast(TextIO, deafened), markup=False, emoji=False, highlight=False)
+    console = console_on(stream)
     # isatty beside is_interactive: FORCE_COLOR makes rich take any file for a terminal.
-    draws = deafened.isatty() and console.is_interactive and deafened.encoding.lower().startswith("utf")
+    draws = stream.isatty() and console.is_interactive and console.encoding.lower().startswith("utf")
     return Live(console) if draws else Lines(stream)
+
+
+def console_on(stream: Stream) -> Console:
+    """A console that takes no text for markup, and for which a reader that went away is no error."""
+    return Console(file=cast(TextIO, _Deafened(stream)), markup=False, emoji=False, highlight=False)
 
 
 def summary_table(title: str, rows: Sequence[tuple[str, Figure, Figure]], first: str, second: str) -> RenderableType:
@@ -419,6 +423,30 @@ def answers_table(answers: Sequence[Mapping[str, Any]]) -> RenderableType:
             and `correct` (None without gold). Other keys are ignored, absent ones left blank.
     """
     return _ByWidth(lambda width: _answers(answers, width))
+
+
+def measures_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """One row per figure and one column per measured system, each figure with its interval.
+
+    Args:
+        rows: `system`, figures by name, `intervals` (name → low and high) and, for a difference, `labels`
+            (outcome → number of problems). Whole numbers count things and are left out, as is what is None.
+    """
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+    table.add_column("")
+    for row in rows:
+        table.add_column(Text(safe(str(row["system"]))), justify="right", no_wrap=True)
+    names = dict.fromkeys(key for row in rows for key, value in row.items() if isinstance(value, float))
+    for name in names:
+        cells = []
+        for row in rows:
+            cell = Text(f"{row[name]:.3f}" if row.get(name) is not None else "", style="bold")
+            if pair := row["intervals"].get(name):
+                cell.append(f" [{pair[0]:.3f}, {pair[1]:.3f}]", style="not bold")
+            cells.append(cell)
+        table.add_row(Text(safe(name)), *cells)
+    outcomes = [f"{name} {count}" for row in rows for name, count in row.get("labels", {}).items()]
+    return Group(table, Text(f"labels: {', '.join(outcomes)}")) if outcomes else table
 
 
 def safe(text: str, limit: int = 60) -> str:

@@ -1,0 +1,139 @@
+"""Run directory: a checkpoint is whole or it is none."""
+
+import json
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from fakes import norm_noise, save_tiny, tiny_policy, tiny_session
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ttrl_pop import checkpoint
+from ttrl_pop.checkpoint import RunDirectory
+from ttrl_pop.config import LoraConfig
+from ttrl_pop.errors import CheckpointError, UsageError
+from ttrl_pop.models import load_model
+from ttrl_pop.policy import Policy
+from ttrl_pop.train import Progress, train
+
+IDS = torch.arange(3, 21).reshape(2, 9)
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> RunDirectory:
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    session = tiny_session(steps=4, sampling__temperature=2.0)
+    list(train(session, run, Progress()))
+    return run
+
+
+def test_a_checkpoint_brings_back_the_policy(trained: RunDirectory) -> None:
+    folder = trained.checkpoint(4)
+    session = tiny_session(steps=4, sampling__temperature=2.0)
+    list(train(session, RunDirectory(trained.path), Progress()))
+    policy = session.policy
+    fresh = tiny_policy(warm=False)
+    minds = policy.population.spawn(0, 1, 2)
+    assert not torch.equal(fresh.forward(IDS, [0, 0], minds), policy.forward(IDS, [0, 0], minds))
+    checkpoint.load_policy(folder, fresh)
+    assert torch.equal(fresh.forward(IDS, [0, 0], minds), policy.forward(IDS, [0, 0], minds))
+    assert fresh.version == policy.version > 0
+
+
+def test_a_damaged_checkpoint_is_none_and_the_one_before_counts(trained: RunDirectory) -> None:
+    assert checkpoint.latest(trained) == 4
+    file = trained.checkpoint(4) / "population.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert checkpoint.latest(trained) == 3
+    (trained.checkpoint(3) / "MANIFEST").unlink()
+    assert checkpoint.latest(trained) not in (3, 4), "only the best one is left"
+    with pytest.raises(CheckpointError, match="not a whole checkpoint"):
+        checkpoint.load_state(trained.checkpoint(3))
+    with pytest.raises(UsageError, match="neither a run directory"):
+        checkpoint.find(trained.path / "rollouts")
+
+
+@pytest.mark.parametrize("name", ["adapter/adapter_model.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_missing_file_is_noticed(trained: RunDirectory, name: str) -> None:
+    (trained.checkpoint(4) / name).unlink()
+    assert checkpoint.latest(trained) == 3
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    policy = tiny_policy()
+    for step in range(1, 7):
+        checkpoint.save(run, step, policy, {}, {"best_step": 2})
+        if step == 2:
+            checkpoint.point_best(run, 2)
+        checkpoint.prune(run, 2, 2 if step >= 2 else None)
+    assert sorted(folder.name for folder in run.checkpoints.iterdir()) == ["step_0002", "step_0005", "step_0006"]
+    assert (run.path / "best").resolve() == run.checkpoint(2).resolve()
+    assert checkpoint.find(run.path / "best")[0] == run.checkpoint(2).resolve()
+    assert checkpoint.find(run.path)[0] == run.checkpoint(6)
+
+
+def test_what_a_kill_left_behind_is_cleared(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    (run.checkpoints / ".saving-step_0003").mkdir(parents=True)
+    checkpoint.save(run, 3, tiny_policy(), {}, {})
+    (run.checkpoints / ".saving-step_0009").mkdir()
+    checkpoint.prune(run, 2, None)
+    assert [folder.name for folder in run.checkpoints.iterdir()] == ["step_0003"]
+
+
+def test_a_checkpoint_of_another_shape_is_refused(trained: RunDirectory) -> None:
+    with pytest.raises(CheckpointError, match="population does not fit"):
+        checkpoint.load_policy(trained.checkpoint(4), tiny_policy(population=norm_noise(0.3, spread="dim")))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_the_adapter_opens_in_plain_peft(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "model")
+    policy = Policy(load_model(str(folder)), norm_noise(0.0), LoraConfig(rank=2, alpha=4))
+    with torch.no_grad():
+        for parameter in policy.adapter_parameters().values():
+            parameter.add_(0.05)
+    saved = checkpoint.save(RunDirectory(tmp_path / "run"), 1, policy, {}, {})
+    assert sorted(p.name for p in (saved / "adapter").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    plain = peft.PeftModel.from_pretrained(load_model(str(folder)).network, saved / "adapter")
+    with torch.no_grad():
+        expected = plain(input_ids=IDS, use_cache=False, logits_to_keep=1).logits[:, -1]
+        torch.testing.assert_close(policy.forward(IDS, [0, 0], None), expected)
+
+
+def test_torn_and_later_rows_are_cut(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for step in (1, 2, 3):
+        checkpoint.append_line(path, {"step": step})
+    with path.open("ab") as file:
+        file.write(b'{"step": 4, "vote/agr')
+    assert [row["step"] for row in checkpoint.truncate_lines(path, 2)] == [1, 2]
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
+    assert checkpoint.truncate_lines(tmp_path / "none.jsonl", 2) == []
+
+
+TEXT = st.text(st.characters(exclude_categories=[]), max_size=20)
+
+
+@given(st.lists(st.dictionaries(TEXT, TEXT, max_size=2), max_size=3), st.sampled_from(["a.jsonl", "a.jsonl.zst"]))
+def test_lines_come_back_as_they_were(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, str]], name: str
+) -> None:
+    # Lone surrogates, line separators and NUL are among what models write.
+    path = tmp_path_factory.mktemp("lines") / name
+    checkpoint.write_lines(path, rows)
+    assert list(checkpoint.read_lines(path)) == rows
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    with run.lock(), pytest.raises(UsageError, match="another process"), RunDirectory(tmp_path).lock():
+        pass
+    with run.lock():
+        pass

@@ -1,0 +1,217 @@
+"""The loop: what it yields, what it writes, what closing it keeps, and that it learns."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fakes import PROBLEMS, ScriptedBackend, norm_noise, tiny_model, tiny_policy, tiny_session
+
+from ttrl_pop import checkpoint, streams
+from ttrl_pop.backends.hf import HfBackend
+from ttrl_pop.calibrate import calibrate, distance
+from ttrl_pop.checkpoint import RunDirectory
+from ttrl_pop.errors import StaleRolloutError
+from ttrl_pop.evaluate import summarise, survey
+from ttrl_pop.learn import Learner
+from ttrl_pop.policy import Policy
+from ttrl_pop.session import Session
+from ttrl_pop.train import Progress, resume, train
+from ttrl_pop.types import Rollout, StepReport, Tally
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    (tmp_path / "run").mkdir()
+    return RunDirectory(tmp_path / "run")
+
+
+def weights(session: Session) -> dict[str, torch.Tensor]:
+    learner = Learner(session.policy, session.config)
+    return {name: p.detach().clone() for name, p in {**learner.adapter, **learner.population}.items()}
+
+
+def test_every_step_yields_its_tallies_and_then_its_report(run: RunDirectory) -> None:
+    session = tiny_session(steps=2)
+    kinds = [type(event).__name__ for event in train(session, run, Progress())]
+    assert kinds == ["Tally", "Tally", "Tally", "StepReport"] * 2
+
+
+def test_what_is_written_is_what_was_yielded(run: RunDirectory) -> None:
+    session = tiny_session(steps=2, gold={p.id: "56" for p in PROBLEMS})
+    events = list(train(session, run, Progress()))
+    reports = [event for event in events if isinstance(event, StepReport)]
+    assert [{"step": r.step, **r.metrics} for r in reports] == list(checkpoint.read_lines(run.metrics))
+    tallies = [event for event in events if isinstance(event, Tally)]
+    rows = [row for step in (1, 2) for row in checkpoint.read_lines(run.rollouts(step))]
+    texts = {(r.policy_version, t.group.problem.id, r.mind.seed, r.text) for t in tallies for r in t.group.rollouts_G}
+    assert {(row["policy_version"], row["id"], row["mind"], row["text"]) for row in rows} == texts
+    for report, part in zip(reports, (tallies[:3], tallies[3:]), strict=True):
+        metrics = report.metrics
+        assert metrics["vote/agreement"] == pytest.approx(sum(t.agreement for t in part) / 3)
+        right = [answer == "56" for t in part for answer in t.answers_G]
+        assert metrics["rollout/accuracy"] == pytest.approx(sum(right) / len(right))
+        assert metrics["rollout/count"] == 12
+        assert metrics["learn/logprob_gap_max"] is None or metrics["learn/logprob_gap_max"] < 1e-9
+
+
+def test_without_gold_an_accuracy_is_none_and_never_zero(run: RunDirectory) -> None:
+    (report,) = [e for e in train(tiny_session(steps=1), run, Progress()) if isinstance(e, StepReport)]
+    for key in ("rollout/accuracy", "vote/label_accuracy", "vote/reward_accuracy"):
+        assert report.metrics[key] is None
+
+
+def test_gold_answers_do_not_reach_the_learner(tmp_path: Path) -> None:
+    right = {p.id: "56" for p in PROBLEMS}
+    shuffled = dict(zip(right, random.Random(0).sample(["1", "2", "3", "4", "5", "6"], 6), strict=True))
+    ends = []
+    for number, gold in enumerate((right, shuffled, None)):
+        session = tiny_session(steps=3, gold=gold)
+        list(train(session, RunDirectory(tmp_path / str(number)), Progress()))
+        ends.append(weights(session))
+    for name, value in ends[0].items():
+        assert torch.equal(value, ends[1][name])
+        assert torch.equal(value, ends[2][name])
+    assert any(not torch.equal(value, weights(tiny_session())[name]) for name, value in ends[0].items())
+
+
+@pytest.mark.parametrize("after", [0, 1, 4, 5, 9])
+def test_closing_after_any_event_keeps_what_is_finished(run: RunDirectory, after: int) -> None:
+    whole = tiny_session(steps=3, checkpoint__every=5)
+    list(train(whole, RunDirectory(run.path.parent / "whole"), Progress()))
+    first = tiny_session(steps=3, checkpoint__every=5)
+    events = train(first, run, Progress())
+    for _ in range(after):
+        next(events)
+    events.close()
+    assert checkpoint.latest(run) == (after // 4 or None)
+    second = tiny_session(steps=3, checkpoint__every=5)
+    progress = resume(run, second)
+    assert progress.step == after // 4
+    list(train(second, run, progress))
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(second)[name])
+
+
+def test_an_update_cut_short_is_not_saved(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = tiny_session(steps=3, checkpoint__every=5, learn__updates_per_step=2)
+    original = Learner._update
+    calls = []
+
+    def interrupted(self: Learner, *args: Any) -> bool:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return original(self, *args)
+
+    monkeypatch.setattr(Learner, "_update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(train(session, run, Progress()))
+    assert checkpoint.latest(run) is None, "step 1 is in memory only, mixed with half of step 2"
+
+
+def test_a_backend_that_missed_an_update_is_an_error(run: RunDirectory) -> None:
+    class Stale(HfBackend):
+        def _rollout(self, *args: Any) -> Rollout:
+            from dataclasses import replace
+
+            return replace(super()._rollout(*args), policy_version=0)
+
+    with pytest.raises(StaleRolloutError, match="missed a refresh"):
+        list(train(tiny_session(backend=Stale), run, Progress()))
+
+
+def test_minds_are_shared_by_the_problems_of_a_step_and_new_in_each(run: RunDirectory) -> None:
+    tallies = [e for e in train(tiny_session(steps=2), run, Progress()) if isinstance(e, Tally)]
+    minds = [[r.mind.seed for r in t.group.rollouts_G] for t in tallies]
+    assert minds[0] == minds[1] == minds[2]
+    assert not set(minds[0]) & set(minds[3])
+
+
+def test_best_follows_agreement(run: RunDirectory) -> None:
+    scripts = iter([lambda i: f" {i}\n", lambda i: " 4\n", lambda i: f" {i % 3}\n", lambda i: f" {i}\n"])
+
+    class Changing(ScriptedBackend):
+        def rollouts(self, requests: Any) -> Any:
+            self.script = next(scripts)
+            return super().rollouts(requests)
+
+    session = tiny_session(steps=4, backend=Changing, checkpoint__keep=2)
+    list(train(session, run, Progress()))
+    # The rollouts of step 2, all agreeing, were written by the policy that step 1 saved.
+    assert (run.path / "best").resolve() == run.checkpoint(1).resolve()
+    assert sorted(p.name for p in run.checkpoints.iterdir()) == ["step_0001", "step_0003", "step_0004"]
+
+
+def test_a_planted_preference_grows(run: RunDirectory) -> None:
+    """TinyLM learns end to end: gold reward for a capital, from chance to most."""
+    session = tiny_session(
+        steps=12,
+        gold={p.id: "capital" for p in PROBLEMS},
+        vote__reward="gold",
+        problems_per_step=6,
+        population__minds=16,
+        sampling__max_new_tokens=1,
+        sampling__temperature=2.0,
+        vote__extract="fakes:kind_of_letter",
+        learn__lr=3e-2,
+        learn__population_lr=3e-2,
+    )
+    reports = [e for e in train(session, run, Progress()) if isinstance(e, StepReport)]
+    first, last = (r.metrics["rollout/accuracy"] for r in (reports[0], reports[-1]))
+    assert first is not None
+    assert last is not None
+    assert first < 0.6
+    assert last > first + 0.3
+
+
+def test_a_survey_answers_every_problem_in_order_and_repeats() -> None:
+    session = tiny_session()
+    one, two = (list(survey(session)) for _ in range(2))
+    assert [t.group.problem.id for t in one] == [p.id for p in PROBLEMS]
+    assert [t.answers_G for t in one] == [t.answers_G for t in two]
+    quiet = list(survey(session, noise=False))
+    assert {r.mind.seed for t in quiet for r in t.group.rollouts_G} == {0}
+    assert len({r.text for r in quiet[0].group.rollouts_G}) > 1
+    measures = summarise(session, one)
+    assert measures.values["agreement"] == pytest.approx(sum(t.agreement for t in one) / len(one))
+
+
+def test_calibration_meets_its_targets_and_comes_close() -> None:
+    session = tiny_session(Policy(tiny_model(), norm_noise("auto", target_kl=0.05, target_flips=0.2)))
+    found = calibrate(session)
+    assert found is not None
+    assert found.kl <= 0.05
+    assert found.flips <= 0.2
+    assert found.evaluations <= 6
+    assert max(found.kl / 0.05, found.flips / 0.2) > 0.5
+    population = session.policy.population
+    assert population.metrics()["population/sigma"] == pytest.approx(found.sigma)
+    assert calibrate(session) is None, "what is calibrated stays"
+    again = tiny_session(Policy(tiny_model(), norm_noise("auto", target_kl=0.05, target_flips=0.2)))
+    assert calibrate(again) == found
+
+
+def test_distance_grows_with_sigma_and_is_zero_without() -> None:
+    session = tiny_session(tiny_policy(warm=False))
+    minds = session.policy.population.spawn(0, 0, 4)
+    rollouts = [t.group.rollouts_G[0] for t in survey(session)]
+    measured = []
+    for sigma in (0.0, 0.01, 0.02, 0.3):
+        session.policy.population.set_scale(sigma)
+        measured.append(distance(session.policy, rollouts, minds, 4096))
+    assert measured[0] == (0, 0)
+    assert measured[2][0] / measured[1][0] == pytest.approx(4, rel=0.2), "the square law"
+    assert measured[3][0] > measured[2][0]
+    one_row = distance(session.policy, rollouts, minds, 1)
+    assert one_row == pytest.approx(measured[3], rel=1e-9)
+
+
+def test_batches_of_the_loop_follow_the_stream(run: RunDirectory) -> None:
+    session = tiny_session(steps=3, problems_per_step=4)
+    tallies = [e for e in train(session, run, Progress()) if isinstance(e, Tally)]
+    expected = streams.batches(0, len(PROBLEMS), 4)
+    for step in range(3):
+        ids = [t.group.problem.index for t in tallies[4 * step : 4 * step + 4]]
+        assert sorted(ids) == sorted(next(expected))
