@@ -7,56 +7,103 @@ that `--help` answers at once.
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from ttrl_pop import __version__
-from ttrl_pop.errors import TtrlPopError
+from ttrl_pop.errors import TtrlPopError, UsageError
+
+
+class Commands(TyperGroup):
+    """All commands, with exit codes of our own: typer would give 1 for a closed pipe."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with _exit_codes():
+            return super().invoke(ctx)
+
 
 app = typer.Typer(
-    help="A language model improves itself at test time, without labels.\n\n"
-    "ttrl-pop run problems.jsonl > answers.jsonl",
+    cls=Commands,
+    help="ttrl-pop run problems.jsonl > answers.jsonl\n\n"
+    "A language model improves itself at test time, without labels: many minds of one model answer each problem, the "
+    "majority answer is the label, and the model learns from it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
-Problems = Annotated[str, typer.Argument(help="JSONL or JSON file, - for standard input, or hf:NAME[:config][:split].")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; flags win over it.")]
+SOURCE = "JSONL or JSON file, - for standard input, or hf:NAME[:config][:split]."
+Problems = Annotated[str, typer.Argument(metavar="PROBLEMS", help=SOURCE)]
+OptionalProblems = Annotated[
+    str | None, typer.Argument(metavar="PROBLEMS", help=f"{SOURCE} Not needed with --resume.", show_default=False)
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="TOML file, such as RUN/config.toml; flags win over it.")
+]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", help="Any other setting, as in learn.loss=grpo. May be repeated.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, as in learn.loss=grpo. May be repeated."),
 ]
 Model = Annotated[
-    str | None, typer.Option(help="Hub id, folder, .gguf file, or smollm2 (built in).  [default: smollm2]")
+    str | None,
+    typer.Option(metavar="NAME", help="Hub id, folder, .gguf file, or smollm2 (built in).  [default: smollm2]"),
 ]
-Backend = Annotated[str | None, typer.Option(help="Rollout engine.  [default: hf]")]
+Backend = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Rollout engine: hf, or package.module:Name.  [default: hf]")
+]
 Population = Annotated[
     str | None,
-    typer.Option(help="norm-noise (B-Trans), none, or package.module:Name.  [default: norm-noise]"),
+    typer.Option(metavar="NAME", help="norm-noise (B-Trans), none, or package.module:Name.  [default: norm-noise]"),
 ]
-Minds = Annotated[int | None, typer.Option(help="Minds that answer each problem.  [default: 16]")]
+Minds = Annotated[int | None, typer.Option(metavar="N", help="Minds that answer each problem.  [default: 16]")]
 Samples = Annotated[
     int | None,
-    typer.Option(help="Rollouts of each mind; a problem gets minds × this many votes.  [default: 1]"),
+    typer.Option(metavar="N", help="Rollouts of each mind; a problem gets minds × this many votes.  [default: 1]"),
 ]
 Gold = Annotated[
-    str | None, typer.Option(help="File of gold answers, for measuring only: the learner never sees them.")
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Gold answers (JSON lines with id and answer), for measuring only: the learner never sees them.",
+    ),
 ]
-Seed = Annotated[int | None, typer.Option(help="Of every random draw.  [default: 0]")]
+Seed = Annotated[int | None, typer.Option(metavar="N", help="Of every random draw.  [default: 0]")]
 Raw = Annotated[
     bool | None,
-    typer.Option("--raw/--chat", help="Use text prompts as they stand, or as chat turns.  [default: by field name]"),
+    typer.Option(
+        "--raw/--chat",
+        help="Text prompts as they stand, for the model to continue (base and very small models, few-shot prompts), or "
+        "as chat turns that ask for a boxed answer (instruction-tuned models).  [default: raw where the field is named "
+        "prompt, else chat]",
+    ),
 ]
-PromptKey = Annotated[str | None, typer.Option(help="Field that holds the prompt.  [default: detected]")]
+PromptKey = Annotated[
+    str | None, typer.Option(metavar="FIELD", help="Field that holds the prompt.  [default: detected]")
+]
 AnswerKeyName = Annotated[
-    str | None, typer.Option("--answer-key", help="Field that holds the gold answer.  [default: detected]")
+    str | None,
+    typer.Option("--answer-key", metavar="FIELD", help="Field that holds the gold answer.  [default: detected]"),
 ]
-IdKey = Annotated[str | None, typer.Option(help="Field that holds the id.  [default: detected, or the line number]")]
+IdKey = Annotated[
+    str | None, typer.Option(metavar="FIELD", help="Field that holds the id.  [default: detected, or the line number]")
+]
 Template = Annotated[
-    str | None, typer.Option("--prompt-template", help="Text with {prompt} in it, put around every prompt.")
+    str | None,
+    typer.Option("--prompt-template", metavar="TEXT", help="Text with {prompt} in it, put around every prompt."),
+]
+Trained = Annotated[
+    Path | None,
+    typer.Option(
+        "--run",
+        metavar="RUN",
+        help="Run directory (its newest checkpoint), RUN/best, or any checkpoint; without it, the base model.",
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Nothing on stderr but errors.")]
 
@@ -76,30 +123,34 @@ def _common(
     return
 
 
-@app.command()
+@app.command(short_help="Train without labels; final answers out.")
 def run(
-    problems: Annotated[
-        str | None,
-        typer.Argument(help="JSONL or JSON file, - for standard input, or hf:NAME[:config][:split]."),
-    ] = None,
+    problems: OptionalProblems = None,
     model: Model = None,
     population: Population = None,
     minds: Minds = None,
     samples_per_mind: Samples = None,
-    steps: Annotated[int | None, typer.Option(help="Steps to train.  [default: 20]")] = None,
-    problems_per_step: Annotated[int | None, typer.Option(help="Problems in a step.  [default: 16]")] = None,
+    steps: Annotated[
+        int | None, typer.Option(metavar="N", help="Steps to train; with --resume, more than before.  [default: 20]")
+    ] = None,
+    problems_per_step: Annotated[
+        int | None, typer.Option(metavar="N", help="Problems in a step.  [default: 16]")
+    ] = None,
     lr: Annotated[
         float | None,
-        typer.Option(help="Learning rate of the adapter; the population's is 5 ×.  [default: 5e-5]"),
+        typer.Option(metavar="RATE", help="Learning rate of the adapter; the population's is 5 ×.  [default: 5e-5]"),
     ] = None,
     reward: Annotated[
         str | None,
-        typer.Option(help="majority, frequency, gold, or package.module:Name.  [default: majority]"),
+        typer.Option(metavar="NAME", help="majority, frequency, gold, or package.module:Name.  [default: majority]"),
     ] = None,
     backend: Backend = None,
     gold: Gold = None,
     out: Annotated[
-        Path | None, typer.Option(help="Run directory; must not exist yet.  [default: runs/NAME-NUMBER]")
+        Path | None,
+        typer.Option(
+            metavar="RUN", help="Run directory; must not exist yet, or be empty.  [default: runs/NAME-NUMBER]"
+        ),
     ] = None,
     seed: Seed = None,
     config: ConfigFile = None,
@@ -110,7 +161,11 @@ def run(
     id_key: IdKey = None,
     prompt_template: Template = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Go on with this run directory, where it stopped or was killed.")
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Go on with this run, where it stopped or was killed, to the same result as undisturbed.",
+        ),
     ] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -135,18 +190,18 @@ def run(
         **_reading(raw, prompt_key, answer_key, id_key, prompt_template),
     }
     if resume is not None:
+        if out is not None:
+            raise UsageError("--resume goes on in its own run directory; leave --out out")
         prepared = commands.prepare_resume(resume, problems, gold, config, overrides, settings or [])
     else:
         prepared = commands.prepare_run(problems, gold, out, config, overrides, settings or [])
     commands.run(prepared, quiet)
 
 
-@app.command("eval")
+@app.command("eval", short_help="Measure a model or a run; gold answers optional.")
 def evaluate(
     problems: Problems,
-    run: Annotated[
-        Path | None, typer.Option(help="Run directory or one of its checkpoints; without it, the base model.")
-    ] = None,
+    run: Trained = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Measure the base model as well, and the difference.")
     ] = False,
@@ -166,10 +221,11 @@ def evaluate(
     prompt_template: Template = None,
     quiet: Quiet = False,
 ) -> None:
-    """ttrl-pop eval problems.jsonl --gold gold.jsonl --run runs/problems-1 --compare
+    """ttrl-pop eval problems.jsonl --gold gold.jsonl --run runs/problems-1
 
-    Measure a model or a run: agreement always; avg@n, pass@k and maj@k with 95 % intervals where gold answers exist.
-    One JSON line for each measured system (a table on a terminal). `--population none` switches the noise off.
+    Measure a model or a run: agreement always; avg@n, pass@k and maj@k where gold answers exist; all with 95 %
+    intervals over problems. One JSON line for each measured system (a table on a terminal). --compare adds the base
+    model, with the same number of rollouts, and the paired difference. --population none switches the noise off.
     """
     from ttrl_pop import commands
 
@@ -185,12 +241,10 @@ def evaluate(
     commands.evaluate(problems, gold, run, compare, config, overrides, settings or [], quiet)
 
 
-@app.command()
+@app.command(short_help="Rollouts only, one JSON line each.")
 def sample(
     problems: Problems,
-    run: Annotated[
-        Path | None, typer.Option(help="Run directory or one of its checkpoints; without it, the base model.")
-    ] = None,
+    run: Trained = None,
     model: Model = None,
     population: Population = None,
     minds: Minds = None,
@@ -201,14 +255,14 @@ def sample(
     settings: Set = None,
     raw: Raw = None,
     prompt_key: PromptKey = None,
-    answer_key: AnswerKeyName = None,
     id_key: IdKey = None,
     prompt_template: Template = None,
     quiet: Quiet = False,
 ) -> None:
     """ttrl-pop sample problems.jsonl --minds 4 > rollouts.jsonl
 
-    Rollouts only, one JSON line each: id, mind (its seed), text, answer, token ids, log-probabilities, finish reason.
+    Rollouts only, one JSON line each, as they are written: id, rollout, mind (its seed), text, answer, finish_reason,
+    policy_version, prompt_tokens, completion_ids, logprobs.
     """
     from ttrl_pop import commands
 
@@ -219,7 +273,7 @@ def sample(
         "population.name": population,
         "population.minds": minds,
         "population.samples_per_mind": samples_per_mind,
-        **_reading(raw, prompt_key, answer_key, id_key, prompt_template),
+        **_reading(raw, prompt_key, None, id_key, prompt_template),
     }
     commands.sample(problems, run, config, overrides, settings or [], quiet)
 
@@ -242,9 +296,18 @@ def _reading(
 
 def main() -> None:
     """Entry point. 0 done, 1 failed, 2 bad usage or input, 130 interrupted after saving."""
+    # A stream that was closed (>&-) is None, and its number would go to the next file that is opened.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     signal.signal(signal.SIGTERM, _interrupt)
+    app()
+
+
+@contextmanager
+def _exit_codes() -> Iterator[None]:
     try:
-        app()
+        yield
+        sys.stdout.flush()
     except TtrlPopError as error:
         print(f"ttrl-pop: {one_line(str(error))}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None

@@ -36,8 +36,6 @@ Overrides = Mapping[str, Any]
 
 LARGE_SET = 128
 """Problems beyond which label-free training was found to collapse (arXiv 2603.08660)."""
-LOCK = ".lock"
-"""File of `RunDirectory.lock`."""
 LONGEST_PATH = 4096
 """Characters of a path that are printed."""
 
@@ -325,9 +323,7 @@ def _announce(calibration: Calibration | None, display: Display) -> None:
         )
 
 
-def _train(
-    prepared: PreparedRun, progress: Progress, display: Display
-) -> tuple[StepReport | None, StepReport | None]:
+def _train(prepared: PreparedRun, progress: Progress, display: Display) -> tuple[StepReport | None, StepReport | None]:
     """Run the loop; returns the first and the last report of the whole run."""
     session = prepared.session
     answers, same = session.answers, session.grader.same
@@ -473,7 +469,7 @@ def _create(out: Path | None, source: str, files: Mapping[str, str]) -> RunDirec
             path.mkdir(parents=True, exist_ok=True)
         run = RunDirectory(path)
         with run.lock():
-            if any(file.name != LOCK for file in path.iterdir()):
+            if run.config.exists():
                 raise UsageError(f"--out {path}: another process has begun a run in it; pass another --out")
             try:
                 for name, content in files.items():
@@ -509,8 +505,8 @@ def _check_free(out: Path | None) -> None:
     flag = f"--out {out}"
     _check_writable(out, flag)
     if out.is_dir() and any(out.iterdir()):
-        advice = f"pass --resume {out} or another --out" if RunDirectory(out).identity.exists() else "pass another --out"
-        raise UsageError(f"{flag}: exists and is not empty; {advice}")
+        resumable = f"--resume {out} or " if RunDirectory(out).identity.exists() else ""
+        raise UsageError(f"{flag}: exists and is not empty; pass {resumable}another --out")
 
 
 def _check_writable(path: Path, flag: str) -> None:

@@ -102,8 +102,9 @@ class LearnConfig(Section):
     """Clip of the adapter's gradient norm; the population's is clipped apart, at the same value."""
     updates_per_step: Positive = 1
     """Optimizer steps on each batch of rollouts."""
-    token_budget: Positive = 4096
-    """Tokens (padding included) that one forward of the learner holds at most (at least one row)."""
+    token_budget: Positive = 1024
+    """Tokens (padding included) that one forward of the learner holds at most (at least one row). Memory grows with
+    it, the gradient is the same; on a CPU more is no faster, on a GPU it is."""
     mask_truncated: bool = True
     """Leave rollouts that the token limit cut off out of the loss."""
     max_bad_updates: Positive = 3

@@ -381,7 +381,7 @@ def open_display(quiet: bool, stream: Stream | None) -> Display:
         return Quiet()
     console = console_on(stream)
     # isatty beside is_interactive: FORCE_COLOR makes rich take any file for a terminal.
-    draws = stream.isatty() and console.is_interactive and console.encoding.lower().startswith("utf")
+    draws = _Deafened(stream).isatty() and console.is_interactive and console.encoding.lower().startswith("utf")
     return Live(console) if draws else Lines(stream)
 
 

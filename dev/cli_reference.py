@@ -1,0 +1,36 @@
+"""Print docs/CLI.md, made from the help of every command. A test compares the two.
+
+    python dev/cli_reference.py > docs/CLI.md
+"""
+
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from ttrl_pop.cli import app
+
+COLUMNS = 100
+INTRODUCTION = """# Command line
+
+stdout carries data only, one JSON object a line (a table where it is a terminal); the live view, notices and errors go
+to stderr. Exit codes: 0 done, also when the reader of a pipe has left; 1 failed; 2 bad usage or bad input, nothing
+written; 130 interrupted (Ctrl-C or SIGTERM) after saving.
+
+This page is the output of `--help`, by `python dev/cli_reference.py > docs/CLI.md`.
+"""
+
+
+def page() -> str:
+    """The reference as Markdown: the group first, then each command in its order."""
+    commands = getattr(get_command(app), "commands")  # noqa: B009
+    parts = [INTRODUCTION]
+    for words in ([], *([name] for name in commands)):
+        help_text = CliRunner().invoke(
+            app, [*words, "--help"], prog_name="ttrl-pop", terminal_width=COLUMNS, color=False
+        )
+        text = "\n".join(line.rstrip() for line in help_text.stdout.strip().splitlines())
+        parts.append(f"## {' '.join(['ttrl-pop', *words])}\n\n```text\n{text}\n```\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    print(page(), end="")
