@@ -11,10 +11,10 @@ demo: .venv/.demo  ## a real model teaches itself the times table
 	  --gold examples/times-table.gold.jsonl
 
 test: .venv/.test  ## all tests
-	$(BIN)/python -m pytest -q -n auto --dist worksteal
+	$(BIN)/python -m pytest -q -n auto --dist loadgroup
 
 test-fast: .venv/.test  ## without the real model and many processes
-	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -q -n auto --dist loadgroup -m "not slow"
 
 lint: .venv/.test
 	$(BIN)/ruff format --check .

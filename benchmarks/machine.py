@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @torch.no_grad()
 def _seconds(shape: Shape, rows: int, repeats: int) -> float:
-    """Median seconds of x·Wᵀ and then g·W for x [rows, in], g [rows, out], W [out, in]; the first run is not counted."""
+    """Median seconds of x·Wᵀ and then g·W for x [rows, in], g [rows, out], W [out, in]; the first is not counted."""
     in_, out = shape
     x, g, weight = torch.randn(rows, in_), torch.randn(rows, out), torch.randn(out, in_)
     seconds = []

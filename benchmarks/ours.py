@@ -44,34 +44,22 @@ def alternating(ballot: Ballot) -> tuple[float, ...]:
     return tuple(float(index % 2) for index in range(len(ballot.answers_G)))
 
 
-def configuration(
-    model_folder: str,
-    population: str,
-    minds: int,
-    samples_per_mind: int,
-    max_new_tokens: int,
-    lora_rank: int,
-    lr: float,
-) -> Config:
+def configuration(given: argparse.Namespace) -> Config:
     """All that is not named here has its default."""
+    population = {"name": given.population, "minds": given.minds, "samples_per_mind": given.samples}
     return Config.model_validate(
         {
-            "model": model_folder,
+            "model": given.model_folder,
             "device": "cpu",
             "dtype": "float32",
-            "population": {
-                "name": population,
-                "minds": minds,
-                "samples_per_mind": samples_per_mind,
-                "options": {"sigma": SIGMA} if population == "norm-noise" else {},
-            },
-            "sampling": {"max_new_tokens": max_new_tokens, "stop": ()},
+            "population": population | ({"options": {"sigma": SIGMA}} if given.population == "norm-noise" else {}),
+            "sampling": {"max_new_tokens": given.new_tokens},
             "vote": {"extract": "benchmarks.ours:one_answer", "reward": "benchmarks.ours:alternating"},
             "learn": {
                 "loss": "dapo",
-                "lr": lr,
+                "lr": given.lr,
                 "mask_truncated": False,
-                "lora": {"rank": lora_rank, "alpha": 2 * lora_rank, "targets": "all-linear"},
+                "lora": {"rank": given.lora_rank, "alpha": 2 * given.lora_rank},
             },
         }
     )
@@ -85,22 +73,13 @@ def time_steps(session: Session, steps: int) -> list[dict[str, float]]:
     """
     config, policy = session.config, session.policy
     learner = Learner(policy, config)
-    problems = session.problems.problems
+    problems, samples = session.problems.problems, config.population.samples_per_mind
     spent = []
     for step in range(1, steps + 1):
         began = time.perf_counter()
         minds = policy.population.spawn(config.seed, step, config.population.minds)
-        groups = list(
-            sample(
-                session.backend,
-                session.prompts,
-                problems,
-                minds,
-                config.population.samples_per_mind,
-                config.seed,
-                step,
-            )
-        )
+        rollouts = sample(session.backend, session.prompts, problems, minds, samples, config.seed, step)
+        groups = list(rollouts)
         sampled = time.perf_counter()
         tallies = [session.tally(group) for group in groups]
         voted = time.perf_counter()
@@ -127,15 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
-    config = configuration(
-        given.model_folder,
-        given.population,
-        given.minds,
-        given.samples,
-        given.new_tokens,
-        given.lora_rank,
-        given.lr,
-    )
+    config = configuration(given)
     check_trainable(config)
     problems = tuple(Problem(str(i), prompt, i) for i, prompt in enumerate(times_table(given.problems)))
     session = open_session(config, ProblemSet(problems, AnswerKey(), ""), adapter=True)

@@ -30,7 +30,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from statistics import median
 from typing import Any
@@ -42,9 +42,23 @@ from ttrl_pop.models import locate
 PEER = "TRL"
 PACKAGES = ("trl", "transformers", "peft", "torch")
 MIB = 1 << 20
+BUSY = 0.5
+"""Load average above which a measurement is disturbed."""
 
 Record = dict[str, Any]
 """What a process of one side printed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is run; `steps` are the counted ones of a process."""
+
+    problems: int
+    rollouts: int
+    new_tokens: int
+    rounds: int
+    steps: int
+    threads: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +93,9 @@ class Work:
 def forms(rollouts: int) -> list[Form]:
     """One sample of each mind, about as many minds as samples, and no population."""
     few = max(minds for minds in range(1, math.isqrt(rollouts) + 1) if rollouts % minds == 0)
-    mixed = Form(f"ours, {few} minds × {rollouts // few}", "norm-noise", few, rollouts // few)
     return [
         Form(f"ours, {rollouts} minds × 1", "norm-noise", rollouts, 1),
-        mixed,
+        Form(f"ours, {few} minds × {rollouts // few}", "norm-noise", few, rollouts // few),
         Form("ours, no population", "none", 1, rollouts),
     ]
 
@@ -100,28 +113,33 @@ def learner_work(prompt_tokens: Sequence[int], rollouts: int, new_tokens: int) -
     return Work(2 * tokens, 2 * rollouts * new_tokens * len(prompt_tokens))
 
 
-def measure(given: argparse.Namespace, model: str) -> Record:
+def measure(plan: Plan, model: str) -> Record:
     """Run all rounds; all that was measured, as JSON has it."""
-    sides: dict[str, list[str]] = {
+    load = os.getloadavg()[0]
+    if load > BUSY:
+        print(f"the machine is not idle (load average {load:.1f}); these figures will say little", file=sys.stderr)
+    shape = _flags(problems=plan.problems, new_tokens=plan.new_tokens, steps=1 + plan.steps)
+    ours = {form.name: form for form in forms(plan.rollouts)}
+    commands = {
         form.name: [
             "benchmarks.ours",
             model,
             *_flags(population=form.population, minds=form.minds, samples=form.samples),
+            *shape,
         ]
-        for form in forms(given.rollouts)
+        for form in ours.values()
     }
-    sides[PEER] = ["benchmarks.peer_trl", model, *_flags(generations=given.rollouts)]
-    # The peer stands second, so that rounds go ours, TRL, ours, …
-    names = sorted(sides, key=lambda name: [*sides].index(name) if name != PEER else 0.5)
-    shape = _flags(problems=given.problems, new_tokens=given.new_tokens, steps=1 + given.steps)
+    commands[PEER] = ["benchmarks.peer_trl", model, *_flags(generations=plan.rollouts), *shape]
+    first, *others = ours
+    names = [first, PEER, *others]
     runs: dict[str, list[Record]] = {name: [] for name in names}
     machines: list[Record] = []
-    for number in range(given.rounds):
-        print(f"round {number + 1} of {given.rounds}", file=sys.stderr)
-        machines.append(run(["benchmarks.machine", model], given.threads))
+    for number in range(plan.rounds):
+        print(f"round {number + 1} of {plan.rounds}", file=sys.stderr)
+        machines.append(run(["benchmarks.machine", model], plan.threads))
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
-            record = run([*sides[name], *shape], given.threads)
+            record = run(commands[name], plan.threads)
             runs[name].append(record)
             print(f"  {name}: {_seconds(record):.2f} s/step", file=sys.stderr)
     threads = {record["threads"] for records in [*runs.values(), machines] for record in records}
@@ -130,79 +148,77 @@ def measure(given: argparse.Namespace, model: str) -> Record:
     machine = machines[0] | {
         key: median(record[key] for record in machines) for key in ("layer_flops_per_second", "head_flops_per_second")
     }
-    lengths = runs[forms(given.rollouts)[0].name][0]["prompt_tokens"]
+    lengths = runs[first][0]["prompt_tokens"]
+    learning = learner_work(lengths, plan.rollouts, plan.new_tokens).seconds(machine)
+    sides = {}
+    for name in names:
+        readers = ours[name].readers if name in ours else 1
+        reading = rollout_work(lengths, readers, plan.rollouts, plan.new_tokens).seconds(machine)
+        sides[name] = figures(runs[name], reading, learning)
+        if name != PEER:
+            sides[name] |= comparison(runs[name], runs[PEER], reading, learning)
     return {
-        "problems": given.problems,
-        "rollouts": given.rollouts,
-        "new_tokens": given.new_tokens,
-        "steps": given.steps,
+        "plan": asdict(plan),
+        "load_before": load,
         "versions": {name: version(name) for name in PACKAGES},
         "machine": machine,
         "prompt_tokens": lengths,
-        "sides": {name: side(name, runs, given, lengths, machine) for name in names},
+        "sides": sides,
     }
 
 
-def side(
-    name: str, runs: dict[str, list[Record]], given: argparse.Namespace, prompt_tokens: Sequence[int], machine: Record
-) -> Record:
-    """The figures of one side: medians over rounds of medians over counted steps."""
-    form = next((form for form in forms(given.rollouts) if form.name == name), None)
-    readers = form.readers if form else 1
-    rollout_seconds = rollout_work(prompt_tokens, readers, given.rollouts, given.new_tokens).seconds(machine)
-    learner_seconds = learner_work(prompt_tokens, given.rollouts, given.new_tokens).seconds(machine)
-    rounds = [_seconds(record) for record in runs[name]]
-    figures: Record = {
+def figures(records: Sequence[Record], reading: float, learning: float) -> Record:
+    """Of either side, from one record for each round; `reading` and `learning` are attainable seconds."""
+    rounds = [_seconds(record) for record in records]
+    return {
         "seconds": median(rounds),
         "rounds": rounds,
-        "peak_bytes": max(record["peak_bytes"] for record in runs[name]),
-        "share": (rollout_seconds + learner_seconds) / median(rounds),
+        "peak_bytes": max(record["peak_bytes"] for record in records),
+        "share": (reading + learning) / median(rounds),
     }
-    if form is None:
-        return figures
-    ratios = [_seconds(peer) / seconds for peer, seconds in zip(runs[PEER], rounds, strict=True)]
-    spent = {key: median(_seconds(record, key) for record in runs[name]) for key in ("rollouts", "learner")}
-    return figures | {
+
+
+def comparison(records: Sequence[Record], peers: Sequence[Record], reading: float, learning: float) -> Record:
+    """Of ours: the ratio of the peer's seconds to ours in each round, and both parts of the step."""
+    ratios = [_seconds(peer) / _seconds(record) for record, peer in zip(records, peers, strict=True)]
+    rollouts, learner = (median(_seconds(record, key) for record in records) for key in ("rollouts", "learner"))
+    return {
         "ratio": median(ratios),
         "ratios": ratios,
-        "rollout_seconds": spent["rollouts"],
-        "rollout_share": rollout_seconds / spent["rollouts"],
-        "learner_seconds": spent["learner"],
-        "learner_share": learner_seconds / spent["learner"],
+        "rollout_seconds": rollouts,
+        "rollout_share": reading / rollouts,
+        "learner_seconds": learner,
+        "learner_share": learning / learner,
     }
 
 
 def table(measured: Record) -> str:
-    """All of it for a reader: seconds per step, ratios with their range over rounds, MiB, and shares."""
-    machine, versions = measured["machine"], measured["versions"]
-    rates = [f"{machine[f'{part}_flops_per_second'] / 1e9:.0f}" for part in ("layer", "head")]
-    rounds = len(next(iter(measured["sides"].values()))["rounds"])
+    """For a reader: seconds per step, ratios with their range over rounds, MiB, and shares."""
+    plan, machine, versions = measured["plan"], measured["machine"], measured["versions"]
     rows = [("", "s/step", "rollouts", "learner", "TRL/ours", "range", "peak MiB", "of attainable")]
-    for name, figures in measured["sides"].items():
-        ours = name != PEER
-        rows.append(
-            (
-                name,
-                f"{figures['seconds']:.2f}",
-                f"{figures['rollout_seconds']:.2f}" if ours else "",
-                f"{figures['learner_seconds']:.2f}" if ours else "",
-                f"{figures['ratio']:.2f}" if ours else "",
-                f"{min(figures['ratios']):.2f}–{max(figures['ratios']):.2f}" if ours else "",
-                f"{figures['peak_bytes'] / MIB:.0f}",
-                f"{figures['share']:.0%}",
+    for name, side in measured["sides"].items():
+        parts = ("", "", "", "")
+        if name != PEER:
+            parts = (
+                f"{side['rollout_seconds']:.2f}",
+                f"{side['learner_seconds']:.2f}",
+                f"{side['ratio']:.2f}",
+                f"{min(side['ratios']):.2f}–{max(side['ratios']):.2f}",
             )
-        )
+        rows.append((name, f"{side['seconds']:.2f}", *parts, f"{side['peak_bytes'] / MIB:.0f}", f"{side['share']:.0%}"))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(cells))
-        for cells in (zip(row, widths, strict=True) for row in rows)
-    ]
+    lines = []
+    for name, *cells in rows:
+        right = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
+        lines.append("  ".join([name.ljust(widths[0]), *right]))
     return "\n".join(
         [
-            f"{measured['problems']} problems × {measured['rollouts']} rollouts × {measured['new_tokens']} tokens, "
-            f"float32, {machine['threads']} threads, rounds: {rounds}, counted steps in each: {measured['steps']}",
+            f"{plan['problems']} problems × {plan['rollouts']} rollouts × {plan['new_tokens']} tokens, float32, "
+            f"{machine['threads']} threads; rounds: {plan['rounds']}, counted steps in each: {plan['steps']}",
             "  ".join(f"{name} {number}" for name, number in versions.items()),
-            f"attainable: {rates[0]} GFLOP/s in the layers, {rates[1]} in the LM head",
+            f"attainable: {machine['layer_flops_per_second'] / 1e9:.0f} GFLOP/s in the layers, "
+            f"{machine['head_flops_per_second'] / 1e9:.0f} in the LM head; load average before: "
+            f"{measured['load_before']:.1f}",
             "",
             *lines,
         ]
@@ -235,25 +251,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.quick:
         given.problems, given.rollouts, given.rounds = 2, 4, 1
-    for name, low, high in (
-        ("problems", 1, QUESTIONS),
-        ("rollouts", 2, None),
-        ("new_tokens", 1, None),
-        ("rounds", 1, None),
-        ("steps", 1, None),
-    ):
-        value = getattr(given, name)
-        if value < low or (high and value > high):
-            parser.error(
-                f"--{name.replace('_', '-')} is {f'{low} to {high}' if high else f'at least {low}'}, got {value}"
-            )
+    if not 1 <= given.problems <= QUESTIONS:
+        parser.error(f"--problems is 1 to {QUESTIONS}, got {given.problems}")
+    for name, least in (("rollouts", 2), ("new_tokens", 1), ("rounds", 1), ("steps", 1)):
+        if getattr(given, name) < least:
+            parser.error(f"--{name.replace('_', '-')} is at least {least}, got {getattr(given, name)}")
     if importlib.util.find_spec("trl") is None:
         parser.error("TRL is not installed; run: make bench, or pip install 'ttrl-pop[bench]'")
     try:
         model = locate(given.model)
     except UsageError as error:
         parser.error(str(error))
-    measured = measure(given, model)
+    plan = Plan(**{field.name: getattr(given, field.name) for field in fields(Plan)})
+    measured = measure(plan, model)
     print(json.dumps(measured) if given.json else table(measured))
     return 0
 

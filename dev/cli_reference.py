@@ -1,9 +1,8 @@
 """Print docs/CLI.md, made from the help of every command. A test compares the two.
 
-    python dev/cli_reference.py > docs/CLI.md
+python dev/cli_reference.py > docs/CLI.md
 """
 
-from typer.main import get_command
 from typer.testing import CliRunner
 
 from ttrl_pop.cli import app
@@ -21,9 +20,9 @@ This page is the output of `--help`, by `python dev/cli_reference.py > docs/CLI.
 
 def page() -> str:
     """The reference as Markdown: the group first, then each command in its order."""
-    commands = getattr(get_command(app), "commands")  # noqa: B009
+    names = [command.name or command.callback.__name__ for command in app.registered_commands]
     parts = [INTRODUCTION]
-    for words in ([], *([name] for name in commands)):
+    for words in ([], *([name] for name in names)):
         help_text = CliRunner().invoke(
             app, [*words, "--help"], prog_name="ttrl-pop", terminal_width=COLUMNS, color=False
         )

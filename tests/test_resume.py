@@ -15,6 +15,9 @@ from fakes import PROBLEMS, save_tiny
 from ttrl_pop import checkpoint
 from ttrl_pop.checkpoint import RunDirectory
 
+# The runs that all tests here compare with are made once.
+pytestmark = pytest.mark.xdist_group("resume")
+
 STEPS = 12
 SETTINGS = {
     "steps": STEPS,

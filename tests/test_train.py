@@ -12,7 +12,7 @@ from ttrl_pop import checkpoint, streams
 from ttrl_pop.backends.hf import HfBackend
 from ttrl_pop.calibrate import calibrate, distance
 from ttrl_pop.checkpoint import RunDirectory
-from ttrl_pop.errors import StaleRolloutError
+from ttrl_pop.errors import StaleRolloutError, UsageError
 from ttrl_pop.evaluate import summarise, survey
 from ttrl_pop.learn import Learner
 from ttrl_pop.policy import Policy
@@ -215,3 +215,9 @@ def test_batches_of_the_loop_follow_the_stream(run: RunDirectory) -> None:
     for step in range(3):
         ids = [t.group.problem.index for t in tallies[4 * step : 4 * step + 4]]
         assert sorted(ids) == sorted(next(expected))
+
+
+def test_targets_that_no_sigma_meets_are_an_error() -> None:
+    session = tiny_session(Policy(tiny_model(), norm_noise("auto", target_kl=1e-15)))
+    with pytest.raises(UsageError, match="no sigma down to"):
+        calibrate(session)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ttrl_pop.errors import UsageError
 from ttrl_pop.policy import Policy, lay_out
 from ttrl_pop.sample import sample
 from ttrl_pop.session import Session
@@ -36,7 +37,11 @@ class Calibration:
 
 
 def calibrate(session: Session) -> Calibration | None:
-    """Set the population's scale where its options leave it open; None where there is nothing to set."""
+    """Set the population's scale where its options leave it open; None where there is nothing to set.
+
+    Raises:
+        UsageError: no sigma that was tried meets the targets.
+    """
     population = session.policy.population
     if not population.needs_calibration:
         return None
@@ -45,11 +50,11 @@ def calibrate(session: Session) -> Calibration | None:
     options = population.options
     low = high = None
     sigma = FIRST_GUESS
-    best = Calibration(0.0, 0.0, 0.0, 0)
+    best: Calibration | None = None
     for evaluation in range(1, EVALUATIONS + 1):
         population.set_scale(sigma)
         kl, flips = distance(session.policy, rollouts, minds, session.config.learn.token_budget)
-        excess = max(kl / options.target_kl, flips / options.target_flips if options.target_flips else 0.0)
+        excess = max(kl / options.target_kl, flips / options.target_flips)
         if excess <= 1:
             low, best = sigma, Calibration(sigma, kl, flips, evaluation)
             if excess >= CLOSE:
@@ -63,6 +68,11 @@ def calibrate(session: Session) -> Calibration | None:
         if high is not None and guess >= high:
             guess = (low * high) ** 0.5 if low is not None else high / 2
         sigma = guess
+    if best is None:
+        raise UsageError(
+            f"no sigma down to {high:.2g} keeps minds within target_kl {options.target_kl} and target_flips "
+            f"{options.target_flips} of the base model; raise them, or give population.options.sigma a number"
+        )
     population.set_scale(best.sigma)
     return best
 

@@ -70,7 +70,7 @@ Gold = Annotated[
     str | None,
     typer.Option(
         metavar="FILE",
-        help="Gold answers (JSON lines with id and answer), for measuring only: the learner never sees them.",
+        help="Gold answers (JSON lines with id and answer), for measuring: only --reward gold learns from them.",
     ),
 ]
 Seed = Annotated[int | None, typer.Option(metavar="N", help="Of every random draw.  [default: 0]")]
@@ -108,10 +108,11 @@ Trained = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", help="Nothing on stderr but errors.")]
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool) -> bool:
     if wanted:
         print(f"ttrl-pop {__version__}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()
@@ -174,8 +175,6 @@ def run(
     Train without labels: many minds answer each problem, the majority is the label, GRPO learns. Prints the final
     answers as JSON lines (a table on a terminal). Everything else is kept in the run directory.
     """
-    from ttrl_pop import commands
-
     overrides = {
         "model": model,
         "backend": backend,
@@ -192,9 +191,16 @@ def run(
     if resume is not None:
         if out is not None:
             raise UsageError("--resume goes on in its own run directory; leave --out out")
+        from ttrl_pop import commands
+
         prepared = commands.prepare_resume(resume, problems, gold, config, overrides, settings or [])
     else:
-        prepared = commands.prepare_run(problems, gold, out, config, overrides, settings or [])
+        from ttrl_pop import inputs
+
+        given = inputs.for_run(problems, gold, out, config, overrides, settings or [])
+        from ttrl_pop import commands
+
+        prepared = commands.create_run(given)
     commands.run(prepared, quiet)
 
 
@@ -227,8 +233,6 @@ def evaluate(
     intervals over problems. One JSON line for each measured system (a table on a terminal). --compare adds the base
     model, with the same number of rollouts, and the paired difference. --population none switches the noise off.
     """
-    from ttrl_pop import commands
-
     overrides = {
         "model": model,
         "backend": backend,
@@ -238,7 +242,14 @@ def evaluate(
         "population.samples_per_mind": samples_per_mind,
         **_reading(raw, prompt_key, answer_key, id_key, prompt_template),
     }
-    commands.evaluate(problems, gold, run, compare, config, overrides, settings or [], quiet)
+    if compare and run is None:
+        raise UsageError("--compare puts a run beside the base model; pass --run RUN")
+    from ttrl_pop import inputs
+
+    given = inputs.for_reading(problems, gold, run, config, overrides, settings or [])
+    from ttrl_pop import commands
+
+    commands.evaluate(given, compare, quiet)
 
 
 @app.command(short_help="Rollouts only, one JSON line each.")
@@ -264,8 +275,6 @@ def sample(
     Rollouts only, one JSON line each, as they are written: id, rollout, mind (its seed), text, answer, finish_reason,
     policy_version, prompt_tokens, completion_ids, logprobs.
     """
-    from ttrl_pop import commands
-
     overrides = {
         "model": model,
         "backend": backend,
@@ -275,7 +284,12 @@ def sample(
         "population.samples_per_mind": samples_per_mind,
         **_reading(raw, prompt_key, None, id_key, prompt_template),
     }
-    commands.sample(problems, run, config, overrides, settings or [], quiet)
+    from ttrl_pop import inputs
+
+    given = inputs.for_reading(problems, None, run, config, overrides, settings or [])
+    from ttrl_pop import commands
+
+    commands.sample(given, quiet)
 
 
 def _reading(

