@@ -28,6 +28,7 @@ from ttrl_pop.backends.hf import HfBackend
 from ttrl_pop.checkpoint import RunDirectory
 from ttrl_pop.cli import app
 from ttrl_pop.commands import LARGE_SET
+from ttrl_pop.errors import UsageError
 from ttrl_pop.types import Rollout
 
 pytestmark = pytest.mark.xdist_group("commands")
@@ -201,6 +202,17 @@ def test_a_large_training_set_is_warned_of_once(place: Path, tmp_path: Path) -> 
         arguments = ("run", problems, "--config", place / "c.toml", "--steps", 1, "--set", "answers=false")
         said = ttrl(*arguments).stderr.count("arXiv 2603.08660")
         assert said == (count > LARGE_SET)
+
+
+class Refusing(HfBackend):
+    def rollouts(self, requests: Sequence[Request]) -> Iterator[tuple[int, Rollout]]:
+        raise UsageError("not with me")
+
+
+def test_a_run_that_cannot_find_its_sigma_leaves_nothing(place: Path, tmp_path: Path) -> None:
+    more = ("--set", "population.options.sigma=auto", "--backend", "test_commands:Refusing")
+    assert run(place, tmp_path / "run", *more, code=2).stderr.endswith("ttrl-pop: not with me\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- resume ---
@@ -571,7 +583,7 @@ class Counted(ScriptedBackend):
 
 def test_memory_does_not_grow_with_steps(place: Path, tmp_path: Path, start: Callable[..., Any]) -> None:
     process = start(
-        *("run", place / "p.jsonl", "--config", place / "c.toml", "--out", tmp_path / "run", "--steps", 30),
+        *("run", place / "p.jsonl", "--config", place / "c.toml", "--out", tmp_path / "run", "--steps", 12),
         *("--backend", "test_commands:Counted", "--set", "answers=false"),
         stdout=tmp_path / "out",
         stderr=tmp_path / "errors",
@@ -579,11 +591,10 @@ def test_memory_does_not_grow_with_steps(place: Path, tmp_path: Path, start: Cal
     assert ended(process) == 0
     found = re.findall(r"^alive (\d+) (\d+)$", (tmp_path / "errors").read_text(), re.MULTILINE)
     rollouts, things = ([int(count) for count in column] for column in zip(*found, strict=True))
-    print(things, rollouts)
-    assert len(found) == 30
+    assert len(found) == 12
     assert set(rollouts) == {12}, "the rollouts of one step"
-    # The noise of a step's minds is kept, up to a limit.
-    assert things[-1] - things[9] <= 20 * 2 * 3
+    # The noise of three minds a step is kept, up to a limit.
+    assert things[-1] - things[3] <= 8 * 3
 
 
 class Timed(ScriptedBackend):

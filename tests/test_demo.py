@@ -90,7 +90,7 @@ def test_every_command_of_the_readme_runs(place: Path) -> None:
         done = shell(command, place)
         assert done.returncode == 0, f"{command}: {done.stderr}"
     answers = shell(next(c for c in commands if "head -4" in c).split(" | jq")[0], place)
-    assert [row["id"] for row in rows(answers.stdout)] == ["2x2", "2x4", "2x7", "2x10"]
+    assert [row["id"] for row in rows(answers.stdout)] == ["2x3", "2x6", "2x7", "2x8"]
     assert answers.stderr == ""
     rollouts = rows((place / "rollouts.jsonl").read_text())
     assert len(rollouts) == 24 * 4

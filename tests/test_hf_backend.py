@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from fakes import FAMILIES, PROBLEMS, norm_noise, tiny_policy, tiny_session
+from fakes import FAMILIES, PROBLEMS, norm_noise, tiny_network, tiny_policy, tiny_session
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -53,6 +53,35 @@ def test_cached_decode_equals_full_forward(family: str) -> None:
         logprobs, mask = policy.token_logprobs([rollout], [rollout.mind], 1.0)
         assert mask.all()
         assert list(rollout.logprobs) == pytest.approx(logprobs[0].tolist(), abs=1e-10)
+
+
+@pytest.mark.parametrize("population", ["token", "dim", "none"])
+def test_cached_decode_equals_full_forward_for_other_populations(population: str) -> None:
+    kinds = {
+        "token": norm_noise(0.3, level="token"),
+        "dim": norm_noise(0.3, spread="dim"),
+        "none": NoPopulation(NoPopulation.Options()),
+    }
+    policy = tiny_policy(population=kinds[population])
+    for rollout in written(policy, requests(policy)):
+        with torch.no_grad():
+            logprobs, _ = policy.token_logprobs([rollout], [rollout.mind], 1.0)
+        assert list(rollout.logprobs) == pytest.approx(logprobs[0].tolist(), abs=1e-10)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_rollouts_of_the_base_model_are_those_of_generate(family: str) -> None:
+    policy = tiny_policy(family)
+    asked = [Request(policy.encode(problem), None, ("greedy", problem.id)) for problem in PROBLEMS]
+    with policy.as_base():
+        rollouts = written(policy, asked, temperature=0.0, max_new_tokens=12)
+    network = tiny_network(family)
+    for rollout in rollouts:
+        ids = torch.tensor([rollout.prompt_ids])
+        expected = network.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12, pad_token_id=1
+        )[0, ids.shape[1] :]
+        assert list(rollout.completion_ids) == expected.tolist()[: len(rollout.completion_ids)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -81,6 +81,57 @@ def test_minds_differ_by_seed_alone() -> None:
     assert (logits[0] - logits[3]).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_site_adds_its_own_mu_and_scaled_noise(family: str) -> None:
+    policy = tiny_policy(family)
+    population = policy.population
+    with torch.no_grad():
+        population.log_sigma.add_(torch.linspace(-0.5, 0.5, len(population.sites))[:, None])
+    for index, (_, module) in enumerate(norm_sites(policy.network)):
+        x = torch.randn(2, 3, 16, dtype=torch.float64)
+        plain = module(x)
+        with population.embody([Mind(11), MEAN]):
+            offset = module(x) - plain
+        mu, sigma = population.mu[index], population.log_sigma[index].exp()
+        expected = torch.stack([mu + sigma * population.standard_noise(11)[index, 0], mu])
+        torch.testing.assert_close(offset, expected[:, None, :].expand_as(offset), rtol=0, atol=1e-12)
+
+
+def test_a_change_of_the_parameters_is_seen_by_minds_that_were_embodied_before() -> None:
+    policy, other = tiny_policy(), tiny_policy()
+    with torch.no_grad():
+        policy.forward(IDS, [0] * 4, MINDS)
+        for change in ("mu", "log_sigma"):
+            for each in (policy, other):
+                getattr(each.population, change).add_(0.2)
+            fresh = other.forward(IDS, [0] * 4, MINDS)
+            assert torch.equal(policy.forward(IDS, [0] * 4, MINDS), fresh)
+        state = {name: value + 0.1 for name, value in policy.population.state_dict().items()}
+        policy.population.load_state_dict(state)
+        other = tiny_policy()
+        other.population.load_state_dict(state)
+        assert torch.equal(policy.forward(IDS, [0] * 4, MINDS), other.forward(IDS, [0] * 4, MINDS))
+
+
+def test_token_level_noise_is_that_of_seed_site_and_position() -> None:
+    population = tiny_policy(population=norm_noise(level="token")).population
+    network = tiny_network()
+    other = norm_noise(level="token")
+    other.attach(network)
+    other.mu.data.copy_(population.mu.data)
+    module = network.model.norm
+    x = torch.randn(2, 3, 16, dtype=torch.float64)
+    positions = torch.tensor([[0, 1, 2], [5, 6, 7]])
+    with torch.no_grad():
+        plain = module(x)
+        with other.embody([Mind(11), Mind(12)], positions):
+            offset = module(x) - plain
+    sigma = other.log_sigma[-1].exp()
+    for row, mind in enumerate((11, 12)):
+        expected = other.mu[-1] + sigma * other.standard_noise(mind, 8)[-1, positions[row]]
+        torch.testing.assert_close(offset[row], expected.detach(), rtol=0, atol=1e-12)
+
+
 def test_noise_is_a_pure_function_of_seed_and_site() -> None:
     one, other = norm_noise(), norm_noise()
     one.attach(tiny_network())

@@ -144,7 +144,12 @@ def run(prepared: PreparedRun, quiet: bool) -> None:
         display.begin(run_dir.path.name, config.steps, progress.step)
         _warn_of_size(session, display)
         try:
-            _calibrate(session, run_dir, display)
+            try:
+                _calibrate(session, run_dir, display)
+            except UsageError:
+                if not prepared.resumed:
+                    shutil.rmtree(run_dir.path)
+                raise
             if config.baseline and not progress.step and not run_dir.baseline.exists():
                 rows = list(_survey(session, display, "before training: answering"))
                 checkpoint.write_lines(run_dir.baseline, rows)

@@ -216,9 +216,14 @@ def lay_out(rollouts_B: Sequence[Rollout], device: torch.device) -> Layout:
 def selected_logprobs(
     logits_NV: Float[Tensor, "N V"], targets_N: Int[Tensor, "N"], temperature: float
 ) -> Float[Tensor, "N"]:
-    """log softmax(logits / temperature) at `targets_N`, in float32 or wider. Temperature 0 (greedy) counts as 1."""
+    """log softmax(logits / temperature) at `targets_N`, in float32 or wider."""
     wide = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
-    return -nn.functional.cross_entropy(wide / (temperature or 1.0), targets_N, reduction="none")
+    return -nn.functional.cross_entropy(at_temperature(wide, temperature), targets_N, reduction="none")
+
+
+def at_temperature(logits: Float[Tensor, "..."], temperature: float) -> Float[Tensor, "..."]:
+    """logits / temperature. Temperature 0 (greedy) counts as 1, where a pass over the vocabulary is saved."""
+    return logits if temperature in (0.0, 1.0) else logits / temperature
 
 
 def _with_adapter(network: nn.Module, lora: LoraConfig, seed: int) -> Any:

@@ -14,6 +14,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from ttrl_pop import streams
 from ttrl_pop.backends.base import Backend, Request
+from ttrl_pop.policy import at_temperature
 from ttrl_pop.populations.base import MEAN
 from ttrl_pop.types import FinishReason, Mind, Rollout
 
@@ -156,13 +157,13 @@ def draw(
     for start in range(0, len(logits_BV), CDF_ROWS):
         part = logits_BV[start : start + CDF_ROWS]
         wide = part.to(torch.promote_types(part.dtype, torch.float32))
-        logp = torch.log_softmax(wide / (temperature or 1.0), dim=-1)
+        logp = torch.log_softmax(at_temperature(wide, temperature), dim=-1)
         if temperature == 0:
             token = logp.argmax(-1)
         else:
             if top_p < 1:
                 logp = _nucleus(logp, top_p)
-            cdf = logp.exp().cumsum(-1)
+            cdf = logp.exp().cumsum_(-1)
             total = cdf[:, -1:]
             u = uniforms_B[start : start + CDF_ROWS].to(cdf.device, cdf.dtype)[:, None]
             # Strictly below the total, so that rounding cannot select a token of probability zero at the end.
