@@ -22,7 +22,7 @@ import pytest
 from fakes import PROBLEMS, ScriptedBackend, save_tiny
 from typer.testing import CliRunner, Result
 
-from ttrl_pop import checkpoint
+from ttrl_pop import checkpoint, commands
 from ttrl_pop.backends.base import Request
 from ttrl_pop.backends.hf import HfBackend
 from ttrl_pop.checkpoint import RunDirectory
@@ -254,8 +254,20 @@ def test_a_resume_with_something_else_is_refused(place: Path, copied: Path, tmp_
     assert "the run has done 3 steps; --steps cannot go back to 2" in resume_refused(copied, "--steps", 2)
     assert "leave --gold out" in resume_refused(copied, "--gold", place / "gold.jsonl")
     assert "leave --config out" in resume_refused(copied, "--config", place / "c.toml")
+
+
+def test_a_run_that_another_process_works_on_is_left_alone(copied: Path) -> None:
+    prepared = commands.prepare_resume(copied, None, None, None, {"steps": STEPS + 1}, [])
+    identity = RunDirectory(copied).identity
+    identity.write_text(json.dumps({**json.loads(identity.read_text()), "model": "another"}))
+    before = snapshot(copied)
     with RunDirectory(copied).lock():
-        assert "another process is working" in resume_refused(copied, "--steps", STEPS + 1)
+        # Said before the model, which is another one, is looked at.
+        assert "another process is working" in resume_refused(copied)
+        # And to the one of two that comes second to the lock.
+        with pytest.raises(UsageError, match="another process is working"):
+            commands.run(prepared, quiet=True)
+    assert snapshot(copied) == before
 
 
 def test_a_resume_on_other_weights_or_changed_files_is_refused(place: Path, tmp_path: Path) -> None:
