@@ -3,6 +3,9 @@
 import os
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Workers run side by side, and so do the processes that they start: threads that wait for each other at every product
+# make all of them several times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from jaxtyping import install_import_hook
 

@@ -148,7 +148,7 @@ def test_reward_short_pays_long_texts_less(run_plugin: RunPlugin, monkeypatch: p
     paid = [row for row in rows if row["reward"] > 0]
     for row in paid:
         typical = median(len(other["text"]) for other in rows if other["id"] == row["id"])
-        assert row["reward"] == pytest.approx(min(1.0, typical / len(row["text"])))
+        assert row["reward"] == pytest.approx(min(1.0, typical / max(1, len(row["text"]))))
     assert any(row["reward"] < 1 for row in paid)
 
 

@@ -286,15 +286,19 @@ def _train(prepared: PreparedRun, progress: Progress, display: Display) -> tuple
             first = first or last
             display.step(last)
     display.phase(f"step {progress.step + 1}: sampling", per_step)
+    voted = 0
     with closing(train(session, prepared.run, progress)) as events:
         for event in events:
             if isinstance(event, StepReport):
-                first, last = first or event, event
+                first, last, voted = first or event, event, 0
                 display.step(event)
                 if event.step < session.config.steps:
                     display.phase(f"step {event.step + 1}: sampling", per_step)
             else:
                 display.tally(event, label_correct(event, answers, same))
+                voted += 1
+                if voted == per_step:
+                    display.phase(f"step {progress.step + 1}: learning", 0)
     return first, last
 
 
