@@ -524,7 +524,9 @@ def test_an_interrupted_run_saves_says_how_to_go_on_and_ends_the_same(
     if quiet:
         assert said == []
     else:
-        assert said[-1] == f"stopped after step {saved}; go on with: ttrl-pop run --resume {shlex.quote(str(out))}"
+        assert (
+            said[-1] == f"stopped; saved up to step {saved}; go on with: ttrl-pop run --resume {shlex.quote(str(out))}"
+        )
     assert ended(start("run", "--resume", out, stdout=tmp_path / "resumed")) == 0
     assert final(out) == final(long_run)
     assert (tmp_path / "resumed").read_bytes() == (long_run / "answers.jsonl").read_bytes()

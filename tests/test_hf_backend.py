@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from ttrl_pop.backends.base import Request
 from ttrl_pop.backends.hf import HfBackend, RowCache, draw
 from ttrl_pop.config import SamplingConfig
+from ttrl_pop.errors import DivergenceError
 from ttrl_pop.policy import Policy
 from ttrl_pop.populations.base import NoPopulation
 from ttrl_pop.sample import sample
@@ -264,3 +266,18 @@ def test_a_mind_is_the_same_in_another_population_object() -> None:
     one, other = (tiny_policy(population=norm_noise(0.3)) for _ in range(2))
     asked = [Request(one.encode(PROBLEMS[0]), Mind(123), ("k",))]
     assert_same(written(one, asked), written(other, asked))
+
+
+def test_logits_that_are_not_finite_are_an_error_and_no_token() -> None:
+    with pytest.raises(DivergenceError, match="not finite"):
+        draw(torch.full((2, 5), math.nan), torch.tensor([0.1, 0.9]), 1.0)
+
+
+def test_a_backend_that_leaves_problems_out_is_an_error() -> None:
+    class Lazy(HfBackend):
+        def rollouts(self, asked: list[Request]) -> Iterator[tuple[int, Rollout]]:
+            yield from list(super().rollouts(asked))[:4]
+
+    session = tiny_session(backend=Lazy)
+    with pytest.raises(RuntimeError, match="left 5 of 6 problems"):
+        list(sample(session.backend, session.prompts, PROBLEMS, session.policy.population.spawn(0, 1, 4), 1, 0, 1))

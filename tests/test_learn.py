@@ -219,8 +219,40 @@ def test_replay_closes_the_gap_to_the_sampler_and_the_mean_does_not() -> None:
         update = Learner(session.policy, session.config).learn(tallies_of(session), 1)
         assert update.logprob_gap_max is not None
         assert (update.logprob_gap_max < 1e-9) == closed
+        assert update.logprob_gap is not None
+        assert (update.logprob_gap < 1e-9) == closed
         assert update.updates == 2
         assert session.policy.version == 2
+
+
+def test_the_mean_gap_does_not_depend_on_the_number_of_updates() -> None:
+    gaps = []
+    for updates in (1, 4):
+        session = tiny_session(tiny_policy(), learn__noise="mean", learn__updates_per_step=updates)
+        gaps.append(Learner(session.policy, session.config).learn(tallies_of(session), 1).logprob_gap)
+    assert gaps[0] == pytest.approx(gaps[1], rel=1e-12)
+
+
+def test_a_prior_without_spread_adds_nothing() -> None:
+    session = tiny_session(tiny_policy(population=norm_noise(0.0)), learn__kl_prior=0.1)
+    assert Learner(session.policy, session.config).learn(tallies_of(session), 1).updates == 1
+
+
+def test_a_group_that_is_masked_whole_is_not_counted_as_used() -> None:
+    session = tiny_session(tiny_policy(), learn__mask_truncated=True)
+    tallies = tallies_of(session)
+    cut = [
+        dataclasses.replace(
+            t,
+            group=dataclasses.replace(
+                t.group,
+                rollouts_G=tuple(dataclasses.replace(r, finish_reason="length") for r in t.group.rollouts_G),
+            ),
+        )
+        for t in tallies
+    ]
+    update = Learner(session.policy, session.config).learn(cut, 1)
+    assert (update.groups_used, update.groups_skipped, update.updates) == (0, len(cut), 0)
 
 
 def test_several_updates_keep_the_first_log_probabilities() -> None:
@@ -261,6 +293,8 @@ def test_a_bad_gradient_skips_the_update_and_three_in_a_row_stop_the_run(monkeyp
     for bad in (1, 2):
         update = learner.learn(tallies, bad)
         assert (update.updates, update.bad_updates) == (0, 1)
+        assert update.loss is update.kl is update.logprob_gap is update.logprob_gap_max is None
+        assert update.tokens == 0
     with pytest.raises(DivergenceError, match="3 updates in a row"):
         learner.learn(tallies, 3)
     for name, parameter in {**learner.adapter, **learner.population}.items():

@@ -18,7 +18,7 @@ from ttrl_pop.learn import Learner
 from ttrl_pop.policy import Policy
 from ttrl_pop.session import Session
 from ttrl_pop.train import Progress, resume, train
-from ttrl_pop.types import Rollout, StepReport, Tally
+from ttrl_pop.types import Problem, Rollout, StepReport, Tally
 
 
 @pytest.fixture
@@ -221,3 +221,26 @@ def test_targets_that_no_sigma_meets_are_an_error() -> None:
     session = tiny_session(Policy(tiny_model(), norm_noise("auto", target_kl=1e-15)))
     with pytest.raises(UsageError, match="no sigma down to"):
         calibrate(session)
+
+
+def test_a_step_whose_row_was_not_written_is_repeated(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    session = tiny_session(steps=2)
+    events = train(session, run, Progress())
+    for _ in range(4):
+        next(events)
+    monkeypatch.setattr(checkpoint, "append_line", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(events)
+    assert checkpoint.latest(run) == 1
+    assert [row["step"] for row in checkpoint.read_lines(run.metrics)] == [1]
+
+
+def test_a_template_that_refuses_a_prompt_is_a_usage_error() -> None:
+    policy = tiny_policy()
+    policy.tokenizer.chat_template = "{{ raise_exception('no system turns') }}"
+    chat = Problem("c", ({"role": "system", "content": "x"}, {"role": "user", "content": "y"}), 1)
+    with pytest.raises(UsageError, match="'c': the model's chat template refuses it"):
+        tiny_session(policy, problems=[PROBLEMS[0], chat])

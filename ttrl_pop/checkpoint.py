@@ -1,6 +1,7 @@
 """The run directory: atomic saves, exact resume.
 
-    RUN/  config.toml  problems.jsonl  identity.json  metrics.jsonl  rollouts/step_0001.jsonl.zst
+    RUN/  config.toml  problems.jsonl  gold.jsonl  identity.json  calibration.json  baseline.jsonl
+          metrics.jsonl  rollouts/step_0001.jsonl.zst
           checkpoints/step_0010/{adapter/, population.safetensors, optimizer.safetensors, state.json, MANIFEST}
           best → checkpoints/step_0010   answers.jsonl
 
@@ -146,7 +147,8 @@ def save(run: RunDirectory, step: int, policy: Policy, optimizer: dict[str, Tens
     shutil.rmtree(work, ignore_errors=True)
     (work / "adapter").mkdir(parents=True)
     if policy.adapter is not None:
-        policy.adapter.save_pretrained(work / "adapter")
+        # The vocabulary is never resized; left to itself, peft asks the hub whether it was.
+        policy.adapter.save_pretrained(work / "adapter", save_embedding_layers=False)
         # peft's model card is an empty form, with the model's local path in it.
         (work / "adapter" / "README.md").unlink(missing_ok=True)
     safetensors.torch.save_file(
@@ -172,9 +174,9 @@ def save(run: RunDirectory, step: int, policy: Policy, optimizer: dict[str, Tens
 
 def latest(run: RunDirectory) -> int | None:
     """Step of the newest whole checkpoint, or None."""
-    for folder in sorted(run.checkpoints.glob("step_*"), key=_step, reverse=True):
-        if is_whole(folder):
-            return _step(folder)
+    for step in reversed(_steps(run)):
+        if is_whole(run.checkpoint(step)):
+            return step
     return None
 
 
@@ -259,16 +261,17 @@ def prune(run: RunDirectory, keep: int, best: int | None) -> None:
     """Remove what an interrupted save left, and all checkpoints but the newest `keep` and the best."""
     for leftover in run.checkpoints.glob(".saving-*"):
         shutil.rmtree(leftover)
-    steps = sorted(_step(folder) for folder in run.checkpoints.glob("step_*"))
-    for step in steps[:-keep]:
+    for step in _steps(run)[:-keep]:
         if step != best:
             # The MANIFEST goes first: a half-removed checkpoint must not look whole.
             (run.checkpoint(step) / "MANIFEST").unlink(missing_ok=True)
             shutil.rmtree(run.checkpoint(step))
 
 
-def _step(folder: Path) -> int:
-    return int(folder.name.removeprefix("step_"))
+def _steps(run: RunDirectory) -> list[int]:
+    """Steps that have a checkpoint folder, ascending; a copy that a user made beside them has another name."""
+    numbers = (folder.name.removeprefix("step_") for folder in run.checkpoints.glob("step_*"))
+    return sorted(int(number) for number in numbers if number.isdecimal())
 
 
 def _hash(file: Path) -> str:

@@ -73,6 +73,8 @@ def create_run(given: RunInputs) -> PreparedRun:
     check_trainable(config)
     session = open_session(config, problems, adapter=True)
     identity = {"model": session.policy.fingerprint, "problems": problems.fingerprint}
+    # "auto" means another type on another device, with which the weights would not be the same.
+    config = config.model_copy(update={"dtype": session.policy.dtype_name})
     files = {
         "config.toml": dump_config(config),
         "problems.jsonl": "".join(f"{line}\n" for line in write_problems(problems.problems)),
@@ -159,7 +161,7 @@ def run(prepared: PreparedRun, quiet: bool) -> None:
                 checkpoint.write_lines(run_dir.answers, rows)
         except KeyboardInterrupt:
             hint = f"ttrl-pop run --resume {shlex.quote(str(run_dir.path))}"
-            display.notice(f"stopped after step {progress.step}; go on with: {hint}")
+            display.notice(f"stopped; saved up to step {checkpoint.latest(run_dir) or 0}; go on with: {hint}")
             raise
     if config.answers:
         _print_rows(list(checkpoint.read_lines(run_dir.answers)), answers_table)
@@ -285,7 +287,8 @@ def _train(prepared: PreparedRun, progress: Progress, display: Display) -> tuple
             last = StepReport(row.pop("step"), row)
             first = first or last
             display.step(last)
-    display.phase(f"step {progress.step + 1}: sampling", per_step)
+    if progress.step < session.config.steps:
+        display.phase(f"step {progress.step + 1}: sampling", per_step)
     voted = 0
     with closing(train(session, prepared.run, progress)) as events:
         for event in events:

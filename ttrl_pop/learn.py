@@ -11,7 +11,7 @@ GRPO on the formulas of `ttrl_pop.grpo`. What is particular here:
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,8 @@ class Sums:
     tokens: int = 0
     clipped: int = 0
     gap: float = 0.0
+    gap_tokens: int = 0
+    """Tokens of the first pass, the one that is compared with the sampler."""
     gap_max: float = 0.0
     norms: list[float] = field(default_factory=list)
     population_norms: list[float] = field(default_factory=list)
@@ -104,10 +106,10 @@ class Learner:
             loss=_mean(sums.losses),
             grad_norm=_mean(sums.norms),
             population_grad_norm=_mean(sums.population_norms) if self.population else None,
-            kl=sums.kl / tokens if options.kl and samples else None,
-            clip_share=sums.clipped / tokens if samples else None,
-            logprob_gap=sums.gap / tokens if samples else None,
-            logprob_gap_max=sums.gap_max if samples else None,
+            kl=sums.kl / tokens if options.kl and updates else None,
+            clip_share=sums.clipped / tokens if updates else None,
+            logprob_gap=sums.gap / sums.gap_tokens if sums.gap_tokens else None,
+            logprob_gap_max=sums.gap_max if sums.gap_tokens else None,
             tokens=sums.tokens,
             groups_used=used,
             groups_skipped=skipped,
@@ -149,16 +151,20 @@ class Learner:
         """The rollouts that carry a gradient, with advantage and token weight; groups used and skipped."""
         options = self.config.learn
         entries: list[tuple[Rollout, float, bool]] = []
-        used = skipped = 0
+        used = 0
         for tally in tallies:
             rewards_G = torch.tensor(tally.rewards_G, dtype=torch.float64)
             signal = tally.label is not None and grpo.has_signal(rewards_G)
             keep = signal or options.kl > 0
-            used, skipped = used + keep, skipped + (not keep)
             advantages = grpo.advantages(rewards_G, options.loss).tolist() if signal else [0.0] * len(rewards_G)
-            for rollout, advantage in zip(tally.group.rollouts_G, advantages, strict=True):
-                if not (options.mask_truncated and rollout.finish_reason == "length"):
-                    entries.append((rollout, advantage, keep))
+            counted = [
+                (rollout, advantage, keep)
+                for rollout, advantage in zip(tally.group.rollouts_G, advantages, strict=True)
+                if not (options.mask_truncated and rollout.finish_reason == "length")
+            ]
+            used += keep and bool(counted)
+            entries += counted
+        skipped = len(tallies) - used
         if not entries:
             return [], used, skipped
         lengths = torch.tensor([len(rollout.completion_ids) for rollout, _, _ in entries])
@@ -172,21 +178,27 @@ class Learner:
 
     def _update(self, samples: Sequence[Sample], sums: Sums) -> bool:
         """One optimizer step on all samples; False where it was skipped for a value that is not finite."""
-        before = sums.loss
+        before = replace(sums)
         self.optimizer.zero_grad(set_to_none=True)
         for batch in micro_batches(samples, self.config.learn.token_budget):
             self._backward(batch, sums)
         if self.config.learn.kl_prior and self.population:
             prior = self.config.learn.kl_prior * self.policy.population.kl_to_prior()
-            torch.autograd.backward(prior)
+            # A population without spread has no KL to lower.
+            if prior.requires_grad:
+                torch.autograd.backward(prior)
             sums.loss += float(prior.detach())
-        loss = sums.loss - before
+        loss = sums.loss - before.loss
         limit = self.config.learn.max_grad_norm
         norm = float(nn.utils.clip_grad_norm_(self.adapter.values(), limit))
         population_norm = float(nn.utils.clip_grad_norm_(self.population.values(), limit))
         if not (math.isfinite(loss) and math.isfinite(norm) and math.isfinite(population_norm)):
             self.optimizer.zero_grad(set_to_none=True)
-            sums.loss = before
+            # What is not finite must not reach the metrics; the lists have not grown yet.
+            for item in fields(Sums):
+                setattr(sums, item.name, getattr(before, item.name))
+            for sample in samples:
+                sample.old = None
             return False
         self.optimizer.step()
         sums.losses.append(loss)
@@ -229,6 +241,7 @@ class Learner:
         if first:
             gaps = (old_BT - sampler_BT).abs()[mask_BT]
             sums.gap += float(gaps.sum())
+            sums.gap_tokens += gaps.numel()
             sums.gap_max = max(sums.gap_max, float(gaps.max()))
 
     def _set_learning_rates(self, step: int) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import jinja2
 import peft
 import torch
 from jaxtyping import Bool, Float, Int
@@ -50,6 +51,11 @@ class Policy:
         device: torch.device = next(self.network.parameters()).device
         return device
 
+    @property
+    def dtype_name(self) -> str:
+        """Type of the base model's weights, as the configuration spells it."""
+        return str(next(self.network.parameters()).dtype).removeprefix("torch.")
+
     def adapter_parameters(self) -> dict[str, nn.Parameter]:
         """Trainable parameters of the adapter by name; empty without one."""
         return {name: p for name, p in self.network.named_parameters() if p.requires_grad}
@@ -79,9 +85,17 @@ class Policy:
         else:
             if not self.tokenizer.chat_template:
                 raise UsageError(
-                    f"problem {problem.id!r} is a chat prompt, but the model has no chat template; pass --raw"
+                    f"problem {problem.id!r} is a chat prompt, but the model has no chat template; pass --raw "
+                    "if its prompt is text, else name an instruct model"
                 )
-            text = self.tokenizer.apply_chat_template(list(problem.prompt), tokenize=False, add_generation_prompt=True)
+            try:
+                text = self.tokenizer.apply_chat_template(
+                    list(problem.prompt), tokenize=False, add_generation_prompt=True
+                )
+            except jinja2.TemplateError as error:
+                raise UsageError(
+                    f"problem {problem.id!r}: the model's chat template refuses it ({error}); change its messages"
+                ) from error
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         if not ids:
             raise UsageError(f"problem {problem.id!r} has an empty prompt; a prompt needs at least one token")

@@ -331,6 +331,9 @@ def _chat(row: _Row, field: str, values: list[Any], options: ProblemsConfig) -> 
     messages = tuple(_message(row, f"{field}[{place}]", value) for place, value in enumerate(values))
     if not any(message["content"].strip() for message in messages):
         raise row.error(f"prompt field {field} is empty. Fill it or leave the row out.")
+    if messages[-1]["role"] == "assistant":
+        # The usual layout of training data: the solution would stand in the prompt, and every mind would copy it.
+        raise row.error(f"{field} ends with an answer of the assistant; a prompt ends with the question. Leave it out.")
     return messages
 
 

@@ -37,6 +37,7 @@ def sample(
         for s in range(samples_per_mind)
     ]
     size = len(minds) * samples_per_mind
+    done = 0
     waiting: dict[int, dict[int, Rollout]] = {}
     for index, rollout in backend.rollouts(requests):
         place, member = divmod(index, size)
@@ -44,10 +45,10 @@ def sample(
         rollouts[member] = rollout
         if len(rollouts) == size:
             yield Group(problems[place], tuple(rollouts[i] for i in range(size)))
+            done += 1
             del waiting[place]
-    if waiting:
-        missing = ", ".join(repr(problems[place].id) for place in list(waiting)[:3])
-        raise RuntimeError(f"the backend ended without all rollouts of {len(waiting)} problems ({missing}, …)")
+    if done < len(problems):
+        raise RuntimeError(f"the backend left {len(problems) - done} of {len(problems)} problems without all rollouts")
 
 
 class Prompts(Mapping[str, tuple[int, ...]]):
@@ -66,9 +67,10 @@ class Prompts(Mapping[str, tuple[int, ...]]):
                 f"sampling.max_new_tokens {max_new_tokens} leaves no room for a prompt in the model's context of "
                 f"{policy.context_length} tokens"
             )
-        if problems:
-            # The chat template can be missing or refuse a role: say so before anything is written.
-            policy.encode(problems[0])
+        # The chat template can be missing or refuse an order of roles: say so before anything is written.
+        kinds = {() if isinstance(p.prompt, str) else tuple(m["role"] for m in p.prompt): p for p in reversed(problems)}
+        for problem in kinds.values():
+            policy.encode(problem)
         for problem in problems:
             # No tokenizer makes more tokens than bytes, so only long prompts need to be encoded to be checked.
             if _bytes(problem) + TEMPLATE_ALLOWANCE > room and len(self[problem.id]) > room:

@@ -1,7 +1,8 @@
 """The loop: read → sample → vote → learn → report. A generator; whoever iterates decides how to show it.
 
-Closing the generator (Ctrl-C, a closed pipe) saves what is finished. A process that is killed resumes from its newest
-whole checkpoint and repeats the rest to the byte, as every draw is a function of (seed, step, problem, mind, sample).
+Closing the generator (Ctrl-C, a closed pipe) between updates saves the steps that are finished. A process that is
+killed resumes from its newest whole checkpoint and repeats the rest, on a CPU to the byte: every draw is a function of
+(seed, step, problem, mind, sample).
 """
 
 import time
@@ -73,8 +74,6 @@ def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[
             with clock.span("time/learn"):
                 update = learner.learn(tallies, step)
                 backend.refresh()
-            progress.step, progress.bad_in_a_row = step, learner.bad_in_a_row
-            whole = True
             report = step_report(
                 step,
                 tallies,
@@ -86,6 +85,9 @@ def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[
             )
             checkpoint.write_lines(run.rollouts(step), (row for tally in tallies for row in rollout_rows(tally)))
             checkpoint.append_line(run.metrics, metrics_row(report))
+            # A step counts once its row is there; one cut short before is repeated at resume.
+            progress.step, progress.bad_in_a_row = step, learner.bad_in_a_row
+            whole = True
             if step % config.checkpoint.every == 0 or step == config.steps:
                 save(run, session, learner, progress)
                 saved = step

@@ -14,6 +14,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from ttrl_pop import streams
 from ttrl_pop.backends.base import Backend, Request
+from ttrl_pop.errors import DivergenceError
 from ttrl_pop.policy import at_temperature
 from ttrl_pop.populations.base import MEAN
 from ttrl_pop.types import FinishReason, Mind, Rollout
@@ -157,6 +158,8 @@ def draw(
     for start in range(0, len(logits_BV), CDF_ROWS):
         part = logits_BV[start : start + CDF_ROWS]
         wide = part.to(torch.promote_types(part.dtype, torch.float32))
+        if bool(wide.isnan().any()):
+            raise DivergenceError("the model's logits are not finite; lower learn.lr or population.options.sigma")
         logp = torch.log_softmax(at_temperature(wide, temperature), dim=-1)
         if temperature == 0:
             token = logp.argmax(-1)

@@ -56,8 +56,8 @@ class NormNoise(Population):
     mu: nn.Parameter
     log_sigma: nn.Parameter
 
-    LARGEST_CACHE: ClassVar[int] = 1024
-    """Minds whose standard noise is kept; a step has far fewer."""
+    LARGEST_CACHE: ClassVar[int] = 2**26
+    """Numbers of standard noise that are kept: 256 MB in float32."""
 
     def __init__(self, options: NormNoiseOptions) -> None:
         super().__init__(options)
@@ -147,6 +147,8 @@ class NormNoise(Population):
         if kept is not None and kept.shape[1] >= length:
             return kept[:, :length]
         sites, width = self.mu.shape
+        # A sequence grows token by token: drawing twice as far as before keeps the work linear in its length.
+        wanted, length = length, max(length, 2 * kept.shape[1] if kept is not None else 1)
         if seed == MEAN.seed:
             draw = np.zeros((sites, length, width), np.float32)
         else:
@@ -156,10 +158,10 @@ class NormNoise(Population):
                     for site in self.sites
                 ]
             )
-        if len(self._eps) >= self.LARGEST_CACHE:
+        if sum(eps.numel() for eps in self._eps.values()) + draw.size > self.LARGEST_CACHE:
             self._eps.clear()
         self._eps[seed] = torch.from_numpy(draw).to(self.mu.device, self.mu.dtype)
-        return self._eps[seed]
+        return self._eps[seed][:, :wanted]
 
     def _noise(self, seeds: tuple[int, ...], length: int) -> list[Tensor]:
         """Offsets of each site, [M, L, D] for the M distinct minds of a batch."""
