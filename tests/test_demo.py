@@ -16,7 +16,7 @@ from ttrl_pop.models import DEMO_PACKAGE
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data" / "ttrl"
-SMALL = " --steps 2 --minds 6"
+SMALL = " --steps 1 --minds 6"
 """Appended to the README's first command: the same run, cut short. `make demo`, which CI runs, is the whole of it."""
 
 pytestmark = [
