@@ -217,8 +217,9 @@ def test_batches_of_the_loop_follow_the_stream(run: RunDirectory) -> None:
         assert sorted(ids) == sorted(next(expected))
 
 
-def test_targets_that_no_sigma_meets_are_an_error() -> None:
-    session = tiny_session(Policy(tiny_model(), norm_noise("auto", target_kl=1e-15)))
+def test_targets_that_no_sigma_meets_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ttrl_pop.calibrate.distance", lambda *_: (1.0, 1.0))
+    session = tiny_session(Policy(tiny_model(), norm_noise("auto")))
     with pytest.raises(UsageError, match="no sigma down to"):
         calibrate(session)
 
@@ -244,3 +245,11 @@ def test_a_template_that_refuses_a_prompt_is_a_usage_error() -> None:
     chat = Problem("c", ({"role": "system", "content": "x"}, {"role": "user", "content": "y"}), 1)
     with pytest.raises(UsageError, match="'c': the model's chat template refuses it"):
         tiny_session(policy, problems=[PROBLEMS[0], chat])
+
+
+def test_a_sigma_far_below_the_first_guess_is_found() -> None:
+    session = tiny_session(Policy(tiny_model(), norm_noise("auto", target_kl=1e-8, target_flips=1.0)))
+    found = calibrate(session)
+    assert found is not None
+    assert 0 < found.kl <= 1e-8
+    assert found.evaluations <= 20

@@ -24,6 +24,8 @@ FIRST_GUESS = 0.005
 CLOSE = 0.85
 """A sigma within its targets and at least this near to the tighter one is good enough."""
 EVALUATIONS = 6
+"""Of a sigma, once one within the targets is known; until then the search goes on, faster, down to nothing."""
+MOST_EVALUATIONS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,9 @@ def calibrate(session: Session) -> Calibration | None:
     low = high = None
     sigma = FIRST_GUESS
     best: Calibration | None = None
-    for evaluation in range(1, EVALUATIONS + 1):
+    for evaluation in range(1, MOST_EVALUATIONS + 1):
+        if best is not None and evaluation > EVALUATIONS:
+            break
         population.set_scale(sigma)
         kl, flips = distance(session.policy, rollouts, minds, session.config.learn.token_budget)
         excess = max(kl / options.target_kl, flips / options.target_flips)
@@ -63,6 +67,9 @@ def calibrate(session: Session) -> Calibration | None:
             high = sigma
         # The square law, kept inside what is already known to be too small or too large.
         guess = sigma * min(4.0, max(0.25, (0.95 / excess) ** 0.5 if excess > 0 else 4.0))
+        if low is None and evaluation >= 3:
+            # Few tokens, or near ties among them: the share of changes falls in steps, not by the law.
+            guess = min(guess, sigma / 2)
         if low is not None and guess <= low:
             guess = (low * high) ** 0.5 if high is not None else low * 1.5
         if high is not None and guess >= high:
