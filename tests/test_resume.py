@@ -43,7 +43,7 @@ def work(model: str, problems: str, out: str) -> None:
     """One process of the run: begin it, or go on with it."""
     import torch
 
-    from ttrl_pop import commands
+    from ttrl_pop import commands, inputs
 
     torch.set_num_threads(1)
     null = os.open(os.devnull, os.O_WRONLY)
@@ -56,7 +56,7 @@ def work(model: str, problems: str, out: str) -> None:
         # Killed before the run existed: what is there is an incomplete folder.
         for leftover in path.glob("*") if path.exists() else ():
             leftover.unlink()
-        prepared = commands.prepare_run(problems, None, path, None, {"model": model, **SETTINGS}, [])
+        prepared = commands.create_run(inputs.for_run(problems, None, path, None, {"model": model, **SETTINGS}, []))
     commands.run(prepared, quiet=True)
 
 

@@ -47,22 +47,6 @@ class PreparedRun:
     """The number of steps differs from the one that the run directory says."""
 
 
-def prepare_run(
-    source: str | None,
-    gold: str | None,
-    out: Path | None,
-    config_file: Path | None,
-    overrides: Overrides,
-    settings: Sequence[str],
-) -> PreparedRun:
-    """Check everything that can be wrong, then create the run directory.
-
-    Raises:
-        UsageError: nothing has been written.
-    """
-    return create_run(inputs.for_run(source, gold, out, config_file, overrides, settings))
-
-
 def create_run(given: RunInputs) -> PreparedRun:
     """Load the model and, where it goes with the inputs, create the run directory.
 
