@@ -94,21 +94,38 @@ def test_closing_after_any_event_keeps_what_is_finished(run: RunDirectory, after
         assert torch.equal(value, weights(second)[name])
 
 
-def test_an_update_cut_short_is_not_saved(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = tiny_session(steps=3, checkpoint__every=5, learn__updates_per_step=2)
+@pytest.mark.parametrize("calls_until", [1, 2, 3, 4, 5, 6])
+def test_an_update_cut_short_is_undone_and_what_was_finished_is_saved(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, calls_until: int
+) -> None:
+    settings: dict[str, Any] = {"steps": 3, "checkpoint__every": 5, "learn__updates_per_step": 2}
+    whole = tiny_session(**settings)
+    list(train(whole, RunDirectory(run.path.parent / "whole"), Progress()))
     original = Learner._update
     calls = []
 
     def interrupted(self: Learner, *args: Any) -> bool:
+        done = original(self, *args)
         calls.append(1)
-        if len(calls) == 4:
+        if len(calls) == calls_until:
             raise KeyboardInterrupt
-        return original(self, *args)
+        return done
 
     monkeypatch.setattr(Learner, "_update", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        list(train(session, run, Progress()))
-    assert checkpoint.latest(run) is None, "step 1 is in memory only, mixed with half of step 2"
+        list(train(tiny_session(**settings), run, Progress()))
+    finished = (calls_until - 1) // 2
+    assert checkpoint.latest(run) == (finished or None)
+    second = tiny_session(**settings)
+    progress = resume(run, second)
+    assert progress.step == finished
+    list(train(second, run, progress))
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(second)[name])
+    last = [RunDirectory(run.path.parent / name).checkpoint(3) for name in ("run", "whole")]
+    ours, theirs = ((folder / "optimizer.safetensors").read_bytes() for folder in last)
+    assert ours == theirs
+    assert [checkpoint.load_state(folder)["policy_version"] for folder in last] == [6, 6]
 
 
 def test_a_backend_that_missed_an_update_is_an_error(run: RunDirectory) -> None:

@@ -53,6 +53,16 @@ class Sums:
     losses: list[float] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class LearnerState:
+    """A copy of all that updates change."""
+
+    parameters: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    policy_version: int
+    bad_in_a_row: int
+
+
 class Learner:
     """Owns the optimizer. `learn` is the only place where the policy's weights change."""
 
@@ -137,6 +147,25 @@ class Learner:
             # Adam counts its steps in a CPU tensor unless it is fused.
             on_device = key != "step" or self.optimizer.defaults["fused"]
             self.optimizer.state[parameter][key] = value.to(parameter.device) if on_device else value
+
+    def snapshot(self) -> LearnerState:
+        """A copy of the trained parameters and the optimizer, to go back to with `restore`."""
+        named = {**self.adapter, **self.population}
+        return LearnerState(
+            parameters={name: parameter.detach().clone() for name, parameter in named.items()},
+            optimizer={name: value.clone() for name, value in self.state_tensors().items()},
+            policy_version=self.policy.version,
+            bad_in_a_row=self.bad_in_a_row,
+        )
+
+    def restore(self, state: LearnerState) -> None:
+        """Undo all updates since `snapshot`."""
+        with torch.no_grad():
+            for name, parameter in {**self.adapter, **self.population}.items():
+                parameter.copy_(state.parameters[name])
+        self.optimizer.state.clear()
+        self.load_state_tensors(state.optimizer)
+        self.policy.version, self.bad_in_a_row = state.policy_version, state.bad_in_a_row
 
     def _check_versions(self, tallies: Sequence[Tally]) -> None:
         for tally in tallies:

@@ -1,8 +1,8 @@
 """The loop: read → sample → vote → learn → report. A generator; whoever iterates decides how to show it.
 
-Closing the generator (Ctrl-C, a closed pipe) between updates saves the steps that are finished. A process that is
-killed resumes from its newest whole checkpoint and repeats the rest, on a CPU to the byte: every draw is a function of
-(seed, step, problem, mind, sample).
+Closing the generator or interrupting it (Ctrl-C, a closed pipe) saves the steps that are finished; an update cut short
+is undone first. A process that is killed resumes from its newest whole checkpoint and repeats the rest, on a CPU to the
+byte: every draw is a function of (seed, step, problem, mind, sample).
 """
 
 import time
@@ -14,7 +14,7 @@ from typing import Any
 
 from ttrl_pop import checkpoint, streams
 from ttrl_pop.checkpoint import RunDirectory
-from ttrl_pop.learn import Learner
+from ttrl_pop.learn import Learner, LearnerState
 from ttrl_pop.report import metrics_row, rollout_rows, step_report
 from ttrl_pop.sample import sample
 from ttrl_pop.session import Session
@@ -47,8 +47,9 @@ def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[
         learner.bad_in_a_row = progress.bad_in_a_row
     problems = session.problems.problems
     order = islice(streams.batches(config.seed, len(problems), config.problems_per_step), progress.step, config.steps)
-    whole = True
     saved = progress.step
+    # While an update is under way: the step to fall back to, and its state where no checkpoint has it.
+    undo: tuple[int, LearnerState | None] | None = None
     try:
         for step, indices in enumerate(order, start=progress.step + 1):
             clock = Clock()
@@ -70,7 +71,7 @@ def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[
                 yield tally
             tallies.sort(key=lambda tally: tally.group.problem.index)
             progress.measured(run, step - 1, fmean(tally.agreement for tally in tallies))
-            whole = False
+            undo = (progress.step, learner.snapshot() if progress.step > saved else None)
             with clock.span("time/learn"):
                 update = learner.learn(tallies, step)
                 backend.refresh()
@@ -86,15 +87,18 @@ def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[
             checkpoint.write_lines(run.rollouts(step), (row for tally in tallies for row in rollout_rows(tally)))
             checkpoint.append_line(run.metrics, metrics_row(report))
             # A step counts once its row is there; one cut short before is repeated at resume.
-            progress.step, progress.bad_in_a_row = step, learner.bad_in_a_row
-            whole = True
+            progress.step = step
+            undo = None
             if step % config.checkpoint.every == 0 or step == config.steps:
                 save(run, session, learner, progress)
                 saved = step
             yield report
     finally:
-        # An update cut short is not saved: its step is repeated at resume.
-        if whole and progress.step > saved:
+        if undo is not None:
+            progress.step, state = undo
+            if state is not None:
+                learner.restore(state)
+        if progress.step > saved:
             save(run, session, learner, progress)
 
 
@@ -102,7 +106,7 @@ def save(run: RunDirectory, session: Session, learner: Learner, progress: Progre
     state: dict[str, Any] = {
         "best_step": progress.best_step,
         "best_agreement": progress.best_agreement,
-        "bad_in_a_row": progress.bad_in_a_row,
+        "bad_in_a_row": learner.bad_in_a_row,
     }
     checkpoint.save(run, progress.step, session.policy, learner.state_tensors(), state)
     checkpoint.prune(run, session.config.checkpoint.keep, progress.best_step)
