@@ -13,7 +13,7 @@ LEVELS = [
     # 0: no torch
     ("types", "config", "plugins", "errors", "streams", "boxes", "__init__"),
     # 1
-    ("populations", "models", "policy", "backends", "graders", "rewards", "grpo", "measures"),
+    ("populations", "models", "policy", "backends", "graders", "extract", "rewards", "grpo", "measures"),
     # 2: the verbs; never each other
     ("problems", "sample", "vote", "learn", "report", "checkpoint"),
     # 3
@@ -91,7 +91,18 @@ def test_every_module_has_a_docstring() -> None:
 
 
 def test_what_needs_no_torch_imports_none() -> None:
-    light = [*LEVELS[0][:-1], "problems", "vote", "rewards", "measures", "graders.exact", "display", "inputs", "cli"]
+    light = [
+        *LEVELS[0][:-1],
+        "problems",
+        "extract",
+        "vote",
+        "rewards",
+        "measures",
+        "graders.exact",
+        "display",
+        "inputs",
+        "cli",
+    ]
     script = "; ".join(f"import ttrl_pop.{name}" for name in light)
     script += "; import sys; assert not {'torch', 'transformers', 'peft'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ttrl_pop.errors import UsageError
+from ttrl_pop.extract import Extract, extract_chat, extract_raw, resolve_extract
 from ttrl_pop.graders.base import Grader
 from ttrl_pop.graders.exact import ExactGrader
 from ttrl_pop.rewards import Ballot, frequency, majority
 from ttrl_pop.types import FinishReason, Group, Mind, Problem, Rollout, Tally
-from ttrl_pop.vote import Extract, extract_chat, extract_raw, resolve_extract, vote
+from ttrl_pop.vote import vote
 
 EXTRACT_CASES = json.loads((Path(__file__).parent / "cases" / "extract.json").read_text(encoding="utf-8"))
 
