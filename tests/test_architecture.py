@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "ttrl_pop"
 LEVELS = [
     # 0: no torch
-    ("types", "config", "plugins", "errors", "streams", "boxes", "__init__"),
+    ("types", "config", "plugins", "errors", "streams", "boxes", "interrupts", "__init__"),
     # 1
     ("populations", "models", "policy", "backends", "graders", "extract", "rewards", "grpo", "measures"),
     # 2: the verbs; never each other

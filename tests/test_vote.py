@@ -1,7 +1,5 @@
-"""The vote: extraction by golden cases, clustering by properties, and the bugs of the reference as tests."""
+"""The vote: clustering by properties, and the bugs of the reference as tests."""
 
-import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,14 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ttrl_pop.errors import UsageError
-from ttrl_pop.extract import Extract, extract_chat, extract_raw, resolve_extract
 from ttrl_pop.graders.base import Grader
 from ttrl_pop.graders.exact import ExactGrader
 from ttrl_pop.rewards import Ballot, frequency, majority
 from ttrl_pop.types import FinishReason, Group, Mind, Problem, Rollout, Tally
 from ttrl_pop.vote import vote
-
-EXTRACT_CASES = json.loads((Path(__file__).parent / "cases" / "extract.json").read_text(encoding="utf-8"))
 
 
 def group(texts: Sequence[str], finish: FinishReason = "stop", is_chat: bool = True) -> Group:
@@ -30,46 +25,6 @@ def vote_on(answers: Sequence[str | None], grader: Grader | None = None) -> Tall
     """Vote on boxed answers; None writes no box."""
     texts = ["I do not know." if answer is None else rf"\boxed{{{answer}}}" for answer in answers]
     return vote(group(texts), "auto", grader or ExactGrader(), frequency)
-
-
-@pytest.mark.parametrize("case", EXTRACT_CASES, ids=lambda case: f"{case['form']}:{case['finish']}:{case['text'][:30]}")
-def test_extraction(case: dict[str, str]) -> None:
-    extract = resolve_extract("auto", is_chat=case["form"] == "chat")
-    assert extract(case["text"], "length" if case["finish"] == "length" else "stop") == case["answer"]
-
-
-HOSTILE = {
-    "open boxes": r"\boxed{" * 150_000,
-    "nested boxes": r"\boxed{" * 100_000 + "}" * 100_000,
-    "nested braces in a box": r"\boxed{" + "{" * 100_000 + "}" * 100_000 + "}",
-    "open braces": "{" * 1_000_000,
-    "spaces after boxed": (r"\boxed" + " " * 1000) * 1000,
-    "backslashes": "\\" * 1_000_000,
-    "answer and spaces": "answer" + " " * 1_000_000,
-    "answer and stars": ("*" * 1000 + "answer" + "* " * 1000 + "\n") * 300,
-    "marks": "> #*_-" * 160_000,
-    "answer lines": "Answer:\n" * 125_000,
-    "hash lines": "####\n" * 200_000,
-    "open thoughts": "<think>" * 150_000,
-    "closed thoughts": "</think>" * 125_000,
-    "digits": "1" * 1_000_000,
-    "digits after a letter": "x" + "1" * 1_000_000,
-    "thousands": "1" + ",111" * 250_000 + "1",
-    "fractions": "1/" * 500_000,
-    "dots": "1." * 500_000,
-    "signs": "-" * 1_000_000,
-    "newlines": "\n" * 1_000_000,
-}
-
-
-@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
-@pytest.mark.parametrize("extract", [extract_chat, extract_raw])
-@pytest.mark.parametrize("finish", ["stop", "length"])
-def test_extraction_of_hostile_text_is_quick(extract: Extract, text: str, finish: FinishReason) -> None:
-    start = time.perf_counter()
-    extract(text, finish)
-    # Linear scans take about 0.1 s; one that backtracks takes minutes.
-    assert time.perf_counter() - start < 2
 
 
 def test_a_deep_box_is_extracted_and_graded() -> None:
@@ -241,20 +196,3 @@ def test_an_extractor_of_your_own_and_a_blank_answer_of_its_abstains() -> None:
 def test_an_extractor_must_return_text_or_none() -> None:
     with pytest.raises(UsageError, match="'my_extract:number' must return str or None, got int"):
         vote(group(["a"]), "my_extract:number", ExactGrader(), majority)
-
-
-@pytest.mark.usefixtures("plug_ins")
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("first", "must be auto or package.module:function, got 'first'"),
-        ("my_extract:", "must be auto or package.module:function"),
-        (":whole", "must be auto or package.module:function"),
-        ("no_such_module_here:whole", "cannot be imported"),
-        ("my_extract:missing", "module my_extract has no 'missing'"),
-        ("my_extract:nothing", "must be a function, got a NoneType"),
-    ],
-)
-def test_a_wrong_extractor_is_a_usage_error(name: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        resolve_extract(name, is_chat=True)

@@ -5,7 +5,6 @@ that `--help` answers at once.
 """
 
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ttrl_pop import __version__
+from ttrl_pop import __version__, interrupts
 from ttrl_pop.errors import TtrlPopError, UsageError
 
 
@@ -313,7 +312,7 @@ def main() -> None:
     # A stream that was closed (>&-) is None, and its number would go to the next file that is opened.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupts.install()
     app()
 
 
@@ -336,10 +335,6 @@ def _exit_codes() -> Iterator[None]:
 def one_line(text: str) -> str:
     """An error as one printable line: it may quote what stood in a file."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
-
-
-def _interrupt(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import RenderableType
 from rich.text import Text
 
-from ttrl_pop import checkpoint, inputs
+from ttrl_pop import checkpoint, inputs, interrupts
 from ttrl_pop.calibrate import Calibration, calibrate
 from ttrl_pop.checkpoint import RunDirectory
 from ttrl_pop.config import ProblemsConfig, dump_config, load_config
@@ -276,6 +276,7 @@ def _train(prepared: PreparedRun, progress: Progress, display: Display) -> tuple
     voted = 0
     with closing(train(session, prepared.run, progress)) as events:
         for event in events:
+            interrupts.check()
             if isinstance(event, StepReport):
                 first, last, voted = first or event, event, 0
                 display.step(event)
@@ -293,6 +294,7 @@ def _survey(session: Session, display: Display, text: str) -> Iterator[dict[str,
     answers, same = session.answers, session.grader.same
     display.phase(text, len(session.problems.problems))
     for tally in survey(session):
+        interrupts.check()
         display.tally(tally, label_correct(tally, answers, same))
         yield {**answer_row(tally, answers, same), **_accuracy(session, tally)}
 

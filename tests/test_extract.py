@@ -1,0 +1,83 @@
+"""Extraction by golden cases, and hostile texts that must not make it slow."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from ttrl_pop.errors import UsageError
+from ttrl_pop.extract import NAMED, Extract, extract_chat, extract_raw, resolve_extract
+from ttrl_pop.types import FinishReason
+
+EXTRACT_CASES = json.loads((Path(__file__).parent / "cases" / "extract.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("case", EXTRACT_CASES, ids=lambda case: f"{case['form']}:{case['finish']}:{case['text'][:30]}")
+def test_extraction(case: dict[str, str]) -> None:
+    form = case["form"]
+    name = "auto" if form in ("chat", "raw", "thinking") else form
+    extract = resolve_extract(name, is_chat=form != "raw", thinking=form == "thinking")
+    assert extract(case["text"], "length" if case["finish"] == "length" else "stop") == case["answer"]
+
+
+HOSTILE = {
+    "open boxes": r"\boxed{" * 150_000,
+    "nested boxes": r"\boxed{" * 100_000 + "}" * 100_000,
+    "nested braces in a box": r"\boxed{" + "{" * 100_000 + "}" * 100_000 + "}",
+    "open braces": "{" * 1_000_000,
+    "spaces after boxed": (r"\boxed" + " " * 1000) * 1000,
+    "backslashes": "\\" * 1_000_000,
+    "answer and spaces": "answer" + " " * 1_000_000,
+    "answer and stars": ("*" * 1000 + "answer" + "* " * 1000 + "\n") * 300,
+    "marks": "> #*_-" * 160_000,
+    "answer lines": "Answer:\n" * 125_000,
+    "hash lines": "####\n" * 200_000,
+    "open thoughts": "<think>" * 150_000,
+    "closed thoughts": "</think>" * 125_000,
+    "digits": "1" * 1_000_000,
+    "digits after a letter": "x" + "1" * 1_000_000,
+    "thousands": "1" + ",111" * 250_000 + "1",
+    "fractions": "1/" * 500_000,
+    "dots": "1." * 500_000,
+    "signs": "-" * 1_000_000,
+    "newlines": "\n" * 1_000_000,
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+@pytest.mark.parametrize(
+    "extract", [extract_chat, extract_raw, *NAMED.values()], ids=lambda function: function.__name__
+)
+@pytest.mark.parametrize("finish", ["stop", "length"])
+def test_extraction_of_hostile_text_is_quick(extract: Extract, text: str, finish: FinishReason) -> None:
+    start = time.perf_counter()
+    extract(text, finish)
+    # Linear scans take about 0.1 s; one that backtracks takes minutes.
+    assert time.perf_counter() - start < 2
+
+
+@pytest.fixture
+def plug_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_extract.py").write_text(
+        "def whole(text, finish_reason): return text\ndef number(text, finish_reason): return 3\nnothing = None\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+@pytest.mark.usefixtures("plug_ins")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("first", "must be auto, .* or package.module:function, got 'first'"),
+        ("my_extract:", "must be auto, .* or package.module:function"),
+        (":whole", "must be auto, .* or package.module:function"),
+        ("regex:(", "is not a valid regular expression"),
+        ("no_such_module_here:whole", "cannot be imported"),
+        ("my_extract:missing", "module my_extract has no 'missing'"),
+        ("my_extract:nothing", "must be a function, got a NoneType"),
+    ],
+)
+def test_a_wrong_extractor_is_a_usage_error(name: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        resolve_extract(name, is_chat=True)
