@@ -10,17 +10,16 @@ from tokenizers import Tokenizer, decoders, models
 
 from ttrl_pop.backends.base import Backend, Request
 from ttrl_pop.config import Config, LoraConfig, load_config
-from ttrl_pop.graders.exact import ExactGrader
 from ttrl_pop.models import LoadedModel, fingerprint
 from ttrl_pop.policy import Policy
 from ttrl_pop.populations.base import MEAN, Population
 from ttrl_pop.populations.norm_noise import NormNoise, NormNoiseOptions
 from ttrl_pop.problems import ProblemSet
-from ttrl_pop.rewards import build_reward
+from ttrl_pop.rewards import Ballot
+from ttrl_pop.rules import build_rules
 from ttrl_pop.sample import Prompts
 from ttrl_pop.session import Session
 from ttrl_pop.types import AnswerKey, Problem, Rollout
-from ttrl_pop.vote import vote
 
 ALPHABET = " 0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,:?=+*\n#$\\{}/<>|-_'()"
 SPECIAL = ["<s>", "</s>", "<unk>"]
@@ -146,17 +145,34 @@ def tiny_session(
     )
     policy = policy or tiny_policy()
     answers = AnswerKey(gold)
-    grader = ExactGrader()
-    reward = build_reward(config.vote.reward, answers, grader)
     return Session(
         config=config,
         problems=ProblemSet(tuple(problems), answers, "fingerprint"),
         policy=policy,
         backend=(backend or HfBackend)(policy, config.sampling),
         prompts=Prompts(policy, problems, config.sampling.max_new_tokens),
-        grader=grader,
-        tally=lambda group: vote(group, config.vote.extract, grader, reward),
+        rules=build_rules(config.vote, answers, token_limit=config.sampling.max_new_tokens),
     )
+
+
+def ballot(*cluster_G: int | None, answers: dict[int, str] | None = None, **changes: Any) -> Ballot:
+    """A ballot with these clusters; the answer of cluster i is i unless `answers` says otherwise."""
+    size = len(cluster_G)
+    given = sorted({c for c in cluster_G if c is not None})
+    fields: dict[str, Any] = {
+        "problem_id": "p",
+        "answers_G": tuple(None if c is None else (answers or {}).get(c, str(c)) for c in cluster_G),
+        "cluster_G": cluster_G,
+        "shares": tuple(cluster_G.count(c) / size for c in given),
+        "label": (answers or {}).get(0, "0") if given else None,
+        "label_cluster": 0 if given else None,
+        "texts_G": ("text",) * size,
+        "finished_G": (True,) * size,
+        "lengths_G": (4,) * size,
+        "logprob_G": (-0.5,) * size,
+        "token_limit": 10,
+    }
+    return Ballot(**{**fields, **changes})
 
 
 class ScriptedBackend(Backend):

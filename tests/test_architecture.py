@@ -13,11 +13,11 @@ LEVELS = [
     # 0: no torch
     ("types", "config", "plugins", "errors", "streams", "boxes", "interrupts", "__init__"),
     # 1
-    ("populations", "models", "policy", "backends", "graders", "extract", "rewards", "grpo", "measures"),
+    ("populations", "models", "policy", "backends", "graders", "extract", "rewards", "novelty", "grpo", "measures"),
     # 2: the verbs; never each other
     ("problems", "sample", "vote", "learn", "report", "checkpoint"),
     # 3
-    ("session", "inputs"),
+    ("rules", "session", "inputs"),
     # 4
     ("train", "evaluate", "calibrate"),
     # 5
@@ -38,6 +38,8 @@ ALLOWED = {
     ("backends", "policy"),
     ("backends", "populations"),
     ("rewards", "graders"),
+    ("novelty", "rewards"),
+    ("session", "rules"),
 }
 
 
@@ -101,6 +103,9 @@ def test_what_needs_no_torch_imports_none() -> None:
         "graders.exact",
         "display",
         "inputs",
+        "rules",
+        "novelty",
+        "interrupts",
         "cli",
     ]
     script = "; ".join(f"import ttrl_pop.{name}" for name in light)
@@ -117,4 +122,4 @@ def test_a_problem_cannot_carry_an_answer() -> None:
 def test_only_report_and_evaluation_read_gold() -> None:
     # `rewards` holds the gold reward, which has to be asked for by name.
     readers = {m for m, files in modules().items() for f in files if re.search(r"\bAnswerKey\b", f.read_text())}
-    assert readers == {"types", "problems", "report", "measures", "rewards", "session"}
+    assert readers == {"types", "problems", "report", "measures", "rewards", "rules", "session"}

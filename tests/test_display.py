@@ -9,6 +9,7 @@ import threading
 import time
 import tracemalloc
 import unicodedata
+from fractions import Fraction
 
 import pytest
 from hypothesis import given, settings
@@ -66,8 +67,8 @@ METRICS = {
 
 def tally_of(problem: str = "p", label: str | None = "7", votes: int = 3, of: int = 4) -> Tally:
     answers = (label,) * votes + (None,) * (of - votes)
-    clusters = () if label is None else (Cluster(label, tuple(range(votes))),)
-    return Tally(Group(Problem(problem, "?", 0), ()), answers, clusters, label, (0.0,) * of)
+    clusters = () if label is None else (Cluster(label, tuple(range(votes)), Fraction(votes, of)),)
+    return Tally(Group(Problem(problem, "?", 0), ()), answers, clusters, label, 0 if clusters else None, (0.0,) * of)
 
 
 def rendered(renderable, width: int = 80, height: int = 24, **options) -> str:

@@ -15,7 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 import typer.main
-from fakes import save_tiny, tiny_policy
+from fakes import ballot, save_tiny, tiny_policy
 
 from ttrl_pop.checkpoint import RunDirectory, read_lines
 from ttrl_pop.cli import app
@@ -23,7 +23,6 @@ from ttrl_pop.config import load_config
 from ttrl_pop.plugins import load
 from ttrl_pop.policy import Policy
 from ttrl_pop.populations.base import MEAN, Population
-from ttrl_pop.rewards import Ballot
 from ttrl_pop.session import check_trainable
 from ttrl_pop.types import Mind
 
@@ -142,9 +141,9 @@ def test_grader_casefold_joins_votes_that_differ_in_case(
 
 def test_reward_short_pays_long_texts_less(run_plugin: RunPlugin, monkeypatch: pytest.MonkeyPatch) -> None:
     reward = plugin("reward", "reward_short:short_majority", "reward_short.py", monkeypatch)
-    ballot = Ballot("p", ("5", "5", "6", "5"), (0, 0, 1, 0), (3, 1), "5", ("5", "5" + 3 * " ", "6", "55"))
+    votes = ballot(0, 0, 1, 0, texts_G=("5", "5" + 3 * " ", "6", "55"))
     # The median length is 1.5: the texts of length 1, 4, 1 and 2.
-    assert reward(ballot) == pytest.approx((1.0, 1.5 / 4, 0.0, 1.5 / 2))
+    assert reward(votes) == pytest.approx((1.0, 1.5 / 4, 0.0, 1.5 / 2))
     run = run_plugin("reward_short.py")
     assert load_config(run.config, {}).vote.reward == "reward_short:short_majority"
     assert figures(run)[0]["learn/updates"] == 1

@@ -184,10 +184,13 @@ def tally_of(problem: str, answers: list[str | None], rewards: list[float] | Non
         for i in range(len(answers))
     )
     members = {a: tuple(i for i, b in enumerate(answers) if b == a) for a in answers if a is not None}
-    clusters = tuple(Cluster(a, m) for a, m in sorted(members.items(), key=lambda item: (-len(item[1]), item[0])))
+    ordered = sorted(members.items(), key=lambda item: (-len(item[1]), item[0]))
+    clusters = tuple(Cluster(a, m, Fraction(len(m), len(answers))) for a, m in ordered)
     label = clusters[0].answer if clusters else None
     rewards_G = tuple(rewards or [float(a == label) for a in answers])
-    return Tally(Group(Problem(problem, "?", 0), rollouts), tuple(answers), clusters, label, rewards_G)
+    return Tally(
+        Group(Problem(problem, "?", 0), rollouts), tuple(answers), clusters, label, 0 if clusters else None, rewards_G
+    )
 
 
 def equal_as_numbers(answer: str | None, gold: str | None) -> bool:

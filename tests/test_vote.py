@@ -1,7 +1,11 @@
 """The vote: clustering by properties, and the bugs of the reference as tests."""
 
-from collections.abc import Sequence
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +16,7 @@ from ttrl_pop.graders.base import Grader
 from ttrl_pop.graders.exact import ExactGrader
 from ttrl_pop.rewards import Ballot, frequency, majority
 from ttrl_pop.types import FinishReason, Group, Mind, Problem, Rollout, Tally
-from ttrl_pop.vote import vote
+from ttrl_pop.vote import Rules, elect, vote, vote_in_background
 
 
 def group(texts: Sequence[str], finish: FinishReason = "stop", is_chat: bool = True) -> Group:
@@ -24,7 +28,7 @@ def group(texts: Sequence[str], finish: FinishReason = "stop", is_chat: bool = T
 def vote_on(answers: Sequence[str | None], grader: Grader | None = None) -> Tally:
     """Vote on boxed answers; None writes no box."""
     texts = ["I do not know." if answer is None else rf"\boxed{{{answer}}}" for answer in answers]
-    return vote(group(texts), "auto", grader or ExactGrader(), frequency)
+    return vote(group(texts), Rules(grader or ExactGrader(), frequency))
 
 
 def test_a_deep_box_is_extracted_and_graded() -> None:
@@ -37,7 +41,7 @@ def test_bug_1_missing_answers_never_win_and_are_never_rewarded() -> None:
     assert tally.answers_G == (None, None, None, None, None, "7")
     assert tally.label == "7"
     assert tally.agreement == 1 / 6
-    rewards = vote(tally.group, "auto", ExactGrader(), majority).rewards_G
+    rewards = vote(tally.group, Rules(ExactGrader(), majority)).rewards_G
     assert rewards == (0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
 
 
@@ -52,7 +56,7 @@ def test_bug_2_the_label_is_the_extracted_answer_itself() -> None:
 
 def test_bug_3_a_boxed_choice_is_not_overruled_by_the_sentence_after_it() -> None:
     texts = [r"\boxed{C}. This is a hard question: A or B?", r"I say \boxed{C}", r"\boxed{A}"]
-    tally = vote(group(texts), "auto", ExactGrader(), majority)
+    tally = vote(group(texts), Rules(ExactGrader(), majority))
     assert (tally.label, tally.rewards_G) == ("C", (1.0, 1.0, 0.0))
 
 
@@ -64,13 +68,13 @@ def test_bug_4_spellings_of_one_number_do_not_split_the_vote() -> None:
 
 def test_bug_5_numbers_of_truncated_rollouts_do_not_vote() -> None:
     texts = ["So 12 + 30 is 4", "Answer: 4", r"\boxed{42} as", "Answer: 42\nsince"]
-    tally = vote(group(texts, finish="length"), "auto", ExactGrader(), majority)
+    tally = vote(group(texts, finish="length"), Rules(ExactGrader(), majority))
     assert tally.answers_G == (None, None, "42", "42")
     assert tally.agreement == 0.5
 
 
 def test_raw_prompts_are_read_by_their_first_line() -> None:
-    tally = vote(group([" 56.\nQ: 9", " 56\n", " 5"], "length", is_chat=False), "auto", ExactGrader(), majority)
+    tally = vote(group([" 56.\nQ: 9", " 56\n", " 5"], "length", is_chat=False), Rules(ExactGrader(), majority))
     assert tally.answers_G == ("56", "56", None)
 
 
@@ -167,15 +171,121 @@ def test_the_ballot_says_what_the_vote_found() -> None:
         return (0.0,) * len(ballot.answers_G)
 
     texts = [r"\boxed{1}", r"\boxed{2}", "?", r"\boxed{2.0}"]
-    vote(group(texts), "auto", ExactGrader(), spy)
-    expected = Ballot("p", ("1", "2", None, "2.0"), (1, 0, None, 0), (2, 1), "2", tuple(texts))
+    vote(group(texts), Rules(ExactGrader(), spy))
+    expected = Ballot(
+        problem_id="p",
+        answers_G=("1", "2", None, "2.0"),
+        cluster_G=(1, 0, None, 0),
+        shares=(0.5, 0.25),
+        label="2",
+        label_cluster=0,
+        texts_G=tuple(texts),
+        finished_G=(True,) * 4,
+        lengths_G=(1,) * 4,
+        logprob_G=(0.0,) * 4,
+        token_limit=None,
+    )
     assert seen == [expected]
+
+
+def ballots_of_minds(*votes: tuple[int, str | None, float]) -> Group:
+    """Rollouts of (mind, answer, mean log p)."""
+    rollouts = (
+        Rollout(
+            Mind(mind),
+            (1,),
+            (2, 3),
+            (logprob - 0.25, logprob + 0.25),
+            "" if answer is None else rf"\boxed{{{answer}}}",
+            "stop",
+            0,
+        )
+        for mind, answer, logprob in votes
+    )
+    return Group(Problem("p", ({"role": "user", "content": "?"},), 0), tuple(rollouts))
+
+
+def shares(group: Group, weight: Any) -> dict[str, float]:
+    tally = vote(group, Rules(ExactGrader(), majority, weight=weight))
+    return {cluster.answer: float(cluster.share) for cluster in tally.clusters}
+
+
+def test_one_vote_per_mind() -> None:
+    # Mind 1: a, a, b → a. Mind 2: b, c → half each. Mind 3 abstains and stays in the whole. Mind 4: b, and silence.
+    votes = [(1, "aa"), (1, "aa"), (1, "bb"), (2, "bb"), (2, "cc"), (3, None), (3, None), (4, "bb"), (4, None)]
+    group = ballots_of_minds(*((mind, answer, -1.0) for mind, answer in votes))
+    assert shares(group, "mind") == {"bb": 0.375, "aa": 0.25, "cc": 0.125}
+    assert shares(group, "rollout") == pytest.approx({"bb": 3 / 9, "aa": 2 / 9, "cc": 1 / 9})
+    tie = vote(ballots_of_minds((1, "aa", -1), (1, "aa", -1), (1, "aa", -1), (2, "bb", -1)), MIND)
+    assert tie.tie
+    assert tie.label == "aa"
+
+
+MIND = Rules(ExactGrader(), majority, weight="mind")
+
+
+def test_votes_by_confidence() -> None:
+    group = ballots_of_minds((1, "aa", -3.0), (2, "aa", -3.0), (3, "bb", -1.0), (4, None, -0.5))
+    weights = [math.exp(x) for x in (-3, -3, -1, -0.5)]
+    expected = {"bb": weights[2] / sum(weights), "aa": 2 * weights[0] / sum(weights)}
+    assert shares(group, "confidence") == pytest.approx(expected)
+    tally = vote(group, Rules(ExactGrader(), majority, weight="confidence"))
+    assert (tally.label, tally.rewards_G) == ("bb", (0, 0, 1, 0))
+
+
+def test_confidence_needs_log_probabilities() -> None:
+    bare = group([r"\boxed{1}"])
+    bare = replace(bare, rollouts_G=tuple(replace(rollout, logprobs=()) for rollout in bare.rollouts_G))
+    with pytest.raises(UsageError, match="needs the log-probabilities"):
+        vote(bare, Rules(ExactGrader(), majority, weight="confidence"))
+
+
+def test_labels_elected_elsewhere_decide_the_reward_and_leave_the_figures_of_the_group() -> None:
+    given_group = group([r"\boxed{1}", r"\boxed{1}", r"\boxed{0.5}", "?"])
+    rules = Rules(ExactGrader(), majority)
+    tally = vote(given_group, rules, labels={"p": r"\frac12"})
+    assert (tally.label, tally.label_cluster, tally.rewards_G) == (r"\frac12", 1, (0, 0, 1, 0))
+    assert (tally.agreement, tally.margin) == (0.5, 0.25)
+    unknown = vote(given_group, rules, labels={"p": "7"})
+    assert (unknown.label, unknown.label_cluster, unknown.rewards_G) == ("7", None, (0, 0, 0, 0))
+    silent = vote(given_group, rules, labels={"p": None})
+    assert (silent.label, silent.label_cluster, silent.rewards_G) == (None, None, (0, 0, 0, 0))
+    assert elect(given_group, rules) == "1"
+    assert elect(group(["?"]), rules) is None
+
+
+def test_voting_in_the_background_keeps_the_order_and_overlaps_with_sampling() -> None:
+    sampled: list[int] = []
+    second_sampled = threading.Event()
+
+    def groups() -> Iterator[Group]:
+        for number in range(4):
+            sampled.append(number)
+            if number == 1:
+                second_sampled.set()
+            yield replace(group([rf"\boxed{{{number}}}"]), problem=Problem(str(number), "?", number))
+
+    def slow(given_group: Group) -> Tally:
+        # The first vote ends only after the second group has been sampled.
+        assert second_sampled.wait(30)
+        return vote(given_group, Rules(ExactGrader(), majority))
+
+    tallies = list(vote_in_background(groups(), slow))
+    assert [tally.group.problem.id for tally in tallies] == ["0", "1", "2", "3"]
+
+
+def test_an_error_of_a_vote_reaches_the_one_who_iterates() -> None:
+    def wrong(_: Group) -> Tally:
+        raise UsageError("no such thing")
+
+    with pytest.raises(UsageError, match="no such thing"):
+        list(vote_in_background(iter([group(["1"])]), wrong))
 
 
 @pytest.mark.parametrize("rewards_G", [(1.0,), (1.0, float("nan")), (float("inf"), 0.0)])
 def test_a_reward_that_breaks_its_interface_is_refused(rewards_G: tuple[float, ...]) -> None:
     with pytest.raises(UsageError, match=r"one finite number per rollout \(2\)"):
-        vote(group(["a", "b"]), "auto", ExactGrader(), lambda _: rewards_G)
+        vote(group(["a", "b"]), Rules(ExactGrader(), lambda _: rewards_G))
 
 
 @pytest.fixture
@@ -188,11 +298,11 @@ def plug_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("plug_ins")
 def test_an_extractor_of_your_own_and_a_blank_answer_of_its_abstains() -> None:
-    tally = vote(group(["", "", "5"]), "my_extract:whole", ExactGrader(), majority)
+    tally = vote(group(["", "", "5"]), Rules(ExactGrader(), majority, "my_extract:whole"))
     assert (tally.answers_G, tally.label) == ((None, None, "5"), "5")
 
 
 @pytest.mark.usefixtures("plug_ins")
 def test_an_extractor_must_return_text_or_none() -> None:
     with pytest.raises(UsageError, match="'my_extract:number' must return str or None, got int"):
-        vote(group(["a"]), "my_extract:number", ExactGrader(), majority)
+        vote(group(["a"]), Rules(ExactGrader(), majority, "my_extract:number"))

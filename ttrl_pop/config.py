@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ttrl_pop.errors import UsageError
 
+Weight = Literal["rollout", "mind", "confidence"]
+
 S = TypeVar("S", bound=BaseModel)
 
 Positive = Annotated[int, Field(ge=1)]
@@ -64,10 +66,37 @@ class SamplingConfig(Section):
 
 class VoteConfig(Section):
     extract: str = "auto"
-    """`auto`, or `package.module:function` taking (text, finish_reason) and returning the answer or None."""
+    """`auto`, `first-number`, `last-number`, `choice`, `regex:PATTERN`, or `package.module:function` taking (text,
+    finish_reason) and returning the answer or None."""
+    thinking: bool | None = None
+    """Whether chat prompts end inside the thoughts; None asks the chat template."""
     grader: str = "exact"
     reward: str = "majority"
-    """The short name of a reward or `package.module:Name`."""
+    """A reward, or a weighted sum of several: `majority+0.2*format`."""
+    weight: Weight = "rollout"
+    """Votes: one for each rollout, one for each mind, or each rollout by its confidence."""
+    labels: Literal["minds", "base", "average"] = "minds"
+    """Who elects the label: the minds that learn; the base model (no adapter, no noise), once for each problem; or the
+    mean mind of an exponential average of the policy, anew at each visit."""
+    label_rollouts: Positive | None = None
+    """Rollouts of such labellers for each problem; None means as many as the group has."""
+    average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of the average: average ← decay · average + (1 − decay) · policy, after each step."""
+
+
+class GuardConfig(Section):
+    """Against collapse, without labels."""
+
+    stop_on_collapse: bool = False
+    """End the run, with a checkpoint and exit code 3, when the alarm goes off."""
+    flip_weight: bool = False
+    """Weigh a problem's advantages by 1 − flip rate: the share of its visits at which the label changed."""
+    settled_agreement: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Agreement from which a visit counts as settled."""
+    settled_visits: Positive = 2
+    """Settled visits in a row after which a problem is settled."""
+    settled_every: Positive = 1
+    """A settled problem learns only at each so many-th visit; 1: always."""
 
 
 class LoraConfig(Section):
@@ -136,6 +165,7 @@ class Config(Section):
     sampling: SamplingConfig = SamplingConfig()
     vote: VoteConfig = VoteConfig()
     learn: LearnConfig = LearnConfig()
+    guard: GuardConfig = GuardConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 
     @property

@@ -26,7 +26,12 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "reward": {
         "majority": "ttrl_pop.rewards:majority",
         "frequency": "ttrl_pop.rewards:frequency",
+        "gated": "ttrl_pop.rewards:gated",
+        "novelty": "ttrl_pop.novelty:Novelty",
+        "novelty-embedding": "ttrl_pop.novelty:NoveltyEmbedding",
         "gold": "ttrl_pop.rewards:GoldReward",
+        "format": "ttrl_pop.rewards:form",
+        "overlong": "ttrl_pop.rewards:overlong",
     },
 }
 
@@ -40,7 +45,7 @@ def load(kind: str, name: str) -> Any:
     built_in = BUILT_IN[kind]
     path = built_in.get(name, name)
     module_name, _, attribute = path.partition(":")
-    if not attribute:
+    if not (attribute and module_name) or module_name.startswith("."):
         near = difflib.get_close_matches(name, built_in, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise UsageError(f"{kind} must be one of {', '.join(built_in)} or package.module:Name, got {name!r}{hint}")

@@ -101,6 +101,20 @@ class Policy:
             raise UsageError(f"problem {problem.id!r} has an empty prompt; a prompt needs at least one token")
         return tuple(ids)
 
+    @property
+    def opens_thoughts(self) -> bool:
+        """Whether the chat template ends a prompt inside the thoughts, so that a completion begins with them."""
+        if not self.tokenizer.chat_template:
+            return False
+        try:
+            text = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": "?"}], tokenize=False, add_generation_prompt=True
+            )
+        except jinja2.TemplateError:
+            # It takes other conversations than this one; `encode` says so where it matters.
+            return False
+        return bool(text.rstrip().endswith("<think>"))
+
     def decode(self, completion_ids: Sequence[int]) -> str:
         """Text of a completion, special tokens left out."""
         text: str = self.tokenizer.decode(completion_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

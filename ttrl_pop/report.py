@@ -131,7 +131,7 @@ def _gold_metrics(tallies: Sequence[Tally], answers: AnswerKey, same: Same) -> M
             continue
         labels.append(float(bool(label_correct(tally, answers, same))))
         rollouts += [float(right) for right in correct]
-        in_label = set(tally.clusters[0].members) if tally.clusters else set()
+        in_label = set(tally.clusters[tally.label_cluster].members) if tally.label_cluster is not None else set()
         rewards_right += [float((i in in_label) == right) for i, right in enumerate(correct)]
     return {
         "vote/label_accuracy": _mean(labels),

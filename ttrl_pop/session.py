@@ -1,7 +1,7 @@
 """Configuration and problems → everything that a command works with, checked before anything is written."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from ttrl_pop.backends.base import Backend
 from ttrl_pop.config import Config, validate
@@ -11,10 +11,10 @@ from ttrl_pop.models import load_model
 from ttrl_pop.plugins import load
 from ttrl_pop.policy import Policy
 from ttrl_pop.problems import ProblemSet
-from ttrl_pop.rewards import Reward, build_reward
+from ttrl_pop.rules import build_rules
 from ttrl_pop.sample import Prompts
 from ttrl_pop.types import AnswerKey, Group, Tally
-from ttrl_pop.vote import vote
+from ttrl_pop.vote import Labels, Rules, vote, vote_in_background
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +26,24 @@ class Session:
     policy: Policy
     backend: Backend
     prompts: Prompts
-    grader: Grader
-    tally: Callable[[Group], Tally]
-    """The vote with the configured extraction, grader and reward."""
+    rules: Rules
+    """Of the vote."""
+
+    @property
+    def grader(self) -> Grader:
+        return self.rules.grader
 
     @property
     def answers(self) -> AnswerKey:
         return self.problems.answers
+
+    def tally(self, group: Group, labels: Labels | None = None) -> Tally:
+        """Vote on one group."""
+        return vote(group, self.rules, labels)
+
+    def tallies(self, groups: Iterable[Group], labels: Labels | None = None) -> Iterator[Tally]:
+        """Vote on each group while the next ones are being sampled."""
+        return vote_in_background(groups, lambda group: vote(group, self.rules, labels))
 
 
 def open_session(config: Config, problems: ProblemSet, adapter: bool) -> Session:
@@ -41,8 +52,8 @@ def open_session(config: Config, problems: ProblemSet, adapter: bool) -> Session
     Raises:
         UsageError: whatever of it cannot be had as asked for.
     """
-    grader: Grader = load("grader", config.vote.grader)()
-    reward: Reward = build_reward(config.vote.reward, problems.answers, grader)
+    # Without a model yet: what is wrong here is said at once.
+    rules = build_rules(config.vote, problems.answers, token_limit=config.sampling.max_new_tokens)
     kind = load("population", config.population.name)
     options = validate(kind.Options, config.population.options, source="population.options")
     backend_kind = load("backend", config.backend)
@@ -58,8 +69,7 @@ def open_session(config: Config, problems: ProblemSet, adapter: bool) -> Session
         policy=policy,
         backend=backend_kind(policy, config.sampling),
         prompts=Prompts(policy, problems.problems, config.sampling.max_new_tokens),
-        grader=grader,
-        tally=lambda group: vote(group, config.vote.extract, grader, reward),
+        rules=replace(rules, thinking=policy.opens_thoughts) if config.vote.thinking is None else rules,
     )
 
 

@@ -7,6 +7,7 @@ answers live in an `AnswerKey`, which the learner never receives.
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal, TypeAlias
 
 Message: TypeAlias = dict[str, str]
@@ -90,6 +91,8 @@ class Cluster:
     """The spelling that most members gave; the lexicographically first among equals."""
     members: tuple[int, ...]
     """Indices into `Group.rollouts_G`, ascending."""
+    share: Fraction
+    """Of all votes, those of abstentions included; exact, so that ties are. With one vote per rollout: members / G."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,27 +103,28 @@ class Tally:
     answers_G: tuple[str | None, ...]
     """Extracted answers; None is an abstention."""
     clusters: tuple[Cluster, ...]
-    """Largest first; ties by canonical key, so that the order of rollouts cannot matter."""
+    """Largest share first; ties by canonical key, so that the order of rollouts cannot matter."""
     label: str | None
-    """The pseudo-label: the answer of the largest cluster. None when every rollout abstained."""
+    """The pseudo-label: the answer of the first cluster, or what labellers elected. None when nobody answered."""
+    label_cluster: int | None
+    """Index of the cluster that equals the label: 0, unless labellers elected it; None when no cluster does."""
     rewards_G: tuple[float, ...]
 
     @property
     def agreement(self) -> float:
-        """Share of *all* rollouts in the largest cluster (`majority_ratio` of TTRL, arXiv 2504.16084)."""
-        return len(self.clusters[0].members) / len(self.answers_G) if self.clusters else 0.0
+        """Share of *all* votes for the first cluster (`majority_ratio` of TTRL, arXiv 2504.16084)."""
+        return float(self.clusters[0].share) if self.clusters else 0.0
 
     @property
     def margin(self) -> float:
-        """Share of the largest cluster minus share of the second largest."""
+        """Share of the first cluster minus share of the second."""
         if not self.clusters:
             return 0.0
-        second = len(self.clusters[1].members) if len(self.clusters) > 1 else 0
-        return (len(self.clusters[0].members) - second) / len(self.answers_G)
+        return float(self.clusters[0].share - (self.clusters[1].share if len(self.clusters) > 1 else 0))
 
     @property
     def entropy(self) -> float:
-        """Entropy of the answers given, over log of their number: 0 all equal, 1 all different."""
+        """Entropy of the answers given (rollouts, not votes), over log of their number: 0 equal, 1 all different."""
         voters = sum(len(cluster.members) for cluster in self.clusters)
         if voters < 2:
             return 0.0
@@ -134,8 +138,8 @@ class Tally:
 
     @property
     def tie(self) -> bool:
-        """Whether the two largest clusters are of one size."""
-        return len(self.clusters) > 1 and len(self.clusters[0].members) == len(self.clusters[1].members)
+        """Whether the first two clusters have equally many votes."""
+        return len(self.clusters) > 1 and self.clusters[0].share == self.clusters[1].share
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,76 +5,188 @@ grader's canonical key, then clusters merge where the grader calls them equal in
 without an answer abstains: it stays in the denominator of agreement, never wins and equals nothing, other
 abstentions included.
 
-Simplification: one vote per rollout, of equal weight.
+`weight` says how votes count (`ttrl_pop.config.VoteConfig.weight`):
+
+| weight | vote |
+|---|---|
+| `rollout` | 1 for each rollout |
+| `mind` | 1 for each mind, cast for its own most frequent answer; shared evenly where several are |
+| `confidence` | exp(mean log p of its tokens) for each rollout |
 """
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from fractions import Fraction
 from itertools import combinations
 
+from ttrl_pop.config import Weight
 from ttrl_pop.errors import UsageError
 from ttrl_pop.extract import resolve_extract
 from ttrl_pop.graders.base import Grader
 from ttrl_pop.rewards import Ballot, Reward
-from ttrl_pop.types import Cluster, Group, Tally
+from ttrl_pop.types import Cluster, Group, Mind, Rollout, Tally
+
+Labels = Mapping[str, str | None]
+"""Labels that others elected, by problem id; None where they all abstained."""
 
 
-def vote(group: Group, extract: str, grader: Grader, reward: Reward) -> Tally:
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How a group is voted on."""
+
+    grader: Grader
+    """Decides which answers are equal."""
+    reward: Reward
+    """Gives one finite number per rollout."""
+    extract: str = "auto"
+    """As `ttrl_pop.extract.resolve_extract` takes it."""
+    weight: Weight = "rollout"
+    thinking: bool = False
+    """Chat prompts end inside the thoughts."""
+    token_limit: int | None = None
+    """Longest completion, for rewards that look at lengths."""
+
+
+def vote(group: Group, rules: Rules, labels: Labels | None = None) -> Tally:
     """Label a group by its majority answer and reward its rollouts.
 
-    Nothing depends on the order of the rollouts: clusters stand by size, those of one size by canonical key.
+    Nothing depends on the order of the rollouts: clusters stand by votes, those of equally many by canonical key.
 
     Args:
         group: the G rollouts of one problem.
-        extract: `auto` or `package.module:function`.
-        grader: decides which answers are equal.
-        reward: gives one finite number per rollout.
+        labels: where given, the label is the one that stands there, and the group's own majority has no say.
 
     Raises:
-        UsageError: `extract` or `reward` breaks its interface.
+        UsageError: the extraction or the reward breaks its interface.
     """
-    extract_answer = resolve_extract(extract, group.problem.is_chat)
-    answers_G: list[str | None] = []
-    keys_G: list[str] = []
-    for rollout in group.rollouts_G:
-        answer = extract_answer(rollout.text, rollout.finish_reason)
-        if not isinstance(answer, str | None):
-            raise UsageError(f"extract {extract!r} must return str or None, got {type(answer).__name__}")
-        key = grader.key(answer) if answer is not None else ""
-        answers_G.append(answer if key else None)
-        keys_G.append(key)
-    clusters = _cluster(answers_G, keys_G, grader)
+    answers_G, keys_G = _answers(group, rules)
+    clusters = _cluster(group.rollouts_G, answers_G, keys_G, rules)
+    label = clusters[0].answer if clusters else None
+    label_cluster = 0 if clusters else None
+    if labels is not None:
+        label = labels[group.problem.id]
+        equal = (index for index, cluster in enumerate(clusters) if rules.grader.same(cluster.answer, label))
+        label_cluster = next(equal, None)
     cluster_of = {member: index for index, cluster in enumerate(clusters) for member in cluster.members}
     ballot = Ballot(
         problem_id=group.problem.id,
         answers_G=tuple(answers_G),
         cluster_G=tuple(cluster_of.get(index) for index in range(len(answers_G))),
-        sizes=tuple(len(cluster.members) for cluster in clusters),
-        label=clusters[0].answer if clusters else None,
+        shares=tuple(float(cluster.share) for cluster in clusters),
+        label=label,
+        label_cluster=label_cluster,
         texts_G=tuple(rollout.text for rollout in group.rollouts_G),
+        finished_G=tuple(rollout.finish_reason == "stop" for rollout in group.rollouts_G),
+        lengths_G=tuple(len(rollout.completion_ids) for rollout in group.rollouts_G),
+        logprob_G=tuple(mean_logprob(rollout) for rollout in group.rollouts_G),
+        token_limit=rules.token_limit,
     )
-    rewards_G = tuple(reward(ballot))
+    rewards_G = tuple(rules.reward(ballot))
     if len(rewards_G) != len(answers_G) or not all(math.isfinite(value) for value in rewards_G):
         raise UsageError(f"a reward must return one finite number per rollout ({len(answers_G)}), got {rewards_G!r}")
-    return Tally(group, ballot.answers_G, clusters, ballot.label, rewards_G)
+    return Tally(group, ballot.answers_G, clusters, label, label_cluster, rewards_G)
 
 
-def _cluster(answers_G: Sequence[str | None], keys_G: Sequence[str], grader: Grader) -> tuple[Cluster, ...]:
-    """Clusters of equal answers, largest first, ties by the smallest key in each."""
+def elect(group: Group, rules: Rules) -> str | None:
+    """The label of a group of labellers, who are not rewarded."""
+    answers_G, keys_G = _answers(group, rules)
+    clusters = _cluster(group.rollouts_G, answers_G, keys_G, rules)
+    return clusters[0].answer if clusters else None
+
+
+def vote_in_background(groups: Iterable[Group], tally: Callable[[Group], Tally]) -> Iterator[Tally]:
+    """Vote on each group in a thread while the next ones are being sampled; tallies in the order of the groups.
+
+    A grader that works in a process of its own thus takes no time from sampling where a core is free.
+    """
+    with ThreadPoolExecutor(1, "vote") as pool:
+        waiting: list[Future[Tally]] = []
+        try:
+            for group in groups:
+                waiting.append(pool.submit(tally, group))
+                while waiting and waiting[0].done():
+                    yield waiting.pop(0).result()
+            while waiting:
+                yield waiting.pop(0).result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def mean_logprob(rollout: Rollout) -> float | None:
+    """Mean log-probability of the completion's tokens, nats; None without tokens."""
+    return math.fsum(rollout.logprobs) / len(rollout.logprobs) if rollout.logprobs else None
+
+
+def _answers(group: Group, rules: Rules) -> tuple[list[str | None], list[str]]:
+    """Extracted answers and their canonical keys ("" where there is no answer)."""
+    extract = resolve_extract(rules.extract, group.problem.is_chat, rules.thinking)
+    answers_G: list[str | None] = []
+    keys_G: list[str] = []
+    for rollout in group.rollouts_G:
+        answer = extract(rollout.text, rollout.finish_reason)
+        if not isinstance(answer, str | None):
+            raise UsageError(f"extract {rules.extract!r} must return str or None, got {type(answer).__name__}")
+        key = rules.grader.key(answer) if answer is not None else ""
+        answers_G.append(answer if key else None)
+        keys_G.append(key)
+    return answers_G, keys_G
+
+
+def _cluster(
+    rollouts_G: Sequence[Rollout], answers_G: Sequence[str | None], keys_G: Sequence[str], rules: Rules
+) -> tuple[Cluster, ...]:
+    """Clusters of equal answers, most votes first, ties by the smallest key in each."""
     spellings: dict[str, Counter[str]] = {}
     for answer, key in zip(answers_G, keys_G, strict=True):
         if answer is not None:
             spellings.setdefault(key, Counter())[answer] += 1
-    root_of = _merge({key: _commonest(counts) for key, counts in spellings.items()}, grader)
+    root_of = _merge({key: _commonest(counts) for key, counts in spellings.items()}, rules.grader)
     members: dict[str, list[int]] = {}
     merged: dict[str, Counter[str]] = {}
     for index, (answer, key) in enumerate(zip(answers_G, keys_G, strict=True)):
         if answer is not None:
             members.setdefault(root_of[key], []).append(index)
             merged.setdefault(root_of[key], Counter())[answer] += 1
-    order = sorted(members, key=lambda root: (-len(members[root]), root))
-    return tuple(Cluster(_commonest(merged[root]), tuple(members[root])) for root in order)
+    shares = _shares(rollouts_G, members, rules.weight)
+    order = sorted(members, key=lambda root: (-shares[root], root))
+    return tuple(Cluster(_commonest(merged[root]), tuple(members[root]), shares[root]) for root in order)
+
+
+def _shares(rollouts_G: Sequence[Rollout], members: dict[str, list[int]], weight: Weight) -> dict[str, Fraction]:
+    """Each cluster's share of all votes. Fractions add exactly: in any order, and with true ties."""
+    if weight == "rollout":
+        return {root: Fraction(len(indices), len(rollouts_G)) for root, indices in members.items()}
+    if weight == "mind":
+        return _shares_by_mind([rollout.mind for rollout in rollouts_G], members)
+    weights_G = [_confidence(rollout) for rollout in rollouts_G]
+    total = sum(weights_G)
+    return {root: sum((weights_G[i] for i in indices), Fraction()) / total for root, indices in members.items()}
+
+
+def _confidence(rollout: Rollout) -> Fraction:
+    mean = mean_logprob(rollout)
+    if mean is None:
+        if rollout.completion_ids or rollout.text:
+            raise UsageError("vote.weight confidence needs the log-probabilities of every rollout; one has none")
+        mean = 0.0
+    return Fraction(math.exp(max(mean, -700.0)))
+
+
+def _shares_by_mind(minds_G: Sequence[Mind], members: dict[str, list[int]]) -> dict[str, Fraction]:
+    counts: dict[Mind, Counter[str]] = {mind: Counter() for mind in minds_G}
+    for root, indices in members.items():
+        for index in indices:
+            counts[minds_G[index]][root] += 1
+    shares = dict.fromkeys(members, Fraction())
+    for count in counts.values():
+        favourites = [root for root, votes in count.items() if votes == max(count.values())]
+        for root in favourites:
+            shares[root] += Fraction(1, len(favourites) * len(counts))
+    return shares
 
 
 def _merge(answers: dict[str, str], grader: Grader) -> dict[str, str]:

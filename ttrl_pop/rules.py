@@ -1,0 +1,24 @@
+"""Configuration → the rules of the vote, the same for training, evaluation and rollouts from elsewhere. No torch."""
+
+from ttrl_pop.config import VoteConfig
+from ttrl_pop.extract import resolve_extract
+from ttrl_pop.graders.base import Grader
+from ttrl_pop.plugins import load
+from ttrl_pop.rewards import build_reward
+from ttrl_pop.types import AnswerKey
+from ttrl_pop.vote import Rules
+
+
+def build_rules(
+    config: VoteConfig, answers: AnswerKey, thinking: bool = False, token_limit: int | None = None
+) -> Rules:
+    """Rules from the configuration.
+
+    Raises:
+        UsageError: a grader, reward or extraction that does not exist or cannot be had.
+    """
+    grader: Grader = load("grader", config.grader)()
+    reward = build_reward(config.reward, answers, grader)
+    resolve_extract(config.extract, is_chat=True)
+    thinking = thinking if config.thinking is None else config.thinking
+    return Rules(grader, reward, config.extract, config.weight, thinking, token_limit)
