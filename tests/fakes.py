@@ -10,16 +10,18 @@ from tokenizers import Tokenizer, decoders, models
 
 from ttrl_pop.backends.base import Backend, Request
 from ttrl_pop.config import Config, LoraConfig, load_config
+from ttrl_pop.graders.exact import ExactGrader
 from ttrl_pop.models import LoadedModel, fingerprint
 from ttrl_pop.policy import Policy
 from ttrl_pop.populations.base import MEAN, Population
 from ttrl_pop.populations.norm_noise import NormNoise, NormNoiseOptions
 from ttrl_pop.problems import ProblemSet
-from ttrl_pop.rewards import Ballot
+from ttrl_pop.rewards import Ballot, majority
 from ttrl_pop.rules import build_rules
 from ttrl_pop.sample import Prompts
 from ttrl_pop.session import Session
-from ttrl_pop.types import AnswerKey, Problem, Rollout
+from ttrl_pop.types import AnswerKey, Group, Mind, Problem, Rollout, Tally
+from ttrl_pop.vote import Rules, vote
 
 ALPHABET = " 0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,:?=+*\n#$\\{}/<>|-_'()"
 SPECIAL = ["<s>", "</s>", "<unk>"]
@@ -153,6 +155,16 @@ def tiny_session(
         prompts=Prompts(policy, problems, config.sampling.max_new_tokens),
         rules=build_rules(config.vote, answers, token_limit=config.sampling.max_new_tokens),
     )
+
+
+def tally_of(answers: Sequence[str | None], problem: Problem = PROBLEMS[0]) -> Tally:
+    """A majority vote on boxed answers; None writes no box."""
+    rollouts = (
+        Rollout(Mind(i), (1,), (2,), (-0.5,), "" if answer is None else rf"\boxed{{{answer}}}", "stop", 0)
+        for i, answer in enumerate(answers)
+    )
+    chat = Problem(problem.id, ({"role": "user", "content": "?"},), problem.index)
+    return vote(Group(chat, tuple(rollouts)), Rules(ExactGrader(), majority))
 
 
 def ballot(*cluster_G: int | None, answers: dict[int, str] | None = None, **changes: Any) -> Ballot:

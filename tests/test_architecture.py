@@ -13,7 +13,20 @@ LEVELS = [
     # 0: no torch
     ("types", "config", "plugins", "errors", "streams", "boxes", "interrupts", "__init__"),
     # 1
-    ("populations", "models", "policy", "backends", "graders", "extract", "rewards", "novelty", "grpo", "measures"),
+    (
+        "populations",
+        "models",
+        "policy",
+        "backends",
+        "graders",
+        "extract",
+        "rewards",
+        "novelty",
+        "grpo",
+        "measures",
+        "history",
+        "guard",
+    ),
     # 2: the verbs; never each other
     ("problems", "sample", "vote", "learn", "report", "checkpoint"),
     # 3

@@ -68,7 +68,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     policy = tiny_policy()
     for step in range(1, 7):
-        checkpoint.save(run, step, policy, {}, {"best_step": 2})
+        checkpoint.save(run, step, policy, {}, [], {"best_step": 2})
         if step == 2:
             checkpoint.point_best(run, 2)
         checkpoint.prune(run, 2, 2 if step >= 2 else None)
@@ -81,7 +81,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
 def test_what_a_kill_left_behind_is_cleared(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     (run.checkpoints / ".saving-step_0003").mkdir(parents=True)
-    checkpoint.save(run, 3, tiny_policy(), {}, {})
+    checkpoint.save(run, 3, tiny_policy(), {}, [], {})
     (run.checkpoints / ".saving-step_0009").mkdir()
     checkpoint.prune(run, 2, None)
     assert [folder.name for folder in run.checkpoints.iterdir()] == ["step_0003"]
@@ -99,7 +99,7 @@ def test_the_adapter_opens_in_plain_peft(tmp_path: Path) -> None:
     with torch.no_grad():
         for parameter in policy.adapter_parameters().values():
             parameter.add_(0.05)
-    saved = checkpoint.save(RunDirectory(tmp_path / "run"), 1, policy, {}, {})
+    saved = checkpoint.save(RunDirectory(tmp_path / "run"), 1, policy, {}, [], {})
     assert sorted(p.name for p in (saved / "adapter").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     plain = peft.PeftModel.from_pretrained(load_model(str(folder)).network, saved / "adapter")
     with torch.no_grad():

@@ -22,7 +22,7 @@ import pytest
 from fakes import PROBLEMS, ScriptedBackend, save_tiny
 from typer.testing import CliRunner, Result
 
-from ttrl_pop import checkpoint, commands
+from ttrl_pop import checkpoint, commands, guard
 from ttrl_pop.backends.base import Request
 from ttrl_pop.backends.hf import HfBackend
 from ttrl_pop.checkpoint import RunDirectory
@@ -254,6 +254,38 @@ def test_a_resume_with_something_else_is_refused(place: Path, copied: Path, tmp_
     assert "the run has done 3 steps; --steps cannot go back to 2" in resume_refused(copied, "--steps", 2)
     assert "leave --gold out" in resume_refused(copied, "--gold", place / "gold.jsonl")
     assert "leave --config out" in resume_refused(copied, "--config", place / "c.toml")
+
+
+def test_the_collapse_guard_ends_a_run_with_exit_code_3_and_says_what_is_kept(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "RULES", (lambda first, now: "\x1b[31mall the same",))
+    out = tmp_path / "run"
+    arguments = ("run", place / "p.jsonl", "--config", place / "c.toml", "--out", out, "--steps", 7)
+    told = ttrl(*arguments, "--stop-on-collapse", code=3)
+    assert told.stdout == ""
+    assert "warning: step 6 looks like a collapse: ␛[31mall the same" in told.stderr
+    last = told.stderr.splitlines()[-1]
+    assert last.startswith(r"ttrl-pop: step 6 looks like a collapse: \x1b[31mall the same; saved up to step 6 in")
+    assert f"minds agreed most soundly at {out / 'best'}" in last
+    again = ttrl("run", "--resume", out, "--set", "guard.stop_on_collapse=false")
+    assert len(rows_of(again.stdout)) == 6
+    assert "alarm" in rows_of(RunDirectory(out).metrics.read_text())[6]
+
+
+def test_problems_shows_what_a_run_knows_of_each(place: Path, trained: tuple[Path, Result]) -> None:
+    out = trained[0]
+    rows = rows_of(ttrl("problems", out).stdout)
+    assert {row["id"] for row in rows} == set(GOLD)
+    assert sum(row["visits"] for row in rows) == STEPS * 4
+    for row in rows:
+        assert row["gold"] == GOLD[row["id"]]
+        assert row["correct"] == (row["label"] == row["gold"])
+        assert 0 <= row["flip_rate"] <= 1
+        assert row["weight"] == 1.0
+    first = rows_of(ttrl("problems", RunDirectory(out).checkpoint(2)).stdout)
+    assert sum(row["visits"] for row in first) == 2 * 4
+    assert "neither a run directory" in ttrl("problems", place, code=2).stderr
 
 
 def test_a_run_that_another_process_works_on_is_left_alone(copied: Path) -> None:

@@ -33,7 +33,9 @@ def with_mixed_rewards(tally: Tally) -> Tally:
     return dataclasses.replace(tally, rewards_G=rewards, label="x")
 
 
-def gradients(session: Session, tallies: Sequence[Tally]) -> dict[str, torch.Tensor]:
+def gradients(
+    session: Session, tallies: Sequence[Tally], weights: dict[str, float] | None = None
+) -> dict[str, torch.Tensor]:
     """Gradients of one update, caught before the optimizer uses them."""
     caught: dict[str, torch.Tensor] = {}
     learner = Learner(session.policy, session.config)
@@ -43,7 +45,7 @@ def gradients(session: Session, tallies: Sequence[Tally]) -> dict[str, torch.Ten
         caught.update({name: p.grad.clone() for name, p in named.items() if p.grad is not None})
 
     learner.optimizer.step = catch  # type: ignore[method-assign]
-    learner.learn(tallies, 1)
+    learner.learn(tallies, 1, weights)
     session.policy.version -= 1
     return caught
 
@@ -304,6 +306,41 @@ def test_a_bad_gradient_skips_the_update_and_three_in_a_row_stop_the_run(monkeyp
     assert learner.bad_in_a_row == 0
 
 
+def test_the_weight_of_a_problem_scales_its_part_of_the_gradient() -> None:
+    def weighted(weights: dict[str, float]) -> dict[str, torch.Tensor]:
+        session = tiny_session(tiny_policy(), learn__max_grad_norm=1e9)
+        return gradients(session, tallies_of(session), weights)
+
+    whole, half = weighted({}), weighted({p.id: 0.5 for p in PROBLEMS})
+    without = {p.id: weighted({p.id: 0.0}) for p in PROBLEMS[:2]}
+    neither = weighted({p.id: 0.0 for p in PROBLEMS[:2]})
+    for name, gradient in whole.items():
+        torch.testing.assert_close(half[name], gradient / 2, rtol=1e-9, atol=1e-14)
+        # The gradient is a sum over problems, and a skipped one stays in the normaliser.
+        parts = gradient - without["p0"][name] + gradient - without["p1"][name]
+        torch.testing.assert_close(gradient - neither[name], parts, rtol=1e-7, atol=1e-12)
+    assert any(not torch.equal(gradient, neither[name]) for name, gradient in whole.items())
+
+
+def test_the_average_follows_the_policy_and_survives_a_round_trip() -> None:
+    session = tiny_session(tiny_policy(), vote__labels="average", vote__average_decay=0.75)
+    learner = Learner(session.policy, session.config)
+    mu = session.policy.population.mu
+    values = [mu.detach().clone()]
+    for step in (1, 2):
+        learner.learn(tallies_of(session, step), step)
+        values.append(mu.detach().clone())
+    expected = 0.75 * (0.75 * values[0] + 0.25 * values[1]) + 0.25 * values[2]
+    with learner.averaged():
+        torch.testing.assert_close(mu.detach(), expected)
+    assert torch.equal(mu, values[2])
+    state = {name: value.clone() for name, value in learner.state_tensors().items()}
+    other = Learner(session.policy, session.config)
+    other.load_state_tensors(state)
+    with other.averaged():
+        torch.testing.assert_close(mu.detach(), expected)
+
+
 def test_population_and_adapter_have_their_own_rates_and_clips() -> None:
     session = tiny_session(tiny_policy(), learn__lr=1e-3, learn__population_lr=0.0)
     learner = Learner(session.policy, session.config)
@@ -325,7 +362,7 @@ def test_schedules() -> None:
 def test_micro_batches_keep_the_budget_and_every_row() -> None:
     session = tiny_session(tiny_policy())
     learner = Learner(session.policy, session.config)
-    samples, _, _ = learner._samples(tallies_of(session))
+    samples, _, _ = learner._samples(tallies_of(session), {})
     for budget in (1, 80, 10**6):
         batches = list(micro_batches(samples, budget))
         assert sorted(map(id, samples)) == sorted(id(s) for batch in batches for s in batch)

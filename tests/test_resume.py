@@ -36,6 +36,9 @@ SETTINGS = {
     "learn.kl": 0.01,
     "learn.kl_prior": 0.01,
     "learn.lora.rank": 2,
+    "vote.labels": "average",
+    "vote.weight": "mind",
+    "guard.flip_weight": "locking",
 }
 
 
@@ -92,7 +95,7 @@ def content(out: Path) -> dict[str, Any]:
         last / "population.safetensors",
         last / "optimizer.safetensors",
     ]
-    files += [last / "state.json", run.answers, run.baseline]
+    files += [last / "state.json", last / "problems.jsonl", run.answers, run.baseline]
     metrics = [
         {k: v for k, v in row.items() if not k.startswith("time/")} for row in checkpoint.read_lines(run.metrics)
     ]

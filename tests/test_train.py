@@ -1,6 +1,7 @@
 """The loop: what it yields, what it writes, what closing it keeps, and that it learns."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +9,18 @@ import pytest
 import torch
 from fakes import PROBLEMS, ScriptedBackend, norm_noise, tiny_model, tiny_policy, tiny_session
 
-from ttrl_pop import checkpoint, streams
+from ttrl_pop import checkpoint, guard, streams
 from ttrl_pop.backends.hf import HfBackend
 from ttrl_pop.calibrate import calibrate, distance
 from ttrl_pop.checkpoint import RunDirectory
-from ttrl_pop.errors import StaleRolloutError, UsageError
+from ttrl_pop.errors import CollapseError, StaleRolloutError, UsageError
 from ttrl_pop.evaluate import summarise, survey
 from ttrl_pop.learn import Learner
 from ttrl_pop.policy import Policy
+from ttrl_pop.populations.base import MEAN
+from ttrl_pop.sample import sample
 from ttrl_pop.session import Session
-from ttrl_pop.train import Progress, resume, train
+from ttrl_pop.train import Progress, load_history, resume, train
 from ttrl_pop.types import Problem, Rollout, StepReport, Tally
 
 
@@ -60,6 +63,13 @@ def test_without_gold_an_accuracy_is_none_and_never_zero(run: RunDirectory) -> N
     (report,) = [e for e in train(tiny_session(steps=1), run, Progress()) if isinstance(e, StepReport)]
     for key in ("rollout/accuracy", "vote/label_accuracy", "vote/reward_accuracy"):
         assert report.metrics[key] is None
+
+
+def test_bug_6_and_7_problems_of_any_kind_without_gold_train_and_leave_a_checkpoint(run: RunDirectory) -> None:
+    problems = [Problem("a", "Name a colour.", 0), Problem("b", ({"role": "user", "content": "Name a river."},), 1)]
+    list(train(tiny_session(problems=problems, steps=1), run, Progress()))
+    assert checkpoint.latest(run) == 1
+    assert set(load_history(run.checkpoint(1))) == {"a", "b"}
 
 
 def test_gold_answers_do_not_reach_the_learner(tmp_path: Path) -> None:
@@ -126,6 +136,90 @@ def test_an_update_cut_short_is_undone_and_what_was_finished_is_saved(
     ours, theirs = ((folder / "optimizer.safetensors").read_bytes() for folder in last)
     assert ours == theirs
     assert [checkpoint.load_state(folder)["policy_version"] for folder in last] == [6, 6]
+
+
+def labels_of(events: Sequence[Any]) -> list[dict[str, str | None]]:
+    """Labels by problem id, step by step."""
+    steps: list[dict[str, str | None]] = [{}]
+    for event in events:
+        if isinstance(event, Tally):
+            steps[-1][event.group.problem.id] = event.label
+        else:
+            steps.append({})
+    return steps[:-1]
+
+
+def test_labels_by_the_base_model_are_its_majority_and_never_change(run: RunDirectory) -> None:
+    settings: dict[str, Any] = {"steps": 3, "problems_per_step": 6, "vote__labels": "base", "vote__label_rollouts": 5}
+    session = tiny_session(**settings)
+    with session.policy.as_base():
+        expected = {}
+        groups = sample(session.backend, session.prompts, PROBLEMS, [None], 5, session.config.seed, 0, stream="label")
+        for group in groups:
+            expected[group.problem.id] = session.tally(group).label
+    assert labels_of(list(train(session, run, Progress()))) == [expected] * 3
+    own = labels_of(list(train(tiny_session(steps=1, problems_per_step=6), run, Progress())))
+    assert own != [expected]
+
+
+def test_labels_by_the_average_are_those_of_its_mean_mind(run: RunDirectory) -> None:
+    settings: dict[str, Any] = {"steps": 2, "problems_per_step": 6, "vote__labels": "average", "learn__lr": 0.3}
+    # Answers of TinyLM rarely equal a label elected elsewhere; this reward does not ask for it.
+    settings |= {"vote__reward": "novelty"}
+    # At decay 0 the average is the policy itself.
+    session = tiny_session(**settings, vote__average_decay=0.0, vote__label_rollouts=5)
+    events = train(session, run, Progress())
+    steps = [[next(events) for _ in range(7)]]
+    groups = sample(session.backend, session.prompts, PROBLEMS, [MEAN], 5, session.config.seed, 2, stream="label")
+    expected = {group.problem.id: session.tally(group).label for group in groups}
+    steps.append(list(events))
+    assert labels_of([*steps[0], *steps[1]])[1] == expected
+    slow = tiny_session(**settings, vote__average_decay=0.99, vote__label_rollouts=5)
+    slow_run = RunDirectory(run.path.parent / "slow")
+    assert labels_of(list(train(slow, slow_run, Progress())))[1] != expected
+
+
+def test_the_history_goes_into_the_checkpoint_and_comes_back(run: RunDirectory) -> None:
+    session = tiny_session(steps=3, problems_per_step=4)
+    tallies = [event for event in train(session, run, Progress()) if isinstance(event, Tally)]
+    history = resume(run, tiny_session(steps=3, problems_per_step=4)).history
+    assert sum(state.visits for state in history.values()) == 12
+    for state in history.values():
+        visits = [tally for tally in tallies if tally.group.problem.id == state.id]
+        assert (state.visits, state.agreement) == (len(visits), visits[-1].agreement)
+    assert load_history(run.checkpoint(2)) != history
+
+
+def test_flip_weights_reach_the_learner(tmp_path: Path) -> None:
+    ends = []
+    for number, flip_weight in enumerate(("none", "steady")):
+        session = tiny_session(steps=4, guard__flip_weight=flip_weight)
+        run = RunDirectory(tmp_path / str(number))
+        list(train(session, run, Progress()))
+        ends.append(weights(session))
+        assert any(state.flips for state in load_history(run.checkpoint(4)).values())
+    assert any(not torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+def test_a_collapse_is_told_is_not_the_best_and_stops_the_run_if_asked_to(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "RULES", (lambda first, now: "all the same",))
+    session = tiny_session(steps=8, guard__stop_on_collapse=True, checkpoint__every=5)
+    reports: list[Any] = []
+    events = train(session, run, Progress())
+    with pytest.raises(CollapseError, match="step 6 looks like a collapse: all the same"):
+        reports.extend(events)
+    reports = [event for event in reports if isinstance(event, StepReport)]
+    assert [report.alarm for report in reports] == [None] * 5 + ["all the same"]
+    assert [row.get("alarm") for row in checkpoint.read_lines(run.metrics)] == [None] * 5 + ["all the same"]
+    assert checkpoint.latest(run) == 6
+    # Step 6 measured the checkpoint of step 5, the only one there was.
+    assert not (run.path / "best").exists()
+    going_on = tiny_session(steps=8, checkpoint__every=5)
+    progress = resume(run, going_on)
+    more = [event for event in train(going_on, run, progress) if isinstance(event, StepReport)]
+    assert [(report.step, report.alarm) for report in more] == [(7, "all the same"), (8, "all the same")]
 
 
 def test_a_backend_that_missed_an_update_is_an_error(run: RunDirectory) -> None:

@@ -233,6 +233,33 @@ def test_votes_by_confidence() -> None:
     assert (tally.label, tally.rewards_G) == ("bb", (0, 0, 1, 0))
 
 
+SPELLINGS = {"1/2": ["0.5", r"\frac12", ".50", "$1/2$"], "7": ["7.0", "+7", "x = 7", r"7\text{ cm}"], "x+1": ["x + 1"]}
+rollouts_of_minds = st.lists(
+    st.tuples(
+        st.integers(0, 3), st.sampled_from([*SPELLINGS, None]), st.floats(-5, 0), st.integers(0, 3), st.integers(0, 99)
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(rollouts_of_minds, st.sampled_from(["rollout", "mind", "confidence"]))
+def test_order_and_spelling_change_no_vote(votes: list[tuple[int, str | None, float, int, int]], weight: Any) -> None:
+    rules = Rules(ExactGrader(), frequency, weight=weight)
+    plain = vote(ballots_of_minds(*((mind, answer, logprob) for mind, answer, logprob, _, _ in votes)), rules)
+    order = sorted(range(len(votes)), key=lambda i: (votes[i][4], -i))
+    respelled = [
+        (mind, answer and ([answer, *SPELLINGS[answer]])[spelling % (1 + len(SPELLINGS[answer]))], logprob)
+        for mind, answer, logprob, spelling, _ in (votes[i] for i in order)
+    ]
+    other = vote(ballots_of_minds(*respelled), rules)
+    assert other.rewards_G == tuple(plain.rewards_G[i] for i in order)
+    assert ExactGrader().same(other.label, plain.label) or (other.label, plain.label) == (None, None)
+    assert (other.agreement, other.margin, other.tie) == (plain.agreement, plain.margin, plain.tie)
+    assert [sorted(order[m] for m in c.members) for c in other.clusters] == [list(c.members) for c in plain.clusters]
+
+
 def test_confidence_needs_log_probabilities() -> None:
     bare = group([r"\boxed{1}"])
     bare = replace(bare, rollouts_G=tuple(replace(rollout, logprobs=()) for rollout in bare.rollouts_G))

@@ -2,7 +2,8 @@
 
     RUN/  config.toml  problems.jsonl  gold.jsonl  identity.json  calibration.json  baseline.jsonl
           metrics.jsonl  rollouts/step_0001.jsonl.zst
-          checkpoints/step_0010/{adapter/, population.safetensors, optimizer.safetensors, state.json, MANIFEST}
+          checkpoints/step_0010/{adapter/, population.safetensors, optimizer.safetensors, problems.jsonl, state.json,
+                                 MANIFEST}
           best → checkpoints/step_0010   answers.jsonl
 
 Every file is written under a temporary name, synced and renamed. A checkpoint is a folder renamed into place whose
@@ -29,6 +30,8 @@ from ttrl_pop.errors import CheckpointError, UsageError
 from ttrl_pop.policy import Policy
 
 FORMAT = 1
+PROBLEMS = "problems.jsonl"
+"""State of each problem, in a checkpoint."""
 
 
 class RunDirectory:
@@ -140,8 +143,15 @@ def truncate_lines(path: Path, last_step: int) -> list[dict[str, Any]]:
     return rows
 
 
-def save(run: RunDirectory, step: int, policy: Policy, optimizer: dict[str, Tensor], state: dict[str, Any]) -> Path:
-    """Write the checkpoint of `step`; it appears whole or not at all."""
+def save(
+    run: RunDirectory,
+    step: int,
+    policy: Policy,
+    optimizer: dict[str, Tensor],
+    problems: Iterable[dict[str, Any]],
+    state: dict[str, Any],
+) -> Path:
+    """Write the checkpoint of `step`; it appears whole or not at all. `problems` has a row for each problem seen."""
     target = run.checkpoint(step)
     work = run.checkpoints / f".saving-{target.name}"
     shutil.rmtree(work, ignore_errors=True)
@@ -161,6 +171,7 @@ def save(run: RunDirectory, step: int, policy: Policy, optimizer: dict[str, Tens
     )
     whole = {"format": FORMAT, "step": step, "policy_version": policy.version, **state}
     (work / "state.json").write_text(json.dumps(whole, indent=1) + "\n")
+    (work / PROBLEMS).write_text("".join(json.dumps(row) + "\n" for row in problems))
     files = sorted(file for file in work.rglob("*") if file.is_file())
     manifest = {str(file.relative_to(work)): _hash(file) for file in files}
     for file in files:

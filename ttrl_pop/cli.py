@@ -142,7 +142,11 @@ def run(
     ] = None,
     reward: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="majority, frequency, gold, or package.module:Name.  [default: majority]"),
+        typer.Option(
+            metavar="NAME",
+            help="majority, frequency, gated, novelty, gold, package.module:Name, or a sum: majority+0.2*format.  "
+            "[default: majority]",
+        ),
     ] = None,
     backend: Backend = None,
     gold: Gold = None,
@@ -153,6 +157,10 @@ def run(
         ),
     ] = None,
     seed: Seed = None,
+    stop_on_collapse: Annotated[
+        bool | None,
+        typer.Option("--stop-on-collapse", help="End with exit code 3 when the run looks like a collapse."),
+    ] = None,
     config: ConfigFile = None,
     settings: Set = None,
     raw: Raw = None,
@@ -185,6 +193,7 @@ def run(
         "population.samples_per_mind": samples_per_mind,
         "learn.lr": lr,
         "vote.reward": reward,
+        "guard.stop_on_collapse": stop_on_collapse,
         **_reading(raw, prompt_key, answer_key, id_key, prompt_template),
     }
     if resume is not None:
@@ -291,6 +300,21 @@ def sample(
     commands.sample(given, quiet)
 
 
+@app.command(short_help="What a run knows of each problem.")
+def problems(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory (its newest checkpoint) or a checkpoint.")],
+) -> None:
+    """ttrl-pop problems runs/problems-1 | jq 'select(.flips > 0)'
+
+    What a run knows of each problem that it has visited, one JSON line each (a table on a terminal): label, agreement
+    and margin of the last visit, visits, flips (visits at which the label had changed), the step last seen, and the
+    weight of its next update.
+    """
+    from ttrl_pop import commands
+
+    commands.problems(run)
+
+
 def _reading(
     raw: bool | None,
     prompt_key: str | None,
@@ -308,7 +332,7 @@ def _reading(
 
 
 def main() -> None:
-    """Entry point. 0 done, 1 failed, 2 bad usage or input, 130 interrupted after saving."""
+    """Entry point. 0 done, 1 failed, 2 bad usage or input, 3 stopped by the collapse guard, 130 interrupted."""
     # A stream that was closed (>&-) is None, and its number would go to the next file that is opened.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115

@@ -19,19 +19,32 @@ from ttrl_pop import checkpoint, inputs, interrupts
 from ttrl_pop.calibrate import Calibration, calibrate
 from ttrl_pop.checkpoint import RunDirectory
 from ttrl_pop.config import ProblemsConfig, dump_config, load_config
-from ttrl_pop.display import Display, answers_table, console_on, measures_table, open_display, safe, summary_table
-from ttrl_pop.errors import UsageError
+from ttrl_pop.display import (
+    Display,
+    answers_table,
+    console_on,
+    measures_table,
+    open_display,
+    safe,
+    states_table,
+    summary_table,
+)
+from ttrl_pop.errors import CollapseError, UsageError
 from ttrl_pop.evaluate import summarise, survey
+from ttrl_pop.history import group_weight
 from ttrl_pop.inputs import Overrides, ReadingInputs, RunInputs
 from ttrl_pop.measures import Measures, bootstrap_difference, outcome_table
+from ttrl_pop.plugins import load
 from ttrl_pop.problems import read_problems, write_problems
-from ttrl_pop.report import answer_row, label_correct, rollout_rows
+from ttrl_pop.report import answer_row, from_metrics_row, label_correct, rollout_rows
 from ttrl_pop.session import Session, check_trainable, open_session
-from ttrl_pop.train import Progress, resume, train
+from ttrl_pop.train import Progress, load_history, resume, train
 from ttrl_pop.types import StepReport, Tally
 
 LARGE_SET = 128
 """Problems beyond which label-free training was found to collapse (arXiv 2603.08660)."""
+CHANGEABLE = ("steps", "guard.stop_on_collapse")
+"""Settings that a run may go on with at other values."""
 LONGEST_PATH = 4096
 """Characters of a path that are printed."""
 
@@ -43,8 +56,8 @@ class PreparedRun:
     session: Session
     run: RunDirectory
     resumed: bool
-    extended: bool = False
-    """The number of steps differs from the one that the run directory says."""
+    changed: bool = False
+    """The configuration differs from the one in the run directory."""
 
 
 def create_run(given: RunInputs) -> PreparedRun:
@@ -92,7 +105,7 @@ def prepare_resume(
     saved = load_config(run.config, {})
     config = inputs.configured(run.config, overrides, settings)
     for key, before, now in inputs.changes(saved, config):
-        if key != "steps" and not key.startswith("problems."):
+        if key not in CHANGEABLE and not key.startswith("problems."):
             raise UsageError(f"--resume {path}: {key} was {before!r}, cannot become {now!r}; start a new run")
     done = checkpoint.latest(run) or 0
     if config.steps < done:
@@ -107,10 +120,10 @@ def prepare_resume(
     if stored.fingerprint != identity["problems"]:
         raise UsageError(f"--resume {path}: {run.problems.name} in it has been changed; start a new run")
     # The flags for reading were for PROBLEMS of this command, not for the run.
-    config = saved.model_copy(update={"steps": config.steps})
+    config = saved.model_copy(update={"steps": config.steps, "guard": config.guard})
     session = open_session(config, stored, adapter=True)
     _check_model(session, identity, f"--resume {path}")
-    return PreparedRun(session, run, resumed=True, extended=config.steps != saved.steps)
+    return PreparedRun(session, run, resumed=True, changed=config != saved)
 
 
 def run(prepared: PreparedRun, quiet: bool) -> None:
@@ -122,7 +135,7 @@ def run(prepared: PreparedRun, quiet: bool) -> None:
     session, run_dir = prepared.session, prepared.run
     config = session.config
     with run_dir.lock(), open_display(quiet, sys.stderr) as display:
-        if prepared.extended:
+        if prepared.changed:
             # In this order: answers of fewer steps must not outlive a kill in between.
             run_dir.answers.unlink(missing_ok=True)
             checkpoint.write_atomic(run_dir.config, dump_config(config).encode())
@@ -147,6 +160,12 @@ def run(prepared: PreparedRun, quiet: bool) -> None:
             hint = f"ttrl-pop run --resume {shlex.quote(str(run_dir.path))}"
             display.notice(f"stopped; saved up to step {checkpoint.latest(run_dir) or 0}; go on with: {hint}")
             raise
+        except CollapseError as error:
+            best = f"; minds agreed most soundly at {run_dir.path / 'best'}" if (run_dir.path / "best").exists() else ""
+            raise CollapseError(
+                f"{error}; saved up to step {checkpoint.latest(run_dir)} in {run_dir.path}{best}. To go on all the "
+                "same: --resume with --set guard.stop_on_collapse=false"
+            ) from None
     if config.answers:
         _print_rows(list(checkpoint.read_lines(run_dir.answers)), answers_table)
     if not quiet:
@@ -200,6 +219,26 @@ def sample(given: ReadingInputs, quiet: bool) -> None:
                 del row["reward"]
                 print(json.dumps(row))
             sys.stdout.flush()
+
+
+def problems(path: Path) -> None:
+    """Print what a run knows of each problem that it has visited, in the order of first visits.
+
+    Raises:
+        UsageError: `path` is neither a run with a checkpoint nor a checkpoint.
+    """
+    folder, run_dir = checkpoint.find(path)
+    history = load_history(folder)
+    config = load_config(run_dir.config, {})
+    same = load("grader", config.vote.grader)().same
+    gold = {row["id"]: row["answer"] for row in checkpoint.read_lines(run_dir.gold)} if run_dir.gold.exists() else {}
+    rows: list[dict[str, Any]] = []
+    for state, row in zip(history.values(), history.rows(), strict=True):
+        row |= {"flip_rate": state.flip_rate, "weight": group_weight(state, config.guard)}
+        if state.id in gold:
+            row |= {"gold": gold[state.id], "correct": same(state.label, gold[state.id])}
+        rows.append(row)
+    _print_rows(rows, states_table)
 
 
 def _open_for_reading(given: ReadingInputs) -> tuple[Session, Path | None]:
@@ -268,7 +307,7 @@ def _train(prepared: PreparedRun, progress: Progress, display: Display) -> tuple
     first = last = None
     if prepared.run.metrics.exists():
         for row in checkpoint.read_lines(prepared.run.metrics):
-            last = StepReport(row.pop("step"), row)
+            last = from_metrics_row(row)
             first = first or last
             display.step(last)
     if progress.step < session.config.steps:

@@ -425,6 +425,24 @@ def answers_table(answers: Sequence[Mapping[str, Any]]) -> RenderableType:
     return _ByWidth(lambda width: _answers(answers, width))
 
 
+def states_table(states: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """One row per problem of a run.
+
+    Args:
+        states: `id`, `label`, `agreement`, `visits`, `flips`, `last_seen` and, with gold, `correct`.
+    """
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("problem", no_wrap=True, overflow="ellipsis", max_width=24)
+    for head in ("agreement", "visits", "flips", "last seen"):
+        table.add_column(head, no_wrap=True, justify="right")
+    table.add_column("", no_wrap=True, width=1)
+    table.add_column("label")
+    for state in states:
+        figures = (Text(number(state[key])) for key in ("agreement", "visits", "flips", "last_seen"))
+        table.add_row(Text(safe(str(state["id"]))), *figures, _mark(state.get("correct")), _answer(state["label"]))
+    return table
+
+
 def measures_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     """One row per figure and one column per measured system, each figure with its interval.
 
@@ -551,6 +569,8 @@ def _visible(character: str) -> str:
 
 
 def _warning(report: StepReport) -> str | None:
+    if report.alarm:
+        return f"step {report.step} looks like a collapse: {safe(report.alarm, NOTICE)}"
     bad = report.metrics.get("learn/bad_updates")
     if not bad:
         return None

@@ -25,5 +25,11 @@ class DivergenceError(TtrlPopError, ArithmeticError):
     """Several updates in a row had a loss or a gradient that was not finite."""
 
 
+class CollapseError(TtrlPopError, RuntimeError):
+    """The collapse guard stopped the run, after saving a checkpoint: exit code 3."""
+
+    exit_code = 3
+
+
 class CheckpointError(TtrlPopError, RuntimeError):
     """A checkpoint cannot be read: a file is missing or does not match its MANIFEST."""

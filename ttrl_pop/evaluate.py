@@ -36,8 +36,8 @@ def survey(session: Session, noise: bool = True) -> Iterator[Tally]:
         )
         waiting: dict[int, Tally] = {}
         expected = part[0].index
-        for group in groups:
-            waiting[group.problem.index] = session.tally(group)
+        for tally in session.tallies(groups):
+            waiting[tally.group.problem.index] = tally
             while expected in waiting:
                 yield waiting.pop(expected)
                 expected += 1

@@ -10,7 +10,8 @@ GRPO on the formulas of `ttrl_pop.grpo`. What is particular here:
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -82,13 +83,19 @@ class Learner:
             },
             {"params": list(self.population.values()), "lr": population_lr, "weight_decay": 0.0},
         ]
+        named = {**self.adapter, **self.population} if config.vote.labels == "average" else {}
+        self.average = {name: parameter.detach().clone() for name, parameter in named.items()}
+        """Exponential average of the trained parameters, which labels problems where the configuration says so."""
         self.base_lrs = [options.lr, population_lr]
         self.optimizer = torch.optim.AdamW(
             [group for group in groups if group["params"]], fused=policy.device.type == "cuda"
         )
 
-    def learn(self, tallies: Sequence[Tally], step: int) -> Update:
+    def learn(self, tallies: Sequence[Tally], step: int, weights: Mapping[str, float] | None = None) -> Update:
         """Update the policy from the tallies of a step, in the order of the problems.
+
+        Args:
+            weights: factor on the advantages of each problem, by id; a group with 0 is skipped. None: 1 for all.
 
         Raises:
             StaleRolloutError: a rollout was written by another version of the policy.
@@ -96,7 +103,8 @@ class Learner:
         """
         options = self.config.learn
         self._check_versions(tallies)
-        samples, used, skipped = self._samples(sorted(tallies, key=lambda tally: tally.group.problem.index))
+        ordered = sorted(tallies, key=lambda tally: tally.group.problem.index)
+        samples, used, skipped = self._samples(ordered, weights or {})
         lrs = self._set_learning_rates(step)
         sums, updates, bad = Sums(), 0, 0
         for _ in range(options.updates_per_step if samples else 0):
@@ -110,6 +118,7 @@ class Learner:
                         f"step {step}: loss or gradient was not finite in {self.bad_in_a_row} updates in a row; "
                         "lower learn.lr or population.options.sigma"
                     )
+        self._extend_average()
         tokens = max(sums.tokens, 1)
         return Update(
             policy_version=self.policy.version,
@@ -130,13 +139,14 @@ class Learner:
         )
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """The optimizer's state by parameter name, for a checkpoint."""
+        """The optimizer's state by parameter name, and the policy's average where there is one, for a checkpoint."""
         named = {**self.adapter, **self.population}
-        return {
+        state = {
             f"{name}::{key}": value
             for name, parameter in named.items()
             for key, value in self.optimizer.state[parameter].items()
         }
+        return state | {f"{name}::average": value for name, value in self.average.items()}
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Take over what `state_tensors` gave."""
@@ -144,9 +154,23 @@ class Learner:
         for full, value in tensors.items():
             name, _, key = full.rpartition("::")
             parameter = named[name]
+            if key == "average":
+                self.average[name] = value.to(parameter.device)
+                continue
             # Adam counts its steps in a CPU tensor unless it is fused.
             on_device = key != "step" or self.optimizer.defaults["fused"]
             self.optimizer.state[parameter][key] = value.to(parameter.device) if on_device else value
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """While active, the policy's weights are their exponential average over the steps so far."""
+        named = {**self.adapter, **self.population}
+        own = {name: parameter.detach().clone() for name, parameter in named.items()}
+        try:
+            self._put(self.average)
+            yield
+        finally:
+            self._put(own)
 
     def snapshot(self) -> LearnerState:
         """A copy of the trained parameters and the optimizer, to go back to with `restore`."""
@@ -160,12 +184,21 @@ class Learner:
 
     def restore(self, state: LearnerState) -> None:
         """Undo all updates since `snapshot`."""
-        with torch.no_grad():
-            for name, parameter in {**self.adapter, **self.population}.items():
-                parameter.copy_(state.parameters[name])
+        self._put(state.parameters)
         self.optimizer.state.clear()
         self.load_state_tensors(state.optimizer)
         self.policy.version, self.bad_in_a_row = state.policy_version, state.bad_in_a_row
+
+    def _put(self, values: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in {**self.adapter, **self.population}.items():
+                parameter.copy_(values[name])
+
+    def _extend_average(self) -> None:
+        decay = self.config.vote.average_decay
+        for name, parameter in {**self.adapter, **self.population}.items():
+            if name in self.average:
+                self.average[name].lerp_(parameter.detach(), 1 - decay)
 
     def _check_versions(self, tallies: Sequence[Tally]) -> None:
         for tally in tallies:
@@ -176,16 +209,18 @@ class Learner:
                         f"the learner is at version {self.policy.version}; the backend missed a refresh"
                     )
 
-    def _samples(self, tallies: Sequence[Tally]) -> tuple[list[Sample], int, int]:
+    def _samples(self, tallies: Sequence[Tally], weights: Mapping[str, float]) -> tuple[list[Sample], int, int]:
         """The rollouts that carry a gradient, with advantage and token weight; groups used and skipped."""
         options = self.config.learn
         entries: list[tuple[Rollout, float, bool]] = []
         used = 0
         for tally in tallies:
             rewards_G = torch.tensor(tally.rewards_G, dtype=torch.float64)
-            signal = tally.label is not None and grpo.has_signal(rewards_G)
+            weight = weights.get(tally.group.problem.id, 1.0)
+            signal = tally.label is not None and weight > 0 and grpo.has_signal(rewards_G)
             keep = signal or options.kl > 0
-            advantages = grpo.advantages(rewards_G, options.loss).tolist() if signal else [0.0] * len(rewards_G)
+            advantages_G = grpo.advantages(rewards_G, options.loss) * weight
+            advantages = advantages_G.tolist() if signal else [0.0] * len(rewards_G)
             counted = [
                 (rollout, advantage, keep)
                 for rollout, advantage in zip(tally.group.rollouts_G, advantages, strict=True)
@@ -197,10 +232,10 @@ class Learner:
         if not entries:
             return [], used, skipped
         lengths = torch.tensor([len(rollout.completion_ids) for rollout, _, _ in entries])
-        weights = grpo.token_weights(lengths, options.loss, self.config.sampling.max_new_tokens).tolist()
+        token_weights = grpo.token_weights(lengths, options.loss, self.config.sampling.max_new_tokens).tolist()
         samples = [
             Sample(rollout, advantage, weight)
-            for (rollout, advantage, keep), weight in zip(entries, weights, strict=True)
+            for (rollout, advantage, keep), weight in zip(entries, token_weights, strict=True)
             if keep and rollout.completion_ids
         ]
         return samples, used, skipped

@@ -1,5 +1,6 @@
 """report: tallies, update and (here only) gold answers → step report, answer rows, rollout rows."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -32,10 +33,12 @@ def step_report(
     answers: AnswerKey,
     same: Same,
     times: Mapping[str, float],
+    flips: float | None = None,
 ) -> StepReport:
     """One row of metrics.jsonl.
 
     Args:
+        flips: share of the problems seen before whose label has changed.
         population: figures of the population after the update.
         times: seconds spent, keyed `time/...`.
     """
@@ -51,6 +54,8 @@ def step_report(
         "vote/abstained": sum(tally.abstained for tally in tallies) / len(rollouts),
         "vote/ties": sum(tally.tie for tally in tallies),
         "vote/unlabelled": sum(tally.label is None for tally in tallies),
+        "vote/flip_rate": flips,
+        "vote/commonest_label": _commonest_share([tally.label for tally in tallies]),
         "vote/unique": _mean([float(len(tally.clusters)) for tally in tallies]),
         **_gold_metrics(tallies, answers, same),
         "rollout/count": len(rollouts),
@@ -82,7 +87,13 @@ def step_report(
 
 
 def metrics_row(report: StepReport) -> dict[str, Any]:
-    return {"step": report.step, **report.metrics}
+    return {"step": report.step, **report.metrics, **({"alarm": report.alarm} if report.alarm else {})}
+
+
+def from_metrics_row(row: Mapping[str, Any]) -> StepReport:
+    """The report that `metrics_row` made the row of."""
+    metrics = {key: value for key, value in row.items() if key not in ("step", "alarm")}
+    return StepReport(row["step"], metrics, row.get("alarm"))
 
 
 def answer_row(tally: Tally, answers: AnswerKey, same: Same) -> dict[str, Any]:
@@ -138,6 +149,12 @@ def _gold_metrics(tallies: Sequence[Tally], answers: AnswerKey, same: Same) -> M
         "vote/reward_accuracy": _mean(rewards_right),
         "rollout/accuracy": _mean(rollouts),
     }
+
+
+def _commonest_share(labels: Sequence[str | None]) -> float:
+    """Share of the problems that have the most frequent label, by spelling; of one problem, nothing is said: 0."""
+    counts = Counter(label for label in labels if label is not None)
+    return max(counts.values(), default=0) / len(labels) if len(labels) > 1 else 0.0
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -1,6 +1,7 @@
 """Configuration → the rules of the vote, the same for training, evaluation and rollouts from elsewhere. No torch."""
 
 from ttrl_pop.config import VoteConfig
+from ttrl_pop.errors import UsageError
 from ttrl_pop.extract import resolve_extract
 from ttrl_pop.graders.base import Grader
 from ttrl_pop.plugins import load
@@ -18,6 +19,8 @@ def build_rules(
         UsageError: a grader, reward or extraction that does not exist or cannot be had.
     """
     grader: Grader = load("grader", config.grader)()
+    if not isinstance(grader, Grader):
+        raise UsageError(f"vote.grader {config.grader!r} must be a class derived from ttrl_pop.graders.base.Grader")
     reward = build_reward(config.reward, answers, grader)
     resolve_extract(config.extract, is_chat=True)
     thinking = thinking if config.thinking is None else config.thinking

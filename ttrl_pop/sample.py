@@ -19,18 +19,19 @@ def sample(
     samples_per_mind: int,
     seed: int,
     step: int,
+    stream: str = "token",
 ) -> Iterator[Group]:
     """Let every mind answer every problem `samples_per_mind` times; yield each group when its last rollout is done.
 
-    Token choices are drawn from the stream (seed, step, problem, mind, sample): neither the other problems nor the
-    other minds of the step change what is written.
+    Token choices are drawn from the stream (`stream`, seed, step, problem, mind, sample): neither the other
+    problems nor the other minds of the step change what is written.
 
     Args:
         prompt_ids: token ids by problem id.
         minds: None is the base model without a mind.
     """
     requests = [
-        Request(ids, mind, ("token", seed, step, problem.id, mind.seed if mind else 0, s))
+        Request(ids, mind, (stream, seed, step, problem.id, mind.seed if mind else 0, s))
         for problem in problems
         for ids in (prompt_ids[problem.id],)
         for mind in minds

@@ -6,19 +6,25 @@ byte: every draw is a function of (seed, step, problem, mind, sample).
 """
 
 import time
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from ttrl_pop import checkpoint, streams
 from ttrl_pop.checkpoint import RunDirectory
+from ttrl_pop.errors import CollapseError
+from ttrl_pop.guard import Watch
+from ttrl_pop.history import History, ProblemState, group_weight
 from ttrl_pop.learn import Learner, LearnerState
-from ttrl_pop.report import metrics_row, rollout_rows, step_report
+from ttrl_pop.populations.base import MEAN
+from ttrl_pop.report import from_metrics_row, metrics_row, rollout_rows, step_report
 from ttrl_pop.sample import sample
 from ttrl_pop.session import Session
-from ttrl_pop.types import StepReport, Tally
+from ttrl_pop.types import Mind, Problem, StepReport, Tally
+from ttrl_pop.vote import Labels, elect
 
 
 @dataclass(slots=True)
@@ -30,6 +36,9 @@ class Progress:
     best_step: int | None = None
     best_agreement: float = 0.0
     bad_in_a_row: int = 0
+    history: History = field(default_factory=History)
+    watch: Watch = field(default_factory=Watch)
+    """Has seen every finished step."""
 
     def measured(self, run: RunDirectory, step: int, agreement: float) -> None:
         """Note the agreement of the checkpoint of `step`, which is known once its policy has been sampled."""
@@ -39,7 +48,11 @@ class Progress:
 
 
 def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[Tally | StepReport, None, None]:
-    """Train from `progress.step` to the configured number of steps, yielding each tally and then the step's report."""
+    """Train from `progress.step` to the configured number of steps, yielding each tally and then the step's report.
+
+    Raises:
+        CollapseError: the alarm went off and the configuration asks to stop then; a checkpoint has been saved.
+    """
     config, policy, backend = session.config, session.policy, session.backend
     learner = Learner(policy, config)
     if progress.step:
@@ -47,33 +60,29 @@ def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[
         learner.bad_in_a_row = progress.bad_in_a_row
     problems = session.problems.problems
     order = islice(streams.batches(config.seed, len(problems), config.problems_per_step), progress.step, config.steps)
+    labellers = Labellers(session, learner)
     saved = progress.step
-    # While an update is under way: the step to fall back to, and its state where no checkpoint has it.
-    undo: tuple[int, LearnerState | None] | None = None
+    # While an update is under way: what to fall back to, with the learner's state where no checkpoint has it.
+    undo: tuple[int, History, LearnerState | None] | None = None
     try:
         for step, indices in enumerate(order, start=progress.step + 1):
             clock = Clock()
+            batch = [problems[i] for i in sorted(indices)]
+            with clock.span("time/vote"), clock.span("time/sample"):
+                labels = labellers.elect(batch, step)
             minds = policy.population.spawn(config.seed, step, config.population.minds)
-            groups = sample(
-                backend,
-                session.prompts,
-                [problems[i] for i in sorted(indices)],
-                minds,
-                config.population.samples_per_mind,
-                config.seed,
-                step,
-            )
+            samples = config.population.samples_per_mind
+            groups = sample(backend, session.prompts, batch, minds, samples, config.seed, step)
             tallies = []
-            for group in clock.timed("time/sample", groups):
-                with clock.span("time/vote"):
-                    tally = session.tally(group)
+            for tally in clock.timed("time/vote", session.tallies(clock.timed("time/sample", groups), labels)):
                 tallies.append(tally)
                 yield tally
             tallies.sort(key=lambda tally: tally.group.problem.index)
-            progress.measured(run, step - 1, fmean(tally.agreement for tally in tallies))
-            undo = (progress.step, learner.snapshot() if progress.step > saved else None)
+            history = progress.history.after(tallies, step, session.grader.same, config.guard)
+            undo = (progress.step, progress.history, learner.snapshot() if progress.step > saved else None)
             with clock.span("time/learn"):
-                update = learner.learn(tallies, step)
+                weights = {problem.id: group_weight(history[problem.id], config.guard) for problem in batch}
+                update = learner.learn(tallies, step, weights)
                 backend.refresh()
             report = step_report(
                 step,
@@ -83,23 +92,62 @@ def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[
                 session.answers,
                 session.grader.same,
                 clock.times(),
+                history.flip_share(progress.history, (problem.id for problem in batch)),
             )
+            report = replace(report, alarm=progress.watch.see(report.metrics))
             checkpoint.write_lines(run.rollouts(step), (row for tally in tallies for row in rollout_rows(tally)))
             checkpoint.append_line(run.metrics, metrics_row(report))
             # A step counts once its row is there; one cut short before is repeated at resume.
-            progress.step = step
+            progress.step, progress.history = step, history
             undo = None
+            if not report.alarm:
+                # A policy that gives itself full marks for nothing is not the best.
+                progress.measured(run, step - 1, fmean(tally.agreement for tally in tallies))
             if step % config.checkpoint.every == 0 or step == config.steps:
                 save(run, session, learner, progress)
                 saved = step
             yield report
+            if report.alarm and config.guard.stop_on_collapse:
+                raise CollapseError(f"step {step} looks like a collapse: {report.alarm}")
     finally:
         if undo is not None:
-            progress.step, state = undo
+            progress.step, progress.history, state = undo
             if state is not None:
                 learner.restore(state)
         if progress.step > saved:
             save(run, session, learner, progress)
+
+
+class Labellers:
+    """Elect labels for problems where others than the learning minds do so (`vote.labels`)."""
+
+    def __init__(self, session: Session, learner: Learner) -> None:
+        self.session = session
+        self.learner = learner
+        self.known: dict[str, str | None] = {}
+        """Labels of the base model, which does not change."""
+
+    def elect(self, problems: Sequence[Problem], step: int) -> Labels | None:
+        """Labels of these problems by id; None where each group labels itself."""
+        kind = self.session.config.vote.labels
+        if kind == "minds":
+            return None
+        if kind == "average":
+            with self.learner.averaged():
+                return self._vote(problems, MEAN, step)
+        with self.session.policy.as_base():
+            new = [problem for problem in problems if problem.id not in self.known]
+            self.known |= self._vote(new, None, 0)
+        return self.known
+
+    def _vote(self, problems: Sequence[Problem], mind: Mind | None, step: int) -> dict[str, str | None]:
+        config, backend = self.session.config, self.session.backend
+        count = config.vote.label_rollouts or config.group_size
+        backend.refresh()
+        groups = sample(backend, self.session.prompts, problems, [mind], count, config.seed, step, stream="label")
+        labels = {group.problem.id: elect(group, self.session.rules) for group in groups}
+        backend.refresh()
+        return labels
 
 
 def save(run: RunDirectory, session: Session, learner: Learner, progress: Progress) -> None:
@@ -108,20 +156,30 @@ def save(run: RunDirectory, session: Session, learner: Learner, progress: Progre
         "best_agreement": progress.best_agreement,
         "bad_in_a_row": learner.bad_in_a_row,
     }
-    checkpoint.save(run, progress.step, session.policy, learner.state_tensors(), state)
+    rows = progress.history.rows()
+    checkpoint.save(run, progress.step, session.policy, learner.state_tensors(), rows, state)
     checkpoint.prune(run, session.config.checkpoint.keep, progress.best_step)
+
+
+def load_history(folder: Path) -> History:
+    """State of each problem at a checkpoint."""
+    return History(ProblemState(**row) for row in checkpoint.read_lines(folder / checkpoint.PROBLEMS))
 
 
 def resume(run: RunDirectory, session: Session) -> Progress:
     """Load the newest whole checkpoint into the session's policy and cut metrics back to it, or begin anew."""
     step = checkpoint.latest(run)
-    checkpoint.truncate_lines(run.metrics, step or 0)
+    rows = checkpoint.truncate_lines(run.metrics, step or 0)
     if step is None:
         return Progress()
     folder = run.checkpoint(step)
     state = checkpoint.load_state(folder)
     checkpoint.load_policy(folder, session.policy)
-    return Progress(step, state["best_step"], state["best_agreement"], state["bad_in_a_row"])
+    best = state["best_step"], state["best_agreement"]
+    progress = Progress(step, *best, state["bad_in_a_row"], load_history(folder))
+    for row in rows:
+        progress.watch.see(from_metrics_row(row).metrics)
+    return progress
 
 
 class Clock:
@@ -144,7 +202,9 @@ class Clock:
             yield item
 
     def times(self) -> dict[str, float]:
-        return {**self.spent, "time/step": time.perf_counter() - self.start}
+        # Votes are cast while the next rollouts are sampled: their time is what is left to wait for after that.
+        spent = self.spent | {"time/vote": self.spent["time/vote"] - self.spent["time/sample"]}
+        return {**spent, "time/step": time.perf_counter() - self.start}
 
 
 class Span:

@@ -179,3 +179,5 @@ class StepReport:
 
     step: int
     metrics: Metrics
+    alarm: str | None = None
+    """Why the run looks like a collapse, if it does."""

@@ -1,0 +1,120 @@
+"""What is known of each problem over time, without labels; saved with every checkpoint, shown by `ttrl-pop problems`.
+
+A label that changed since the last visit is a flip (TTRL-Guard, arXiv 2605.19444).
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
+
+from ttrl_pop.config import GuardConfig
+from ttrl_pop.types import Tally
+
+Same: TypeAlias = Callable[[str | None, str | None], bool]
+"""Whether two answers are equal; None equals nothing."""
+
+
+RECENT = 4
+"""Visits over which the newest flip rate is taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemState:
+    """One problem, as its last visit left it."""
+
+    id: str
+    label: str | None
+    """The newest label; a visit at which nobody answered leaves the one before."""
+    agreement: float
+    margin: float
+    visits: int
+    flips: int
+    """Visits at which the label differed from the one before."""
+    recent: int
+    """The last `RECENT` visits, newest in the lowest bit: 1 where the label flipped."""
+    settled: int
+    """Visits in a row, up to the last one, with an agreement of `guard.settled_agreement` or more."""
+    last_seen: int
+    """Step of the last visit."""
+
+    @property
+    def flip_rate(self) -> float:
+        """Flips over the visits at which one was possible."""
+        return self.flips / (self.visits - 1) if self.visits > 1 else 0.0
+
+    @property
+    def recent_flip_rate(self) -> float:
+        """The same over the last `RECENT` visits."""
+        return self.recent.bit_count() / min(RECENT, self.visits - 1) if self.visits > 1 else 0.0
+
+
+class History(Mapping[str, ProblemState]):
+    """States by problem id, in the order of first visits. Immutable: a step that is cut short leaves the old one."""
+
+    __slots__ = ("_states",)
+
+    def __init__(self, states: Iterable[ProblemState] = ()) -> None:
+        self._states = {state.id: state for state in states}
+
+    def __getitem__(self, problem_id: str) -> ProblemState:
+        return self._states[problem_id]
+
+    def __iter__(self) -> Any:
+        return iter(self._states)
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def after(self, tallies: Iterable[Tally], step: int, same: Same, guard: GuardConfig) -> "History":
+        """The history with one more visit of each of these problems."""
+        states = dict(self._states)
+        for tally in tallies:
+            problem_id = tally.group.problem.id
+            before = states.get(problem_id)
+            label = tally.label if tally.label is not None or before is None else before.label
+            flipped = before is not None and before.label is not None and not same(before.label, label)
+            settled = tally.agreement >= guard.settled_agreement
+            states[problem_id] = ProblemState(
+                id=problem_id,
+                label=label,
+                agreement=tally.agreement,
+                margin=tally.margin,
+                visits=(before.visits if before else 0) + 1,
+                flips=(before.flips if before else 0) + flipped,
+                recent=((before.recent if before else 0) << 1 | flipped) & ((1 << RECENT) - 1),
+                settled=((before.settled if before else 0) + 1) * settled,
+                last_seen=step,
+            )
+        return History(states.values())
+
+    def flip_share(self, before: "History", problem_ids: Iterable[str]) -> float | None:
+        """Share of these problems whose label changed since `before`; None where none had been seen."""
+        seen = [problem_id for problem_id in problem_ids if problem_id in before]
+        flips = sum(self[problem_id].flips - before[problem_id].flips for problem_id in seen)
+        return flips / len(seen) if seen else None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """As kept in a checkpoint."""
+        return [asdict(state) for state in self._states.values()]
+
+
+def group_weight(state: ProblemState, guard: GuardConfig) -> float:
+    """Factor on the advantages of a problem whose newest visit `state` counts.
+
+    `guard.flip_weight` is `steady`: 1 − flip rate, so that labels that keep changing teach less; or `locking`: recent
+    over whole flip rate (at most 1, and 1 for a problem that never flipped), so that less is taught while a label that
+    was in doubt stops changing, which is when a right minority dies out.
+
+    0 for a settled problem, but at each `guard.settled_every`-th visit.
+
+    Simplification: TTRL-Guard scales rewards as the flip rate declines and suspends "polarized" problems by a risk
+    estimate; `locking` is a plain form of the first, and here a problem is settled by its agreement alone.
+    """
+    visits_since = state.settled - guard.settled_visits
+    if visits_since > 0 and visits_since % guard.settled_every:
+        return 0.0
+    if guard.flip_weight == "steady":
+        return 1.0 - state.flip_rate
+    if guard.flip_weight == "locking" and state.flips:
+        return min(1.0, state.recent_flip_rate / state.flip_rate)
+    return 1.0
