@@ -63,6 +63,9 @@ def test_defaults_in_help_are_the_defaults(command: str) -> None:
         "--problems-per-step": "problems_per_step",
         "--lr": "learn.lr",
         "--reward": "vote.reward",
+        "--extract": "vote.extract",
+        "--grader": "vote.grader",
+        "--weight": "vote.weight",
         "--backend": "backend",
         "--seed": "seed",
     }
