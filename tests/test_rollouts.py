@@ -33,6 +33,13 @@ def read_bytes(raw: bytes, **layout: Any) -> list[Group]:
     return list(read_rollouts("-", Layout(**layout), io.BytesIO(raw)))
 
 
+def outcome(raw: bytes, shuffled: bool) -> list[Group] | str:
+    try:
+        return read_bytes(raw, shuffled=shuffled)
+    except UsageError as error:
+        return str(error)
+
+
 def described(group: Group, columns: set[str]) -> dict[str, Any]:
     found = {name: [of(rollout) for rollout in group.rollouts_G] for name, of in COLUMNS.items() if name in columns}
     return {"id": group.problem.id, "raw": not group.problem.is_chat, **found}
@@ -146,17 +153,16 @@ completions = st.text() | st.lists(st.text() | st.dictionaries(known, json_value
     st.booleans(),
 )
 def test_any_json_reads_or_fails_in_one_printable_line(rows: list[dict[str, Any]], shuffled: bool) -> None:
-    try:
-        groups = read_bytes("\n".join(map(json.dumps, rows)).encode(), shuffled=shuffled)
-    except UsageError as error:
-        assert str(error).startswith("<stdin>:")
-        assert str(error).isprintable()
-    else:
-        assert len({group.problem.id for group in groups}) == len(groups)
-        for group in groups:
-            assert group.rollouts_G
-            for rollout in group.rollouts_G:
-                rollout.text.encode("utf-8")
+    found = outcome("\n".join(map(json.dumps, rows)).encode(), shuffled)
+    if isinstance(found, str):
+        assert found.startswith("<stdin>:")
+        assert found.isprintable()
+        return
+    assert len({group.problem.id for group in found}) == len(found)
+    for group in found:
+        assert group.rollouts_G
+        for rollout in group.rollouts_G:
+            rollout.text.encode("utf-8")
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.text(st.characters(exclude_categories=["Cs"]))), min_size=1))
