@@ -158,7 +158,6 @@ def figures(text: str) -> dict[str, list[float]]:
 
 
 def test_means_are_those_of_the_measures(tmp_path: Path) -> None:
-    gold = gold_file(tmp_path, GOLD)
     session = tiny_session(gold={**GOLD, "p1": "1"}, population__samples_per_mind=4)
     tallies = list(survey(session))
     given = {tally.group.problem.id: tally.answers_G[0] or "x" for tally in tallies}

@@ -176,8 +176,6 @@ def _text(row: Row, place: str, value: Any) -> str:
     """
     for _ in range(_NESTED):
         value = joined(value)
-        if is_text(value):
-            return str(value).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         if isinstance(value, list):
             turns = [turn for turn in value if isinstance(turn, dict) and turn.get("role") == "assistant"]
             if not turns:
@@ -189,7 +187,9 @@ def _text(row: Row, place: str, value: Any) -> str:
             value = next((value[key] for key in _INSIDE if value.get(key) is not None), silent)
             if value is None:
                 raise row.error(f"{place} has no text. Give it one of text, message and content.")
-    raise row.error(f"{place} must be text, got {kind(value)}.")
+    if not is_text(value):
+        raise row.error(f"{place} must be text, got {kind(value)}.")
+    return str(value).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _finish_reason(row: Row, value: Any) -> FinishReason:
