@@ -17,7 +17,7 @@ import math
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -124,15 +124,14 @@ def read_rows(source: str, stdin: ByteStream | None = None) -> Iterator[Row]:
             with file and line.
     """
     file = source_name(source)
-    lines = enumerate(_read_lines(source, stdin), 1)
-    filled = ((number, line) for number, line in lines if not line.isspace())
-    first, line = next(filled, (1, b""))
-    if first == 1:
-        line = line.removeprefix(codecs.BOM_UTF8)
-    if line.lstrip().startswith(b"["):
-        whole = b"".join([line, *(more for _, more in lines)])
-        return rows_of(enumerate(_parse(whole, file, first), 1), file, "element")
-    return rows_of(_parse_lines(chain([(first, line)], filled), file), file, "line")
+    lines = enumerate(_unmarked(_read_lines(source, stdin)), 1)
+    filled = ((number, line) for number, line in lines if line and not line.isspace())
+    start = list(islice(filled, 1))
+    if start and start[0][1].lstrip().startswith(b"["):
+        whole = b"".join(line for _, line in chain(start, lines))
+        return rows_of(enumerate(_parse(whole, file, start[0][0]), 1), file, "element")
+    values = ((number, _parse(line.removesuffix(b"\n"), file, number)) for number, line in chain(start, filled))
+    return rows_of(values, file, "line")
 
 
 def rows_of(values: Iterable[tuple[int, Any]], file: str, unit: Unit) -> Iterator[Row]:
@@ -227,6 +226,12 @@ def _read_lines(source: str, stdin: ByteStream | None) -> Iterator[bytes]:
             raise UsageError(f"{source_name(source)}: cannot be read ({error.strerror}).") from error
 
 
+def _unmarked(lines: Iterator[bytes]) -> Iterator[bytes]:
+    """Lines without a byte order mark."""
+    yield next(lines, b"").removeprefix(codecs.BOM_UTF8)
+    yield from lines
+
+
 def _open(source: str) -> BinaryIO:
     name = source_name(source)
     try:
@@ -267,12 +272,6 @@ def _chunks(file: BinaryIO, name: str) -> Iterator[bytes]:
             packed, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
     if frame is not None:
         raise UsageError(f"{name}: ends in the middle of its zstd frame. Copy the whole file.")
-
-
-def _parse_lines(lines: Iterable[tuple[int, bytes]], file: str) -> Iterator[tuple[int, Any]]:
-    for number, line in lines:
-        if line:
-            yield number, _parse(line.removesuffix(b"\n"), file, number)
 
 
 def _constant(name: str) -> Number | None:
