@@ -66,8 +66,8 @@ def test_what_an_error_says(case: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_every_text_field_is_in_a_case() -> None:
-    lines = [json.loads(line) for case in CASES["read"] for line in case["lines"] if line.startswith("{")]
-    assert {field for row in lines for field in row} >= set(TEXT_FIELDS)
+    lines = "".join(line for case in CASES["read"] for line in case["lines"])
+    assert [field for field in TEXT_FIELDS if f'"{field}": ' not in lines] == []
 
 
 class Fed:

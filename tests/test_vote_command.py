@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import select
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from ttrl_pop.cli import app
 from ttrl_pop.evaluate import survey
 from ttrl_pop.measures import measure
 from ttrl_pop.report import rollout_rows, vote_row
-from ttrl_pop.types import Problem
+from ttrl_pop.types import AnswerKey, Problem
 
 GOLD = {"p0": "56", "p1": "36", "p2": "16", "p3": "132", "p4": "45", "p5": "200"}
 CHAT = tuple(Problem(p.id, ({"role": "user", "content": str(p.prompt)},), p.index) for p in PROBLEMS)
@@ -151,21 +152,18 @@ def test_rollouts_without_minds_are_one_vote_each_and_those_of_one_mind_share_it
 
 
 def figures(text: str) -> dict[str, list[float]]:
-    rows = [line.rsplit("   ") for line in text.splitlines()]
-    return {
-        row[0].strip(): [float(cell) for cell in row[1:] if cell.strip()] for row in rows if len(row) > 1 and row[0]
-    }
+    found = re.findall(r"^(\w[\w ]*?)((?: {2,}\d\.\d{3})+)$", text, re.MULTILINE)
+    return {name: [float(cell) for cell in cells.split()] for name, cells in found}
 
 
 def test_means_are_those_of_the_measures(tmp_path: Path) -> None:
-    session = tiny_session(gold={**GOLD, "p1": "1"}, population__samples_per_mind=4)
+    session = tiny_session(population__samples_per_mind=4, vote__extract="regex:[0-9a-z]")
     tallies = list(survey(session))
-    given = {tally.group.problem.id: tally.answers_G[0] or "x" for tally in tallies}
+    given = {tally.group.problem.id: tally.clusters[tally.group.problem.index % 2].answer for tally in tallies}
     gold = gold_file(tmp_path, given)
     rows = [row for tally in tallies for row in rollout_rows(tally)]
-    result = ttrl("vote", "-", "--gold", gold, stdin=lines(rows))
-    session = tiny_session(gold=given, population__samples_per_mind=4)
-    wanted = measure(tallies, session.answers, session.grader.same, [1], 0).values
+    result = ttrl("vote", "-", "--gold", gold, "--extract", "regex:[0-9a-z]", stdin=lines(rows))
+    wanted = measure(tallies, AnswerKey(given), session.grader.same, [1], 0).values
     shown = figures(result.stderr)
     assert result.stderr.splitlines()[0] == "6 problems, 96 rollouts"
     names = {"agreement": "agreement", "margin": "margin", "no answer": "abstained"}
@@ -250,7 +248,7 @@ def test_votes_before_a_bad_row_are_printed_and_shuffled_rows_are_taken() -> Non
 def test_the_token_limit_is_that_of_a_configuration_and_of_nothing_else() -> None:
     row = {**said("p", "1")[0], "completion_ids": [1] * 10}
     flags = ("--reward", "overlong", "--set", "sampling.max_new_tokens=10")
-    assert votes([row], *flags)[0]["rewards"] == [-1.0]
+    assert votes([row], *flags)[0]["rewards"] == [pytest.approx(-1.0)]
 
 
 # --- processes ---
@@ -334,9 +332,9 @@ def test_a_hundred_thousand_rollouts_go_through_a_pipe_at_flat_memory(tmp_path: 
 
     def peak(problems: int) -> int:
         """Peak resident memory, in kilobytes."""
+        rows = lines([{**row, "more": "x" * 500} for row in said("ID", *"1123")] * 4)
         with (tmp_path / "rollouts.jsonl").open("wb") as file:
-            for i in range(problems):
-                file.write(lines([{**row, "more": "x" * 500} for row in said(str(i), *"1123")] * 4))
+            file.writelines(rows.replace(b"ID", b"%d" % i) for i in range(problems))
         line = (
             f'cat {tmp_path}/rollouts.jsonl | {sys.executable} -c "import resource, sys, ttrl_pop.cli as c\n'
             f"sys.argv = ['ttrl-pop', 'vote', '-', '--gold', '{gold}']\n"
