@@ -272,14 +272,15 @@ def test_nothing_heavy_is_loaded(tmp_path: Path) -> None:
 
 
 def test_a_vote_is_printed_while_the_next_problem_comes() -> None:
-    process = subprocess.Popen(command("-", "--quiet"), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    process = subprocess.Popen(command("-", "--quiet"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=buffered)
     assert process.stdin is not None
     assert process.stdout is not None
     with process:
         for name in "ab":
             process.stdin.write(lines(said(name, "1", "1")))
         process.stdin.flush()
-        ready, _, _ = select.select([process.stdout], [], [], 60)
+        ready, _, _ = select.select([process.stdout], [], [], 30)
         assert ready
         assert json.loads(process.stdout.readline())["id"] == "a"
         process.stdin.close()
