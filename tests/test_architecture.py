@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "ttrl_pop"
 LEVELS = [
     # 0: no torch
-    ("types", "config", "plugins", "errors", "streams", "boxes", "interrupts", "__init__"),
+    ("types", "config", "plugins", "errors", "streams", "boxes", "interrupts", "rows", "__init__"),
     # 1
     (
         "populations",
@@ -28,7 +28,7 @@ LEVELS = [
         "guard",
     ),
     # 2: the verbs; never each other
-    ("problems", "sample", "vote", "learn", "report", "checkpoint"),
+    ("problems", "rollouts", "sample", "vote", "learn", "report", "checkpoint"),
     # 3
     ("rules", "session", "inputs"),
     # 4
@@ -36,8 +36,10 @@ LEVELS = [
     # 5
     ("display",),
     # 6
-    ("commands",),
+    ("output",),
     # 7
+    ("commands", "vote_command"),
+    # 8
     ("cli",),
 ]
 VERBS = LEVELS[2]
@@ -45,6 +47,7 @@ VERBS = LEVELS[2]
 ALLOWED = {
     ("plugins", "errors"),
     ("config", "errors"),
+    ("rows", "errors"),
     ("populations", "grpo"),
     ("policy", "models"),
     ("policy", "populations"),
@@ -109,6 +112,7 @@ def test_what_needs_no_torch_imports_none() -> None:
     light = [
         *LEVELS[0][:-1],
         "problems",
+        "rollouts",
         "extract",
         "vote",
         "rewards",
@@ -119,6 +123,8 @@ def test_what_needs_no_torch_imports_none() -> None:
         "rules",
         "novelty",
         "interrupts",
+        "output",
+        "vote_command",
         "cli",
     ]
     script = "; ".join(f"import ttrl_pop.{name}" for name in light)
@@ -135,4 +141,4 @@ def test_a_problem_cannot_carry_an_answer() -> None:
 def test_only_report_and_evaluation_read_gold() -> None:
     # `rewards` holds the gold reward, which has to be asked for by name.
     readers = {m for m, files in modules().items() for f in files if re.search(r"\bAnswerKey\b", f.read_text())}
-    assert readers == {"types", "problems", "report", "measures", "rewards", "rules", "session"}
+    assert readers == {"types", "problems", "report", "measures", "rewards", "rules", "session", "vote_command"}

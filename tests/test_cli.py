@@ -22,6 +22,7 @@ from ttrl_pop.config import Config
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("run", "eval", "sample")
+"""Those that take problems."""
 GOOD = {"id": "a", "prompt": "Q: 1+1?\nA:"}
 HEAVY = {"torch", "transformers", "peft", "rich", "numpy", "ttrl_pop.config", "ttrl_pop.commands"}
 
@@ -40,7 +41,9 @@ def files_below(*folders: Path) -> dict[str, bytes | None]:
 # --- help ---
 
 
-@pytest.mark.parametrize("words", [[], *([c] for c in COMMANDS)], ids=lambda words: " ".join(words) or "group")
+@pytest.mark.parametrize(
+    "words", [[], *([c] for c in (*COMMANDS, "vote"))], ids=lambda words: " ".join(words) or "group"
+)
 def test_help_begins_with_a_line_that_can_be_pasted(words: list[str]) -> None:
     lines = ttrl(*words, "--help").stdout.splitlines()
     assert lines[0].startswith("Usage:")
@@ -52,7 +55,7 @@ def test_help_begins_with_a_line_that_can_be_pasted(words: list[str]) -> None:
     get_command(app).commands[name].make_context(name, arguments)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, "vote"])
 def test_defaults_in_help_are_the_defaults(command: str) -> None:
     keys = {
         "--model": "model",
@@ -63,13 +66,19 @@ def test_defaults_in_help_are_the_defaults(command: str) -> None:
         "--problems-per-step": "problems_per_step",
         "--lr": "learn.lr",
         "--reward": "vote.reward",
+        "--extract": "vote.extract",
+        "--grader": "vote.grader",
+        "--weight": "vote.weight",
         "--backend": "backend",
         "--seed": "seed",
     }
+    of_vote = {"--reward", "--extract", "--grader", "--weight"}
+    required = {"run": {*keys} - {"--grader", "--weight"}, "vote": of_vote}.get(command, set())
     text = " ".join(ttrl(command, "--help").stdout.split())
     for flag, key in keys.items():
         found = re.search(rf"{flag} [A-Z]+ [^[]*\[default: ([^]]+)]", text)
-        if found is not None or command == "run":
+        if found is not None or flag in required:
+            assert found is not None, flag
             value = reduce(getattr, key.split("."), Config())
             assert type(value)(found[1]) == value, flag
 
@@ -89,7 +98,7 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
         "print(*sys.modules, file=sys.stderr)"
     )
     times = []
-    for arguments in (["--help"], ["run", "--help"], ["--version"]):
+    for arguments in (["--help"], ["run", "--help"], ["vote", "--help"], ["--version"]):
         start = time.perf_counter()
         done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
         times.append(time.perf_counter() - start)

@@ -134,6 +134,26 @@ def test_run_prints_an_answer_for_each_problem_and_talks_on_stderr(trained: tupl
         assert str(out / path) in result.stderr.splitlines()
 
 
+def test_the_summary_says_which_labels_were_learned_and_lost(
+    place: Path, trained: tuple[Path, Result], copied: Path
+) -> None:
+    run_dir = RunDirectory(copied)
+    ids = [row["id"] for row in rows_of(trained[1].stdout)]
+    for path, right in ((run_dir.baseline, "100100"), (run_dir.answers, "110110")):
+        rows = [{**row, "correct": bool(int(c))} for row, c in zip(checkpoint.read_lines(path), right, strict=True)]
+        assert [row["id"] for row in rows] == ids
+        checkpoint.write_lines(path, rows)
+    said = ttrl("run", "--resume", copied).stderr.splitlines()
+    assert said.count("labels: learned 2, kept 2, lost 0, never 2") == 1
+    assert sum(line.startswith("labels: ") for line in trained[1].stderr.splitlines()) == 1
+    for path in (run_dir.baseline, run_dir.answers):
+        without = [
+            {k: v for k, v in row.items() if k not in ("gold", "correct")} for row in checkpoint.read_lines(path)
+        ]
+        checkpoint.write_lines(path, without)
+    assert "labels: " not in ttrl("run", "--resume", copied).stderr
+
+
 def test_without_gold_nothing_is_said_about_accuracy(place: Path, tmp_path: Path) -> None:
     result = run(place, tmp_path / "run")
     assert "accuracy" not in result.stderr

@@ -85,7 +85,7 @@ def test_standard_input_has_a_name_in_errors() -> None:
         read_bytes(b'{"prompt": "p"}\n[]')
 
 
-@pytest.mark.parametrize("raw", [b'{"prompt": "p"}', b'[{"prompt": "p"}]'])
+@pytest.mark.parametrize("raw", [b'{"prompt": "p"}', b'[{"prompt": "p"}]', b'\n{"prompt": "p"}'])
 def test_a_byte_order_mark_is_tolerated(raw: bytes) -> None:
     assert read_bytes(b"\xef\xbb\xbf" + raw) == read_bytes(raw)
 

@@ -82,6 +82,22 @@ Raw = Annotated[
         "prompt, else chat]",
     ),
 ]
+Extract = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="How an answer is read: auto, first-number, last-number, choice, regex:PATTERN, or "
+        "package.module:function.  [default: auto]",
+    ),
+]
+Reward = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="majority, frequency, gated, novelty, gold, package.module:Name, or a sum: majority+0.2*format.  "
+        "[default: majority]",
+    ),
+]
 PromptKey = Annotated[
     str | None, typer.Option(metavar="FIELD", help="Field that holds the prompt.  [default: detected]")
 ]
@@ -140,14 +156,8 @@ def run(
         float | None,
         typer.Option(metavar="RATE", help="Learning rate of the adapter; the population's is 5 ×.  [default: 5e-5]"),
     ] = None,
-    reward: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="majority, frequency, gated, novelty, gold, package.module:Name, or a sum: majority+0.2*format.  "
-            "[default: majority]",
-        ),
-    ] = None,
+    reward: Reward = None,
+    extract: Extract = None,
     backend: Backend = None,
     gold: Gold = None,
     out: Annotated[
@@ -194,6 +204,7 @@ def run(
         "learn.lr": lr,
         "vote.reward": reward,
         "guard.stop_on_collapse": stop_on_collapse,
+        "vote.extract": extract,
         **_reading(raw, prompt_key, answer_key, id_key, prompt_template),
     }
     if resume is not None:
@@ -223,6 +234,7 @@ def evaluate(
     population: Population = None,
     minds: Minds = None,
     samples_per_mind: Samples = None,
+    extract: Extract = None,
     backend: Backend = None,
     gold: Gold = None,
     seed: Seed = None,
@@ -248,6 +260,7 @@ def evaluate(
         "population.name": population,
         "population.minds": minds,
         "population.samples_per_mind": samples_per_mind,
+        "vote.extract": extract,
         **_reading(raw, prompt_key, answer_key, id_key, prompt_template),
     }
     if compare and run is None:
@@ -268,6 +281,7 @@ def sample(
     population: Population = None,
     minds: Minds = None,
     samples_per_mind: Samples = None,
+    extract: Extract = None,
     backend: Backend = None,
     seed: Seed = None,
     config: ConfigFile = None,
@@ -280,8 +294,8 @@ def sample(
 ) -> None:
     """ttrl-pop sample problems.jsonl --minds 4 > rollouts.jsonl
 
-    Rollouts only, one JSON line each, as they are written: id, rollout, mind (its seed), text, answer, finish_reason,
-    policy_version, prompt_tokens, completion_ids, logprobs.
+    Rollouts only, one JSON line each, as they are written: id, form (raw or chat), rollout, mind (its seed), text,
+    answer, finish_reason, policy_version, prompt_tokens, completion_ids, logprobs.
     """
     overrides = {
         "model": model,
@@ -290,6 +304,7 @@ def sample(
         "population.name": population,
         "population.minds": minds,
         "population.samples_per_mind": samples_per_mind,
+        "vote.extract": extract,
         **_reading(raw, prompt_key, None, id_key, prompt_template),
     }
     from ttrl_pop import inputs
@@ -313,6 +328,84 @@ def problems(
     from ttrl_pop import commands
 
     commands.problems(run)
+
+
+@app.command(short_help="Label rollouts made elsewhere.")
+def vote(
+    rollouts: Annotated[
+        str,
+        typer.Argument(
+            metavar="ROLLOUTS",
+            help="JSONL or JSON file (.zst: compressed), or - for standard input. Each row holds the id of a problem "
+            "and a completion, or a list of them.",
+        ),
+    ],
+    gold: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Gold answers (JSON lines with id and answer): adds gold and correct."),
+    ] = None,
+    before: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Other rollouts, say of the base model: which labels were learned, kept and lost."
+        ),
+    ] = None,
+    extract: Extract = None,
+    grader: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Which answers are equal: exact, or package.module:Name.  [default: exact]"),
+    ] = None,
+    reward: Reward = None,
+    weight: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Votes: one for each rollout, or mind, or by confidence.  [default: rollout]"
+        ),
+    ] = None,
+    config: ConfigFile = None,
+    settings: Set = None,
+    raw: Annotated[
+        bool | None,
+        typer.Option(
+            "--raw/--chat",
+            help="What the prompts were: text to continue, or chat turns. Decides how auto reads an answer.  "
+            "[default: the rows' field form, else chat]",
+        ),
+    ] = None,
+    answer_key: AnswerKeyName = None,
+    id_key: Annotated[
+        str | None, typer.Option(metavar="FIELD", help="Field that holds the problem's id.  [default: detected]")
+    ] = None,
+    text_key: Annotated[
+        str | None,
+        typer.Option(metavar="FIELD", help="Field that holds the completion or the list.  [default: detected]"),
+    ] = None,
+    shuffled: Annotated[
+        bool,
+        typer.Option("--shuffled", help="Rows of a problem do not stand together: hold all of them in memory."),
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """ttrl-pop vote rollouts.jsonl --gold gold.jsonl > votes.jsonl
+
+    Label rollouts made elsewhere, by the votes of training: id, label, agreement, margin, entropy, tie, abstained,
+    rollouts, clusters (answer, votes, share) and rewards in the order of the rows; one JSON line for each problem, as
+    soon as its last row is read (a table on a terminal). Means on stderr at the end.
+
+    Rollouts whose chat template opened the thoughts need --set vote.thinking=true.
+    """
+    overrides = {
+        "vote.extract": extract,
+        "vote.grader": grader,
+        "vote.reward": reward,
+        "vote.weight": weight,
+        **_reading(raw, None, answer_key, None, None),
+    }
+    from ttrl_pop import vote_command
+    from ttrl_pop.rollouts import Layout
+
+    layout = Layout(id_key, text_key, shuffled=shuffled)
+    vote_command.label(rollouts, before, gold, layout, config, overrides, settings or [], quiet)
 
 
 def _reading(

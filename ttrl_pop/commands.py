@@ -5,14 +5,13 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from rich.console import RenderableType
 from rich.text import Text
 
 from ttrl_pop import checkpoint, inputs, interrupts
@@ -25,6 +24,7 @@ from ttrl_pop.display import (
     console_on,
     measures_table,
     open_display,
+    outcomes_line,
     safe,
     states_table,
     summary_table,
@@ -34,6 +34,7 @@ from ttrl_pop.evaluate import summarise, survey
 from ttrl_pop.history import group_weight
 from ttrl_pop.inputs import Overrides, ReadingInputs, RunInputs
 from ttrl_pop.measures import Measures, bootstrap_difference, outcome_table
+from ttrl_pop.output import print_rows
 from ttrl_pop.plugins import load
 from ttrl_pop.problems import read_problems, write_problems
 from ttrl_pop.report import answer_row, from_metrics_row, label_correct, rollout_rows
@@ -167,7 +168,7 @@ def run(prepared: PreparedRun, quiet: bool) -> None:
                 "same: --resume with --set guard.stop_on_collapse=false"
             ) from None
     if config.answers:
-        _print_rows(list(checkpoint.read_lines(run_dir.answers)), answers_table)
+        print_rows(list(checkpoint.read_lines(run_dir.answers)), answers_table)
     if not quiet:
         _print_summary(prepared, first, last)
 
@@ -195,7 +196,7 @@ def evaluate(given: ReadingInputs, compare: bool, quiet: bool) -> None:
             rows.append(_measures_row("run", step, session, measured["run"], noise))
     if compare:
         rows.append(_difference_row(session, measured["base"], measured["run"]))
-    _print_rows(rows, measures_table)
+    print_rows(rows, measures_table)
 
 
 def sample(given: ReadingInputs, quiet: bool) -> None:
@@ -238,7 +239,7 @@ def problems(path: Path) -> None:
         if state.id in gold:
             row |= {"gold": gold[state.id], "correct": same(state.label, gold[state.id])}
         rows.append(row)
-    _print_rows(rows, states_table)
+    print_rows(rows, states_table)
 
 
 def _open_for_reading(given: ReadingInputs) -> tuple[Session, Path | None]:
@@ -394,26 +395,20 @@ def _right(measures: Measures) -> dict[str, bool]:
     return {problem: bool(figure) for problem, figure in figures.items() if figure is not None}
 
 
-def _print_rows(rows: list[dict[str, Any]], table: Callable[[Sequence[Mapping[str, Any]]], RenderableType]) -> None:
-    """JSON lines, or a table where a person looks on."""
-    if sys.stdout.isatty():
-        console_on(sys.stdout).print(table(rows))
-        return
-    for row in rows:
-        print(json.dumps(row))
-    sys.stdout.flush()
-
-
 def _print_summary(prepared: PreparedRun, first: StepReport | None, last: StepReport | None) -> None:
     """Before and after, and where everything is, on stderr."""
     run_dir = prepared.run
     console = console_on(sys.stderr)
+    outcomes: dict[str, int] = {}
     if run_dir.baseline.exists() and run_dir.answers.exists():
         before, after = (list(checkpoint.read_lines(p)) for p in (run_dir.baseline, run_dir.answers))
         keys = {"agreement": "agreement", "accuracy": "rollout accuracy", "correct": "majority accuracy"}
         rows = [(name, _mean(before, key), _mean(after, key)) for key, name in keys.items()]
         title = f"all {len(after)} problems, {prepared.session.config.group_size} rollouts each"
         heads = "before", "after"
+        outcomes = outcome_table(
+            *({row["id"]: row["correct"] for row in part if "correct" in row} for part in (before, after))
+        )
     elif first is not None and last is not None:
         keys = {
             "vote/agreement": "agreement",
@@ -426,6 +421,8 @@ def _print_summary(prepared: PreparedRun, first: StepReport | None, last: StepRe
         return
     known = [row for row in rows if row[1:] != (None, None)]
     console.print(summary_table(title, known, *heads))
+    if any(outcomes.values()):
+        console.print(outcomes_line(outcomes))
     saved = checkpoint.latest(run_dir)
     paths = [run_dir.metrics, run_dir.answers, run_dir.checkpoint(saved) / "adapter" if saved else None]
     for path in paths:

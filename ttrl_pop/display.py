@@ -463,8 +463,12 @@ def measures_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
                 cell.append(f" [{pair[0]:.3f}, {pair[1]:.3f}]", style="not bold")
             cells.append(cell)
         table.add_row(Text(safe(name)), *cells)
-    outcomes = [f"{name} {count}" for row in rows for name, count in row.get("labels", {}).items()]
-    return Group(table, Text(f"labels: {', '.join(outcomes)}")) if outcomes else table
+    return Group(table, *(outcomes_line(row["labels"]) for row in rows if row.get("labels")))
+
+
+def outcomes_line(outcomes: Mapping[str, int]) -> RenderableType:
+    """What became of the labels, as `ttrl_pop.measures.outcome_table` counts it."""
+    return Text(f"labels: {', '.join(f'{name} {count}' for name, count in outcomes.items())}")
 
 
 def safe(text: str, limit: int = 60) -> str:

@@ -57,7 +57,7 @@ def step_report(
         "vote/flip_rate": flips,
         "vote/commonest_label": _commonest_share([tally.label for tally in tallies]),
         "vote/unique": _mean([float(len(tally.clusters)) for tally in tallies]),
-        **_gold_metrics(tallies, answers, same),
+        **gold_metrics(tallies, answers, same),
         "rollout/count": len(rollouts),
         "rollout/length": tokens / len(rollouts),
         "rollout/truncated": sum(rollout.finish_reason == "length" for rollout in rollouts) / len(rollouts),
@@ -108,10 +108,27 @@ def answer_row(tally: Tally, answers: AnswerKey, same: Same) -> dict[str, Any]:
         "abstained": tally.abstained,
         "rollouts": len(tally.answers_G),
     }
-    correct = label_correct(tally, answers, same)
-    if correct is not None:
-        row |= {"gold": answers[tally.group.problem.id], "correct": correct}
-    return row
+    return row | _against_gold(tally, answers, same)
+
+
+def vote_row(tally: Tally, answers: AnswerKey, same: Same) -> dict[str, Any]:
+    """The vote on a problem's rollouts, as `vote` prints it; `gold` and `correct` only where gold is known."""
+    row: dict[str, Any] = {
+        "id": tally.group.problem.id,
+        "label": tally.label,
+        "agreement": tally.agreement,
+        "margin": tally.margin,
+        "entropy": tally.entropy,
+        "tie": tally.tie,
+        "abstained": tally.abstained,
+        "rollouts": len(tally.answers_G),
+        "clusters": [
+            {"answer": cluster.answer, "votes": len(cluster.members), "share": float(cluster.share)}
+            for cluster in tally.clusters
+        ],
+        "rewards": list(tally.rewards_G),
+    }
+    return row | _against_gold(tally, answers, same)
 
 
 def rollout_rows(tally: Tally) -> Iterator[dict[str, Any]]:
@@ -119,6 +136,7 @@ def rollout_rows(tally: Tally) -> Iterator[dict[str, Any]]:
     for sample, rollout in enumerate(tally.group.rollouts_G):
         yield {
             "id": tally.group.problem.id,
+            "form": "chat" if tally.group.problem.is_chat else "raw",
             "rollout": sample,
             "mind": rollout.mind.seed,
             "text": rollout.text,
@@ -132,7 +150,13 @@ def rollout_rows(tally: Tally) -> Iterator[dict[str, Any]]:
         }
 
 
-def _gold_metrics(tallies: Sequence[Tally], answers: AnswerKey, same: Same) -> Metrics:
+def _against_gold(tally: Tally, answers: AnswerKey, same: Same) -> dict[str, Any]:
+    correct = label_correct(tally, answers, same)
+    return {} if correct is None else {"gold": answers[tally.group.problem.id], "correct": correct}
+
+
+def gold_metrics(tallies: Sequence[Tally], answers: AnswerKey, same: Same) -> Metrics:
+    """Shares of labels, of rollouts and of (label or not) verdicts that gold confirms; None where none is known."""
     labels: list[float] = []
     rollouts: list[float] = []
     rewards_right: list[float] = []

@@ -1,0 +1,175 @@
+"""Pinned here: what a row of rollouts becomes, what an error says, and that a problem's group comes with its last row.
+
+Golden rows and messages are in cases/rollouts.json.
+"""
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ttrl_pop.errors import UsageError
+from ttrl_pop.rollouts import PROBLEM_ID_FIELDS, TEXT_FIELDS, Layout, read_rollouts
+from ttrl_pop.rows import read_rows
+from ttrl_pop.types import Group
+
+CASES = json.loads((Path(__file__).parent / "cases/rollouts.json").read_text(encoding="utf-8"))
+COLUMNS = {
+    "texts": lambda rollout: rollout.text,
+    "finished": lambda rollout: rollout.finish_reason == "stop",
+    "minds": lambda rollout: rollout.mind.seed,
+    "logprobs": lambda rollout: list(rollout.logprobs),
+    "lengths": lambda rollout: len(rollout.completion_ids),
+}
+
+
+def read_bytes(raw: bytes, **layout: Any) -> list[Group]:
+    return list(read_rollouts("-", Layout(**layout), io.BytesIO(raw)))
+
+
+def outcome(raw: bytes, shuffled: bool) -> list[Group] | str:
+    try:
+        return read_bytes(raw, shuffled=shuffled)
+    except UsageError as error:
+        return str(error)
+
+
+def described(group: Group, columns: set[str]) -> dict[str, Any]:
+    found = {name: [of(rollout) for rollout in group.rollouts_G] for name, of in COLUMNS.items() if name in columns}
+    return {"id": group.problem.id, "raw": not group.problem.is_chat, **found}
+
+
+@pytest.mark.parametrize("case", CASES["read"], ids=lambda case: case["name"])
+def test_what_rows_become(case: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "rollouts.jsonl"
+    file.write_text("\n".join(case["lines"]), encoding="utf-8")
+    groups = list(read_rollouts(str(file), Layout(**case.get("layout", {}))))
+    assert [group.problem.index for group in groups] == list(range(len(groups)))
+    assert len(groups) == len(case["want"])
+    for group, want in zip(groups, case["want"], strict=True):
+        assert described(group, set(want)) == {"raw": False, **want}
+
+
+@pytest.mark.parametrize("case", CASES["errors"], ids=lambda case: case["name"])
+def test_what_an_error_says(case: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "rollouts.jsonl"
+    file.write_text("\n".join(case["lines"]), encoding="utf-8")
+    with pytest.raises(UsageError) as caught:
+        list(read_rollouts(str(file), Layout(**case.get("layout", {}))))
+    assert str(caught.value).replace(str(file), "FILE") == case["error"]
+
+
+def test_every_text_field_is_in_a_case() -> None:
+    lines = "".join(line for case in CASES["read"] for line in case["lines"])
+    assert [field for field in TEXT_FIELDS if f'"{field}": ' not in lines] == []
+
+
+class Fed:
+    """Lines that are counted as they are taken."""
+
+    def __init__(self, *rows: dict[str, Any]) -> None:
+        self.rows, self.taken = rows, 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        for row in self.rows:
+            self.taken += 1
+            yield json.dumps(row).encode() + b"\n"
+
+
+def test_a_group_comes_with_the_first_row_after_it() -> None:
+    source = Fed(*({"id": name, "text": "1"} for name in "aabbbc"))
+    taken = []
+    for group in read_rollouts("-", Layout(), source):
+        taken.append((group.problem.id, len(group.rollouts_G), source.taken))
+    assert taken == [("a", 2, 3), ("b", 3, 6), ("c", 1, 6)]
+    source = Fed(*({"id": name, "text": "1"} for name in "aab"))
+    next(iter(read_rollouts("-", Layout(shuffled=True), source)))
+    assert source.taken == 3
+
+
+ROWS = b"".join(json.dumps({"id": str(i // 3), "text": "x" * i}).encode() + b"\n" for i in range(300))
+
+
+def packed(raw: bytes, frames: int) -> bytes:
+    size = -(-len(raw) // frames)
+    return b"".join(zstandard.ZstdCompressor().compress(raw[i : i + size]) for i in range(0, len(raw), size))
+
+
+@pytest.mark.parametrize("frames", [1, 7])
+@pytest.mark.parametrize("raw", [ROWS, ROWS[:-1], b"\n" * 70_000 + ROWS], ids=["whole", "no last end", "blank lines"])
+def test_a_compressed_file_is_the_same_rollouts(raw: bytes, frames: int, tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl.zst").write_bytes(packed(raw, frames))
+    assert list(read_rollouts(str(tmp_path / "r.jsonl.zst"), Layout())) == read_bytes(raw)
+    assert [row.number for row in read_rows(str(tmp_path / "r.jsonl.zst"))] == [
+        number for number, line in enumerate(raw.split(b"\n"), 1) if line
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (packed(ROWS, 1)[:-5], "ends in the middle of its zstd frame. Copy the whole file."),
+        (packed(ROWS, 1) + packed(ROWS, 1)[:20], "ends in the middle of its zstd frame. Copy the whole file."),
+        (ROWS, "not valid zstd ("),
+        (b"", "empty."),
+    ],
+    ids=["cut", "cut in the second frame", "not compressed", "empty"],
+)
+def test_a_compressed_file_that_is_none_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "r.jsonl.zst"
+    file.write_bytes(content)
+    with pytest.raises(UsageError) as caught:
+        list(read_rollouts(str(file), Layout()))
+    assert str(caught.value).startswith(f"{file}: {message}")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text() | st.just("role"), inner, max_size=3),
+    max_leaves=6,
+)
+known = st.sampled_from(
+    [*PROBLEM_ID_FIELDS, *TEXT_FIELDS, "finish_reason", "mind", "logprobs", "mean_logprob", "completion_ids", "form"]
+)
+completions = st.text() | st.lists(st.text() | st.dictionaries(known, json_values, max_size=3), max_size=3)
+
+
+@given(
+    st.lists(
+        st.builds(
+            lambda base, more: {**more, **base},
+            st.fixed_dictionaries({"id": st.sampled_from("ab"), "text": completions}),
+            st.dictionaries(known, json_values, max_size=2),
+        )
+        | st.dictionaries(known | st.text(), json_values | completions, max_size=4),
+        max_size=4,
+    ),
+    st.booleans(),
+)
+def test_any_json_reads_or_fails_in_one_printable_line(rows: list[dict[str, Any]], shuffled: bool) -> None:
+    found = outcome("\n".join(map(json.dumps, rows)).encode(), shuffled)
+    if isinstance(found, str):
+        assert found.startswith("<stdin>:")
+        assert found.isprintable()
+        return
+    assert len({group.problem.id for group in found}) == len(found)
+    for group in found:
+        assert group.rollouts_G
+        for rollout in group.rollouts_G:
+            rollout.text.encode("utf-8")
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.text(st.characters(exclude_categories=["Cs"]))), min_size=1))
+def test_shuffled_rows_are_the_groups_of_sorted_ones(pairs: list[tuple[str, str]]) -> None:
+    def groups(rows: list[tuple[str, str]], shuffled: bool) -> dict[str, list[str]]:
+        raw = "\n".join(json.dumps({"id": name, "text": text}) for name, text in rows).encode()
+        found = read_bytes(raw, shuffled=shuffled)
+        return {group.problem.id: [rollout.text for rollout in group.rollouts_G] for group in found}
+
+    assert groups(pairs, True) == groups(sorted(pairs, key=lambda pair: pair[0]), False)
