@@ -65,7 +65,8 @@ class SamplingConfig(Section):
 class VoteConfig(Section):
     extract: str = "auto"
     """`auto`, or `package.module:function` taking (text, finish_reason) and returning the answer or None."""
-    grader: str = "exact"
+    grader: str = "math"
+    """`math`, `exact`, `choice`, or `package.module:Name`."""
     reward: str = "majority"
     """The short name of a reward or `package.module:Name`."""
 

@@ -1,13 +1,14 @@
 r"""Equality of two answers by algebra: an answer's text becomes a form, and forms are compared part by part.
 
 The outer shape (lists, sets, tuples, intervals, unions, matrices, relations) is read here, because LaTeX parsers guess
-at it: to them `(1,2)` is an interval, a tuple and a set. Only its innermost parts go to latex2sympy, one expression each.
-Two expressions are equal if math-verify says so both ways and 50 digits at fixed rational points do not refute it.
-Nothing is passed to a parser that evaluates Python.
+at it: to them `(1,2)` is an interval, a tuple and a set. Only its innermost parts go to latex2sympy, one expression
+each. Two expressions are equal if math-verify says so both ways and 50 digits at fixed rational points do not refute
+it. Nothing is passed to a parser that evaluates Python.
 
 Simplifications:
 
-1. A list without brackets is unordered, so `1,-2` is `-2,1` and `\{1,-2\}`; brackets of tuples and intervals must agree.
+1. A list without brackets is unordered, so `1,-2` is `-2,1` and `\{1,-2\}`; brackets of tuples and intervals must
+   agree.
 2. `x=` before an answer is a label, as for the exact grader, except where a list carries several labels.
 3. Symbols are real, `i` is the imaginary unit, an upper-case letter is not the lower-case one.
 4. What may mean two things is not parsed and equals only its own spelling: `1/2x`, `f(2)`, a prime, two `\pm`, degrees
@@ -123,7 +124,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Relation:
-    """`operators[i]` stands between `sides[i]` and `sides[i + 1]`; a `label` is the symbol that is being given a value."""
+    """`operators[i]` stands between `sides[i]` and `sides[i + 1]`; a `label` is a symbol that gets a value."""
 
     operators: tuple[str, ...]
     sides: tuple["Form", ...]
@@ -324,8 +325,7 @@ def _for_parser(text: str) -> str | None:
     text = re.sub(r"\^\s*(-?[0-9]+|[a-zA-Z])", r"^{\1}", text)
     text = re.sub(r"([0-9]*)\.([0-9]+)", lambda m: rf"\frac{{{int(m[1] + m[2])}}}{{{10 ** len(m[2])}}}", text)
     text = re.sub(r"(?<![0-9}])([0-9]+)\s*(\\frac\{[0-9]+\}\{[0-9]+\})", r"(\1+\2)", text)
-    text = re.sub(r"(?<=[0-9)])\s*(?=\()|(?<=\))\s*(?=[0-9])", r"\\cdot ", text)
-    return text
+    return re.sub(r"(?<=[0-9)])\s*(?=\()|(?<=\))\s*(?=[0-9])", r"\\cdot ", text)
 
 
 def _parse(text: str | None) -> tuple[sympy.Basic, Fraction | None] | None:
@@ -430,10 +430,10 @@ def _equal_relations(a: Relation, b: Relation) -> bool:
     same_way = a.operators == b.operators
     if not same_way and a.operators[0] != _MIRRORED[b.operators[0]]:
         return False
-    differences = [_difference(relation) for relation in (a, b)]
-    if differences[0] is None or differences[1] is None:
+    difference_a, difference_b = _difference(a), _difference(b)
+    if difference_a is None or difference_b is None:
         return _all_equal(a.sides, b.sides if same_way else b.sides[::-1])
-    ratio = _ratio(*differences)
+    ratio = _ratio(difference_a, difference_b)
     if ratio is None or (a.operators[0] != "=" and (ratio.imag != 0 or (ratio.real > 0) != same_way)):
         return False
     factor = _rational(ratio)
@@ -463,7 +463,11 @@ def _ratio(a: tuple[mpmath.mpc, ...], b: tuple[mpmath.mpc, ...]) -> mpmath.mpc |
 def _rational(ratio: mpmath.mpc) -> sympy.Rational | None:
     with mpmath.workdps(DIGITS):
         near = Fraction(str(ratio.real)).limit_denominator(10**6)
-        return sympy.Rational(near.numerator, near.denominator) if _close(ratio, mpmath.mpf(near.numerator) / near.denominator) else None
+        return (
+            sympy.Rational(near.numerator, near.denominator)
+            if _close(ratio, mpmath.mpf(near.numerator) / near.denominator)
+            else None
+        )
 
 
 def _sympy_sides(relation: Relation) -> tuple[sympy.Expr, sympy.Expr]:

@@ -1,7 +1,7 @@
 r"""Equality of answers to multiple-choice questions: the key is the letter of the choice.
 
-`C`, `(C)`, `C.`, `C)`, `\text{C}`, `\textbf{(C)}`, `$C$`, a lone `c` and `C. Paris` share a key. Anything else keeps its
-exact key, so that a capital letter inside a sentence is no choice.
+`C`, `(C)`, `C.`, `C)`, `\text{C}`, `\textbf{(C)}`, `$C$`, a lone `c` and `C. Paris` share a key. Anything else keeps
+its exact key, so that a capital letter inside a sentence is no choice.
 
 Simplifications:
 
@@ -13,7 +13,9 @@ import re
 
 from ttrl_pop.graders.exact import MAX_LENGTH, ExactGrader, clean, unwrapped
 
-_CHOICE = re.compile(r"\(\s*([A-Ja-j])\s*\)|([A-Ja-j])\s*[.):]?|(?:\(\s*([A-J])\s*\)|([A-J])\s*[.):])\s*\S.*", re.DOTALL)
+_CHOICE = re.compile(
+    r"\(\s*([A-Ja-j])\s*\)|([A-Ja-j])\s*[.):]?|(?:\(\s*([A-J])\s*\)|([A-J])\s*[.):])\s*\S.*", re.DOTALL
+)
 
 
 class ChoiceGrader(ExactGrader):

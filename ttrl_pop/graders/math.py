@@ -11,7 +11,7 @@ to read is at fault. A verdict that did not come in time is "not equal" and coun
 
 Simplifications:
 
-1. What is too long, too deep, too large or looks like code is never sent and is compared by its key alone (`is_refused`).
+1. What is too long, too deep, too large or looks like code is never sent; only its key is compared (`is_refused`).
 2. Verdicts depend on the clock where an answer takes about as long as the limit.
 """
 

@@ -28,7 +28,14 @@ from ttrl_pop.graders import algebra
 
 QUESTIONS = 2000
 """That a child answers before a fresh one takes its place: libraries keep what they have seen."""
-WARM_UP = (r"\frac{1}{2}x^{2}+\sqrt{3}\pi(x-1)", r"x_{1}+e^{x}\sin(x)-2i", r"\{(1,2),|x|\cdot 3\}", "x<2y", "n!")
+WARM_UP = (
+    (r"\frac{1}{2}x^{2}+\sqrt{3}\pi(x-1)", r"\pi\sqrt{3}(x-1)+0.5x^2"),
+    (r"x_{1}+e^{x}\sin(x)-2i", r"|x|\cdot 3!"),
+    ("(x-1)(x+1)", "x^2-1"),
+    (r"\{(1,2),\sqrt{12}\}", r"\{2\sqrt{3},(1,2)\}"),
+    ("x<2y", "2x<4y"),
+)
+"""Pairs that a fork need not read as its first: parsers and simplifiers build tables as they go."""
 
 
 @dataclass(slots=True)
@@ -51,9 +58,8 @@ def main(arguments: list[str]) -> int:
     replies = os.fdopen(os.dup(1), "wb", buffering=0)
     nowhere = os.open(os.devnull, os.O_RDWR)
     os.dup2(nowhere, 1)
-    for a in WARM_UP:
-        for b in WARM_UP:
-            algebra.equal(algebra.read(a), algebra.read(b))
+    for a, b in WARM_UP:
+        algebra.equal(algebra.read(a), algebra.read(b))
     os.dup2(nowhere, 2)
     gc.freeze()
     child: _Child | None = None
