@@ -319,6 +319,7 @@ def _for_parser(text: str) -> str | None:
     text = re.sub(r"(?<![\\a-zA-Z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
     text = re.sub(r"(?<![\\a-zA-Z])sqrt\s*([0-9]+)", r"\\sqrt{\1}", text)
     text = _NAMED.sub(r"\\\1 ", text)
+    text = re.sub(r"(\\log\s*_\{[^{}]*\})\s*([0-9]+|[a-zA-Z])", r"\1{\2}", text)
     if not _COMMANDS.issuperset(_COMMAND.findall(text)) or _OPAQUE.search(_COMMAND.sub("~", text)):
         return None
     text = re.sub(r"\^\s*\(([^()]*)\)", r"^{\1}", text)

@@ -2,7 +2,7 @@ r"""The default grader: canonical keys first, then algebra in a process of its o
 
     MathGrader().same(r"2\sqrt{3}", r"\sqrt{12}")       True
 
-`equal` sees only what no key can decide. Two plain numbers or words with different keys are different; whatever else
+`equal` sees only what no key can decide. Plain numbers and words with different keys are different; whatever else
 differs goes to `ttrl_pop.graders.math_worker`, one pair at a time, which starts when the first such pair comes.
 
 Each answer is tried alone before it meets others: if the worker cannot read it in time, that answer alone equals
@@ -64,8 +64,14 @@ _TOWER = re.compile(
     re.VERBOSE,
 )
 _COUNTED = re.compile(r"!|\\[dt]?binom|\\choose")
+_COUNTED_TWICE = re.compile(r"!\s*[)}\]]+\s*!|\\[dt]?binom\s*\{[^{}]*[\^!]")
 _PLAIN_NUMBER = re.compile(r"-?[0-9]+(?:/[0-9]+)?")
 _PLAIN_WORDS = re.compile(r"[^\W\d_]{3,}(?:[ .'-]+[^\W\d_]+)*")
+_PROSE = re.compile(
+    r"[^\\]*(?<![\\a-zA-Z])(?!(?:and|sqrt|arc(?:sin|cos|tan)|(?:sin|cos|tan)h?|cot|sec|csc|log|exp|infty)(?![a-zA-Z]))"
+    r"[a-zA-Z]{3}[^\\]*"
+)
+"""A word in a text without a single command."""
 
 
 class MathGrader(Grader):
@@ -91,10 +97,7 @@ class MathGrader(Grader):
         return self._exact.key(answer)
 
     def equal(self, a: str, b: str) -> bool:
-        keys = self.key(a), self.key(b)
-        if all(_PLAIN_NUMBER.fullmatch(key) or _PLAIN_WORDS.fullmatch(key) for key in keys):
-            return False
-        if is_refused(a) or is_refused(b):
+        if is_refused(a) or is_refused(b) or (self._is_plain(a) and self._is_plain(b)):
             return False
         pair = (a, b) if a < b else (b, a)
         with self._lock:
@@ -108,6 +111,11 @@ class MathGrader(Grader):
         """End the worker; the next question starts another."""
         with self._lock:
             self._worker.close()
+
+    def _is_plain(self, answer: str) -> bool:
+        """Whether an answer is a number or words, of which the key says all that there is to say."""
+        key = self.key(answer)
+        return bool(_PLAIN_NUMBER.fullmatch(key) or _PLAIN_WORDS.fullmatch(key) or _PROSE.fullmatch(answer))
 
     def _ask(self, a: str, b: str) -> bool:
         if any(self._seconds_to_read(answer) == float("inf") for answer in (a, b)):
@@ -133,6 +141,8 @@ class MathGrader(Grader):
 def is_refused(answer: str) -> bool:
     """Whether an answer must not reach a parser: a cheap look at its text, linear in `MAX_LENGTH`."""
     if len(answer) > MAX_LENGTH or _CODE.search(answer) or _LONG_POWER.search(answer) or _TOWER.search(answer):
+        return True
+    if _COUNTED_TWICE.search(answer):
         return True
     digits = max(map(len, re.findall(r"[0-9]+", answer)), default=0)
     if digits > (MAX_FACTORIAL_DIGITS if _COUNTED.search(answer) else MAX_DIGITS):
