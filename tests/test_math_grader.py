@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from math_verify import LatexExtractionConfig, parse, verify
 from rich.console import Console
 from rich.text import Text
 
@@ -77,6 +78,15 @@ def grader() -> Iterator[MathGrader]:
     grader.close()
 
 
+@pytest.fixture(scope="module")
+def hasty() -> Iterator[MathGrader]:
+    """A grader that gives up early."""
+    grader = MathGrader(seconds=0.2)
+    assert grader.same("x+1", "1+x")
+    yield grader
+    grader.close()
+
+
 def pid_of(grader: MathGrader) -> int:
     assert grader._worker._process
     return grader._worker._process.pid
@@ -122,16 +132,22 @@ def test_different_answers(grader: MathGrader, a: str, b: str) -> None:
     assert not grader.same(b, a)
 
 
-def test_math_verify_alone_is_fooled_where_this_grader_is_not(grader: MathGrader) -> None:
-    from math_verify import LatexExtractionConfig, parse, verify
-
-    fooled = [("3x-1y+13=0", "3x+4y+14=0"), ("n=2,3,4", "n=1,2,3"), ("0.333333", "1/3"), ("(1,2)", r"\{1,2\}")]
-    for a, b in fooled:
-        parsed = [parse(f"${x}$", [LatexExtractionConfig()], parsing_timeout=None) for x in (a, b)]
-        verdicts = [verify(*pair, timeout_seconds=None) for pair in (parsed, parsed[::-1])]
-        assert not grader.same(a, b)
-        if a[0] != "n":  # held equal by an earlier version only
-            assert any(verdicts), (a, b)
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (r"\frac{1}{100!}", r"\frac{1}{101!}"),
+        ("0.333333", "1/3"),
+        ("10^{-30}", "10^{-31}"),
+        ("(1,2)", r"\{1,2\}"),
+        ("1,1,2", "1,2"),
+        ("2(3)", "5"),
+    ],
+)
+def test_math_verify_alone_would_be_fooled(grader: MathGrader, a: str, b: str) -> None:
+    parsed = [parse(f"${text}$", [LatexExtractionConfig()], parsing_timeout=None) for text in (a, b)]
+    assert verify(*parsed, timeout_seconds=None)
+    assert verify(*parsed[::-1], timeout_seconds=None)
+    assert not grader.same(a, b)
 
 
 def test_no_answer_equals_nothing(grader: MathGrader) -> None:
@@ -185,7 +201,7 @@ def test_only_pairs_that_the_key_leaves_open_are_asked_and_each_once() -> None:
 @st.composite
 def votes(draw: st.DrawFn, groups: list[list[str]]) -> tuple[list[str], list[str], list[int]]:
     """Answers, the same answers spelled anew, and an order for these."""
-    chosen = draw(st.lists(st.sampled_from(groups), min_size=1, max_size=8))
+    chosen = draw(st.lists(st.sampled_from(groups), min_size=1, max_size=4))
     spelled = [[draw(st.sampled_from(group)) for group in chosen] for _ in range(2)]
     return spelled[0], spelled[1], draw(st.permutations(range(len(chosen))))
 
@@ -197,12 +213,13 @@ def test_order_and_spelling_do_not_change_the_vote_by_key(drawn: tuple[list[str]
     grader = ExactGrader()
     before, after = vote_on(boxed(answers), grader), vote_on(boxed([anew[i] for i in order]), grader)
     assert [{order[m] for m in c.members} for c in after.clusters] == [set(c.members) for c in before.clusters]
-    assert before.label and after.label
+    assert before.label
+    assert after.label
     assert grader.key(before.label) == grader.key(after.label)
     assert after.rewards_G == tuple(before.rewards_G[i] for i in order)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(votes([pair for pair in EQUAL if pair[0] not in ("x=1/2", "5")]))
 def test_order_and_spelling_do_not_change_the_vote_by_algebra(
     grader: MathGrader, drawn: tuple[list[str], list[str], list[int]]
@@ -229,10 +246,10 @@ def respelled(gold: str) -> list[str]:
     spellings = [f"${gold}$", f"  {gold} .", rf"\displaystyle {gold}"]
     for pattern, by in [
         (r"\\[dt]?frac(?=[^a-z])", r"\\tfrac"),
-        (r"\\frac\s*\{?([0-9])\}?\s*\{?([0-9])\}?(?![0-9}])", r"\\frac\1\2"),
+        (r"\\frac\{([0-9])\}\{([0-9])\}", r"\\frac\1\2"),
         (r"^\\left|\\right", ""),
         (r"^\(|(?<= )\((?=.*,)", r"\\left("),
-        (r"(?<=,)\s*|(?=,)(?!,\\)", " "),
+        (r"(?<![0-9]),\s*|,\s+(?=[-0-9\\])|,(?=-)", " , "),
         (r"\s+(?=[+-])|(?<=[+-])\s+", ""),
         (r"(?<=[0-9a-z}])\s*\+\s*(?=[0-9a-z\\])", " + "),
         (r"\\text\{(\(?\w+\)?)\}", r"\1"),
@@ -283,11 +300,9 @@ def test_gold_answers_of_math_500_are_equal_only_where_listed(grader: MathGrader
         answer_of.setdefault(grader.key(gold), gold)
     # The function that the worker calls: forty thousand questions through a pipe would take longer, not more.
     held = [
-        sorted(pair)
-        for pair in itertools.combinations(answer_of.values(), 2)
-        if algebra.equal(*map(algebra.read, pair))
+        list(pair) for pair in itertools.combinations(answer_of.values(), 2) if algebra.equal(*map(algebra.read, pair))
     ]
-    assert sorted(held) == cases("math500_equal")
+    assert held == cases("math500_equal")
     assert all(grader.same(a, b) for a, b in held)
     # What shares a key has one value: integers are equal as integers.
     for gold in golds:
@@ -324,18 +339,14 @@ def test_hostile_text_is_decided_in_time_and_spoils_nothing(
 
 
 @pytest.mark.parametrize("hang", HANGS)
-def test_an_answer_that_hangs_is_given_up_once(grader: MathGrader, hang: str) -> None:
-    before = grader.timeouts
-    quick = MathGrader(seconds=0.3)
-    assert not quick.same(hang, "x+1")
-    assert quick.timeouts == 1
+def test_an_answer_that_hangs_is_given_up_once(hasty: MathGrader, hang: str) -> None:
+    before = hasty.timeouts
     start = time.perf_counter()
-    assert not any(quick.same(hang, other) for other in ("x+2", "x+3", r"\sqrt{2}"))
-    assert quick.same("x+1", "1+x")
-    assert (quick.timeouts, grader.timeouts) == (1, before)
+    assert not any(hasty.same(hang, other) for other in ("x+1", "x+2", r"\sqrt{2}"))
+    assert hasty.timeouts == before + 1
+    assert hasty.same("x+1", "1+x")
+    assert hasty.same(hang, f"{hang} ")
     assert time.perf_counter() - start < 2
-    assert quick.same(hang, hang + " ")
-    quick.close()
 
 
 def test_of_a_pair_that_hangs_the_slower_answer_alone_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,26 +391,26 @@ def test_what_is_refused(limit: str, refused: str, taken: str) -> None:
 
 @pytest.mark.slow
 @needs_proc
-def test_a_thousand_hostile_answers_leave_memory_flat() -> None:
-    grader = MathGrader(seconds=0.05)
-    texts = [text_of(case)[: 2 * MAX_LENGTH] for case in HOSTILE]
+def test_a_thousand_hostile_answers_leave_memory_flat(hasty: MathGrader) -> None:
+    # Distinct answers: what was decided before would be remembered.
+    texts = [text_of(case)[: MAX_LENGTH - 5] for case in HOSTILE]
+    worker = pid_of(hasty)
 
-    def run(numbers: range) -> None:
-        for number in numbers:
-            grader.same(f"{number}+{texts[number % len(texts)]}", f"x+{number}")
+    def in_time(number: int) -> bool:
+        before = hasty.timeouts
+        hasty.same(f"{number}+{texts[number % len(texts)]}", "x+1")
+        return hasty.timeouts == before
 
     def resident() -> int:
-        return resident_bytes(os.getpid()) + sum(map(resident_bytes, [worker, *children(worker)]))
+        return sum(map(resident_bytes, [os.getpid(), worker, *children(worker)]))
 
-    assert grader.same("x+1", "1+x")
-    worker = pid_of(grader)
-    run(range(500))
-    before = resident()
-    run(range(500, 1500))
-    grown = resident() - before
-    assert pid_of(grader) == worker
-    assert grown < 40 << 20
-    grader.close()
+    # Those that cost a child its life would only hide what it keeps.
+    texts = [text for number, text in enumerate(texts) if in_time(number)]
+    before, family = resident(), children(worker)
+    for number in range(1000):
+        in_time(1000 + number)
+    assert resident() - before < 40 << 20
+    assert (pid_of(hasty), children(worker)) == (worker, family)
 
 
 # --- the process --------------------------------------------------------------------------------------------------
@@ -408,7 +419,7 @@ def test_a_thousand_hostile_answers_leave_memory_flat() -> None:
 @needs_proc
 @pytest.mark.parametrize("victim", ["worker", "child"])
 def test_a_process_killed_from_outside_in_the_middle_of_a_question_costs_at_most_that_question(victim: str) -> None:
-    grader = MathGrader(seconds=2)
+    grader = MathGrader(seconds=0.6)
     assert grader.same("x+1", "1+x")
     worker = pid_of(grader)
     verdicts: list[bool] = []
@@ -424,15 +435,12 @@ def test_a_process_killed_from_outside_in_the_middle_of_a_question_costs_at_most
 
 
 @needs_proc
-def test_a_stopped_worker_is_replaced() -> None:
-    grader = MathGrader(seconds=0.1)
-    assert grader.same("x+1", "1+x")
-    worker = pid_of(grader)
+def test_a_stopped_worker_is_replaced(hasty: MathGrader) -> None:
+    worker = pid_of(hasty)
     os.kill(worker, signal.SIGSTOP)
-    assert grader.same("x+2", "2+x")
-    assert pid_of(grader) != worker
+    assert hasty.same("x+3", "3+x")
+    assert pid_of(hasty) != worker
     assert not is_running(worker)
-    grader.close()
 
 
 @needs_proc
@@ -453,7 +461,7 @@ def test_closing_leaves_no_process_behind_and_a_later_question_starts_anew() -> 
 SCRIPT = """
 import sys
 from ttrl_pop.graders.math import MathGrader
-grader = MathGrader(seconds=60)
+grader = MathGrader(seconds=60.0)
 assert grader.same("x+1", "1+x")
 print(grader._worker._process.pid, flush=True)
 if sys.argv[1] == "busy":

@@ -374,7 +374,7 @@ def _coordinate(name: str, index: int) -> sympy.Rational:
 
 def _mpf(number: sympy.Number) -> mpmath.mpf:
     # A precision of 1 is how sympy says that not one digit is certain: it is zero as far as anyone can tell.
-    return mpmath.mpf(0) if getattr(number, "_prec", DIGITS) == 1 else number._to_mpmath(mpmath.mp.prec)
+    return mpmath.mpf(0 if getattr(number, "_prec", DIGITS) == 1 else number._to_mpmath(mpmath.mp.prec))
 
 
 # Comparing

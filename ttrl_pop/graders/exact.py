@@ -52,6 +52,11 @@ _DELIMITERS = re.compile(r"(\\\\)|\\[()\[\]$]|\$")
 _SIZES = re.compile(r"\\(?:left|right)(?![a-zA-Z])(?:\s*\.)?|\\[bB]igg?[lr]?(?![a-zA-Z])")
 _JOINED = re.compile(r"\\!|(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))")
 _SPACES = re.compile(r"(?<!\\)\\[,;: ]|~|\\(?:quad|qquad|displaystyle)(?![a-zA-Z])")
+_FRACS = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
+_BARE_ARGUMENT = re.compile(r"\\(frac|sqrt)\s*([0-9])")
+_BARE_DENOMINATOR = re.compile(r"\\frac\s*(\{[^{}]*\})\s*([0-9])")
+# None of the above is in a text without one of these.
+_LAID_OUT = re.compile(r"[\\$~]|\{,")
 _TEXT_COMMAND = r"\\(?:text(?:bf|it|rm|sf|tt)?|math(?:bf|it|rm|sf)|[mhf]box|boxed)\s*\{"
 _BRACES = re.compile(rf"({_TEXT_COMMAND})|\\[{{}}]|[{{}}]")
 _ASSIGNED = re.compile(r"\s*[A-Za-z]\s*=([^=]*)")
@@ -101,13 +106,14 @@ class ExactGrader(Grader):
 def clean(answer: str) -> str:
     r"""Drop what only lays out: `$`, `\left`, spaces, the final period; give `\frac` and `\sqrt` braces."""
     text = answer if answer.isascii() else _plain_characters(answer)
-    text = _DELIMITERS.sub(r"\1", text)
-    text = _SIZES.sub("", text)
-    text = _JOINED.sub("", text)
-    text = _SPACES.sub(" ", text).replace("{,}", ",").replace(r"\%", "%")
-    text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text)
-    text = re.sub(r"\\(frac|sqrt)\s*([0-9])", r"\\\1{\2}", text)
-    text = re.sub(r"\\frac\s*(\{[^{}]*\})\s*([0-9])", r"\\frac\1{\2}", text)
+    if _LAID_OUT.search(text):
+        text = _DELIMITERS.sub(r"\1", text)
+        text = _SIZES.sub("", text)
+        text = _JOINED.sub("", text)
+        text = _SPACES.sub(" ", text).replace("{,}", ",").replace(r"\%", "%")
+        text = _FRACS.sub(r"\\frac", text)
+        text = _BARE_ARGUMENT.sub(r"\\\1{\2}", text)
+        text = _BARE_DENOMINATOR.sub(r"\\frac\1{\2}", text)
     return trim(text)
 
 
@@ -161,7 +167,7 @@ def unwrapped(text: str) -> str:
 
 def quantity(text: str) -> Fraction | None:
     """The number that `text` is, with or without a unit after it; None if it is something else."""
-    text = _FRAC.sub(r" \1/\2 ", text).strip()
+    text = (_FRAC.sub(r" \1/\2 ", text) if "\\" in text else text).strip()
     match = _NUMBER.match(text)
     if match is None or not is_unit(text[match.end() :].strip()):
         return None
@@ -177,12 +183,15 @@ def _value(match: re.Match[str]) -> Fraction | None:
     if match["num"]:
         den = _decimal(match["den"])
         return _decimal(match["num"]) / den if den else None
-    exponent = int(match["exp"] or 0)
+    if not match["exp"]:
+        return _decimal(match["mantissa"])
+    exponent = int(match["exp"])
     return _decimal(match["mantissa"]) * Fraction(10) ** exponent if abs(exponent) <= MAX_EXPONENT else None
 
 
 def _decimal(text: str) -> Fraction:
-    return Fraction(text.replace(",", ""))
+    whole, _, decimals = text.replace(",", "").partition(".")
+    return Fraction(int(whole + decimals), 10 ** len(decimals)) if decimals else Fraction(int(whole))
 
 
 def is_unit(rest: str) -> bool:

@@ -205,7 +205,7 @@ class _Worker:
             assert process.stdin
             process.stdin.write(question)
             # The worker keeps the time itself; a reply that is much later says that it was stopped.
-            line = _line(process, self._seconds + 5)
+            line = _line(process, self._seconds + 2)
         except BrokenPipeError:
             pass
         finally:
@@ -258,7 +258,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     assert process.stdout
     process.stdin.close()
     try:
-        process.wait(timeout=2)
+        process.wait(timeout=1)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
