@@ -391,26 +391,26 @@ def test_what_is_refused(limit: str, refused: str, taken: str) -> None:
 
 @pytest.mark.slow
 @needs_proc
-def test_a_thousand_hostile_answers_leave_memory_flat(hasty: MathGrader) -> None:
-    # Distinct answers: what was decided before would be remembered.
+def test_a_thousand_hostile_answers_leave_memory_flat(grader: MathGrader, hasty: MathGrader) -> None:
     texts = [text_of(case)[: MAX_LENGTH - 5] for case in HOSTILE]
-    worker = pid_of(hasty)
+    worker = pid_of(grader)
 
-    def in_time(number: int) -> bool:
-        before = hasty.timeouts
-        hasty.same(f"{number}+{texts[number % len(texts)]}", "x+1")
-        return hasty.timeouts == before
+    def in_time(number: int, grader: MathGrader) -> bool:
+        # Distinct answers: what was decided before would be remembered.
+        before = grader.timeouts
+        grader.same(f"{number}+{texts[number % len(texts)]}", "x+1")
+        return grader.timeouts == before
 
     def resident() -> int:
         return sum(map(resident_bytes, [os.getpid(), worker, *children(worker)]))
 
     # Those that cost a child its life would only hide what it keeps.
-    texts = [text for number, text in enumerate(texts) if in_time(number)]
+    texts = [text for number, text in enumerate(texts) if in_time(number, hasty)]
     before, family = resident(), children(worker)
     for number in range(1000):
-        in_time(1000 + number)
+        in_time(1000 + number, grader)
     assert resident() - before < 40 << 20
-    assert (pid_of(hasty), children(worker)) == (worker, family)
+    assert (pid_of(grader), children(worker)) == (worker, family)
 
 
 # --- the process --------------------------------------------------------------------------------------------------
