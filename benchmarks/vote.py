@@ -212,7 +212,8 @@ def table(measured: Record) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return "\n".join(
         [
-            f"{measured['problems']} problems × {measured['rollouts']} rollouts, one core; rounds: {measured['rounds']}",
+            f"{measured['problems']} problems × {measured['rollouts']} rollouts, one core; "
+            f"rounds: {measured['rounds']}",
             "  ".join(f"{name} {number}" for name, number in measured["versions"].items())
             + f"; load average before: {measured['load_before']:.1f}",
             f"pairs of different keys: {measured['pairs']}; asked: {measured['asked']}; "

@@ -79,7 +79,8 @@ _COMMANDS = frozenset(
 _COMMAND = re.compile(r"\\([a-zA-Z]+)")
 _OPAQUE = re.compile(
     r"""[a-zA-Z]{3} | I | [^-\w\s+*/^(){}\[\]|!.~] | [0-9]\s+[0-9.] | \}\s*[0-9] | \}\s*\([0-9.\s]*\)
-    | /\s*[0-9.]+\s*[a-zA-Z~(] | !\s*! | [0-9]\}?\s*_ | \^\s*\{[^{}]*\}\s*\^ | \^\s*\w\s*\^""",
+    | /\s*[0-9.]+\s*[a-zA-Z~(] | !\s*! | [0-9]\}?\s*_ | \^\s*\{[^{}]*\}\s*\^ | \^\s*\w\s*\^
+    | \.(?![0-9]) | \.[0-9]+\.""",
     re.VERBOSE,
 )
 
@@ -313,7 +314,7 @@ def _repeating(whole: str, fixed: str, period: str) -> Fraction:
 
 
 def _for_parser(text: str) -> str | None:
-    """The text as latex2sympy reads it without a guess, or None: it adds the factors of `2(3)` and drops primes."""
+    """The text as latex2sympy reads it without a guess, or None where it would guess: it adds `2` and `3` of `2(3)`."""
     text = unwrapped(text)
     text = text.replace("**", "^").replace("√", "sqrt")
     text = re.sub(r"(?<![\\a-zA-Z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
@@ -325,7 +326,7 @@ def _for_parser(text: str) -> str | None:
     text = re.sub(r"\^\s*\(([^()]*)\)", r"^{\1}", text)
     text = re.sub(r"\^\s*(-?[0-9]+|[a-zA-Z])", r"^{\1}", text)
     text = re.sub(r"([0-9]*)\.([0-9]+)", lambda m: rf"\frac{{{int(m[1] + m[2])}}}{{{10 ** len(m[2])}}}", text)
-    text = re.sub(r"(?<![0-9}])([0-9]+)\s*(\\frac\{[0-9]+\}\{[0-9]+\})", r"(\1+\2)", text)
+    text = re.sub(r"(?<![0-9a-zA-Z}])([0-9]+)\s*(\\frac\{[0-9]+\}\{[0-9]+\})", r"(\1+\2)", text)
     return re.sub(r"(?<=[0-9)])\s*(?=\()|(?<=\))\s*(?=[0-9])", r"\\cdot ", text)
 
 
