@@ -314,7 +314,7 @@ def _repeating(whole: str, fixed: str, period: str) -> Fraction:
 
 
 def _for_parser(text: str) -> str | None:
-    """The text as latex2sympy reads it without a guess, or None where it would guess: it adds `2` and `3` of `2(3)`."""
+    """The text in a spelling at which latex2sympy need not guess (to it `2(3)` is a sum), or None."""
     text = unwrapped(text)
     text = text.replace("**", "^").replace("√", "sqrt")
     text = re.sub(r"(?<![\\a-zA-Z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
