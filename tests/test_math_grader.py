@@ -206,6 +206,7 @@ def votes(draw: st.DrawFn, groups: list[list[str]]) -> tuple[list[str], list[str
     return spelled[0], spelled[1], draw(st.permutations(range(len(chosen))))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=1000)
 @given(votes(SPELLINGS))
 def test_order_and_spelling_do_not_change_the_vote_by_key(drawn: tuple[list[str], list[str], list[int]]) -> None:
@@ -391,8 +392,10 @@ def test_what_is_refused(limit: str, refused: str, taken: str) -> None:
 
 @pytest.mark.slow
 @needs_proc
-def test_a_thousand_hostile_answers_leave_memory_flat(grader: MathGrader, hasty: MathGrader) -> None:
+def test_a_thousand_hostile_answers_leave_memory_flat(hasty: MathGrader) -> None:
     texts = [text_of(case)[: MAX_LENGTH - 5] for case in HOSTILE]
+    grader = MathGrader()
+    assert grader.same("x+1", "1+x")
     worker = pid_of(grader)
 
     def in_time(number: int, grader: MathGrader) -> bool:
@@ -406,11 +409,14 @@ def test_a_thousand_hostile_answers_leave_memory_flat(grader: MathGrader, hasty:
 
     # Those that cost a child its life would only hide what it keeps.
     texts = [text for number, text in enumerate(texts) if in_time(number, hasty)]
+    for number in range(200):
+        in_time(1000 + number, grader)
     before, family = resident(), children(worker)
     for number in range(1000):
-        in_time(1000 + number, grader)
+        in_time(2000 + number, grader)
     assert resident() - before < 40 << 20
     assert (pid_of(grader), children(worker)) == (worker, family)
+    grader.close()
 
 
 # --- the process --------------------------------------------------------------------------------------------------

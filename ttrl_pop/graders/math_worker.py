@@ -26,7 +26,7 @@ from typing import IO
 
 from ttrl_pop.graders import algebra
 
-QUESTIONS = 2000
+QUESTIONS = 5000
 """That a child answers before a fresh one takes its place: libraries keep what they have seen."""
 WARM_UP = (
     (r"\frac{1}{2}x^{2}+\sqrt{3}\pi(x-1)", r"\pi\sqrt{3}(x-1)+0.5x^2"),
