@@ -441,6 +441,17 @@ def test_a_process_killed_from_outside_in_the_middle_of_a_question_costs_at_most
 
 
 @needs_proc
+@pytest.mark.parametrize("victim", ["worker", "child"])
+def test_a_process_killed_between_questions_costs_nothing(hasty: MathGrader, victim: str) -> None:
+    timeouts, worker = hasty.timeouts, pid_of(hasty)
+    assert hasty.same("x+4", "4+x")
+    os.kill(worker if victim == "worker" else children(worker)[0], signal.SIGKILL)
+    answer = {"worker": "x+5", "child": "x+6"}[victim]
+    assert hasty.same(answer, answer[::-1])
+    assert hasty.timeouts == timeouts
+
+
+@needs_proc
 def test_a_stopped_worker_is_replaced(hasty: MathGrader) -> None:
     worker = pid_of(hasty)
     os.kill(worker, signal.SIGSTOP)
