@@ -353,7 +353,10 @@ def vote(
     extract: Extract = None,
     grader: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Which answers are equal: exact, or package.module:Name.  [default: exact]"),
+        typer.Option(
+            metavar="NAME",
+            help="Which answers are equal: math, exact, choice, or package.module:Name.  [default: math]",
+        ),
     ] = None,
     reward: Reward = None,
     weight: Annotated[

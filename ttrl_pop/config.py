@@ -70,7 +70,8 @@ class VoteConfig(Section):
     finish_reason) and returning the answer or None."""
     thinking: bool | None = None
     """Whether chat prompts end inside the thoughts; None asks the chat template."""
-    grader: str = "exact"
+    grader: str = "math"
+    """`math`, `exact`, `choice`, or `package.module:Name`."""
     reward: str = "majority"
     """A reward, or a weighted sum of several: `majority+0.2*format`."""
     weight: Weight = "rollout"

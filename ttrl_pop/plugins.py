@@ -21,7 +21,9 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "hf": "ttrl_pop.backends.hf:HfBackend",
     },
     "grader": {
+        "math": "ttrl_pop.graders.math:MathGrader",
         "exact": "ttrl_pop.graders.exact:ExactGrader",
+        "choice": "ttrl_pop.graders.choice:ChoiceGrader",
     },
     "reward": {
         "majority": "ttrl_pop.rewards:majority",

@@ -51,7 +51,12 @@ _SUPERSCRIPTS = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+")
 _DELIMITERS = re.compile(r"(\\\\)|\\[()\[\]$]|\$")
 _SIZES = re.compile(r"\\(?:left|right)(?![a-zA-Z])(?:\s*\.)?|\\[bB]igg?[lr]?(?![a-zA-Z])")
 _JOINED = re.compile(r"\\!|(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))")
-_SPACES = re.compile(r"\\[,;: ]|~|\\(?:quad|qquad|displaystyle)(?![a-zA-Z])")
+_SPACES = re.compile(r"(?<!\\)\\[,;: ]|~|\\(?:quad|qquad|displaystyle)(?![a-zA-Z])")
+_FRACS = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
+_BARE_ARGUMENT = re.compile(r"\\(frac|sqrt)\s*([0-9])")
+_BARE_DENOMINATOR = re.compile(r"\\frac\s*(\{[^{}]*\})\s*([0-9])")
+# None of the above is in a text without one of these.
+_LAID_OUT = re.compile(r"[\\$~]|\{,")
 _TEXT_COMMAND = r"\\(?:text(?:bf|it|rm|sf|tt)?|math(?:bf|it|rm|sf)|[mhf]box|boxed)\s*\{"
 _BRACES = re.compile(rf"({_TEXT_COMMAND})|\\[{{}}]|[{{}}]")
 _ASSIGNED = re.compile(r"\s*[A-Za-z]\s*=([^=]*)")
@@ -91,27 +96,28 @@ class ExactGrader(Grader):
             text = " ".join(answer.split())
             # surrogatepass: JSON may carry half a surrogate pair, which plain UTF-8 refuses.
             return "#" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-        text = _clean(answer)
+        text = clean(answer)
         if assigned := _ASSIGNED.fullmatch(text):
             text = assigned[1]
-        number = _quantity(text)  # before `\text{}` goes: any word in one is a unit
-        return str(number) if number is not None else _structured(_trim(_unwrapped(text)))
+        number = quantity(text)  # before `\text{}` goes: any word in one is a unit
+        return str(number) if number is not None else _structured(trim(unwrapped(text)))
 
 
-def _clean(answer: str) -> str:
+def clean(answer: str) -> str:
     r"""Drop what only lays out: `$`, `\left`, spaces, the final period; give `\frac` and `\sqrt` braces."""
     text = answer if answer.isascii() else _plain_characters(answer)
-    text = _DELIMITERS.sub(r"\1", text)
-    text = _SIZES.sub("", text)
-    text = _JOINED.sub("", text)
-    text = _SPACES.sub(" ", text).replace("{,}", ",").replace(r"\%", "%")
-    text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text)
-    text = re.sub(r"\\(frac|sqrt)\s*([0-9])", r"\\\1{\2}", text)
-    text = re.sub(r"\\frac\s*(\{[^{}]*\})\s*([0-9])", r"\\frac\1{\2}", text)
-    return _trim(text)
+    if _LAID_OUT.search(text):
+        text = _DELIMITERS.sub(r"\1", text)
+        text = _SIZES.sub("", text)
+        text = _JOINED.sub("", text)
+        text = _SPACES.sub(" ", text).replace("{,}", ",").replace(r"\%", "%")
+        text = _FRACS.sub(r"\\frac", text)
+        text = _BARE_ARGUMENT.sub(r"\\\1{\2}", text)
+        text = _BARE_DENOMINATOR.sub(r"\\frac\1{\2}", text)
+    return trim(text)
 
 
-def _trim(text: str) -> str:
+def trim(text: str) -> str:
     return text.strip().rstrip(".,; \n")
 
 
@@ -139,7 +145,7 @@ def _plain_character(c: str) -> str:
     return unicodedata.normalize("NFKC", c) if tag in ("<wide>", "<narrow>", "<font>") else c
 
 
-def _unwrapped(text: str) -> str:
+def unwrapped(text: str) -> str:
     r"""`\text{...}` and its relatives without the command and its braces, at any depth."""
     pieces: list[str] = []
     wrappers: list[bool] = []
@@ -159,11 +165,11 @@ def _unwrapped(text: str) -> str:
     return "".join(pieces) + text[read:]
 
 
-def _quantity(text: str) -> Fraction | None:
+def quantity(text: str) -> Fraction | None:
     """The number that `text` is, with or without a unit after it; None if it is something else."""
-    text = _FRAC.sub(r" \1/\2 ", text).strip()
+    text = (_FRAC.sub(r" \1/\2 ", text) if "\\" in text else text).strip()
     match = _NUMBER.match(text)
-    if match is None or not _is_unit(text[match.end() :].strip()):
+    if match is None or not is_unit(text[match.end() :].strip()):
         return None
     number = _value(match)
     return -number if number is not None and match["sign"] == "-" else number
@@ -177,15 +183,18 @@ def _value(match: re.Match[str]) -> Fraction | None:
     if match["num"]:
         den = _decimal(match["den"])
         return _decimal(match["num"]) / den if den else None
-    exponent = int(match["exp"] or 0)
+    if not match["exp"]:
+        return _decimal(match["mantissa"])
+    exponent = int(match["exp"])
     return _decimal(match["mantissa"]) * Fraction(10) ** exponent if abs(exponent) <= MAX_EXPONENT else None
 
 
 def _decimal(text: str) -> Fraction:
-    return Fraction(text.replace(",", ""))
+    whole, _, decimals = text.replace(",", "").partition(".")
+    return Fraction(int(whole + decimals), 10 ** len(decimals)) if decimals else Fraction(int(whole))
 
 
-def _is_unit(rest: str) -> bool:
+def is_unit(rest: str) -> bool:
     if not rest or _SUFFIX.fullmatch(rest):
         return True
     in_text = _TEXT_UNIT.fullmatch(rest)
@@ -220,7 +229,7 @@ class _Frame:
 
     def end_element(self, text: str, start: int, end: int) -> None:
         self.end_text(text, start, end)
-        number = _quantity(text[self.element : start])
+        number = quantity(text[self.element : start])
         if number is not None:
             self.elements.append(str(number))
         elif len(self.parts) == 1:
@@ -233,7 +242,7 @@ class _Frame:
         """The key of this bracket alone, and among other text."""
         closer = text[start:end]
         self.end_element(text, start, end)
-        number = _quantity(text[self.begin : start]) if self.opener == "{" else None
+        number = quantity(text[self.begin : start]) if self.opener == "{" else None
         elements = self.elements if number is None else [str(number)]
         elements = [] if elements == [""] else elements
         listed = self.opener + ",".join(elements) + closer
@@ -247,7 +256,7 @@ class _Frame:
 
 def _structured(text: str) -> str:
     """Key of nested tuples, intervals, sets and lists, inside out; unbalanced text is a formula like others."""
-    number = _quantity(text)
+    number = quantity(text)
     if number is not None:
         return str(number)
     top = _Frame("", 0, 0, 0)
@@ -272,5 +281,5 @@ def _structured(text: str) -> str:
 
 
 def _text_key(text: str) -> str:
-    text = " ".join(_trim(text).split())
+    text = " ".join(trim(text).split())
     return text.casefold() if _WORDS.fullmatch(text) else _LAYOUT.sub("", text)

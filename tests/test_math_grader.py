@@ -1,0 +1,542 @@
+"""The math grader: what it holds equal, what it must not, and answers that would hang, crash or take over a parser."""
+
+import io
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from math_verify import LatexExtractionConfig, parse, verify
+from rich.console import Console
+from rich.text import Text
+
+from ttrl_pop.config import Config
+from ttrl_pop.display import safe
+from ttrl_pop.extract import extract_chat
+from ttrl_pop.graders import algebra
+from ttrl_pop.graders.base import Grader
+from ttrl_pop.graders.exact import ExactGrader
+from ttrl_pop.graders.math import MAX_DEPTH, MAX_LENGTH, MathGrader, is_refused
+from ttrl_pop.plugins import load
+from ttrl_pop.rewards import majority
+from ttrl_pop.types import Group, Mind, Problem, Rollout, Tally
+from ttrl_pop.vote import vote
+
+CASES = Path(__file__).parent / "cases"
+MATH_500 = Path(__file__).parents[1].parent / "shared" / "data" / "ttrl" / "math500.json"
+
+
+def cases(name: str) -> Any:
+    return json.loads((CASES / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def text_of(case: Any) -> str:
+    """A case of hostile.json: a text, `{"repeat": [piece, times]}`, or a list of these."""
+    if isinstance(case, str):
+        return case
+    return "".join(map(text_of, case)) if isinstance(case, list) else case["repeat"][0] * case["repeat"][1]
+
+
+EQUAL = cases("math_equal")
+DIFFERENT = cases("math_different")
+SPELLINGS = cases("exact_equal")
+HOSTILE = cases("hostile")
+HANGS = ["2^{999!}", "x^{999!}", r"(\frac{1}{3})^{999!}", r"\cos(\exp(9^9))"]
+
+
+def vote_on(texts: Sequence[str], grader: Grader, is_chat: bool = True) -> Tally:
+    rollouts = tuple(Rollout(Mind(i), (1,), (2,), (0.0,), text, "stop", 0) for i, text in enumerate(texts))
+    prompt = ({"role": "user", "content": "?"},) if is_chat else "?"
+    return vote(Group(Problem("p", prompt, 0), rollouts), "auto", grader, majority)
+
+
+def boxed(answers: Sequence[str]) -> list[str]:
+    return [rf"\boxed{{{answer}}}" for answer in answers]
+
+
+def clusters(tally: Tally) -> set[frozenset[int]]:
+    return {frozenset(cluster.members) for cluster in tally.clusters}
+
+
+@pytest.fixture(scope="module")
+def grader() -> Iterator[MathGrader]:
+    grader = MathGrader()
+    assert grader.same("x+1", "1+x")  # the worker is up: what follows is not charged for its start
+    yield grader
+    grader.close()
+
+
+@pytest.fixture(scope="module")
+def hasty() -> Iterator[MathGrader]:
+    """A grader that gives up early."""
+    grader = MathGrader(seconds=0.2)
+    assert grader.same("x+1", "1+x")
+    yield grader
+    grader.close()
+
+
+def pid_of(grader: MathGrader) -> int:
+    assert grader._worker._process
+    return grader._worker._process.pid
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def wait_until(condition: Callable[[], Any]) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc")
+
+
+# --- verdicts -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("a", "b"), EQUAL)
+def test_equal_answers(grader: MathGrader, a: str, b: str) -> None:
+    assert grader.same(a, b)
+    assert grader.same(b, a)
+
+
+@pytest.mark.parametrize(("a", "b"), DIFFERENT)
+def test_different_answers(grader: MathGrader, a: str, b: str) -> None:
+    assert not grader.same(a, b)
+    assert not grader.same(b, a)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (r"\frac{1}{100!}", r"\frac{1}{101!}"),
+        ("0.333333", "1/3"),
+        ("10^{-30}", "10^{-31}"),
+        ("(1,2)", r"\{1,2\}"),
+        ("1,1,2", "1,2"),
+        ("2(3)", "5"),
+    ],
+)
+def test_math_verify_alone_would_be_fooled(grader: MathGrader, a: str, b: str) -> None:
+    parsed = [parse(f"${text}$", [LatexExtractionConfig()], parsing_timeout=None) for text in (a, b)]
+    assert verify(*parsed, timeout_seconds=None)
+    assert verify(*parsed[::-1], timeout_seconds=None)
+    assert not grader.same(a, b)
+
+
+def test_no_answer_equals_nothing(grader: MathGrader) -> None:
+    assert not grader.same(None, None)
+    assert not grader.same("$$", "$$")
+    assert not grader.same("", "x")
+
+
+def test_keys_are_those_of_the_exact_grader_and_a_shared_key_is_enough(grader: MathGrader) -> None:
+    before = grader.questions
+    for spellings in SPELLINGS:
+        assert {grader.key(spelling) for spelling in spellings} == {ExactGrader().key(spellings[0])}
+        assert all(grader.same(spellings[0], spelling) for spelling in spellings)
+    assert grader.questions == before
+
+
+def test_math_is_the_default_and_built_in() -> None:
+    assert load("grader", Config().vote.grader) is MathGrader
+
+
+def test_no_worker_starts_for_numbers_words_and_prose() -> None:
+    grader = MathGrader()
+    answers = [
+        "56",
+        "56.0",
+        "1/2",
+        "-3",
+        "fifty-six",
+        "Paris",
+        "7 times 8 is 56 and",
+        "the answer (of",
+        "I don't know.",
+    ]
+    tally = vote_on(boxed(answers), grader)
+    assert (len(tally.clusters), tally.label) == (8, "56")
+    assert (grader.questions, grader._worker._process) == (0, None)
+
+
+def test_only_pairs_that_the_key_leaves_open_are_asked_and_each_once() -> None:
+    grader = MathGrader()
+    answers = ["x+1", "1+x", "x+1", "2", "2.0", "3", "1+x"]
+    for _ in range(3):
+        assert clusters(vote_on(boxed(answers), grader)) == {frozenset({0, 1, 2, 6}), frozenset({3, 4}), frozenset({5})}
+    assert grader.questions <= 5
+    grader.close()
+
+
+# --- the vote -----------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def votes(draw: st.DrawFn, groups: list[list[str]]) -> tuple[list[str], list[str], list[int]]:
+    """Answers, the same answers spelled anew, and an order for these."""
+    chosen = draw(st.lists(st.sampled_from(groups), min_size=1, max_size=4))
+    spelled = [[draw(st.sampled_from(group)) for group in chosen] for _ in range(2)]
+    return spelled[0], spelled[1], draw(st.permutations(range(len(chosen))))
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=1000)
+@given(votes(SPELLINGS))
+def test_order_and_spelling_do_not_change_the_vote_by_key(drawn: tuple[list[str], list[str], list[int]]) -> None:
+    answers, anew, order = drawn
+    grader = ExactGrader()
+    before, after = vote_on(boxed(answers), grader), vote_on(boxed([anew[i] for i in order]), grader)
+    assert [{order[m] for m in c.members} for c in after.clusters] == [set(c.members) for c in before.clusters]
+    assert before.label
+    assert after.label
+    assert grader.key(before.label) == grader.key(after.label)
+    assert after.rewards_G == tuple(before.rewards_G[i] for i in order)
+
+
+@settings(deadline=None, max_examples=40)
+@given(votes([pair for pair in EQUAL if pair[0] not in ("x=1/2", "5")]))
+def test_order_and_spelling_do_not_change_the_vote_by_algebra(
+    grader: MathGrader, drawn: tuple[list[str], list[str], list[int]]
+) -> None:
+    answers, anew, order = drawn
+    before, after = vote_on(boxed(answers), grader), vote_on(boxed([anew[i] for i in order]), grader)
+    assert {frozenset(order[m] for m in members) for members in clusters(after)} == clusters(before)
+    assert before.label
+    assert before.tie or (after.label and grader.same(before.label, after.label))
+
+
+# --- MATH-500 -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def golds() -> list[str]:
+    if not MATH_500.exists():
+        pytest.skip(f"{MATH_500} is not there")
+    return [row["answer"] for row in json.loads(MATH_500.read_text(encoding="utf-8"))]
+
+
+def respelled(gold: str) -> list[str]:
+    """Other spellings of an answer, by rule."""
+    spellings = [f"${gold}$", f"  {gold} .", rf"\displaystyle {gold}"]
+    for pattern, by in [
+        (r"\\[dt]?frac(?=[^a-z])", r"\\tfrac"),
+        (r"\\frac\{([0-9])\}\{([0-9])\}", r"\\frac\1\2"),
+        (r"^\\left|\\right", ""),
+        (r"^\(|(?<= )\((?=.*,)", r"\\left("),
+        (r"(?<![0-9]),\s*|,\s+(?=[-0-9\\])|,(?=-)", " , "),
+        (r"\s+(?=[+-])|(?<=[+-])\s+", ""),
+        (r"(?<=[0-9a-z}])\s*\+\s*(?=[0-9a-z\\])", " + "),
+        (r"\\text\{(\(?\w+\)?)\}", r"\1"),
+        (r"\\text\{(\(?\w+\)?)\}", r"\\textbf{\1}"),
+        (r"\\sqrt\{([0-9])\}", r"\\sqrt\1"),
+        (r"\^\\circ", " degrees"),
+        (r"pmatrix", "bmatrix"),
+        (r"^\.", "0."),
+        (r"^0\.", "."),
+        (r"_\{?([0-9])\}?$", r"_{\1}"),
+    ]:
+        spellings.append(re.sub(pattern, by, gold))
+    if re.fullmatch(r"-?[0-9]+", gold):
+        spellings += [
+            f"{gold}.0",
+            rf"\frac{{{2 * int(gold)}}}{{2}}",
+            f"n={gold}",
+            rf"{gold}\text{{ units}}",
+            f"{gold}\\%",
+        ]
+    if ratio := re.fullmatch(r"(-?)\\d?frac\{?([0-9]+)\}?\s*\{?([0-9]+)\}?", gold):
+        spellings += [
+            f"{ratio[1]}{ratio[2]}/{ratio[3]}",
+            rf"{ratio[1]}\frac{{{ratio[2]}0}}{{{ratio[3]}0}}",
+            f"x = {gold}",
+        ]
+    if re.search(r"[a-z]", gold) and not re.search(r"[,=_]|text|mbox|begin|circ|cup|infty|in |pm", gold):
+        spellings += [f"({gold})", rf"0+{gold}" if gold[0] != "-" else gold, rf"1\cdot ({gold})"]
+    return [spelling for spelling in dict.fromkeys(spellings) if spelling != gold]
+
+
+def test_every_gold_answer_of_math_500_extracts_and_equals_its_spellings(grader: MathGrader, golds: list[str]) -> None:
+    apart, tried = [], []
+    for gold in golds:
+        assert extract_chat(rf"So it is \boxed{{{gold}}}.", "stop") == gold
+        assert grader.same(gold, gold)
+        spellings = respelled(gold)
+        tried.append(len(spellings))
+        apart += [(gold, spelling) for spelling in spellings if not grader.same(gold, spelling)]
+    assert apart == []
+    assert min(tried) >= 3
+
+
+def test_gold_answers_of_math_500_are_equal_only_where_listed(grader: MathGrader, golds: list[str]) -> None:
+    answer_of: dict[str, str] = {}
+    for gold in golds:
+        assert not is_refused(gold)
+        answer_of.setdefault(grader.key(gold), gold)
+    # The function that the worker calls: forty thousand questions through a pipe would take longer, not more.
+    held = [
+        list(pair) for pair in itertools.combinations(answer_of.values(), 2) if algebra.equal(*map(algebra.read, pair))
+    ]
+    assert held == cases("math500_equal")
+    assert all(grader.same(a, b) for a, b in held)
+    # What shares a key has one value: integers are equal as integers.
+    for gold in golds:
+        if re.fullmatch(r"-?[0-9]+", gold):
+            assert grader.key(gold) == str(int(gold))
+
+
+# --- hostile answers ----------------------------------------------------------------------------------------------
+
+
+def test_the_hostile_corpus_is_large() -> None:
+    assert len({json.dumps(case) for case in HOSTILE}) == len(HOSTILE) >= 200
+
+
+@pytest.mark.parametrize("case", HOSTILE, ids=lambda case: ascii(json.dumps(case))[1:40])
+def test_hostile_text_is_decided_in_time_and_spoils_nothing(
+    grader: MathGrader, case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = text_of(case)
+    start = time.perf_counter()
+    chat = vote_on([rf"\boxed{{{text}}}", text, r"\boxed{x+1}", r"\boxed{1+x}"], grader)
+    raw = vote_on([text, "7", "7.0"], grader, is_chat=False)
+    shown = [safe(answer) for tally in (chat, raw) for answer in tally.answers_G if answer]
+    screen = Console(file=io.StringIO(), force_terminal=True, color_system="truecolor", legacy_windows=False, width=80)
+    for answer in shown:
+        screen.print(Text(answer))
+    assert time.perf_counter() - start < 2
+    assert any({2, 3} <= members for members in clusters(chat))
+    assert any({1, 2} <= members for members in clusters(raw))
+    assert isinstance(screen.file, io.StringIO)
+    assert not {c for c in screen.file.getvalue() if unicodedata.category(c) in {"Cc", "Cf", "Cs"}} - {"\n"}
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("hang", HANGS)
+def test_an_answer_that_hangs_is_given_up_once(hasty: MathGrader, hang: str) -> None:
+    before = hasty.timeouts
+    start = time.perf_counter()
+    assert not any(hasty.same(hang, other) for other in ("x+1", "x+2", r"\sqrt{2}"))
+    assert hasty.timeouts == before + 1
+    assert hasty.same("x+1", "1+x")
+    assert hasty.same(hang, f"{hang} ")
+    assert time.perf_counter() - start < 2
+
+
+def test_of_a_pair_that_hangs_the_slower_answer_alone_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    grader = MathGrader()
+    replies: dict[tuple[str, ...], dict[str, Any] | None] = {
+        ("a+b",): {"seconds": 0.001},
+        ("c+d",): {"seconds": 0.5},
+        ("a+b", "c+d"): None,
+        ("b+a",): {"seconds": 0.1},
+        ("a+b", "b+a"): {"equal": True},
+    }
+    monkeypatch.setattr(grader._worker, "ask", lambda *answers: replies[answers])
+    assert not grader.equal("c+d", "a+b")
+    assert not grader.equal("c+d", "b+a")
+    assert grader.equal("a+b", "b+a")
+    assert grader.timeouts == 1
+
+
+@pytest.mark.parametrize(
+    ("limit", "refused", "taken"),
+    [
+        ("length", "x+" * (MAX_LENGTH // 2) + "x", "x+" * (MAX_LENGTH // 2 - 1) + "x"),
+        ("depth", "(" * (MAX_DEPTH + 1) + "x" + ")" * (MAX_DEPTH + 1), "(" * MAX_DEPTH + "x" + ")" * MAX_DEPTH),
+        ("digits", "9" * 61 + "x", "9" * 60 + "x"),
+        ("power", "x^{10000}", "x^{9999}"),
+        ("power in Python", "x**10000", "x**9999"),
+        ("factorial", "1000!x", "999!x"),
+        ("factorial of a factorial", "(3!)!x", "(3!)x!"),
+        ("binomial", r"\binom{1000}{3}x", r"\binom{999}{3}x"),
+        ("tower", "x^{2^n}", "x^{n^2}"),
+        ("chain", "x^2^n", "x^2+x^n"),
+        ("quote", "x'", "x"),
+        ("call", "open(x)", "(x)"),
+        ("attribute", "x.y", "x.5"),
+        ("underscores", "x__y", "x_y"),
+        ("statement", "x;y", "x,y"),
+    ],
+)
+def test_what_is_refused(limit: str, refused: str, taken: str) -> None:
+    assert (is_refused(refused), is_refused(taken)) == (True, False), limit
+
+
+@pytest.mark.slow
+@needs_proc
+def test_a_thousand_hostile_answers_leave_memory_flat(hasty: MathGrader) -> None:
+    texts = [text_of(case)[: MAX_LENGTH - 5] for case in HOSTILE]
+    grader = MathGrader()
+    assert grader.same("x+1", "1+x")
+    worker = pid_of(grader)
+
+    def in_time(number: int, grader: MathGrader) -> bool:
+        # Distinct answers: what was decided before would be remembered.
+        before = grader.timeouts
+        grader.same(f"{number}+{texts[number % len(texts)]}", "x+1")
+        return grader.timeouts == before
+
+    def resident() -> int:
+        return sum(map(resident_bytes, [os.getpid(), worker, *children(worker)]))
+
+    # Those that cost a child its life would only hide what it keeps.
+    texts = [text for number, text in enumerate(texts) if in_time(number, hasty)]
+    for number in range(200):
+        in_time(1000 + number, grader)
+    before, family = resident(), children(worker)
+    for number in range(1000):
+        in_time(2000 + number, grader)
+    assert resident() - before < 40 << 20
+    assert (pid_of(grader), children(worker)) == (worker, family)
+    grader.close()
+
+
+# --- the process --------------------------------------------------------------------------------------------------
+
+
+@needs_proc
+@pytest.mark.parametrize("victim", ["worker", "child"])
+def test_a_process_killed_from_outside_in_the_middle_of_a_question_costs_at_most_that_question(victim: str) -> None:
+    grader = MathGrader(seconds=0.6)
+    assert grader.same("x+1", "1+x")
+    worker = pid_of(grader)
+    verdicts: list[bool] = []
+    asking = threading.Thread(target=lambda: verdicts.append(grader.same("2^{999!}", "x")))
+    asking.start()
+    time.sleep(0.2)
+    os.kill(worker if victim == "worker" else children(worker)[0], signal.SIGKILL)
+    asking.join(timeout=10)
+    assert verdicts == [False]
+    assert grader.same("x+2", "2+x")
+    assert (pid_of(grader) == worker) == (victim == "child")
+    grader.close()
+
+
+@needs_proc
+@pytest.mark.parametrize("victim", ["worker", "child"])
+def test_a_process_killed_between_questions_costs_nothing(hasty: MathGrader, victim: str) -> None:
+    timeouts, worker = hasty.timeouts, pid_of(hasty)
+    assert hasty.same("x+4", "4+x")
+    os.kill(worker if victim == "worker" else children(worker)[0], signal.SIGKILL)
+    answer = {"worker": "x+5", "child": "x+6"}[victim]
+    assert hasty.same(answer, answer[::-1])
+    assert hasty.timeouts == timeouts
+
+
+@needs_proc
+def test_a_stopped_worker_is_replaced(hasty: MathGrader) -> None:
+    worker = pid_of(hasty)
+    os.kill(worker, signal.SIGSTOP)
+    assert hasty.same("x+3", "3+x")
+    assert pid_of(hasty) != worker
+    assert not is_running(worker)
+
+
+@needs_proc
+def test_closing_leaves_no_process_behind_and_a_later_question_starts_anew() -> None:
+    grader = MathGrader(seconds=0.2)
+    assert grader.same("x+1", "1+x")
+    assert not grader.same("2^{999!}", "x")
+    family = [pid_of(grader), *children(pid_of(grader))]
+    grader.close()
+    wait_until(lambda: not any(map(is_running, family)))
+    assert not Path(f"/proc/{family[0]}").exists()  # reaped, not a zombie
+    assert grader.same("x+2", "2+x")
+    worker = pid_of(grader)
+    del grader
+    wait_until(lambda: not Path(f"/proc/{worker}").exists())
+
+
+SCRIPT = """
+import sys
+from ttrl_pop.graders.math import MathGrader
+grader = MathGrader(seconds=60.0)
+assert grader.same("x+1", "1+x")
+print(grader._worker._process.pid, flush=True)
+if sys.argv[1] == "busy":
+    grader.same("2^{999!}", "x")
+elif sys.argv[1] == "idle":
+    sys.stdin.read()
+"""
+
+
+@needs_proc
+@pytest.mark.parametrize("state", ["busy", "idle", "ending"])
+def test_the_worker_ends_with_its_parent(state: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, state], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout
+        worker = int(parent.stdout.readline())
+        family = [worker]
+        if state != "ending":
+            time.sleep(0.3)
+            family += children(worker)
+            parent.kill()
+        assert parent.wait(timeout=10) == (0 if state == "ending" else -signal.SIGKILL)
+        wait_until(lambda: not any(map(is_running, family)))
+
+
+def test_it_works_from_many_threads_at_once() -> None:
+    grader = MathGrader()
+    verdicts: dict[int, bool] = {}
+
+    def ask(number: int) -> None:
+        verdicts[number] = grader.same(f"x+{number}", f"{number}+x") and not grader.same(f"x+{number}", f"x-{number}")
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(1, 17)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert verdicts == dict.fromkeys(range(1, 17), True)
+    grader.close()
+
+
+def test_the_worker_needs_no_torch_and_nothing_of_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = "import sys, ttrl_pop.graders.math_worker; print({'torch', 'transformers', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+    (tmp_path / "sympy.py").write_text("raise SystemExit('imported by accident')")
+    monkeypatch.chdir(tmp_path)
+    grader = MathGrader()
+    assert grader.same("x+1", "1+x")
+    grader.close()
+
+
+def test_a_worker_that_cannot_start_is_an_error_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ttrl_pop.errors import TtrlPopError
+
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(TtrlPopError, match=r"must start within .* exit status 1.*vote\.grader=exact"):
+        MathGrader().same("x+1", "1+x")

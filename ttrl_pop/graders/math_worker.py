@@ -1,0 +1,136 @@
+"""The process in which answers are parsed: `python -m ttrl_pop.graders.math_worker SECONDS BYTES`, JSON lines on pipes.
+
+It imports sympy once and forks a child that answers questions, one at a time. A child that takes longer than SECONDS or
+dies is replaced by a new fork within milliseconds, so a hostile answer costs its own time and no more.
+
+    {"answers": [a]}     is `a` read and evaluated in time?    {"equal": true, "seconds": 0.01}
+    {"answers": [a, b]}  are both equal?                       {"equal": false, "seconds": 0.001}
+                                                               {"failed": "time"} or {"failed": "death"}
+
+The first line that it writes is `{"ready": true}`. It ends when its standard input closes, also in the middle of a
+question, and the kernel ends a child that outlives it: CPU seconds are limited for each question, memory by BYTES.
+
+Simplification: POSIX only (fork, resource limits).
+"""
+
+import gc
+import json
+import os
+import resource
+import select
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from typing import IO
+
+from ttrl_pop.graders import algebra
+
+QUESTIONS = 5000
+"""That a child answers before a fresh one takes its place: libraries keep what they have seen."""
+WARM_UP = (
+    (r"\frac{1}{2}x^{2}+\sqrt{3}\pi(x-1)", r"\pi\sqrt{3}(x-1)+0.5x^2"),
+    (r"x_{1}+e^{x}\sin(x)-2i", r"|x|\cdot 3!"),
+    ("(x-1)(x+1)", "x^2-1"),
+    (r"\{(1,2),\sqrt{12}\}", r"\{2\sqrt{3},(1,2)\}"),
+    ("x<2y", "2x<4y"),
+)
+"""Pairs that a fork need not read as its first: parsers and simplifiers build tables as they go."""
+
+
+@dataclass(slots=True)
+class _Child:
+    pid: int
+    questions: IO[bytes]
+    verdicts: IO[bytes]
+    asked: int = 0
+
+    def end(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        self.questions.close()
+        self.verdicts.close()
+
+
+def main(arguments: list[str]) -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which closes this process when it ends
+    seconds, memory = float(arguments[0]), int(arguments[1])
+    replies = os.fdopen(os.dup(1), "wb", buffering=0)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nowhere, 1)
+    for a, b in WARM_UP:
+        algebra.equal(algebra.read(a), algebra.read(b))
+    os.dup2(nowhere, 2)
+    gc.freeze()
+    child: _Child | None = None
+    try:
+        replies.write(b'{"ready": true}\n')
+        for question in sys.stdin.buffer:
+            if child is None or child.asked == QUESTIONS:
+                if child:
+                    child.end()
+                child = _fork(seconds, memory, replies)
+            verdict = _ask(child, question, seconds)
+            if b"failed" in verdict:
+                child.end()
+                child = None
+            replies.write(verdict)
+    except BrokenPipeError:
+        return 0  # nobody listens any more
+    finally:
+        if child:
+            child.end()
+    return 0
+
+
+def _ask(child: _Child, question: bytes, seconds: float) -> bytes:
+    """The child's verdict as a line; raises BrokenPipeError if the asking process has gone."""
+    child.asked += 1
+    try:
+        child.questions.write(question)
+    except BrokenPipeError:
+        return b'{"failed": "death"}\n'
+    ready, _, _ = select.select([child.verdicts, sys.stdin], [], [], seconds)
+    if sys.stdin in ready:  # no second question comes before the first is answered: it can only be closed
+        raise BrokenPipeError
+    if not ready:
+        return b'{"failed": "time"}\n'
+    verdict = child.verdicts.readline()
+    return verdict if verdict.endswith(b"\n") else b'{"failed": "death"}\n'
+
+
+def _fork(seconds: float, memory: int, replies: IO[bytes]) -> _Child:
+    questions_out, questions_in = os.pipe()
+    verdicts_out, verdicts_in = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(questions_out)
+        os.close(verdicts_in)
+        return _Child(pid, os.fdopen(questions_in, "wb", buffering=0), os.fdopen(verdicts_out, "rb"))
+    status = 1
+    try:
+        os.close(questions_in)
+        os.close(verdicts_out)
+        replies.close()  # or its reader would wait for the child when this process is gone
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        with os.fdopen(questions_out, "rb") as questions, os.fdopen(verdicts_in, "wb", buffering=0) as verdicts:
+            for question in questions:
+                verdicts.write(_verdict(question, seconds))
+        status = 0
+    finally:
+        os._exit(status)  # nothing of the parent's is to be flushed or closed twice
+
+
+def _verdict(question: bytes, seconds: float) -> bytes:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    cpu = int(used.ru_utime + used.ru_stime + seconds) + 2
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+    start = time.perf_counter()
+    forms = [algebra.read(answer) for answer in json.loads(question)["answers"]]
+    verdict = {"equal": algebra.equal(forms[0], forms[-1]), "seconds": time.perf_counter() - start}
+    return json.dumps(verdict).encode() + b"\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
