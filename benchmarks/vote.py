@@ -37,7 +37,7 @@ from ttrl_pop.graders.exact import ExactGrader
 from ttrl_pop.graders.math import MathGrader
 from ttrl_pop.rewards import majority
 from ttrl_pop.types import Group, Mind, Problem, Rollout
-from ttrl_pop.vote import vote
+from ttrl_pop.vote import Rules, vote
 
 Record = dict[str, Any]
 """What was measured of one side."""
@@ -121,7 +121,7 @@ def by_grader(groups: Sequence[Answers], grader: Grader) -> list[set[frozenset[i
             for i, (_, answer) in enumerate(answers)
         )
         group = Group(Problem("p", ({"role": "user", "content": "?"},), 0), rollouts)
-        found.append({frozenset(cluster.members) for cluster in vote(group, "auto", grader, majority).clusters})
+        found.append({frozenset(cluster.members) for cluster in vote(group, Rules(grader, majority)).clusters})
     return found
 
 

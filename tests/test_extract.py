@@ -51,10 +51,11 @@ HOSTILE = {
 )
 @pytest.mark.parametrize("finish", ["stop", "length"])
 def test_extraction_of_hostile_text_is_quick(extract: Extract, text: str, finish: FinishReason) -> None:
-    start = time.perf_counter()
+    # Of this process: other work on the machine is not the text's fault.
+    start = time.process_time()
     extract(text, finish)
     # Linear scans take about 0.1 s; one that backtracks takes minutes.
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.fixture

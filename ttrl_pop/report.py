@@ -34,11 +34,13 @@ def step_report(
     same: Same,
     times: Mapping[str, float],
     flips: float | None = None,
+    timeouts: int = 0,
 ) -> StepReport:
     """One row of metrics.jsonl.
 
     Args:
         flips: share of the problems seen before whose label has changed.
+        timeouts: verdicts of the grader that did not come in time.
         population: figures of the population after the update.
         times: seconds spent, keyed `time/...`.
     """
@@ -54,6 +56,7 @@ def step_report(
         "vote/abstained": sum(tally.abstained for tally in tallies) / len(rollouts),
         "vote/ties": sum(tally.tie for tally in tallies),
         "vote/unlabelled": sum(tally.label is None for tally in tallies),
+        "vote/timeouts": timeouts,
         "vote/flip_rate": flips,
         "vote/commonest_label": _commonest_share([tally.label for tally in tallies]),
         "vote/unique": _mean([float(len(tally.clusters)) for tally in tallies]),

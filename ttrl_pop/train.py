@@ -66,7 +66,7 @@ def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[
     undo: tuple[int, History, LearnerState | None] | None = None
     try:
         for step, indices in enumerate(order, start=progress.step + 1):
-            clock = Clock()
+            clock, timeouts = Clock(), session.grader.timeouts
             batch = [problems[i] for i in sorted(indices)]
             with clock.span("time/vote"), clock.span("time/sample"):
                 labels = labellers.elect(batch, step)
@@ -93,6 +93,7 @@ def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[
                 session.grader.same,
                 clock.times(),
                 history.flip_share(progress.history, (problem.id for problem in batch)),
+                session.grader.timeouts - timeouts,
             )
             report = replace(report, alarm=progress.watch.see(report.metrics))
             checkpoint.write_lines(run.rollouts(step), (row for tally in tallies for row in rollout_rows(tally)))

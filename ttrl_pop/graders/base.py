@@ -10,6 +10,9 @@ class Grader(ABC):
     what no key can decide (say, symbolic equality); it need be neither symmetric nor transitive.
     """
 
+    timeouts: int = 0
+    """Questions so far that got no verdict in time, and count as "not equal"."""
+
     @abstractmethod
     def key(self, answer: str) -> str:
         """Canonical key: equal keys say equal answers. An empty key says that nothing is answered (`$$`)."""

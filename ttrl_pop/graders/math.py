@@ -12,7 +12,7 @@ to read is at fault. A verdict that did not come in time is "not equal" and coun
 Simplifications:
 
 1. What is too long, too deep, too large or looks like code is never sent; only its key is compared (`is_refused`).
-2. Verdicts depend on the clock where an answer takes about as long as the limit.
+2. A verdict depends on the machine where an answer takes about as long as the limit.
 """
 
 import json
@@ -41,7 +41,7 @@ MAX_POWER_DIGITS = 4
 MAX_FACTORIAL_DIGITS = 3
 """Digits of any number in an answer with a factorial or a binomial."""
 SECONDS = 0.8
-"""For one question, by the clock on the wall."""
+"""Of CPU time for one question; by the clock on the wall half as much again."""
 MEMORY = 2 << 30
 """Bytes of address space of the process that parses."""
 REMEMBERED = 20_000
@@ -78,7 +78,7 @@ class MathGrader(Grader):
     """Equality by key or by algebra. Safe to use from several threads.
 
     Args:
-        seconds: wall-clock limit for one question to the worker.
+        seconds: CPU time that the worker may take for one question.
     """
 
     def __init__(self, seconds: float = SECONDS) -> None:
@@ -205,7 +205,7 @@ class _Worker:
             assert process.stdin
             process.stdin.write(question)
             # The worker keeps the time itself; a reply that is much later says that it was stopped.
-            line = _line(process, self._seconds + 2)
+            line = _line(process, 2 * self._seconds + 2)
         except BrokenPipeError:
             pass
         finally:
