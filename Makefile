@@ -13,7 +13,7 @@ demo: .venv/.demo  ## a real model teaches itself the times table
 test: .venv/.test  ## all tests
 	$(BIN)/python -m pytest -q -n auto --dist loadgroup
 
-test-fast: .venv/.test  ## without the real model and many processes
+test-fast: .venv/.test  ## without the real model, many processes and long computations
 	$(BIN)/python -m pytest -q -n auto --dist loadgroup -m "not slow"
 
 lint: .venv/.test

@@ -72,10 +72,12 @@ def accuracies(planted: LoadedModel, folder: Path, **settings: Any) -> list[floa
     return [float(report.metrics["rollout/accuracy"] or 0.0) for report in reports]
 
 
+@pytest.mark.slow
 def test_gated_and_the_guard_keep_right_answers_that_the_majority_loses(planted: LoadedModel, tmp_path: Path) -> None:
     majority = accuracies(planted, tmp_path / "majority")
     assert majority[0] == pytest.approx(RIGHT, abs=0.05)
     assert majority[-1] < majority[0] - 0.07
     gated = accuracies(planted, tmp_path / "gated", vote__reward="gated", guard__flip_weight="locking")
     assert gated[0] == majority[0], "the same rollouts"
-    assert gated[-1] >= gated[0]
+    assert gated[-1] > gated[0] - 0.03
+    assert gated[-1] > majority[-1] + 0.05

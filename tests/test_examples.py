@@ -26,6 +26,7 @@ from ttrl_pop.populations.base import MEAN, Population
 from ttrl_pop.session import check_trainable
 from ttrl_pop.types import Mind
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 PLUGINS = EXAMPLES / "plugins"

@@ -238,7 +238,7 @@ def test_figures_from_gold_leave_out_problems_without_it():
 def test_without_gold_its_figures_are_none_and_the_others_unchanged():
     with_gold = measure(PASS, KEY, equal_as_numbers, [2], seed=5)
     without = measure(PASS, AnswerKey(), equal_as_numbers, [2], seed=5)
-    gold_keys = {"avg@4", "label_accuracy", "pass@2", "maj@2"}
+    gold_keys = {"avg@4", "label_accuracy", "reward_accuracy", "pass@2", "maj@2"}
     assert without.values.keys() == with_gold.values.keys() == without.intervals.keys()
     assert {key for key, value in without.values.items() if value is None} == gold_keys
     assert {key for key, interval in without.intervals.items() if interval is None} == gold_keys

@@ -16,7 +16,7 @@ from ttrl_pop import checkpoint
 from ttrl_pop.checkpoint import RunDirectory
 
 # The runs that all tests here compare with are made once.
-pytestmark = pytest.mark.xdist_group("resume")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("resume")]
 
 STEPS = 12
 SETTINGS = {

@@ -64,10 +64,16 @@ def test_gated_punishes_no_answer_and_rare_answers_of_the_unsure() -> None:
     assert gated(ballot(*clusters, logprob_G=(None,) * 16)) == (1.0,) * 8 + (0.0,) * 7 + (-1.0,)
 
 
-def test_gated_pays_no_label_that_the_group_itself_does_not_agree_on() -> None:
-    votes = ballot(0, 0, 0, 1, label="1", label_cluster=1)
-    assert gated(votes) == (0.0, 0.0, 0.0, 1.0)
+def test_gated_pays_no_label_from_elsewhere_that_the_group_itself_does_not_lead_with() -> None:
+    assert gated(ballot(0, 0, 0, 1, label="1", label_cluster=1)) == (0.0,) * 4
     assert gated(ballot(0, 0, 1, 1, label="1", label_cluster=1)) == (0.0,) * 4
+    assert gated(ballot(0, 0, 0, 1, label="7", label_cluster=None)) == (0.0,) * 4
+
+
+def test_gated_counts_shares_exactly() -> None:
+    # 22 of 40 lead 17 of 40 by 1/8, which is not more than 1/8; as floats it is.
+    assert 22 / 40 - 17 / 40 > 0.125
+    assert gated(ballot(*(0,) * 22, *(1,) * 17, 2))[0] == 0.0
 
 
 def test_format_pays_an_answer_that_ended_by_itself() -> None:
@@ -88,7 +94,9 @@ def test_a_sum_of_terms_adds_what_each_pays() -> None:
     assert build_reward("0.5*majority", AnswerKey(), ExactGrader())(ballot(0, 1)) == (0.5, 0.0)
 
 
-@pytest.mark.parametrize("name", ["majority+", "x*majority", "majority++format", "2*", "+majority"])
+@pytest.mark.parametrize(
+    "name", ["majority+", "x*majority", "nan*majority", "inf*majority", "majority++format", "2*", "+majority"]
+)
 def test_a_sum_that_is_none_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match="reward"):
         build_reward(name, AnswerKey(), ExactGrader())

@@ -1,7 +1,7 @@
 """The loop: what it yields, what it writes, what closing it keeps, and that it learns."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from fakes import PROBLEMS, ScriptedBackend, norm_noise, tiny_model, tiny_policy, tiny_session
 
 from ttrl_pop import checkpoint, guard, streams
+from ttrl_pop.backends.base import Request
 from ttrl_pop.backends.hf import HfBackend
 from ttrl_pop.calibrate import calibrate, distance
 from ttrl_pop.checkpoint import RunDirectory
@@ -160,6 +161,55 @@ def test_labels_by_the_base_model_are_its_majority_and_never_change(run: RunDire
     assert labels_of(list(train(session, run, Progress()))) == [expected] * 3
     own = labels_of(list(train(tiny_session(steps=1, problems_per_step=6), run, Progress())))
     assert own != [expected]
+
+
+def test_an_engine_with_weights_of_its_own_samples_the_minds_after_the_labellers(run: RunDirectory) -> None:
+    class Copying(HfBackend):
+        """Rolls out from the weights that it had at the last refresh."""
+
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self.refresh()
+
+        def refresh(self) -> None:
+            parameters = {**self.policy.adapter_parameters(), **self.policy.population_parameters()}
+            self.copies = {name: (p, p.detach().clone()) for name, p in parameters.items()}
+
+        def rollouts(self, requests: Sequence[Request]) -> Iterator[tuple[int, Rollout]]:
+            own = {name: p.detach().clone() for name, (p, _) in self.copies.items()}
+            with torch.no_grad():
+                for p, copied in self.copies.values():
+                    p.copy_(copied)
+                yield from list(super().rollouts(requests))
+                for name, (p, _) in self.copies.items():
+                    p.copy_(own[name])
+
+    settings: dict[str, Any] = {"steps": 3, "vote__labels": "average", "vote__reward": "frequency", "learn__lr": 0.1}
+    copying, sharing = tiny_session(backend=Copying, **settings), tiny_session(**settings)
+    list(train(copying, run, Progress()))
+    list(train(sharing, RunDirectory(run.path.parent / "sharing"), Progress()))
+    for name, value in weights(sharing).items():
+        assert torch.equal(value, weights(copying)[name])
+
+
+def test_labels_of_the_base_model_are_elected_once_also_over_a_resume(run: RunDirectory) -> None:
+    settings: dict[str, Any] = {"steps": 4, "vote__labels": "base", "checkpoint__every": 2}
+    whole = tiny_session(**settings)
+    list(train(whole, RunDirectory(run.path.parent / "whole"), Progress()))
+    events = train(tiny_session(**settings), run, Progress())
+    for _ in range(9):
+        next(events)
+    events.close()
+    second = tiny_session(**settings)
+    progress = resume(run, second)
+    assert (progress.step, len(progress.labels)) == (2, 6)
+    requests: list[Request] = []
+    original = second.backend.rollouts
+    second.backend.rollouts = lambda new: (requests.extend(new), original(new))[1]  # type: ignore[method-assign]
+    list(train(second, run, progress))
+    assert not [request for request in requests if request.stream_key[0] == "label"]
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(second)[name])
 
 
 def test_labels_by_the_average_are_those_of_its_mean_mind(run: RunDirectory) -> None:

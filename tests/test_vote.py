@@ -243,6 +243,7 @@ rollouts_of_minds = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=1000, deadline=None)
 @given(rollouts_of_minds, st.sampled_from(["rollout", "mind", "confidence"]))
 def test_order_and_spelling_change_no_vote(votes: list[tuple[int, str | None, float, int, int]], weight: Any) -> None:

@@ -60,9 +60,15 @@ def gold_file(folder: Path, gold: dict[str, str]) -> Path:
 # --- the same votes as everywhere ---
 
 
-@pytest.mark.parametrize("weight", ["rollout", "mind", "confidence"])
-@pytest.mark.parametrize("reward", ["majority", "gated+0.2*format", "gold"])
-@pytest.mark.parametrize(("problems", "extract"), [(PROBLEMS, "auto"), (CHAT, "auto"), (CHAT, "regex:[a-zA-Z]")])
+@pytest.mark.parametrize(
+    ("problems", "extract", "reward", "weight"),
+    [
+        (PROBLEMS, "auto", "majority", "rollout"),
+        (CHAT, "auto", "gated+0.2*format", "confidence"),
+        (CHAT, "regex:[a-zA-Z]", "gold", "mind"),
+        (CHAT, "regex:[a-zA-Z]", "gated+0.2*format", "confidence"),
+    ],
+)
 def test_rollouts_get_the_votes_of_the_session_that_wrote_them(
     problems: tuple[Problem, ...], extract: str, reward: str, weight: str, tmp_path: Path
 ) -> None:

@@ -29,7 +29,7 @@ from torch import Tensor
 from ttrl_pop.errors import CheckpointError, UsageError
 from ttrl_pop.policy import Policy
 
-FORMAT = 1
+FORMAT = 2
 PROBLEMS = "problems.jsonl"
 """State of each problem, in a checkpoint."""
 

@@ -323,7 +323,7 @@ def problems(
 
     What a run knows of each problem that it has visited, one JSON line each (a table on a terminal): label, agreement
     and margin of the last visit, visits, flips (visits at which the label had changed), the step last seen, and the
-    weight of its next update.
+    weight that its last update had.
     """
     from ttrl_pop import commands
 

@@ -35,9 +35,9 @@ from ttrl_pop.history import group_weight
 from ttrl_pop.inputs import Overrides, ReadingInputs, RunInputs
 from ttrl_pop.measures import Measures, bootstrap_difference, outcome_table
 from ttrl_pop.output import print_rows
-from ttrl_pop.plugins import load
 from ttrl_pop.problems import read_problems, write_problems
 from ttrl_pop.report import answer_row, from_metrics_row, label_correct, rollout_rows
+from ttrl_pop.rules import build_grader
 from ttrl_pop.session import Session, check_trainable, open_session
 from ttrl_pop.train import Progress, load_history, resume, train
 from ttrl_pop.types import StepReport, Tally
@@ -71,8 +71,10 @@ def create_run(given: RunInputs) -> PreparedRun:
     check_trainable(config)
     session = open_session(config, problems, adapter=True)
     identity = {"model": session.policy.fingerprint, "problems": problems.fingerprint}
-    # "auto" means another type on another device, with which the weights would not be the same.
-    config = config.model_copy(update={"dtype": session.policy.dtype_name})
+    # "auto" means another type on another device, with which the weights would not be the same; and rollouts that are
+    # voted on again have no chat template beside them.
+    voting = config.vote.model_copy(update={"thinking": session.rules.thinking})
+    config = config.model_copy(update={"dtype": session.policy.dtype_name, "vote": voting})
     files = {
         "config.toml": dump_config(config),
         "problems.jsonl": "".join(f"{line}\n" for line in write_problems(problems.problems)),
@@ -162,7 +164,11 @@ def run(prepared: PreparedRun, quiet: bool) -> None:
             display.notice(f"stopped; saved up to step {checkpoint.latest(run_dir) or 0}; go on with: {hint}")
             raise
         except CollapseError as error:
-            best = f"; minds agreed most soundly at {run_dir.path / 'best'}" if (run_dir.path / "best").exists() else ""
+            best = (
+                f"; {run_dir.path / 'best'} is where minds agreed most before"
+                if (run_dir.path / "best").exists()
+                else ""
+            )
             raise CollapseError(
                 f"{error}; saved up to step {checkpoint.latest(run_dir)} in {run_dir.path}{best}. To go on all the "
                 "same: --resume with --set guard.stop_on_collapse=false"
@@ -215,6 +221,7 @@ def sample(given: ReadingInputs, quiet: bool) -> None:
             _announce(calibrate(session), display)
         display.phase("sampling", len(session.problems.problems))
         for tally in survey(session, given.noise):
+            interrupts.check()
             display.tally(tally, None)
             for row in rollout_rows(tally):
                 del row["reward"]
@@ -231,7 +238,7 @@ def problems(path: Path) -> None:
     folder, run_dir = checkpoint.find(path)
     history = load_history(folder)
     config = load_config(run_dir.config, {})
-    same = load("grader", config.vote.grader)().same
+    same = build_grader(config.vote).same
     gold = {row["id"]: row["answer"] for row in checkpoint.read_lines(run_dir.gold)} if run_dir.gold.exists() else {}
     rows: list[dict[str, Any]] = []
     for state, row in zip(history.values(), history.rows(), strict=True):
@@ -353,6 +360,7 @@ def _measure(session: Session, display: Display, name: str, noise: bool) -> Meas
     display.phase(f"{name}: sampling", len(session.problems.problems))
     tallies = []
     for tally in survey(session, noise):
+        interrupts.check()
         display.tally(tally, label_correct(tally, session.answers, session.grader.same))
         tallies.append(tally)
     return summarise(session, tallies)

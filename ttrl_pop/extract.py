@@ -63,13 +63,17 @@ def extract_chat(text: str, finish_reason: FinishReason, thinking: bool = False)
 
 
 def extract_raw(text: str, finish_reason: FinishReason) -> str | None:
-    """Answer of a raw completion: the first number on its first non-blank line, else that line, else None.
+    """Answer of a raw completion: the first number on its first non-blank line, else that line, else None; read after
+    thoughts, if there are any.
 
     A number is signed or not, with thousands separators, decimals, as a/b or mixed; a sentence's period is no
     part of it. Where the token limit cut the line, a number at its very end (`5`, `3.`, `56,`, `1/`) may have gone on,
     and so may the line: neither is an answer.
     """
-    line, newline, _ = text.lstrip().partition("\n")
+    spoken = _spoken(text, thinking=False)
+    if spoken is None:
+        return None
+    line, newline, _ = spoken.lstrip().partition("\n")
     is_cut = finish_reason == "length" and not newline
     number = _NUMBER.search(line)
     if number and not (is_cut and _NUMBER_MAY_GO_ON.fullmatch(line, number.end())):
@@ -104,12 +108,12 @@ def extract_choice(text: str, finish_reason: FinishReason, thinking: bool = Fals
     if spoken is None:
         return None
     if (box := last_box(spoken)) is not None:
-        return _letter(box)
+        return box.upper() if len(box) == 1 and box.isalpha() else _letter(box)
     lines = _finished_lines(spoken, finish_reason)
     if (named := _last_answer_line(lines)) is not None:
         return _letter(named)
-    for rest in reversed(_ANSWER_IS.findall(lines)):
-        return _letter(str(rest))
+    if said := _ANSWER_IS.findall(lines):
+        return _letter(str(said[-1]))
     return _letter(lines.lstrip().partition("\n")[0])
 
 

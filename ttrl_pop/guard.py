@@ -8,7 +8,7 @@ the mean of the newest three steps with that of the first three. It goes off whe
 3. abstentions have risen by a quarter of all rollouts;
 4. one answer is the label of six problems in ten or more, three in ten more than at first.
 
-These bounds are choices of this project: none of them was reached by a run that kept its accuracy (dev/LOG.md).
+These bounds are choices of this project, well beyond what the demo's runs reach (dev/LOG.md).
 """
 
 from collections import deque

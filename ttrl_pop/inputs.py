@@ -14,6 +14,7 @@ from typing import Any
 from ttrl_pop.config import Config, load_config, parse_assignment
 from ttrl_pop.errors import UsageError
 from ttrl_pop.problems import ProblemSet, read_problems
+from ttrl_pop.rewards import needs_gold
 
 Overrides = Mapping[str, Any]
 """Configuration values by dotted key, from flags; None means not given."""
@@ -71,7 +72,7 @@ def for_run(
     config = configured(config_file, overrides, settings)
     _check_free(out)
     problems = read_problems(source, config.problems, gold)
-    if config.vote.reward == "gold":
+    if needs_gold(config.vote.reward):
         _check_all_gold(problems)
     return RunInputs(config, problems, source, out)
 

@@ -95,7 +95,7 @@ class Learner:
         """Update the policy from the tallies of a step, in the order of the problems.
 
         Args:
-            weights: factor on the advantages of each problem, by id; a group with 0 is skipped. None: 1 for all.
+            weights: factor on the advantages of each problem, by id; a group with 0 has no signal. None: 1 for all.
 
         Raises:
             StaleRolloutError: a rollout was written by another version of the policy.

@@ -48,8 +48,8 @@ class Measures:
     """Figures of one pass over the problems. A figure that needs gold is None without it, never 0.
 
     Keys: `agreement margin answer_entropy abstained unique_answers no_signal mean_length truncated`, and,
-    from gold, `avg@{n} label_accuracy pass@{k} maj@{k}`. n is the group size, or the letter n where groups
-    differ. `abstained` and `truncated` are shares of rollouts, `no_signal` of groups;
+    from gold, `avg@{n} label_accuracy reward_accuracy pass@{k} maj@{k}`. n is the group size, or the
+    letter n where groups differ. `abstained` and `truncated` are shares of rollouts, `no_signal` of groups;
     `mean_length` counts tokens.
     """
 
@@ -196,6 +196,7 @@ def measure(tallies: Sequence[Tally], answers: AnswerKey, same: Same, ks: Sequen
         *LABEL_FREE,
         f"avg@{n}",
         "label_accuracy",
+        "reward_accuracy",
         *(f"{kind}@{k}" for k in ks for kind in ("pass", "maj")),
     ]
     columns = {key: [row[key] for row in per_problem.values()] for key in keys}
@@ -211,7 +212,7 @@ def _label_free(tally: Tally) -> dict[str, float | None]:
 
 
 def _against_gold(tally: Tally, gold: str | None, same: Same, ks: Sequence[int], n: str) -> dict[str, float | None]:
-    row: dict[str, float | None] = {f"avg@{n}": None, "label_accuracy": None}
+    row: dict[str, float | None] = {f"avg@{n}": None, "label_accuracy": None, "reward_accuracy": None}
     if gold is None:
         return row | {f"{kind}@{k}": None for k in ks for kind in ("pass", "maj")}
     sizes = [len(cluster.members) for cluster in tally.clusters]
@@ -219,6 +220,14 @@ def _against_gold(tally: Tally, gold: str | None, same: Same, ks: Sequence[int],
     right = sum(size for size, verdict in zip(sizes, verdicts, strict=True) if verdict)
     size = len(tally.answers_G)
     row[f"avg@{n}"] = avg_at_n(right, size)
+    in_label = set(tally.clusters[tally.label_cluster].members) if tally.label_cluster is not None else set()
+    right_G = {
+        member
+        for cluster, verdict in zip(tally.clusters, verdicts, strict=True)
+        if verdict
+        for member in cluster.members
+    }
+    row["reward_accuracy"] = 1 - len(in_label ^ right_G) / size
     row["label_accuracy"] = float(tally.label is not None and same(tally.label, gold))
     for k in ks:
         row[f"pass@{k}"] = pass_at_k(size, right, k)

@@ -11,6 +11,7 @@ Similarity is the cosine of TF-IDF vectors of words, fitted on the group (`novel
 Simplification: a rollout that has its side for itself has s_i = 0, as nothing on it is similar.
 """
 
+import importlib.util
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -49,10 +50,7 @@ def novelty_rewards(ballot: Ballot, similarity_GG: Matrix) -> tuple[float, ...]:
 
 def tfidf_similarity(texts_G: Sequence[str]) -> Matrix:
     """Cosines of TF-IDF vectors; texts without words are similar to nothing, themselves included."""
-    try:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-    except ImportError as error:
-        raise UsageError("reward novelty needs scikit-learn: pip install 'ttrl-pop[novelty]'") from error
+    from sklearn.feature_extraction.text import TfidfVectorizer
 
     if not any(text.split() for text in texts_G):
         return np.zeros((len(texts_G), len(texts_G)))
@@ -63,6 +61,14 @@ def tfidf_similarity(texts_G: Sequence[str]) -> Matrix:
 
 class Novelty:
     """Reward `novelty`."""
+
+    def __init__(self) -> None:
+        """
+        Raises:
+            UsageError: scikit-learn is not there.
+        """
+        if importlib.util.find_spec("sklearn") is None:
+            raise UsageError("reward novelty needs scikit-learn: pip install 'ttrl-pop[novelty]'")
 
     def __call__(self, ballot: Ballot) -> tuple[float, ...]:
         return novelty_rewards(ballot, tfidf_similarity(ballot.texts_G))

@@ -20,9 +20,11 @@ from ttrl_pop.plugins import load
 from ttrl_pop.types import AnswerKey
 
 CONSENSUS = 0.375
-"""Smallest p1 at which `gated` trusts the label."""
+"""Smallest share at which `gated` trusts the label."""
 LEAD = 0.125
-"""p1 − p2 that `gated` asks for more than."""
+"""Lead over the next answer that `gated` asks for more than."""
+ROUNDING = 1e-9
+"""By which floats that stand for equal shares or certainties may differ."""
 RARE = 0.125
 """Answers with a smaller share may be punished by `gated`."""
 BUFFER = 0.2
@@ -83,11 +85,14 @@ def gated(ballot: Ballot) -> tuple[float, ...]:
         −1  if there is no answer, or p_c < 0.125 and the answer is less certain than the average
         0   otherwise
 
-    The certainty of an answer is the mean, over the rollouts that gave it, of their mean log p; the average is over
-    all rollouts that answered. Without log-probabilities nothing is known to be uncertain.
+    p1 is the label's share and p2 the largest other. The certainty of an answer is the mean, over the rollouts that
+    gave it, of their mean log p; the average is over all rollouts that answered. Without log-probabilities nothing is
+    known to be uncertain.
     """
-    p1, p2 = (*ballot.shares, 0.0, 0.0)[:2]
-    trusted = p1 >= CONSENSUS and p1 - p2 > LEAD
+    label = ballot.label_cluster
+    share = 0.0 if label is None else ballot.shares[label]
+    next_share = max((p for cluster, p in enumerate(ballot.shares) if cluster != label), default=0.0)
+    trusted = share >= CONSENSUS - ROUNDING and share - next_share > LEAD + ROUNDING
     known = [
         (cluster, logprob)
         for cluster, logprob in zip(ballot.cluster_G, ballot.logprob_G, strict=True)
@@ -98,11 +103,11 @@ def gated(ballot: Ballot) -> tuple[float, ...]:
     def reward(cluster: int | None) -> float:
         if cluster is None:
             return -1.0
-        if cluster == ballot.label_cluster and trusted:
+        if cluster == label and trusted:
             return 1.0
         certainty = [logprob for other, logprob in known if other == cluster]
-        unsure = bool(certainty) and fmean(certainty) < average
-        return -1.0 if ballot.shares[cluster] < RARE and unsure else 0.0
+        unsure = bool(certainty) and fmean(certainty) < average - ROUNDING
+        return -1.0 if ballot.shares[cluster] < RARE - ROUNDING and unsure else 0.0
 
     return tuple(reward(cluster) for cluster in ballot.cluster_G)
 
@@ -157,6 +162,16 @@ class GoldReward:
         return tuple(correct[answer] for answer in ballot.answers_G)
 
 
+def needs_gold(name: str) -> bool:
+    """Whether a term of this reward looks at gold answers.
+
+    Raises:
+        UsageError: there is no such reward.
+    """
+    terms = (load("reward", term.rpartition("*")[2].strip()) for term in name.split("+"))
+    return any(getattr(term, "needs_gold", False) for term in terms)
+
+
 def build_reward(name: str, answers: AnswerKey, grader: Grader) -> Reward:
     """The reward that `name` stands for, ready to call: a term, or a sum of terms with weights (`0.2*format`).
 
@@ -180,7 +195,9 @@ def _term(text: str, whole: str, answers: AnswerKey, grader: Grader) -> tuple[fl
     try:
         weight = float(factor) if star else 1.0
     except ValueError:
-        raise UsageError(f"a reward is NAME or WEIGHT*NAME, joined by +; got {text!r} in {whole!r}") from None
+        weight = math.nan
+    if not math.isfinite(weight):
+        raise UsageError(f"a reward is NAME or WEIGHT*NAME, joined by +; got {text!r} in {whole!r}")
     loaded = load("reward", name.strip())
     reward: Reward
     if not isinstance(loaded, type):

@@ -10,6 +10,19 @@ from ttrl_pop.types import AnswerKey
 from ttrl_pop.vote import Rules
 
 
+def build_grader(config: VoteConfig) -> Grader:
+    """The grader from the configuration.
+
+    Raises:
+        UsageError: there is none of that name, or it is no grader.
+    """
+    kind = load("grader", config.grader)
+    if not (isinstance(kind, type) and issubclass(kind, Grader)):
+        raise UsageError(f"vote.grader {config.grader!r} must be a class derived from ttrl_pop.graders.base.Grader")
+    grader: Grader = kind()
+    return grader
+
+
 def build_rules(
     config: VoteConfig, answers: AnswerKey, thinking: bool = False, token_limit: int | None = None
 ) -> Rules:
@@ -18,9 +31,7 @@ def build_rules(
     Raises:
         UsageError: a grader, reward or extraction that does not exist or cannot be had.
     """
-    grader: Grader = load("grader", config.grader)()
-    if not isinstance(grader, Grader):
-        raise UsageError(f"vote.grader {config.grader!r} must be a class derived from ttrl_pop.graders.base.Grader")
+    grader = build_grader(config)
     reward = build_reward(config.reward, answers, grader)
     resolve_extract(config.extract, is_chat=True)
     thinking = thinking if config.thinking is None else config.thinking

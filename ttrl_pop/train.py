@@ -7,6 +7,7 @@ byte: every draw is a function of (seed, step, problem, mind, sample).
 
 import time
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -37,6 +38,8 @@ class Progress:
     best_agreement: float = 0.0
     bad_in_a_row: int = 0
     history: History = field(default_factory=History)
+    labels: dict[str, str | None] = field(default_factory=dict)
+    """Labels of the base model, each elected once."""
     watch: Watch = field(default_factory=Watch)
     """Has seen every finished step."""
 
@@ -60,13 +63,14 @@ def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[
         learner.bad_in_a_row = progress.bad_in_a_row
     problems = session.problems.problems
     order = islice(streams.batches(config.seed, len(problems), config.problems_per_step), progress.step, config.steps)
-    labellers = Labellers(session, learner)
+    labellers = Labellers(session, learner, progress.labels)
     saved = progress.step
-    # While an update is under way: what to fall back to, with the learner's state where no checkpoint has it.
+    # While a step is under way: what to fall back to, with the learner's state where no checkpoint has it.
     undo: tuple[int, History, LearnerState | None] | None = None
     try:
         for step, indices in enumerate(order, start=progress.step + 1):
             clock, timeouts = Clock(), session.grader.timeouts
+            undo = (progress.step, progress.history, learner.snapshot() if progress.step > saved else None)
             batch = [problems[i] for i in sorted(indices)]
             with clock.span("time/vote"), clock.span("time/sample"):
                 labels = labellers.elect(batch, step)
@@ -79,7 +83,6 @@ def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[
                 yield tally
             tallies.sort(key=lambda tally: tally.group.problem.index)
             history = progress.history.after(tallies, step, session.grader.same, config.guard)
-            undo = (progress.step, progress.history, learner.snapshot() if progress.step > saved else None)
             with clock.span("time/learn"):
                 weights = {problem.id: group_weight(history[problem.id], config.guard) for problem in batch}
                 update = learner.learn(tallies, step, weights)
@@ -100,10 +103,10 @@ def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[
             checkpoint.append_line(run.metrics, metrics_row(report))
             # A step counts once its row is there; one cut short before is repeated at resume.
             progress.step, progress.history = step, history
-            undo = None
             if not report.alarm:
                 # A policy that gives itself full marks for nothing is not the best.
                 progress.measured(run, step - 1, fmean(tally.agreement for tally in tallies))
+            undo = None
             if step % config.checkpoint.every == 0 or step == config.steps:
                 save(run, session, learner, progress)
                 saved = step
@@ -122,11 +125,11 @@ def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[
 class Labellers:
     """Elect labels for problems where others than the learning minds do so (`vote.labels`)."""
 
-    def __init__(self, session: Session, learner: Learner) -> None:
+    def __init__(self, session: Session, learner: Learner, known: dict[str, str | None]) -> None:
+        """`known` holds the base model's labels so far, and grows."""
         self.session = session
         self.learner = learner
-        self.known: dict[str, str | None] = {}
-        """Labels of the base model, which does not change."""
+        self.known = known
 
     def elect(self, problems: Sequence[Problem], step: int) -> Labels | None:
         """Labels of these problems by id; None where each group labels itself."""
@@ -134,21 +137,27 @@ class Labellers:
         if kind == "minds":
             return None
         if kind == "average":
-            with self.learner.averaged():
-                return self._vote(problems, MEAN, step)
-        with self.session.policy.as_base():
-            new = [problem for problem in problems if problem.id not in self.known]
-            self.known |= self._vote(new, None, 0)
+            return self._vote(self.learner.averaged(), problems, MEAN, step)
+        new = [problem for problem in problems if problem.id not in self.known]
+        self.known |= self._vote(self.session.policy.as_base(), new, None, 0)
         return self.known
 
-    def _vote(self, problems: Sequence[Problem], mind: Mind | None, step: int) -> dict[str, str | None]:
+    def _vote(
+        self, weights: AbstractContextManager[None], problems: Sequence[Problem], mind: Mind | None, step: int
+    ) -> dict[str, str | None]:
+        """Labels of the policy that it is inside `weights`."""
         config, backend = self.session.config, self.session.backend
         count = config.vote.label_rollouts or config.group_size
-        backend.refresh()
-        groups = sample(backend, self.session.prompts, problems, [mind], count, config.seed, step, stream="label")
-        labels = {group.problem.id: elect(group, self.session.rules) for group in groups}
-        backend.refresh()
-        return labels
+        try:
+            with weights:
+                backend.refresh()
+                groups = sample(
+                    backend, self.session.prompts, problems, [mind], count, config.seed, step, stream="label"
+                )
+                return {group.problem.id: elect(group, self.session.rules) for group in groups}
+        finally:
+            # An engine with weights of its own would go on with those of the labellers.
+            backend.refresh()
 
 
 def save(run: RunDirectory, session: Session, learner: Learner, progress: Progress) -> None:
@@ -156,6 +165,7 @@ def save(run: RunDirectory, session: Session, learner: Learner, progress: Progre
         "best_step": progress.best_step,
         "best_agreement": progress.best_agreement,
         "bad_in_a_row": learner.bad_in_a_row,
+        "labels": progress.labels,
     }
     rows = progress.history.rows()
     checkpoint.save(run, progress.step, session.policy, learner.state_tensors(), rows, state)
@@ -177,7 +187,7 @@ def resume(run: RunDirectory, session: Session) -> Progress:
     state = checkpoint.load_state(folder)
     checkpoint.load_policy(folder, session.policy)
     best = state["best_step"], state["best_agreement"]
-    progress = Progress(step, *best, state["bad_in_a_row"], load_history(folder))
+    progress = Progress(step, *best, state["bad_in_a_row"], load_history(folder), state["labels"])
     for row in rows:
         progress.watch.see(from_metrics_row(row).metrics)
     return progress

@@ -164,7 +164,7 @@ class Update:
     """Completion tokens that the loss counted."""
     groups_used: int
     groups_skipped: int
-    """Groups whose rewards were all equal: no signal, no learner time."""
+    """Groups whose rewards were all equal, or whose problem has weight 0: no signal, no learner time."""
     updates: int
     """Optimizer steps taken."""
     bad_updates: int

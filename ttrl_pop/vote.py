@@ -68,8 +68,7 @@ def vote(group: Group, rules: Rules, labels: Labels | None = None) -> Tally:
     label_cluster = 0 if clusters else None
     if labels is not None:
         label = labels[group.problem.id]
-        equal = (index for index, cluster in enumerate(clusters) if rules.grader.same(cluster.answer, label))
-        label_cluster = next(equal, None)
+        label_cluster = _cluster_of(label, clusters, keys_G, rules.grader)
     cluster_of = {member: index for index, cluster in enumerate(clusters) for member in cluster.members}
     ballot = Ballot(
         problem_id=group.problem.id,
@@ -167,12 +166,24 @@ def _shares(rollouts_G: Sequence[Rollout], members: dict[str, list[int]], weight
     return {root: sum((weights_G[i] for i in indices), Fraction()) / total for root, indices in members.items()}
 
 
+def _cluster_of(label: str | None, clusters: Sequence[Cluster], keys_G: Sequence[str], grader: Grader) -> int | None:
+    """Index of the cluster that equals `label`: one with a member of its key, else one whose answer is the same."""
+    if label is None:
+        return None
+    key = grader.key(label)
+    holds = (
+        index for index, cluster in enumerate(clusters) if any(keys_G[member] == key for member in cluster.members)
+    )
+    equal = (index for index, cluster in enumerate(clusters) if grader.same(cluster.answer, label))
+    return next(holds, next(equal, None))
+
+
 def _confidence(rollout: Rollout) -> Fraction:
     mean = mean_logprob(rollout)
     if mean is None:
         if rollout.completion_ids or rollout.text:
             raise UsageError("vote.weight confidence needs the log-probabilities of every rollout; one has none")
-        mean = 0.0
+        return Fraction(0)
     return Fraction(math.exp(max(mean, -700.0)))
 
 

@@ -8,6 +8,9 @@ class Grader(ABC):
 
     The key makes clustering a matter of hashing, so that the order of answers cannot matter. `equal` is for
     what no key can decide (say, symbolic equality); it need be neither symmetric nor transitive.
+
+    Votes are cast in a thread of their own while the main one compares with gold answers: a grader that keeps something
+    must guard it.
     """
 
     timeouts: int = 0
