@@ -32,7 +32,7 @@ from ttrl_pop.graders.math import MAX_DEPTH, MAX_LENGTH, MathGrader, is_refused
 from ttrl_pop.plugins import load
 from ttrl_pop.rewards import majority
 from ttrl_pop.types import Group, Mind, Problem, Rollout, Tally
-from ttrl_pop.vote import vote
+from ttrl_pop.vote import Rules, vote
 
 CASES = Path(__file__).parent / "cases"
 MATH_500 = Path(__file__).parents[1].parent / "shared" / "data" / "ttrl" / "math500.json"
@@ -59,7 +59,7 @@ HANGS = ["2^{999!}", "x^{999!}", r"(\frac{1}{3})^{999!}", r"\cos(\exp(9^9))"]
 def vote_on(texts: Sequence[str], grader: Grader, is_chat: bool = True) -> Tally:
     rollouts = tuple(Rollout(Mind(i), (1,), (2,), (0.0,), text, "stop", 0) for i, text in enumerate(texts))
     prompt = ({"role": "user", "content": "?"},) if is_chat else "?"
-    return vote(Group(Problem("p", prompt, 0), rollouts), "auto", grader, majority)
+    return vote(Group(Problem("p", prompt, 0), rollouts), Rules(grader, majority))
 
 
 def boxed(answers: Sequence[str]) -> list[str]:
