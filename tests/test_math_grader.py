@@ -5,6 +5,8 @@ import itertools
 import json
 import os
 import re
+import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import given, settings
@@ -32,7 +34,7 @@ from ttrl_pop.graders.math import MAX_DEPTH, MAX_LENGTH, MathGrader, is_refused
 from ttrl_pop.plugins import load
 from ttrl_pop.rewards import majority
 from ttrl_pop.types import Group, Mind, Problem, Rollout, Tally
-from ttrl_pop.vote import vote
+from ttrl_pop.vote import Rules, vote
 
 CASES = Path(__file__).parent / "cases"
 MATH_500 = Path(__file__).parents[1].parent / "shared" / "data" / "ttrl" / "math500.json"
@@ -53,13 +55,30 @@ EQUAL = cases("math_equal")
 DIFFERENT = cases("math_different")
 SPELLINGS = cases("exact_equal")
 HOSTILE = cases("hostile")
+T = TypeVar("T")
 HANGS = ["2^{999!}", "x^{999!}", r"(\frac{1}{3})^{999!}", r"\cos(\exp(9^9))"]
 
 
 def vote_on(texts: Sequence[str], grader: Grader, is_chat: bool = True) -> Tally:
     rollouts = tuple(Rollout(Mind(i), (1,), (2,), (0.0,), text, "stop", 0) for i, text in enumerate(texts))
     prompt = ({"role": "user", "content": "?"},) if is_chat else "?"
-    return vote(Group(Problem("p", prompt, 0), rollouts), "auto", grader, majority)
+    return vote(Group(Problem("p", prompt, 0), rollouts), Rules(grader, majority))
+
+
+def timed_vote(texts: Sequence[str], grader: MathGrader, is_chat: bool = True) -> tuple[Tally, float]:
+    """A vote and its seconds; where these are many, the smaller of two tries, the second with a grader of its own."""
+    start = time.perf_counter()
+    tally = vote_on(texts, grader, is_chat)
+    seconds = time.perf_counter() - start
+    if seconds < 2:
+        return tally, seconds
+    fresh = MathGrader()
+    assert fresh.same("n+1", "1+n")
+    start = time.perf_counter()
+    tally = vote_on(texts, fresh, is_chat)
+    seconds = min(seconds, time.perf_counter() - start)
+    fresh.close()
+    return tally, seconds
 
 
 def boxed(answers: Sequence[str]) -> list[str]:
@@ -80,8 +99,8 @@ def grader() -> Iterator[MathGrader]:
 
 @pytest.fixture(scope="module")
 def hasty() -> Iterator[MathGrader]:
-    """A grader that gives up early."""
-    grader = MathGrader(seconds=0.2)
+    """A grader that gives up early, though not on what takes milliseconds."""
+    grader = MathGrader(seconds=0.4)
     assert grader.same("x+1", "1+x")
     yield grader
     grader.close()
@@ -93,13 +112,29 @@ def pid_of(grader: MathGrader) -> int:
 
 
 def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def cpu_seconds(pid: int) -> float:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def busy_child(worker: int) -> int | None:
+    """The child that has computed for much longer than what it was asked before could take."""
+    return next((child for child in children(worker) if cpu_seconds(child) > 0.5), None)
 
 
 def is_running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 
@@ -107,11 +142,13 @@ def resident_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def wait_until(condition: Callable[[], Any]) -> None:
-    end = time.monotonic() + 10
-    while not condition():
+def wait_until(condition: Callable[[], T]) -> T:
+    """What the condition gives once it holds."""
+    end = time.monotonic() + 60
+    while not (value := condition()):
         assert time.monotonic() < end
         time.sleep(0.02)
+    return value
 
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc")
@@ -186,13 +223,12 @@ def test_no_worker_starts_for_numbers_words_and_prose() -> None:
     assert (grader.questions, grader._worker._process) == (0, None)
 
 
-def test_only_pairs_that_the_key_leaves_open_are_asked_and_each_once() -> None:
-    grader = MathGrader()
-    answers = ["x+1", "1+x", "x+1", "2", "2.0", "3", "1+x"]
+def test_only_pairs_that_the_key_leaves_open_are_asked_and_each_once(grader: MathGrader) -> None:
+    before = grader.questions
+    answers = ["q+1", "1+q", "q+1", "2", "2.0", "3", "1+q"]
     for _ in range(3):
         assert clusters(vote_on(boxed(answers), grader)) == {frozenset({0, 1, 2, 6}), frozenset({3, 4}), frozenset({5})}
-    assert grader.questions <= 5
-    grader.close()
+    assert 0 < grader.questions - before <= 5
 
 
 # --- the vote -----------------------------------------------------------------------------------------------------
@@ -242,25 +278,59 @@ def golds() -> list[str]:
     return [row["answer"] for row in json.loads(MATH_500.read_text(encoding="utf-8"))]
 
 
+def wrapped(gold: str) -> list[str]:
+    return [f"${gold}$", f"  {gold} .", rf"\displaystyle {gold}"]
+
+
 def respelled(gold: str) -> list[str]:
-    """Other spellings of an answer, by rule."""
-    spellings = [f"${gold}$", f"  {gold} .", rf"\displaystyle {gold}"]
+    """Other spellings of an answer: those of each rule that applies to it."""
+    spellings = []
     for pattern, by in [
         (r"\\[dt]?frac(?=[^a-z])", r"\\tfrac"),
         (r"\\frac\{([0-9])\}\{([0-9])\}", r"\\frac\1\2"),
         (r"^\\left|\\right", ""),
-        (r"^\(|(?<= )\((?=.*,)", r"\\left("),
+        (r"([(\[])([^()\[\]]*,[^()\[\]]*)([)\]])", r"\\left\1\2\\right\3"),
+        (r"([(\[])([^()\[\]]*,[^()\[\]]*)([)\]])", r"\1 \2 \3"),
         (r"(?<![0-9]),\s*|,\s+(?=[-0-9\\])|,(?=-)", " , "),
         (r"\s+(?=[+-])|(?<=[+-])\s+", ""),
         (r"(?<=[0-9a-z}])\s*\+\s*(?=[0-9a-z\\])", " + "),
         (r"\\text\{(\(?\w+\)?)\}", r"\1"),
         (r"\\text\{(\(?\w+\)?)\}", r"\\textbf{\1}"),
+        (r"\\text\{(\(?\w+\)?)\}", r"\\mathrm{\1}"),
+        (r"\\mbox|\\text(?=\{ )", r"\\textrm"),
+        (r"\s*\\(?:mbox|text)\{ (\w+)\}", r" \1"),
+        (r"\s*\\(?:mbox|text)\{ (\w+)\}", r"\\,\\mathrm{\1}"),
+        (r",\\!(?=[0-9])", ""),
+        (r",\\!(?=[0-9])", ","),
+        (r"\\!", r"\\!\\!"),
+        (r",(?=-?[0-9]{1,2}(?![0-9]))", r",\\ "),
+        (r",(?=-?[0-9]{1,2}(?![0-9]))", r",\\;"),
+        (r"\^([0-9])(?![0-9])", r"^{\1}"),
+        (r"(?<=[0-9])(?=[A-Z])", r"\\cdot "),
+        (r"^x=([0-9]+)$", r"\1"),
+        (r"^x=([0-9]+)$", r"x=\1.0"),
+        (r"(?<=[0-9]),(?=[0-9]{3}$)", ""),
+        (r"(?<=[0-9]),(?=[0-9]{3}$)", "{,}"),
+        (r"^\\\$([0-9.]+)$", r"\1"),
+        (r"^\\\$([0-9.]+)$", r"\1 dollars"),
+        (r"^\\\$([0-9.]+)$", r"\1\\text{ dollars}"),
+        (r"\s*(=|\\pm|\\in(?![a-z])|\\cup)\s*(?=[^a-z])", r"\1"),
+        (r"\s*(=|\\pm|\\in(?![a-z])|\\cup)\s*", r"  \1 "),
+        (r" (?=[-0-9&])", r"  "),
+        (r"(?<=begin\{pmatrix\}) | (?=\\end)", ""),
         (r"\\sqrt\{([0-9])\}", r"\\sqrt\1"),
         (r"\^\\circ", " degrees"),
+        (r"\^\\circ", r"^{\\circ}"),
+        (r"\^\\circ", "°"),
         (r"pmatrix", "bmatrix"),
         (r"^\.", "0."),
         (r"^0\.", "."),
         (r"_\{?([0-9])\}?$", r"_{\1}"),
+        (r"_\{?([0-9])\}?$", r"_\1"),
+        (r"_\{?([0-9])\}?$", r"_{ \1 }"),
+        (r"_\{?([0-9])\}?$", r" _ \1"),
+        (r"^([0-9]*\.[0-9]+)$", r"\g<1>0"),
+        (r"^([0-9]*\.[0-9]+)$", r"\1\\text{ units}"),
     ]:
         spellings.append(re.sub(pattern, by, gold))
     if re.fullmatch(r"-?[0-9]+", gold):
@@ -271,44 +341,49 @@ def respelled(gold: str) -> list[str]:
             rf"{gold}\text{{ units}}",
             f"{gold}\\%",
         ]
+    if decimal := re.fullmatch(r"([0-9]*)\.([0-9]+)", gold):
+        spellings.append(rf"\frac{{{int(decimal[1] + decimal[2])}}}{{1{'0' * len(decimal[2])}}}")
     if ratio := re.fullmatch(r"(-?)\\d?frac\{?([0-9]+)\}?\s*\{?([0-9]+)\}?", gold):
         spellings += [
             f"{ratio[1]}{ratio[2]}/{ratio[3]}",
             rf"{ratio[1]}\frac{{{ratio[2]}0}}{{{ratio[3]}0}}",
-            f"x = {gold}",
         ]
+    if not re.search(r"[=_<]|text|\\in ", gold):
+        spellings.append(f"x = {gold}")
     if re.search(r"[a-z]", gold) and not re.search(r"[,=_]|text|mbox|begin|circ|cup|infty|in |pm", gold):
         spellings += [f"({gold})", rf"0+{gold}" if gold[0] != "-" else gold, rf"1\cdot ({gold})"]
     return [spelling for spelling in dict.fromkeys(spellings) if spelling != gold]
 
 
+@pytest.mark.slow
 def test_every_gold_answer_of_math_500_extracts_and_equals_its_spellings(grader: MathGrader, golds: list[str]) -> None:
-    apart, tried = [], []
-    for gold in golds:
+    apart, few = [], []
+    for gold in dict.fromkeys(golds):
         assert extract_chat(rf"So it is \boxed{{{gold}}}.", "stop") == gold
         assert grader.same(gold, gold)
         spellings = respelled(gold)
-        tried.append(len(spellings))
-        apart += [(gold, spelling) for spelling in spellings if not grader.same(gold, spelling)]
+        if len(spellings) < 3:
+            few.append((gold, spellings))
+        apart += [(gold, spelling) for spelling in wrapped(gold) + spellings if not grader.same(gold, spelling)]
     assert apart == []
-    assert min(tried) >= 3
+    assert few == []
 
 
+@pytest.mark.slow
 def test_gold_answers_of_math_500_are_equal_only_where_listed(grader: MathGrader, golds: list[str]) -> None:
-    answer_of: dict[str, str] = {}
-    for gold in golds:
+    spellings_of: dict[str, list[str]] = {}
+    for gold in dict.fromkeys(golds):
         assert not is_refused(gold)
-        answer_of.setdefault(grader.key(gold), gold)
+        spellings_of.setdefault(grader.key(gold), []).append(gold)
+    assert [spellings for spellings in spellings_of.values() if len(spellings) > 1] == cases("math500_same_key")
     # The function that the worker calls: forty thousand questions through a pipe would take longer, not more.
     held = [
-        list(pair) for pair in itertools.combinations(answer_of.values(), 2) if algebra.equal(*map(algebra.read, pair))
+        list(pair)
+        for pair in itertools.combinations([spellings[0] for spellings in spellings_of.values()], 2)
+        if algebra.equal(*map(algebra.read, pair))
     ]
     assert held == cases("math500_equal")
     assert all(grader.same(a, b) for a, b in held)
-    # What shares a key has one value: integers are equal as integers.
-    for gold in golds:
-        if re.fullmatch(r"-?[0-9]+", gold):
-            assert grader.key(gold) == str(int(gold))
 
 
 # --- hostile answers ----------------------------------------------------------------------------------------------
@@ -318,52 +393,79 @@ def test_the_hostile_corpus_is_large() -> None:
     assert len({json.dumps(case) for case in HOSTILE}) == len(HOSTILE) >= 200
 
 
-@pytest.mark.parametrize("case", HOSTILE, ids=lambda case: ascii(json.dumps(case))[1:40])
+FAST_HOSTILE = [
+    {"repeat": ["9", 1000000]},
+    {"repeat": ["\\boxed{", 140000]},
+    {"repeat": ["^", 1000000]},
+    {"repeat": ["\u001b[31m", 100000]},
+    [{"repeat": ["\\frac{1}{", 11]}, "2", {"repeat": ["}", 11]}],
+    "2^{999!}",
+    "9^9^9^9^9^9",
+    "1/0",
+    "__import__('os').system('touch pwned')",
+    "\\input{/etc/passwd}",
+    "[bold red]loud[/bold red]",
+    "\ud800",
+    "1<x<",
+]
+
+
+@pytest.mark.parametrize("case", FAST_HOSTILE, ids=lambda case: ascii(json.dumps(case))[1:40])
 def test_hostile_text_is_decided_in_time_and_spoils_nothing(
     grader: MathGrader, case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    text = text_of(case)
+    assert case in HOSTILE
+    _decide(grader, text_of(case), tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", HOSTILE, ids=lambda case: ascii(json.dumps(case))[1:40])
+def test_all_hostile_text_is_decided_in_time_and_spoils_nothing(
+    grader: MathGrader, case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _decide(grader, text_of(case), tmp_path, monkeypatch)
+
+
+def _decide(grader: MathGrader, text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    chat, chat_seconds = timed_vote([rf"\boxed{{{text}}}", text, r"\boxed{x+1}", r"\boxed{1+x}"], grader)
+    raw, raw_seconds = timed_vote([text, "7", "7.0"], grader, is_chat=False)
     start = time.perf_counter()
-    chat = vote_on([rf"\boxed{{{text}}}", text, r"\boxed{x+1}", r"\boxed{1+x}"], grader)
-    raw = vote_on([text, "7", "7.0"], grader, is_chat=False)
-    shown = [safe(answer) for tally in (chat, raw) for answer in tally.answers_G if answer]
     screen = Console(file=io.StringIO(), force_terminal=True, color_system="truecolor", legacy_windows=False, width=80)
-    for answer in shown:
+    for answer in [safe(answer) for tally in (chat, raw) for answer in tally.answers_G if answer]:
         screen.print(Text(answer))
-    assert time.perf_counter() - start < 2
+    assert max(chat_seconds, raw_seconds, time.perf_counter() - start) < 2
     assert any({2, 3} <= members for members in clusters(chat))
     assert any({1, 2} <= members for members in clusters(raw))
     assert isinstance(screen.file, io.StringIO)
     assert not {c for c in screen.file.getvalue() if unicodedata.category(c) in {"Cc", "Cf", "Cs"}} - {"\n"}
-    assert list(tmp_path.iterdir()) == []
+    assert list(folder.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hang", HANGS)
 def test_an_answer_that_hangs_is_given_up_once(hasty: MathGrader, hang: str) -> None:
     before = hasty.timeouts
-    start = time.perf_counter()
     assert not any(hasty.same(hang, other) for other in ("x+1", "x+2", r"\sqrt{2}"))
     assert hasty.timeouts == before + 1
     assert hasty.same("x+1", "1+x")
     assert hasty.same(hang, f"{hang} ")
-    assert time.perf_counter() - start < 2
+    assert hasty.timeouts == before + 1
 
 
-def test_of_a_pair_that_hangs_the_slower_answer_alone_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("innocent", "blamed"), [("a+b", "a+b+c"), ("x+y+z", "a+b+c+d"), ("a+b", "c+d"), ("a+b+c", "x+y+z")]
+)
+def test_of_a_pair_that_hangs_the_longer_or_else_the_larger_text_alone_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, innocent: str, blamed: str
+) -> None:
     grader = MathGrader()
-    replies: dict[tuple[str, ...], dict[str, Any] | None] = {
-        ("a+b",): {"seconds": 0.001},
-        ("c+d",): {"seconds": 0.5},
-        ("a+b", "c+d"): None,
-        ("b+a",): {"seconds": 0.1},
-        ("a+b", "b+a"): {"equal": True},
-    }
-    monkeypatch.setattr(grader._worker, "ask", lambda *answers: replies[answers])
-    assert not grader.equal("c+d", "a+b")
-    assert not grader.equal("c+d", "b+a")
-    assert grader.equal("a+b", "b+a")
-    assert grader.timeouts == 1
+    hanging = {innocent, blamed}
+    monkeypatch.setattr(grader._worker, "ask", lambda *texts: None if set(texts) == hanging else {"equal": True})
+    assert not grader.equal(blamed, innocent)
+    assert not grader.equal(blamed, "n+1")
+    assert grader.equal(innocent, "n+1")
+    assert (grader.timeouts, grader.questions) == (1, 2)
 
 
 @pytest.mark.parametrize(
@@ -394,7 +496,7 @@ def test_what_is_refused(limit: str, refused: str, taken: str) -> None:
 @needs_proc
 def test_a_thousand_hostile_answers_leave_memory_flat(hasty: MathGrader) -> None:
     texts = [text_of(case)[: MAX_LENGTH - 5] for case in HOSTILE]
-    grader = MathGrader()
+    grader = MathGrader(seconds=20.0)  # far more than what the hasty one decides can take
     assert grader.same("x+1", "1+x")
     worker = pid_of(grader)
 
@@ -409,6 +511,7 @@ def test_a_thousand_hostile_answers_leave_memory_flat(hasty: MathGrader) -> None
 
     # Those that cost a child its life would only hide what it keeps.
     texts = [text for number, text in enumerate(texts) if in_time(number, hasty)]
+    assert len(texts) > len(HOSTILE) / 2
     for number in range(200):
         in_time(1000 + number, grader)
     before, family = resident(), children(worker)
@@ -422,24 +525,37 @@ def test_a_thousand_hostile_answers_leave_memory_flat(hasty: MathGrader) -> None
 # --- the process --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @needs_proc
 @pytest.mark.parametrize("victim", ["worker", "child"])
 def test_a_process_killed_from_outside_in_the_middle_of_a_question_costs_at_most_that_question(victim: str) -> None:
-    grader = MathGrader(seconds=0.6)
+    grader = MathGrader(seconds=60.0)
     assert grader.same("x+1", "1+x")
     worker = pid_of(grader)
     verdicts: list[bool] = []
-    asking = threading.Thread(target=lambda: verdicts.append(grader.same("2^{999!}", "x")))
+    asking = threading.Thread(target=lambda: verdicts.append(grader.same("2^{999!}", "x")), daemon=True)
     asking.start()
-    time.sleep(0.2)
-    os.kill(worker if victim == "worker" else children(worker)[0], signal.SIGKILL)
-    asking.join(timeout=10)
+
+    def busy_pair() -> tuple[int, int] | None:
+        process = grader._worker._process
+        child = busy_child(process.pid) if process else None
+        return (process.pid, child) if process and child and child not in killed else None
+
+    # Once more after the first death, not after the second.
+    killed: list[int] = []
+    for _ in range(2):
+        parent, child = wait_until(busy_pair)
+        killed.append(child)
+        os.kill(parent if victim == "worker" else child, signal.SIGKILL)
+    asking.join(timeout=30)
     assert verdicts == [False]
+    assert grader.timeouts == 1
     assert grader.same("x+2", "2+x")
     assert (pid_of(grader) == worker) == (victim == "child")
     grader.close()
 
 
+@pytest.mark.slow
 @needs_proc
 @pytest.mark.parametrize("victim", ["worker", "child"])
 def test_a_process_killed_between_questions_costs_nothing(hasty: MathGrader, victim: str) -> None:
@@ -451,6 +567,7 @@ def test_a_process_killed_between_questions_costs_nothing(hasty: MathGrader, vic
     assert hasty.timeouts == timeouts
 
 
+@pytest.mark.slow
 @needs_proc
 def test_a_stopped_worker_is_replaced(hasty: MathGrader) -> None:
     worker = pid_of(hasty)
@@ -460,9 +577,46 @@ def test_a_stopped_worker_is_replaced(hasty: MathGrader) -> None:
     assert not is_running(worker)
 
 
+@pytest.mark.slow
+@needs_proc
+def test_a_child_that_waits_its_turn_longer_than_its_cpu_limit_is_not_given_up() -> None:
+    grader = MathGrader(seconds=0.4)
+    assert grader.same("x+1", "1+x")
+    (child,) = children(pid_of(grader))
+    os.kill(child, signal.SIGSTOP)
+    threading.Timer(1.0, os.kill, (child, signal.SIGCONT)).start()
+    assert grader.same("x+2", "2+x")
+    assert children(pid_of(grader)) == [child]
+    grader.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["start", "question"])
+def test_an_interrupt_leaves_no_line_that_would_answer_the_next_question(
+    monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    grader = MathGrader()
+    if moment == "question":
+        assert grader.same("x+1", "1+x")
+
+    def interrupted(process: subprocess.Popen[bytes], seconds: float) -> bytes:
+        assert process.stdout
+        select.select([process.stdout], [], [], 60)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("ttrl_pop.graders.math._line", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            grader.same("x+2", "2+x")
+    assert not grader.same("x+3", "x+4")
+    assert grader.same("x+5", "5+x")
+    grader.close()
+
+
+@pytest.mark.slow
 @needs_proc
 def test_closing_leaves_no_process_behind_and_a_later_question_starts_anew() -> None:
-    grader = MathGrader(seconds=0.2)
+    grader = MathGrader(seconds=0.4)
     assert grader.same("x+1", "1+x")
     assert not grader.same("2^{999!}", "x")
     family = [pid_of(grader), *children(pid_of(grader))]
@@ -488,6 +642,7 @@ elif sys.argv[1] == "idle":
 """
 
 
+@pytest.mark.slow
 @needs_proc
 @pytest.mark.parametrize("state", ["busy", "idle", "ending"])
 def test_the_worker_ends_with_its_parent(state: str) -> None:
@@ -498,13 +653,13 @@ def test_the_worker_ends_with_its_parent(state: str) -> None:
         worker = int(parent.stdout.readline())
         family = [worker]
         if state != "ending":
-            time.sleep(0.3)
-            family += children(worker)
+            family += [wait_until(lambda: busy_child(worker))] if state == "busy" else children(worker)
             parent.kill()
-        assert parent.wait(timeout=10) == (0 if state == "ending" else -signal.SIGKILL)
+        assert parent.wait(timeout=60) == (0 if state == "ending" else -signal.SIGKILL)
         wait_until(lambda: not any(map(is_running, family)))
 
 
+@pytest.mark.slow
 def test_it_works_from_many_threads_at_once() -> None:
     grader = MathGrader()
     verdicts: dict[int, bool] = {}
@@ -521,6 +676,7 @@ def test_it_works_from_many_threads_at_once() -> None:
     grader.close()
 
 
+@pytest.mark.slow
 def test_the_worker_needs_no_torch_and_nothing_of_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -532,6 +688,17 @@ def test_the_worker_needs_no_torch_and_nothing_of_the_working_directory(
     grader = MathGrader()
     assert grader.same("x+1", "1+x")
     grader.close()
+
+
+@pytest.mark.slow
+def test_the_worker_imports_this_package_from_where_the_asking_process_has_it(tmp_path: Path) -> None:
+    shutil.copytree(Path(algebra.__file__).parents[1], tmp_path / "ttrl_pop")
+    with (tmp_path / "ttrl_pop" / "graders" / "algebra.py").open("a", encoding="utf-8") as file:
+        file.write("\nopen('imported', 'w').close()\n")
+    script = "from ttrl_pop.graders.math import MathGrader; print(MathGrader().same('x+1', '1+x'))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"
+    assert (tmp_path / "imported").exists()
 
 
 def test_a_worker_that_cannot_start_is_an_error_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,8 @@ r"""The default grader: canonical keys first, then algebra in a process of its o
 differs goes to `ttrl_pop.graders.math_worker`, one pair at a time, which starts when the first such pair comes.
 
 Each answer is tried alone before it meets others: if the worker cannot read it in time, that answer alone equals
-nothing but its own spelling from then on. If a pair takes too long although both were read, the answer that took longer
-to read is at fault. A verdict that did not come in time is "not equal" and counted in `timeouts`.
+nothing but its own spelling from then on. If a pair takes too long although both were read, the longer text is at
+fault. A verdict that did not come in time is "not equal" and counted in `timeouts`.
 
 Simplifications:
 
@@ -25,6 +25,7 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
 from ttrl_pop.errors import TtrlPopError
@@ -41,13 +42,17 @@ MAX_POWER_DIGITS = 4
 MAX_FACTORIAL_DIGITS = 3
 """Digits of any number in an answer with a factorial or a binomial."""
 SECONDS = 0.8
-"""Of CPU time for one question; by the clock on the wall half as much again."""
+"""Of CPU time for one question."""
+PATIENCE = 10.0
+"""Limit by the clock on the wall, over the limit on CPU time: what computes meets the latter, on a busy machine too."""
 MEMORY = 2 << 30
 """Bytes of address space of the process that parses."""
 REMEMBERED = 20_000
 """Verdicts and answers that are kept."""
 START_SECONDS = 60.0
 """For the worker to start, on a slow disk; nothing hostile is read before."""
+PACKAGE_FOLDER = str(Path(__file__).parents[2])
+"""Where this package is imported from, which the search path may call "", the working directory."""
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -90,8 +95,7 @@ class MathGrader(Grader):
         self._lock = threading.Lock()
         self._worker = _Worker(seconds)
         self._verdicts: _Recent[tuple[str, str], bool] = _Recent()
-        self._reading: _Recent[str, float] = _Recent()
-        """Seconds that an answer took to read; infinite where it could not be."""
+        self._readable: _Recent[str, bool] = _Recent()
 
     def key(self, answer: str) -> str:
         return self._exact.key(answer)
@@ -118,24 +122,25 @@ class MathGrader(Grader):
         return bool(_PLAIN_NUMBER.fullmatch(key) or _PLAIN_WORDS.fullmatch(key) or _PROSE.fullmatch(answer))
 
     def _ask(self, a: str, b: str) -> bool:
-        if any(self._seconds_to_read(answer) == float("inf") for answer in (a, b)):
+        if not (self._is_readable(a) and self._is_readable(b)):
             return False
         self.questions += 1
         reply = self._worker.ask(a, b)
         if reply is None:
             self.timeouts += 1
-            self._reading.put(max(a, b, key=self._seconds_to_read), float("inf"))
+            # By text, not by time measured: the same answer is at fault in every run.
+            self._readable.put(max(a, b, key=lambda answer: (len(answer), answer)), False)
             return False
         return bool(reply["equal"])
 
-    def _seconds_to_read(self, answer: str) -> float:
-        seconds = self._reading.get(answer)
-        if seconds is None:
-            reply = self._worker.ask(answer)
-            self.timeouts += reply is None
-            seconds = float(reply["seconds"]) if reply else float("inf")
-            self._reading.put(answer, seconds)
-        return seconds
+    def _is_readable(self, answer: str) -> bool:
+        """Whether the worker reads an answer in time and no pair has shown it to be at fault."""
+        readable = self._readable.get(answer)
+        if readable is None:
+            readable = self._worker.ask(answer) is not None
+            self.timeouts += not readable
+            self._readable.put(answer, readable)
+        return readable
 
 
 def is_refused(answer: str) -> bool:
@@ -199,17 +204,17 @@ class _Worker:
             self._end()
 
     def _reply(self, question: bytes) -> dict[str, Any]:
-        process = self._process or self._start()
         line = b""
         try:
+            process = self._process or self._start()
             assert process.stdin
             process.stdin.write(question)
-            # The worker keeps the time itself; a reply that is much later says that it was stopped.
-            line = _line(process, 2 * self._seconds + 2)
+            # The worker keeps the time itself; a reply that is later says that it was stopped.
+            line = _line(process, PATIENCE * self._seconds + 2)
         except BrokenPipeError:
             pass
         finally:
-            # Also where Ctrl-C came in between: a reply that nobody read would answer the next question.
+            # Also where Ctrl-C came in between: a line that nobody read would answer the next question.
             if not line:
                 self.close()
         if not line:
@@ -219,16 +224,20 @@ class _Worker:
 
     def _start(self) -> subprocess.Popen[bytes]:
         # -P and this process's own search path: nothing that lies in the working directory is imported by accident.
+        paths = [path for path in sys.path if path]
+        if PACKAGE_FOLDER not in paths:
+            paths.insert(0, PACKAGE_FOLDER)
+        cpu_seconds, wall_seconds = str(self._seconds), str(PATIENCE * self._seconds)
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "ttrl_pop.graders.math_worker", str(self._seconds), str(MEMORY)],
+            [sys.executable, "-P", "-m", "ttrl_pop.graders.math_worker", cpu_seconds, wall_seconds, str(MEMORY)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
             process_group=0,  # Ctrl-C on a terminal is for the run, not for the worker
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
         )
-        self._process = process
         self._end = weakref.finalize(self, _stop, process)
+        self._process = process
         if not _line(process, START_SECONDS):
             self.close()
             raise TtrlPopError(

@@ -1,11 +1,13 @@
-"""The process in which answers are parsed: `python -m ttrl_pop.graders.math_worker SECONDS BYTES`, JSON lines on pipes.
+"""The process in which answers are parsed: JSON lines on pipes.
+
+    python -m ttrl_pop.graders.math_worker CPU_SECONDS WALL_SECONDS BYTES
 
 It imports sympy once and forks a child that answers questions, one at a time. A child that computes for longer than
-SECONDS or dies is replaced by a new fork within milliseconds, so a hostile answer costs its own time and no more. The
-limit is on CPU time, lest a busy machine change a verdict; by the clock on the wall it is half as much again.
+CPU_SECONDS or dies is replaced by a new fork within milliseconds, so a hostile answer costs its own time and no more.
+The limit is on CPU time, lest a busy machine change a verdict; WALL_SECONDS by the clock are for a child that waits.
 
-    {"answers": [a]}     is `a` read and evaluated in time?    {"equal": true, "seconds": 0.01}
-    {"answers": [a, b]}  are both equal?                       {"equal": false, "seconds": 0.001}
+    {"answers": [a]}     is `a` read and evaluated in time?    {"equal": true}
+    {"answers": [a, b]}  are both equal?                       {"equal": false}
                                                                {"failed": "time"} or {"failed": "death"}
 
 The first line that it writes is `{"ready": true}`. It ends when its standard input closes, also in the middle of a
@@ -21,14 +23,11 @@ import resource
 import select
 import signal
 import sys
-import time
 from dataclasses import dataclass
 from typing import IO
 
 from ttrl_pop.graders import algebra
 
-PATIENCE = 1.5
-"""Limit by the clock on the wall, over the limit on CPU time."""
 QUESTIONS = 5000
 """That a child answers before a fresh one takes its place: libraries keep what they have seen."""
 WARM_UP = (
@@ -59,7 +58,7 @@ class _Child:
 
 def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which closes this process when it ends
-    seconds, memory = float(arguments[0]), int(arguments[1])
+    cpu_seconds, wall_seconds, memory = float(arguments[0]), float(arguments[1]), int(arguments[2])
     replies = os.fdopen(os.dup(1), "wb", buffering=0)
     nowhere = os.open(os.devnull, os.O_RDWR)
     os.dup2(nowhere, 1)
@@ -74,8 +73,8 @@ def main(arguments: list[str]) -> int:
             if child is None or child.asked == QUESTIONS:
                 if child:
                     child.end()
-                child = _fork(seconds, memory, replies)
-            verdict = _ask(child, question, seconds)
+                child = _fork(cpu_seconds, memory, replies)
+            verdict = _ask(child, question, wall_seconds)
             if b"failed" in verdict:
                 if child.end() in (-signal.SIGPROF, -signal.SIGXCPU):
                     verdict = b'{"failed": "time"}\n'
@@ -89,14 +88,14 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _ask(child: _Child, question: bytes, seconds: float) -> bytes:
+def _ask(child: _Child, question: bytes, wall_seconds: float) -> bytes:
     """The child's verdict as a line; raises BrokenPipeError if the asking process has gone."""
     child.asked += 1
     try:
         child.questions.write(question)
     except BrokenPipeError:
         return b'{"failed": "death"}\n'
-    ready, _, _ = select.select([child.verdicts, sys.stdin], [], [], seconds * PATIENCE)
+    ready, _, _ = select.select([child.verdicts, sys.stdin], [], [], wall_seconds)
     if sys.stdin in ready:  # no second question comes before the first is answered: it can only be closed
         raise BrokenPipeError
     if not ready:
@@ -105,7 +104,7 @@ def _ask(child: _Child, question: bytes, seconds: float) -> bytes:
     return verdict if verdict.endswith(b"\n") else b'{"failed": "death"}\n'
 
 
-def _fork(seconds: float, memory: int, replies: IO[bytes]) -> _Child:
+def _fork(cpu_seconds: float, memory: int, replies: IO[bytes]) -> _Child:
     questions_out, questions_in = os.pipe()
     verdicts_out, verdicts_in = os.pipe()
     pid = os.fork()
@@ -122,21 +121,20 @@ def _fork(seconds: float, memory: int, replies: IO[bytes]) -> _Child:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         with os.fdopen(questions_out, "rb") as questions, os.fdopen(verdicts_in, "wb", buffering=0) as verdicts:
             for question in questions:
-                verdicts.write(_verdict(question, seconds))
+                verdicts.write(_verdict(question, cpu_seconds))
         status = 0
     finally:
         os._exit(status)  # nothing of the parent's is to be flushed or closed twice
 
 
-def _verdict(question: bytes, seconds: float) -> bytes:
+def _verdict(question: bytes, cpu_seconds: float) -> bytes:
     used = resource.getrusage(resource.RUSAGE_SELF)
-    cpu = int(used.ru_utime + used.ru_stime + seconds) + 2
+    cpu = int(used.ru_utime + used.ru_stime + cpu_seconds) + 2
     resource.setrlimit(resource.RLIMIT_CPU, (cpu, resource.getrlimit(resource.RLIMIT_CPU)[1]))
     # Its signal kills, in the midst of C code too.
-    signal.setitimer(signal.ITIMER_PROF, seconds)
-    start = time.process_time()
+    signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
     forms = [algebra.read(answer) for answer in json.loads(question)["answers"]]
-    verdict = {"equal": algebra.equal(forms[0], forms[-1]), "seconds": time.process_time() - start}
+    verdict = {"equal": algebra.equal(forms[0], forms[-1])}
     signal.setitimer(signal.ITIMER_PROF, 0)
     return json.dumps(verdict).encode() + b"\n"
 
