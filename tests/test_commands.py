@@ -45,6 +45,8 @@ sigma = 0.3
 [sampling]
 max_new_tokens = 4
 temperature = 2.0
+[vote]
+grader = "exact"
 [learn]
 lr = 1e-2
 mask_truncated = false

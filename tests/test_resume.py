@@ -38,6 +38,7 @@ SETTINGS = {
     "learn.lora.rank": 2,
     "vote.labels": "average",
     "vote.weight": "mind",
+    "vote.grader": "exact",
     "guard.flip_weight": "locking",
 }
 

@@ -72,7 +72,7 @@ def gold_file(folder: Path, gold: dict[str, str]) -> Path:
 def test_rollouts_get_the_votes_of_the_session_that_wrote_them(
     problems: tuple[Problem, ...], extract: str, reward: str, weight: str, tmp_path: Path
 ) -> None:
-    more = {"vote.extract": extract, "vote.reward": reward, "vote.weight": weight}
+    more = {"vote.extract": extract, "vote.reward": reward, "vote.weight": weight, "vote.grader": "exact"}
     session = tiny_session(
         problems=problems,
         gold=GOLD,
@@ -168,7 +168,8 @@ def test_means_are_those_of_the_measures(tmp_path: Path) -> None:
     given = {tally.group.problem.id: tally.clusters[tally.group.problem.index % 2].answer for tally in tallies}
     gold = gold_file(tmp_path, given)
     rows = [row for tally in tallies for row in rollout_rows(tally)]
-    result = ttrl("vote", "-", "--gold", gold, "--extract", "regex:[0-9a-z]", stdin=lines(rows))
+    flags = ("--gold", gold, "--extract", "regex:[0-9a-z]", "--grader", "exact")
+    result = ttrl("vote", "-", *flags, stdin=lines(rows))
     wanted = measure(tallies, AnswerKey(given), session.grader.same, [1], 0).values
     shown = figures(result.stderr)
     assert result.stderr.splitlines()[0] == "6 problems, 96 rollouts"

@@ -50,7 +50,7 @@ _SUPERSCRIPTS = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+")
 # `\\` comes first so that the `\\[2pt]` of a matrix is not taken for a delimiter.
 _DELIMITERS = re.compile(r"(\\\\)|\\[()\[\]$]|\$")
 _SIZES = re.compile(r"\\(?:left|right)(?![a-zA-Z])(?:\s*\.)?|\\[bB]igg?[lr]?(?![a-zA-Z])")
-_JOINED = re.compile(r"\\!|(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))")
+_JOINED = re.compile(r"\\!\s*|(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))")
 _SPACES = re.compile(r"(?<!\\)\\[,;: ]|~|\\(?:quad|qquad|displaystyle)(?![a-zA-Z])")
 _FRACS = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
 _BARE_ARGUMENT = re.compile(r"\\(frac|sqrt)\s*([0-9])")
