@@ -10,11 +10,12 @@ demo: .venv/.demo  ## a real model teaches itself the times table
 	$(BIN)/ttrl-pop run examples/times-table.jsonl --config examples/times-table.toml \
 	  --gold examples/times-table.gold.jsonl
 
+# A file's tests stay in one process: what they share is made once, and the real model runs once at a time.
 test: .venv/.test  ## all tests
-	$(BIN)/python -m pytest -q -n auto --dist loadgroup
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 test-fast: .venv/.test  ## without the real model, many processes and long computations
-	$(BIN)/python -m pytest -q -n auto --dist loadgroup -m "not slow"
+	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow"
 
 lint: .venv/.test
 	$(BIN)/ruff format --check .

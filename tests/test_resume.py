@@ -15,8 +15,7 @@ from fakes import PROBLEMS, save_tiny
 from ttrl_pop import checkpoint
 from ttrl_pop.checkpoint import RunDirectory
 
-# The runs that all tests here compare with are made once.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("resume")]
+pytestmark = pytest.mark.slow
 
 STEPS = 12
 SETTINGS = {
