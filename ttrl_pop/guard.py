@@ -12,7 +12,7 @@ These bounds are choices of this project, well beyond what the demo's runs reach
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
 from ttrl_pop.types import Metrics
@@ -79,7 +79,7 @@ RULES: tuple[Callable[[Mapping[str, float], Mapping[str, float]], str | None], .
 )
 
 
-def _means(rows: "list[Metrics] | deque[Metrics]") -> dict[str, float]:
+def _means(rows: Sequence[Metrics]) -> dict[str, float]:
     """Mean of each figure over the rows that have it; 0 where none has (an entropy of no tokens)."""
     keys = ("vote/agreement", "rollout/length", "rollout/entropy", "vote/abstained", "vote/commonest_label")
     columns = {key: [float(value) for row in rows if (value := row.get(key)) is not None] for key in keys}

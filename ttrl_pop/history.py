@@ -3,16 +3,12 @@
 A label that changed since the last visit is a flip (TTRL-Guard, arXiv 2605.19444).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 from ttrl_pop.config import GuardConfig
-from ttrl_pop.types import Tally
-
-Same: TypeAlias = Callable[[str | None, str | None], bool]
-"""Whether two answers are equal; None equals nothing."""
-
+from ttrl_pop.types import Same, Tally
 
 RECENT = 4
 """Visits over which the newest flip rate is taken."""

@@ -17,11 +17,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ttrl_pop.types import AnswerKey, Tally
+from ttrl_pop.types import AnswerKey, Same, Tally
 
 Floats: TypeAlias = NDArray[np.float64]
-Same: TypeAlias = Callable[[str | None, str | None], bool]
-"""Whether an answer (first) equals a gold answer (second)."""
 
 NO_SIGNAL = 1e-6
 """Rewards of one group that differ by less carry no advantage."""

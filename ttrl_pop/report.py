@@ -1,13 +1,10 @@
 """report: tallies, update and (here only) gold answers → step report, answer rows, rollout rows."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ttrl_pop.types import AnswerKey, Metrics, StepReport, Tally, Update
-
-Same = Callable[[str | None, str | None], bool]
-"""Whether two answers are equal; None equals nothing."""
+from ttrl_pop.types import AnswerKey, Metrics, Same, StepReport, Tally, Update
 
 
 def label_correct(tally: Tally, answers: AnswerKey, same: Same) -> bool | None:

@@ -5,7 +5,7 @@ answers live in an `AnswerKey`, which the learner never receives.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, TypeAlias
@@ -15,6 +15,9 @@ Message: TypeAlias = dict[str, str]
 
 FinishReason: TypeAlias = Literal["stop", "length"]
 """`stop`: end of sequence or a stop string; `length`: the token limit cut the completion off."""
+
+Same: TypeAlias = Callable[[str | None, str | None], bool]
+"""Whether two answers are equal; None equals nothing."""
 
 Metrics: TypeAlias = dict[str, float | int | None]
 
