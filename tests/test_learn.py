@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import PROBLEMS, norm_noise, one_mind, own_attention, tiny_policy, tiny_session
+from fakes import FAMILIES, PROBLEMS, norm_noise, one_mind, own_attention, tiny_policy, tiny_session
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -439,6 +439,28 @@ def test_a_micro_batch_that_does_not_fit_is_halved_and_changes_no_gradient(monke
     assert sizes[0] > 5
     for name, gradient in whole.items():
         torch.testing.assert_close(halved[name], gradient, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_activations_computed_again_give_the_same_gradient_and_are_not_kept(family: str) -> None:
+    found, kept = [], []
+    for checkpointing in (False, True):
+        session = tiny_session(
+            tiny_policy(family), learn__checkpointing=checkpointing, learn__kl=0.1, learn__max_grad_norm=1e9
+        )
+        tallies = tallies_of(session)
+        size = [0]
+
+        def count(tensor: torch.Tensor, size: list[int] = size) -> torch.Tensor:
+            size[0] += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            found.append(gradients(session, tallies))
+        kept.append(size[0])
+    assert all(torch.equal(found[1][name], gradient) for name, gradient in found[0].items())
+    assert found[0]["log_sigma"].any()
+    assert kept[1] < 0.6 * kept[0]
 
 
 def test_another_error_than_lack_of_memory_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,6 +134,9 @@ class LearnConfig(Section):
     token_budget: Positive = 1024
     """Tokens that one forward of the learner holds at most (at least one rollout). Memory grows with it, the gradient
     is the same; on a CPU more is no faster, on a GPU it is."""
+    checkpointing: bool = False
+    """Compute each layer's activations again in the backward pass instead of keeping them: less memory, a third more
+    time."""
     mask_truncated: bool = True
     """Leave rollouts that the token limit cut off out of the loss."""
     max_bad_updates: Positive = 3

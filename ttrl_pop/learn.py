@@ -14,7 +14,7 @@ GRPO on the formulas of `ttrl_pop.grpo`. What is particular here:
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -75,6 +75,8 @@ class Learner:
         self.policy = policy
         self.config = config
         self.bad_in_a_row = 0
+        if config.learn.checkpointing:
+            policy.recompute_layers()
         self.adapter = policy.adapter_parameters()
         self.population = policy.population_parameters()
         options = config.learn
@@ -290,10 +292,23 @@ class Learner:
 
     def _backward(self, batch: Sequence[Sample], sums: Sums) -> None:
         """Add the gradient of one micro-batch; all of it or, where that fails, nothing."""
+        base_BT = None
+        if self.config.learn.kl:
+            with torch.no_grad(), self.policy.as_base():
+                base_BT, _ = self.policy.token_logprobs(
+                    [sample.rollout for sample in batch], None, self.config.sampling.temperature
+                )
+        with ExitStack() as stay:
+            self._backward_through_minds(batch, base_BT, sums, stay)
+
+    def _backward_through_minds(
+        self, batch: Sequence[Sample], base_BT: Tensor | None, sums: Sums, stay: ExitStack
+    ) -> None:
         options, temperature = self.config.learn, self.config.sampling.temperature
         policy = self.policy
         rollouts = [sample.rollout for sample in batch]
-        new_BT, mask_BT = policy.token_logprobs(rollouts, [self._mind(sample) for sample in batch], temperature)
+        minds = [self._mind(sample) for sample in batch]
+        new_BT, mask_BT = policy.token_logprobs(rollouts, minds, temperature, stay)
         first = batch[0].old is None
         olds = [new[kept] for new, kept in zip(new_BT.detach(), mask_BT, strict=True)]
         if not first:
@@ -308,9 +323,7 @@ class Learner:
         if options.noise == "mean-tis":
             loss_BT = loss_BT * grpo.truncated_importance(old_BT, sampler_BT, options.tis_cap)
         kl_BT = None
-        if options.kl:
-            with torch.no_grad(), policy.as_base():
-                base_BT, _ = policy.token_logprobs(rollouts, None, temperature)
+        if base_BT is not None:
             kl_BT = grpo.k3(new_BT, base_BT)
             loss_BT = loss_BT + options.kl * kl_BT
         loss = (loss_BT * weights_B[:, None]).masked_fill(~mask_BT, 0.0).sum()

@@ -6,7 +6,7 @@ at the asked tokens only.
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,8 @@ import peft
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ttrl_pop import attention, streams
 from ttrl_pop.attention import Sizes
@@ -131,9 +133,15 @@ class Policy:
         text: str = self.tokenizer.decode(completion_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
-    def hidden(self, packed: Pack) -> Float[Tensor, "N D"]:
-        """What the LM head reads, for every token."""
-        with self._embodied(packed):
+    def hidden(self, packed: Pack, stay: ExitStack | None = None) -> Float[Tensor, "N D"]:
+        """What the LM head reads, for every token.
+
+        Args:
+            stay: takes the minds over, which then stay in the model until it is closed: the backward pass needs them
+                where layers are computed again.
+        """
+        with ExitStack() as own:
+            (stay or own).enter_context(self._embodied(packed))
             states: Tensor = self.network.base_model(
                 input_ids=packed.ids_N[None],
                 position_ids=packed.positions_N[None],
@@ -142,17 +150,35 @@ class Policy:
             ).last_hidden_state
         return states[0]
 
+    def recompute_layers(self) -> None:
+        """From now on keep no activations inside a layer for the backward pass, but compute them again there."""
+
+        def checkpointed(function: Callable[..., Any], *arguments: Any) -> Any:
+            if not torch.is_grad_enabled():
+                return function(*arguments)
+            return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+
+        for module in self.network.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                # transformers asks for training, which dropout inside of the layer is not put into.
+                module.gradient_checkpointing = module.training = True
+                module._gradient_checkpointing_func = checkpointed
+
     def logits(self, hidden_KD: Float[Tensor, "K D"]) -> Float[Tensor, "K V"]:
         """Of the next token."""
         logits: Tensor = self.network.get_output_embeddings()(hidden_KD)
         return _scaled_logits(logits, self.network.config.get_text_config())
 
     def token_logprobs(
-        self, rollouts_B: Sequence[Rollout], minds_B: Sequence[Mind] | None, temperature: float
+        self,
+        rollouts_B: Sequence[Rollout],
+        minds_B: Sequence[Mind] | None,
+        temperature: float,
+        stay: ExitStack | None = None,
     ) -> tuple[Float[Tensor, "B T"], Bool[Tensor, "B T"]]:
         """log p(completion token) of each rollout at `temperature`, with gradient, and where there is a token.
 
-        Columns beyond a rollout's length are 0 and masked out.
+        Columns beyond a rollout's length are 0 and masked out. `stay` is that of `hidden`.
         """
         grown = grow(rollouts_B, minds_B, self.population)
         packed = pack(grown.trees, self.device)
@@ -165,7 +191,9 @@ class Policy:
             targets += rollout.completion_ids
             lengths.append(count)
         mask_BT = (torch.arange(max(1, *lengths)) < torch.tensor(lengths)[:, None]).to(self.device)
-        hidden_NK = self.hidden(packed).index_select(0, torch.tensor(sources, dtype=torch.long, device=self.device))
+        hidden_NK = self.hidden(packed, stay).index_select(
+            0, torch.tensor(sources, dtype=torch.long, device=self.device)
+        )
         targets_K = torch.tensor(targets, dtype=torch.long, device=self.device)
         logprobs_K = selected_logprobs(self.logits, hidden_NK, targets_K, temperature)
         padded_BT = torch.zeros(mask_BT.shape, dtype=logprobs_K.dtype, device=self.device)
