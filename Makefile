@@ -12,10 +12,10 @@ demo: .venv/.demo  ## a real model teaches itself the times table
 
 # A file's tests stay in one process: what they share is made once, and the real model runs once at a time.
 test: .venv/.test  ## all tests
-	$(BIN)/python -m pytest -q -n auto --dist loadfile
+	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
 test-fast: .venv/.test  ## without the real model, many processes and long computations
-	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
 
 lint: .venv/.test
 	$(BIN)/ruff format --check .

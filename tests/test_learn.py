@@ -18,16 +18,16 @@ from ttrl_pop.policy import grow
 from ttrl_pop.populations.base import MEAN
 from ttrl_pop.sample import sample
 from ttrl_pop.session import Session
-from ttrl_pop.types import Mind, Rollout, Tally
+from ttrl_pop.types import Mind, Problem, Rollout, Tally
 
 SLOW = [pytest.mark.slow]
 LOSSES = ("grpo", "dapo", "dr_grpo", "gspo")
 
 
-def tallies_of(session: Session, step: int = 1) -> list[Tally]:
+def tallies_of(session: Session, step: int = 1, problems: Sequence[Problem] = PROBLEMS) -> list[Tally]:
     config = session.config
     minds = session.policy.population.spawn(config.seed, step, config.population.minds)
-    groups = sample(session.backend, session.prompts, PROBLEMS, minds, config.population.samples_per_mind, 0, step)
+    groups = sample(session.backend, session.prompts, problems, minds, config.population.samples_per_mind, 0, step)
     return [with_mixed_rewards(session.tally(group)) for group in groups]
 
 
@@ -140,7 +140,7 @@ def test_the_gradient_equals_that_of_a_plain_implementation(loss: str, family: s
 def test_gradients_of_mu_sigma_and_lora_pass_finite_differences(loss: str) -> None:
     # GPT-2: its LayerNorm computes in float64 throughout; the RMSNorm of other families passes through float32.
     session = tiny_session(tiny_policy("gpt2"), learn__loss=loss, learn__max_grad_norm=1e9, sampling__temperature=1.5)
-    tallies = tallies_of(session)
+    tallies = tallies_of(session, problems=PROBLEMS[:2])
     caught = gradients(session, tallies)
     named = {**session.policy.adapter_parameters(), **session.policy.population_parameters()}
     old: dict[int, torch.Tensor] = {}
