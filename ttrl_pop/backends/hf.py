@@ -16,7 +16,6 @@ from ttrl_pop import streams
 from ttrl_pop.backends.base import Backend, Request
 from ttrl_pop.errors import DivergenceError
 from ttrl_pop.policy import at_temperature
-from ttrl_pop.populations.base import MEAN
 from ttrl_pop.types import FinishReason, Mind, Rollout
 
 BLOCK = 32
@@ -59,11 +58,11 @@ class HfBackend(Backend):
                     continue
                 ids[row].append(token)
                 logprobs[row].append(logprob)
-                ended = self._ended(ids[row])
+                ended = self.ended(ids[row])
                 if ended or position + 1 == limit:
                     finished.add(row)
                     reason: FinishReason = "stop" if ended else "length"
-                    yield row, self._rollout(requests[row], ids[row], logprobs[row], reason)
+                    yield row, self.rollout(requests[row], ids[row], logprobs[row], reason, policy.version)
             writing = [place for place, row in enumerate(rows) if row not in finished]
             if not writing:
                 return
@@ -120,29 +119,6 @@ class HfBackend(Backend):
         if len(minds) < len(requests):
             raise ValueError("one call of rollouts takes requests with a mind or without, not both")
         return minds
-
-    def _ended(self, ids: list[int]) -> bool:
-        if ids[-1] in self.policy.eos_ids:
-            return True
-        if not self.sampling.stop:
-            return False
-        # A stop string of n bytes lies in the last n tokens; some more complete a character cut at the edge.
-        tail = max(len(stop.encode()) for stop in self.sampling.stop) + 4
-        text = self.policy.decode(ids[-tail:])
-        return any(stop in text for stop in self.sampling.stop)
-
-    def _rollout(self, request: Request, ids: list[int], logprobs: list[float], reason: FinishReason) -> Rollout:
-        text = self.policy.decode(ids)
-        cuts = [text.index(stop) for stop in self.sampling.stop if stop in text]
-        return Rollout(
-            mind=request.mind or MEAN,
-            prompt_ids=request.prompt_ids,
-            completion_ids=tuple(ids),
-            logprobs=tuple(logprobs),
-            text=text[: min(cuts)] if cuts else text,
-            finish_reason=reason,
-            policy_version=self.policy.version,
-        )
 
 
 def draw(
