@@ -305,7 +305,8 @@ def check(config: VllmConfig) -> None:
     """
     if config.model_config.is_hybrid or config.model_config.is_attention_free:
         raise UsageError("backend vllm does not know minds in models with recurrent state; use --backend hf")
-    if config.compilation_config.pass_config.enable_sp:
+    # By its name in earlier versions of vLLM; later ones have no such pass.
+    if getattr(config.compilation_config.pass_config, "enable_sp", False):
         raise UsageError(
             "backend vllm: sequence parallelism is refused: a rank would see a part of the tokens, the index of minds "
             "all of them"

@@ -16,6 +16,7 @@ REFUSED = {
     "data_parallel_size": "each process of ttrl-pop has one engine",
     "prefill_context_parallel_size": "a rank would see a part of each sequence, its minds the whole",
     "decode_context_parallel_size": "a rank would see a part of each sequence, its minds the whole",
+    "enable_hc_sp": "a rank would see a part of the tokens, its minds all of them",
     "kv_transfer_config": "cached prompts of one mind would reach another engine without its mind",
     "quantization": "the learner's weights are not quantised, so log-probabilities would not be those of the policy",
     "kv_cache_dtype": "the learner has no such cache, so log-probabilities would not be those of the policy",
