@@ -270,4 +270,4 @@ def test_importance_weights_correct_what_a_second_engine_wrote() -> None:
     plain = gradients(session, tallies)
     corrected = gradients(tiny_session(learn__max_grad_norm=1e9, learn__tis=True), likelier)
     for name, gradient in plain.items():
-        torch.testing.assert_close(corrected[name], gradient / torch.e, rtol=1e-6, atol=1e-12)
+        torch.testing.assert_close(corrected[name], gradient / torch.e, rtol=1e-4, atol=1e-7)

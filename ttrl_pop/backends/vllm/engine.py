@@ -6,6 +6,7 @@ Importing this imports vLLM.
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -153,7 +154,7 @@ class Engine:
             "enable_sleep_mode": self.sleeps,
             "gpu_memory_utilization": options.gpu_memory,
             "disable_log_stats": True,
-            "load_format": "safetensors",
+            "use_tqdm_on_load": False,
         }
         if options.batch_tokens is not None:
             arguments["max_num_batched_tokens"] = options.batch_tokens
@@ -333,7 +334,9 @@ def _settings(inside: bool) -> Iterator[None]:
     os.environ[OWNER] = str(os.getpid())
     threads, set_threads = torch.get_num_threads(), torch.set_num_threads
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         torch.set_num_threads = set_threads
         torch.set_num_threads(threads)

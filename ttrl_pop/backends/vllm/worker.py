@@ -13,6 +13,7 @@ from typing import Any
 from vllm.platforms import current_platform
 
 from ttrl_pop.backends.vllm import runner_v1, runner_v2
+from ttrl_pop.backends.vllm.cpu_draws import make_rewindable
 from ttrl_pop.backends.vllm.norms import Minds
 
 if current_platform.is_cpu():
@@ -32,6 +33,8 @@ class MindWorker(Base):  # type: ignore[misc]
     def load_model(self, **kwargs: Any) -> None:
         end_with(int(os.environ[OWNER]))
         super().load_model(**kwargs)
+        if current_platform.is_cpu() and not self.use_v2_model_runner:
+            runner_v1.after_layout(self.model_runner, lambda _: make_rewindable(self.model_runner))
         settings = self.vllm_config.additional_config[SETTINGS]
         if not settings["sites"]:
             return
