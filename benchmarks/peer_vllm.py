@@ -4,9 +4,9 @@ The requests are equal to the byte: prompts, seeds, lengths (nothing ends a comp
 the cached prompts of minds apart, which plain vLLM would not need. So what differs is the work for the minds alone. In
 float32, without an adapter, prefix caching on, without compiled code.
 
-Sides alternate within a round, and every round begins with another. Starting an engine and one round of each side before
-the first are not counted. Two engines are held at once: the plain one has never heard of minds. Run in a process of its
-own, which prints one JSON line:
+Sides alternate within a round, and every round begins with another. Starting an engine and one round of each side
+before the first are not counted. Two engines are held at once: the plain one has never heard of minds. Run in a process
+of its own, which prints one JSON line:
 
     OMP_NUM_THREADS=2 python -m benchmarks.peer_vllm MODEL_FOLDER --problems 16 --minds 16 --new-tokens 64 --rounds 3
 """

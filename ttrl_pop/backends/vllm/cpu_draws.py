@@ -20,8 +20,8 @@ class Rewinding(torch.Generator):
     def get_offset(self) -> int:
         return 0
 
-    def set_offset(self, offset: int) -> None:
-        self.set_state(self._noted)
+    def set_offset(self, offset: int) -> torch.Generator:
+        return self.set_state(self._noted)
 
 
 def make_rewindable(runner: Any) -> None:
