@@ -21,6 +21,8 @@ from ttrl_pop.types import Mind, Rollout
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma3", "smollm2")
 SIGMA = {"smollm2": 0.005}
 MINDS = (Mind(11), Mind(12), Mind(13))
+ONE_FAMILY = pytest.mark.parametrize("backend", ["llama"], indirect=True)
+"""For what no architecture changes."""
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -173,6 +175,7 @@ def test_a_prompt_is_read_from_the_cache_of_its_own_mind_and_version_only(backen
     assert [cached(MINDS[0]), cached(None)] == [0, 0]
 
 
+@ONE_FAMILY
 def test_samples_of_a_mind_share_its_reading_of_the_prompt(backend: VllmBackend) -> None:
     backend.engine.forget()
     ids = prompts(backend.policy)[-1]
@@ -181,6 +184,7 @@ def test_samples_of_a_mind_share_its_reading_of_the_prompt(backend: VllmBackend)
     assert len({r.completion_ids for r in rollouts}) > 1
 
 
+@ONE_FAMILY
 def test_the_base_model_writes_as_base(backend: VllmBackend) -> None:
     policy = backend.policy
     requests = mixed(policy, (None,))
@@ -194,6 +198,7 @@ def test_the_base_model_writes_as_base(backend: VllmBackend) -> None:
     assert [r.logprobs for r in adapted] != [r.logprobs for r in ours]
 
 
+@ONE_FAMILY
 def test_minds_one_after_another_write_the_same(backend: VllmBackend) -> None:
     requests = mixed(backend.policy)
     batched = written(backend, requests)
@@ -209,6 +214,7 @@ def test_minds_one_after_another_write_the_same(backend: VllmBackend) -> None:
     assert_same(written(backend, requests), batched)
 
 
+@ONE_FAMILY
 def test_temperature_is_in_the_log_probabilities(backend: VllmBackend) -> None:
     requests = mixed(backend.policy, MINDS)
     rollouts = written(backend.with_sampling(sampling(temperature=0.7)), requests)
@@ -216,6 +222,7 @@ def test_temperature_is_in_the_log_probabilities(backend: VllmBackend) -> None:
     assert gap(backend.policy, rollouts, minds, 0.7) < 1e-3 < gap(backend.policy, rollouts, minds, 1.0)
 
 
+@ONE_FAMILY
 def test_completions_end_as_those_of_hf(backend: VllmBackend) -> None:
     policy = backend.policy
     stops = sampling(temperature=1.5, stop=("a", "1", "e."), max_new_tokens=12)
@@ -234,6 +241,7 @@ def test_completions_end_as_those_of_hf(backend: VllmBackend) -> None:
         assert not any(stop in earlier for stop in stops.stop), "it must end at the first token that completes a stop"
 
 
+@ONE_FAMILY
 def test_rollouts_come_as_they_finish_and_may_be_left(backend: VllmBackend) -> None:
     requests = mixed(backend.policy)
     whole = written(backend, requests)
@@ -245,6 +253,7 @@ def test_rollouts_come_as_they_finish_and_may_be_left(backend: VllmBackend) -> N
     assert_same(written(backend, requests), whole)
 
 
+@ONE_FAMILY
 def test_what_is_too_long_is_refused(backend: VllmBackend) -> None:
     request = dataclasses.replace(mixed(backend.policy)[0], prompt_ids=(5,) * 250)
     with pytest.raises(UsageError, match=r"room for 256; raise backend_options.max_model_len"):
