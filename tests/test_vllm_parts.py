@@ -15,6 +15,7 @@ from ttrl_pop.backends.auto import backend_name
 from ttrl_pop.backends.hf import HfBackend
 from ttrl_pop.backends.vllm import VllmBackend, runner_v1
 from ttrl_pop.backends.vllm.backend import noisy_sites
+from ttrl_pop.backends.vllm.cpu_draws import make_rewindable
 from ttrl_pop.backends.vllm.norms import NOBODY, Minds, digest, slot_of
 from ttrl_pop.backends.vllm.options import OURS, REFUSED, VllmOptions
 from ttrl_pop.config import SamplingConfig, validate
@@ -144,6 +145,31 @@ def test_the_first_runner_is_tagged_after_its_own_layout() -> None:
     assert plane.index.tolist() == [3, 3, 1, 2, 2, 2, 0, 0]
     assert plane.take_tagged() == 6
     assert plane.take_tagged() == 0
+
+
+def test_the_draw_of_a_row_whose_prompt_goes_on_is_taken_back() -> None:
+    def seeded() -> torch.Generator:
+        return torch.Generator().manual_seed(5)
+
+    def draws(generator: torch.Generator, count: int) -> list[int]:
+        return [int(torch.randint(0, 2**31, (1,), generator=generator)) for _ in range(count)]
+
+    requests = {name: SimpleNamespace(generator=seeded()) for name in "ab"}
+    batch = SimpleNamespace(num_reqs=2, req_ids=["a", "b"], generators={0: requests["a"].generator})
+    # Row 1 has no seed, row 2 is of an earlier batch.
+    discarded = SimpleNamespace(np=np.array([True, True, True]))
+    runner = SimpleNamespace(input_batch=batch, requests=requests, discard_request_mask=discarded)
+    expected = draws(seeded(), 4)
+    assert draws(batch.generators[0], 1) == expected[:1]
+    for _ in range(2):
+        make_rewindable(runner)
+        generator = batch.generators[0]
+        assert generator is requests["a"].generator
+        assert draws(generator, 1) == expected[1:2]
+        # As vLLM does it.
+        generator.set_offset(generator.get_offset() - 4)
+    assert draws(batch.generators[0], 3) == expected[1:]
+    assert set(batch.generators) == {0}
 
 
 @pytest.mark.parametrize("name", [*REFUSED, *OURS])

@@ -16,6 +16,7 @@ from ttrl_pop.backends.vllm import VllmBackend
 from ttrl_pop.config import validate
 from ttrl_pop.errors import UsageError
 from ttrl_pop.policy import Policy
+from ttrl_pop.populations.base import NoPopulation
 from ttrl_pop.types import Mind, Rollout
 
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma3", "smollm2")
@@ -258,3 +259,49 @@ def test_what_is_too_long_is_refused(backend: VllmBackend) -> None:
     request = dataclasses.replace(mixed(backend.policy)[0], prompt_ids=(5,) * 250)
     with pytest.raises(UsageError, match=r"room for 256; raise backend_options.max_model_len"):
         written(backend, [request])
+
+
+@ONE_FAMILY
+def test_after_waking_the_minds_are_written_anew(backend: VllmBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM has no sleep on a CPU: what it does to the tables there is done here by hand."""
+    requests = mixed(backend.policy)
+    before = written(backend, requests)
+    slept: list[int] = []
+
+    def sleep(level: int) -> None:
+        slept.append(level)
+        worker(backend).minds.table.fill_(1.0)
+
+    monkeypatch.setattr(backend.engine, "sleeps", True)
+    monkeypatch.setattr(backend.engine.llm, "sleep", sleep)
+    monkeypatch.setattr(backend.engine.llm, "wake_up", lambda: None)
+    assert_same(written(backend, requests), before)
+    assert slept == [1]
+    assert backend.engine.asleep
+    assert_same(written(backend, requests), before)
+    assert slept == [1, 1]
+    backend.engine.asleep = False
+
+
+def test_without_a_population_all_share_their_prompts(models: Models) -> None:
+    policy = models.policy("llama", NoPopulation(NoPopulation.Options()))
+    made = VllmBackend(policy, sampling(), validate(VllmBackend.Options, tight(), "tight"))
+    ids = prompts(policy)[-1]
+    rollouts = written(made, [Request(ids, mind, ("none", mind.seed)) for mind in MINDS])
+    assert made.cached_tokens >= 2 * made.engine.block
+    assert gap(policy, rollouts, MINDS, 1.0) < 1e-3
+    made.engine.close()
+
+
+def test_what_a_cpu_or_the_policy_does_not_allow_is_refused(models: Models) -> None:
+    policy = models.policy("llama")
+
+    def start(**options: object) -> None:
+        VllmBackend(policy, sampling(), validate(VllmBackend.Options, tight(**options), "tight"))
+
+    with pytest.raises(UsageError, match="no sleep mode on a CPU"):
+        start(sleep=True)
+    with pytest.raises(UsageError, match="own_process must be true with tensor_parallel"):
+        start(tensor_parallel=2, own_process=False)
+    with pytest.raises(UsageError, match=r"backend vllm refuses model .*max_model_len"):
+        start(max_model_len=100_000)
