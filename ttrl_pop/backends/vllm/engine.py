@@ -18,6 +18,8 @@ import torch
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 # stdout carries our data.
 os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+# vLLM reports to its makers unless told otherwise; that is for the user to ask for.
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 from vllm import SamplingParams
 from vllm.config import VllmConfig
@@ -119,7 +121,6 @@ class Engine:
                 raise UsageError(f"backend vllm refuses model {model.source!r}: {_reason(error)}") from error
             check(config)
             self.longest = int(config.model_config.max_model_len)
-            self.block = int(config.cache_config.block_size or 0)
             try:
                 self.llm = LLMEngine(
                     vllm_config=config,
@@ -131,6 +132,7 @@ class Engine:
             except (ValueError, RuntimeError) as error:
                 raise EngineError(f"vLLM did not start: {_reason(error)}") from error
         self.block = int(config.cache_config.block_size)
+        """Tokens of a block of the prefix cache."""
         if self.sites:
             self._call("mind_arm")
 
