@@ -7,7 +7,7 @@
     worker.py      the same inside vLLM's worker process
     norms.py       the offsets of the minds, added after every norm
     runner_v1.py, runner_v2.py     which mind owns which token of a batch, for vLLM's two model runners
-    cpu_draws.py   seeded draws on a CPU
+    cpu_draws.py, cpu_adapter.py   seeded draws and adapters on a CPU
 
 Only engine.py, worker.py and runner_v2.py import vLLM, and none of them is imported before a `VllmBackend` is made.
 """

@@ -64,6 +64,8 @@ class VllmBackend(Backend):
         )
         self.cached_tokens = 0
         """Prompt tokens of the last call of `rollouts` that the engine had read before."""
+        # Listed once: while its adapter is off, the policy counts it as not trained.
+        self._watched = [*policy.adapter_parameters().values(), *policy.population.parameters()]
         self._held: tuple[object, ...] | None = None
         self._version = policy.version
         self._minds: tuple[Mind, ...] = ()
@@ -103,8 +105,7 @@ class VllmBackend(Backend):
     def _take_over(self) -> None:
         """Hand adapter and version to the engine where they have changed."""
         policy = self.policy
-        tensors = [*policy.adapter_parameters().values(), *policy.population.parameters()]
-        now = (policy.version, *((tensor.data_ptr(), tensor._version) for tensor in tensors))
+        now = (policy.version, *((tensor.data_ptr(), tensor._version) for tensor in self._watched))
         if now == self._held:
             return
         if policy.adapter is not None:

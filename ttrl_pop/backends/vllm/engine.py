@@ -234,6 +234,8 @@ class Engine:
         with alive():
             self.llm.wake_up()
         self.asleep = False
+        if self.sites:
+            self._call("mind_clear")
         return True
 
     def write(self, orders: Sequence[Order], as_base: bool) -> Iterator[tuple[int, Progress]]:

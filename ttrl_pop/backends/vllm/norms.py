@@ -60,14 +60,18 @@ class Minds:
         """Make [S, count, D] float32 numbers the offsets of slots 1..count; returns the digest of what is now there."""
         shape = (self.table.shape[0], count, self.table.shape[2])
         given = torch.frombuffer(bytearray(offsets), dtype=torch.float32).reshape(shape)
-        self.table[:, 1:].zero_()
+        self.clear()
         self.table[:, 1 : count + 1].copy_(given)
         return digest(self.table[:, 1 : count + 1].cpu().numpy().tobytes())
 
-    def fill(self, slots: int | None) -> None:
+    def clear(self) -> None:
+        """Forget all minds."""
+        self.table.zero_()
+
+    def fill(self, slot: int | None) -> None:
         """Give all tokens of the coming batches this slot; None: each the one of its request."""
-        self.fixed = slots
-        self.index.fill_(slots or 0)
+        self.fixed = slot
+        self.index.fill_(slot or 0)
 
     def tag(self, slots_T: NDArray[np.int64]) -> None:
         """Set the slot of each token of the coming batch; what lies beyond is padding, of no mind.

@@ -13,6 +13,7 @@ from typing import Any
 from vllm.platforms import current_platform
 
 from ttrl_pop.backends.vllm import runner_v1, runner_v2
+from ttrl_pop.backends.vllm.cpu_adapter import share_products
 from ttrl_pop.backends.vllm.cpu_draws import make_rewindable
 from ttrl_pop.backends.vllm.norms import Minds
 
@@ -35,6 +36,8 @@ class MindWorker(Base):  # type: ignore[misc]
         super().load_model(**kwargs)
         if current_platform.is_cpu() and not self.use_v2_model_runner:
             runner_v1.after_layout(self.model_runner, lambda _: make_rewindable(self.model_runner))
+            if self.vllm_config.lora_config is not None:
+                share_products(self.model_runner)
         settings = self.vllm_config.additional_config[SETTINGS]
         if not settings["sites"]:
             return
@@ -46,6 +49,9 @@ class MindWorker(Base):  # type: ignore[misc]
 
     def mind_write(self, offsets: bytes, count: int) -> str:
         return self._minds.write(offsets, count)
+
+    def mind_clear(self) -> None:
+        self._minds.clear()
 
     def mind_fill(self, slot: int | None) -> None:
         self._minds.fill(slot)
