@@ -1,8 +1,8 @@
 """One adapter for all tokens of a batch, on a CPU.
 
-vLLM's form for CPUs gathers the adapter's weights anew for every token, since each may have another adapter: more memory
-traffic than the model itself. Here all requests of a batch have the policy's adapter or none has one, so two plain
-products do.
+vLLM's form for CPUs gathers the adapter's weights anew for every token, since each may have another adapter: more
+memory traffic than the model itself. Here all requests of a batch have the policy's adapter or none has one, so two
+plain products do.
 """
 
 from typing import Any

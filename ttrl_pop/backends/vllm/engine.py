@@ -3,9 +3,12 @@
 Importing this imports vLLM.
 """
 
+import multiprocessing.connection
 import os
 import shutil
 import tempfile
+import threading
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -46,6 +49,8 @@ LONGEST = 32768
 CPU_BLOCK = 32
 """Tokens of a block of the prefix cache on a CPU: the smallest that its attention is made for; 128 is the default, and
 a prompt shorter than a block is never shared."""
+LAST_CALLS = 50
+"""Tenths of a second for which a dead engine is still asked."""
 MEMORY = Path("/dev/shm")
 """Where a file costs no disk, if it is there."""
 
@@ -131,6 +136,8 @@ class Engine:
                 )
             except (ValueError, RuntimeError) as error:
                 raise EngineError(f"vLLM did not start: {_reason(error)}") from error
+        if not self.inside:
+            watch(self.llm)
         self.block = int(config.cache_config.block_size)
         """Tokens of a block of the prefix cache."""
         if self.sites:
@@ -316,6 +323,25 @@ def check(config: VllmConfig) -> None:
             "backend vllm: sequence parallelism is refused: a rank would see a part of the tokens, the index of minds "
             "all of them"
         )
+
+
+def watch(llm: Any) -> None:
+    """Let whoever waits for an engine's process know when it has died: killed, it says nothing, and vLLM 0.32 waits for
+    its answer for ever."""
+    client = llm.engine_core
+
+    def wait() -> None:
+        multiprocessing.connection.wait([process.sentinel for process in client.resources.engine_manager.processes])
+        # From here on nothing more is sent; what was on its way is answered once and again, until it has all come in.
+        client.resources.engine_dead = True
+        client.outputs_queue.put(EngineDeadError())
+        for _ in range(LAST_CALLS):
+            for answer in list(client.utility_results.values()):
+                if not answer.done():
+                    answer.set_exception(EngineDeadError())
+            time.sleep(0.1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextmanager
