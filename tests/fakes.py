@@ -1,6 +1,7 @@
 """Small real things in place of large ones: TinyLM (random weights, every supported family) and ScriptedBackend."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,12 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models
 
+from ttrl_pop import attention
 from ttrl_pop.backends.base import Backend, Request
 from ttrl_pop.config import Config, LoraConfig, load_config
 from ttrl_pop.graders.exact import ExactGrader
 from ttrl_pop.models import LoadedModel, fingerprint
+from ttrl_pop.packing import Tree, pack
 from ttrl_pop.policy import Policy
 from ttrl_pop.populations.base import MEAN, Population
 from ttrl_pop.populations.norm_noise import NormNoise, NormNoiseOptions
@@ -115,6 +118,28 @@ def tiny_policy(
                 if name == "mu":
                     parameter.add_(torch.randn_like(parameter) * 0.1)
     return policy
+
+
+def logits_of(policy: Policy, ids_BT: torch.Tensor, minds_B: Sequence[Mind] | None) -> torch.Tensor:
+    """[B, T, V] of rows without padding, packed into one forward."""
+    minds = minds_B or [None] * len(ids_BT)
+    trees = [Tree(tuple(row.tolist()), mind) for row, mind in zip(ids_BT, minds, strict=True)]
+    packed = pack(trees, policy.device)
+    hidden = policy.hidden(packed)
+    return torch.stack([policy.logits(hidden[list(stem)]) for stem in packed.stems])
+
+
+@contextmanager
+def own_attention(network: Any) -> Iterator[None]:
+    """While active, the model attends as transformers has it."""
+    network.set_attn_implementation("sdpa")
+    yield
+    network.set_attn_implementation(attention.NAME)
+
+
+def one_mind(policy: Policy, mind: Mind, tokens: int) -> Any:
+    """The context in which a row of `tokens` tokens is read by one mind."""
+    return policy.population.embody((mind,), torch.zeros(tokens, dtype=torch.long), torch.arange(tokens))
 
 
 PROBLEMS = tuple(

@@ -6,7 +6,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from fakes import norm_noise, save_tiny, tiny_policy, tiny_session
+from fakes import logits_of, norm_noise, save_tiny, tiny_policy, tiny_session
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,9 +37,9 @@ def test_a_checkpoint_brings_back_the_policy(trained: RunDirectory) -> None:
     policy = session.policy
     fresh = tiny_policy(warm=False)
     minds = policy.population.spawn(0, 1, 2)
-    assert not torch.equal(fresh.forward(IDS, [0, 0], minds), policy.forward(IDS, [0, 0], minds))
+    assert not torch.equal(logits_of(fresh, IDS, minds), logits_of(policy, IDS, minds))
     checkpoint.load_policy(folder, fresh)
-    assert torch.equal(fresh.forward(IDS, [0, 0], minds), policy.forward(IDS, [0, 0], minds))
+    assert torch.equal(logits_of(fresh, IDS, minds), logits_of(policy, IDS, minds))
     assert fresh.version == policy.version > 0
 
 
@@ -103,8 +103,8 @@ def test_the_adapter_opens_in_plain_peft(tmp_path: Path) -> None:
     assert sorted(p.name for p in (saved / "adapter").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     plain = peft.PeftModel.from_pretrained(load_model(str(folder)).network, saved / "adapter")
     with torch.no_grad():
-        expected = plain(input_ids=IDS, use_cache=False, logits_to_keep=1).logits[:, -1]
-        torch.testing.assert_close(policy.forward(IDS, [0, 0], None), expected)
+        expected = plain(input_ids=IDS, use_cache=False).logits
+        torch.testing.assert_close(logits_of(policy, IDS, None), expected)
 
 
 def test_torn_and_later_rows_are_cut(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 import typer.main
-from fakes import ballot, save_tiny, tiny_policy
+from fakes import ballot, logits_of, one_mind, save_tiny, tiny_policy
 
 from ttrl_pop.checkpoint import RunDirectory, read_lines
 from ttrl_pop.cli import app
@@ -191,16 +191,16 @@ def test_population_scale_learns_and_resumes_exactly(run_plugin: RunPlugin, tiny
     assert not torch.equal(whole["log_sigma"], population_tensors(undisturbed, 1)["log_sigma"])
 
 
-def test_population_scale_gives_every_row_its_own_gains(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_population_scale_gives_every_mind_its_own_gains(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = scale_policy(0.3, monkeypatch)
-    together = policy.forward(IDS, [0] * 4, MINDS)
+    together = logits_of(policy, IDS, MINDS)
     for row, mind in enumerate(MINDS):
-        alone = policy.forward(IDS[row : row + 1], [0], [mind])
+        alone = logits_of(policy, IDS[row : row + 1], [mind])
         torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=1e-12)
-    same = policy.forward(IDS[:1].expand(4, -1), [0] * 4, MINDS)
+    same = logits_of(policy, IDS[:1].expand(4, -1), MINDS)
     torch.testing.assert_close(same[0], same[2], rtol=0, atol=1e-12)
     assert (same[0] - same[1]).abs().max() > 0.1
-    assert torch.equal(policy.forward(IDS, [0] * 4, [MEAN] * 4), policy.forward(IDS, [0] * 4, None))
+    assert torch.equal(logits_of(policy, IDS, [MEAN] * 4), logits_of(policy, IDS, None))
 
 
 def test_population_scale_multiplies_the_output_of_a_norm(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,13 +208,13 @@ def test_population_scale_multiplies_the_output_of_a_norm(monkeypatch: pytest.Mo
     outputs: list[torch.Tensor] = []
     first = policy.network.get_submodule("model.layers.0.input_layernorm")
     first.register_forward_hook(lambda module, inputs, output: outputs.append(output.detach()))
-    policy.forward(IDS, [0] * 4, [Mind(5)] * 4)
-    policy.forward(IDS, [0] * 4, None)
+    logits_of(policy, IDS, [Mind(5)] * 4)
+    logits_of(policy, IDS, None)
     gain = outputs[0] / outputs[1]
-    torch.testing.assert_close(gain, gain[:1, :1].expand_as(gain))
+    torch.testing.assert_close(gain, gain[:, :1].expand_as(gain))
     many = []
     for seed in range(1, 200):
-        with policy.population.embody([Mind(seed)]):
+        with one_mind(policy, Mind(seed), 1):
             many.append(first(torch.ones(1, 1, 16, dtype=torch.float64)) / first.weight)
     spread = torch.cat(many)
     assert float(spread.detach().std()) == pytest.approx(0.3, rel=0.05)

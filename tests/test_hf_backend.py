@@ -10,12 +10,13 @@ from fakes import FAMILIES, PROBLEMS, norm_noise, tiny_network, tiny_policy, tin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ttrl_pop.backends import hf
 from ttrl_pop.backends.base import Request
-from ttrl_pop.backends.hf import HfBackend, RowCache, draw
+from ttrl_pop.backends.hf import HfBackend, draw
 from ttrl_pop.config import SamplingConfig
 from ttrl_pop.errors import DivergenceError
 from ttrl_pop.policy import Policy
-from ttrl_pop.populations.base import NoPopulation
+from ttrl_pop.populations.base import MEAN, NoPopulation
 from ttrl_pop.sample import sample
 from ttrl_pop.types import Mind, Rollout
 
@@ -50,7 +51,7 @@ def assert_same(one: list[Rollout], other: list[Rollout]) -> None:
 def test_cached_decode_equals_full_forward(family: str) -> None:
     policy = tiny_policy(family)
     rollouts = written(policy, requests(policy))
-    assert len({len(r.prompt_ids) for r in rollouts}) > 1, "the batch must need padding"
+    assert len({len(r.prompt_ids) for r in rollouts}) > 1, "the batch must be uneven"
     for rollout in rollouts:
         logprobs, mask = policy.token_logprobs([rollout], [rollout.mind], 1.0)
         assert mask.all()
@@ -131,19 +132,71 @@ def test_early_stops_happen_in_that_test() -> None:
     assert {r.finish_reason for r in EXPECTED} == {"stop", "length"}
 
 
-def test_a_prompt_is_read_once_for_all_samples_of_a_mind(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("kind", "readers"), [("mind", 3), ("completion", 1), ("none", 1)])
+def test_a_prompt_is_read_once_for_all_who_read_it_alike(
+    kind: str, readers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = {
+        "mind": norm_noise(0.3),
+        "completion": norm_noise(0.3, scope="completion"),
+        "none": NoPopulation(NoPopulation.Options()),
+    }
+    policy = tiny_policy(population=kinds[kind])
+    tokens = []
+    hidden = policy.hidden
+    monkeypatch.setattr(policy, "hidden", lambda packed: tokens.append(len(packed.ids_N)) or hidden(packed))
+    written(policy, requests(policy, minds=3, samples=4), max_new_tokens=1)
+    assert sum(tokens) == readers * sum(len(policy.encode(problem)) for problem in PROBLEMS[:4])
+
+
+def test_noise_that_begins_behind_the_prompt_leaves_its_reading_to_the_mean_mind() -> None:
+    policy = tiny_policy(population=norm_noise(0.3, scope="completion"))
+    rollouts = written(policy, requests(policy))
+    for rollout in rollouts:
+        with torch.no_grad():
+            logprobs, _ = policy.token_logprobs([rollout], [rollout.mind], 1.0)
+            (as_mean, *_), _ = policy.token_logprobs([rollout], [MEAN], 1.0)
+        assert list(rollout.logprobs) == pytest.approx(logprobs[0].tolist(), abs=1e-10)
+        assert rollout.logprobs[0] == pytest.approx(float(as_mean[0]), abs=1e-10)
+        if len(rollout.logprobs) > 1:
+            assert abs(rollout.logprobs[-1] - float(as_mean[len(rollout.logprobs) - 1])) > 1e-6
+
+
+def test_where_memory_runs_out_fewer_go_on_and_write_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = tiny_policy()
-    rows = []
-    forward = policy.forward
-    monkeypatch.setattr(policy, "forward", lambda ids, *a, **k: rows.append(len(ids)) or forward(ids, *a, **k))
-    written(policy, requests(policy, minds=3, samples=4), max_new_tokens=1)
-    assert sum(rows) == 4 * 3
-    policy = tiny_policy(population=NoPopulation(NoPopulation.Options()))
-    rows.clear()
-    forward = policy.forward
-    monkeypatch.setattr(policy, "forward", lambda ids, *a, **k: rows.append(len(ids)) or forward(ids, *a, **k))
-    written(policy, requests(policy, minds=3, samples=4), max_new_tokens=1)
-    assert sum(rows) == 4
+    expected = written(policy, requests(policy), **MANY_STOPS)
+    reserve, seen = hf.KeyValueCache.reserve, []
+
+    def scarce(cache: hf.KeyValueCache, columns: int) -> None:
+        seen.append(cache.slots)
+        if cache.slots > 5 and len(seen) > 2:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
+        reserve(cache, columns)
+
+    monkeypatch.setattr(hf.KeyValueCache, "reserve", scarce)
+    assert_same(written(policy, requests(policy), **MANY_STOPS), expected)
+    assert {24, 12, 6, 3} <= set(seen)
+
+
+def test_the_memory_for_keys_and_values_limits_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = tiny_policy()
+    asked = requests(policy)
+    longest = max(len(request.prompt_ids) for request in asked) + 7
+    # TinyLM: 2 layers × 2 heads × 4 wide × keys and values × 8 bytes.
+    assert policy.cache_bytes_per_token == 2 * 2 * 4 * 2 * 8
+    room = 5 * longest * policy.cache_bytes_per_token / hf.CACHE_SHARE
+    monkeypatch.setattr(hf, "limit_bytes", lambda device: int(room) + 1)
+    slots = []
+    cache = hf.KeyValueCache
+    monkeypatch.setattr(hf, "KeyValueCache", lambda count: slots.append(count) or cache(count))
+    assert_same(written(policy, asked, **MANY_STOPS), written(policy, asked, max_rows=5, **MANY_STOPS))
+    assert slots == [5, 5]
+
+
+def test_looking_at_the_tokens_less_often_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for every in (2, 5, 50):
+        monkeypatch.setitem(hf.CHECK_EVERY, "cpu", every)
+        assert_same(written(POLICY, requests(POLICY), max_rows=6, **MANY_STOPS), EXPECTED)
 
 
 def test_samples_of_a_mind_differ_and_repeat() -> None:
@@ -218,21 +271,6 @@ def test_requests_with_and_without_a_mind_do_not_mix() -> None:
         written(policy, mixed)
 
 
-def test_cache_rows_are_written_in_parts_repeated_and_dropped() -> None:
-    cache = RowCache(3)
-    states = torch.randn(3, 2, 40, 4)
-    for start in range(3):
-        cache.select(start, start + 1)
-        cache.update(states[start : start + 1], states[start : start + 1], 0)
-    cache.select(0, 3)
-    assert cache.get_seq_length() == 40
-    cache.keep(torch.tensor([2, 0, 2]))
-    new = torch.randn(3, 2, 1, 4)
-    keys, values = cache.update(new, new, 0)
-    torch.testing.assert_close(keys, torch.cat([states[[2, 0, 2]], new], dim=2))
-    torch.testing.assert_close(values, keys)
-
-
 def test_groups_hold_minds_times_samples_in_order() -> None:
     session = tiny_session()
     minds = session.policy.population.spawn(0, 1, 3)
@@ -269,8 +307,11 @@ def test_a_mind_is_the_same_in_another_population_object() -> None:
 
 
 def test_logits_that_are_not_finite_are_an_error_and_no_token() -> None:
+    policy = tiny_policy()
+    with torch.no_grad():
+        policy.population.mu.fill_(math.nan)
     with pytest.raises(DivergenceError, match="not finite"):
-        draw(torch.full((2, 5), math.nan), torch.tensor([0.1, 0.9]), 1.0)
+        written(policy, requests(policy))
 
 
 def test_a_backend_that_leaves_problems_out_is_an_error() -> None:

@@ -7,15 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import PROBLEMS, norm_noise, tiny_policy, tiny_session
+from fakes import FAMILIES, PROBLEMS, norm_noise, one_mind, own_attention, tiny_policy, tiny_session
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ttrl_pop import grpo
 from ttrl_pop.errors import DivergenceError, StaleRolloutError
-from ttrl_pop.learn import Learner, micro_batches, schedule_factor
+from ttrl_pop.learn import Learner, Sample, micro_batches, schedule_factor
+from ttrl_pop.policy import grow
 from ttrl_pop.populations.base import MEAN
 from ttrl_pop.sample import sample
 from ttrl_pop.session import Session
-from ttrl_pop.types import Rollout, Tally
+from ttrl_pop.types import Mind, Rollout, Tally
 
 SLOW = [pytest.mark.slow]
 LOSSES = ("grpo", "dapo", "dr_grpo", "gspo")
@@ -88,7 +91,7 @@ def plain_loss(session: Session, tallies: Sequence[Tally], old: dict[int, torch.
     tokens = sum(len(r.completion_ids) for r, _, _ in rows)
     for index, (rollout, reward, tally) in enumerate(rows):
         ids = torch.tensor([rollout.prompt_ids + rollout.completion_ids])
-        with policy.population.embody([rollout.mind]):
+        with own_attention(policy.network), one_mind(policy, rollout.mind, ids.shape[1]):
             logits = policy.network(input_ids=ids, use_cache=False).logits[0]
         logp = torch.log_softmax(logits / session.config.sampling.temperature, -1)
         at = torch.arange(len(rollout.prompt_ids) - 1, ids.shape[1] - 1)
@@ -367,15 +370,112 @@ def test_schedules() -> None:
 
 
 def test_micro_batches_keep_the_budget_and_every_row() -> None:
-    session = tiny_session(tiny_policy())
+    session = tiny_session(tiny_policy(), population__samples_per_mind=3)
     learner = Learner(session.policy, session.config)
     samples, _, _ = learner._samples(tallies_of(session), {})
     for budget in (1, 80, 10**6):
-        batches = list(micro_batches(samples, budget))
+        batches = list(micro_batches(samples, learner._reader, budget))
         assert sorted(map(id, samples)) == sorted(id(s) for batch in batches for s in batch)
-        for batch in batches:
-            width = max(len(s.rollout.prompt_ids) for s in batch) + max(len(s.rollout.completion_ids) for s in batch)
-            assert len(batch) == 1 or len(batch) * width <= budget
+        sizes = [tree_tokens(session, batch) for batch in batches]
+        assert all(size <= budget or len(batch) == 1 for size, batch in zip(sizes, batches, strict=True))
+        assert max(sizes) > 0.7 * budget or budget == 10**6
+    assert len(batches) == 1
+
+
+def tree_tokens(session: Session, batch: Sequence[Sample]) -> int:
+    rollouts = [sample.rollout for sample in batch]
+    return sum(tree.tokens for tree in grow(rollouts, [r.mind for r in rollouts], session.policy.population).trees)
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data(), family=st.sampled_from(["llama", "gemma3", "gpt2"]))
+def test_packed_gradients_are_those_of_rollouts_one_by_one(data: st.DataObject, family: str) -> None:
+    policy = POLICIES[family]
+    token = st.integers(3, 60)
+    prompts = data.draw(st.lists(st.lists(token, min_size=1, max_size=12), min_size=1, max_size=3))
+    rollouts = [
+        rollout_of(prompt, data.draw(st.lists(token, min_size=1, max_size=9)), mind)
+        for prompt in prompts
+        for mind in data.draw(st.lists(st.integers(0, 2), min_size=1, max_size=3))
+        for _ in range(data.draw(st.integers(1, 3)))
+    ]
+    parameters = [*policy.adapter_parameters().values(), *policy.population_parameters().values()]
+
+    def slopes(parts: list[list[Rollout]]) -> list[torch.Tensor]:
+        total = torch.zeros((), dtype=torch.float64)
+        for part in parts:
+            logprobs, mask = policy.token_logprobs(part, [r.mind for r in part], 1.3)
+            # Another weight for each token, told by what it is: a value in the wrong place would be seen.
+            for row, kept, rollout in zip(logprobs, mask, part, strict=True):
+                total = total + (row[kept] * torch.tensor(rollout.completion_ids).sin()).sum()
+        return list(torch.autograd.grad(total, parameters, allow_unused=True))
+
+    for packed, alone in zip(slopes([rollouts]), slopes([[r] for r in rollouts]), strict=True):
+        torch.testing.assert_close(packed, alone, rtol=1e-10, atol=1e-10)
+
+
+POLICIES = {family: tiny_policy(family) for family in ("llama", "gemma3", "gpt2")}
+
+
+def rollout_of(prompt: Sequence[int], completion: Sequence[int], seed: int) -> Rollout:
+    return Rollout(Mind(seed), tuple(prompt), tuple(completion), (0.0,) * len(completion), "", "stop", 0)
+
+
+def test_a_micro_batch_that_does_not_fit_is_halved_and_changes_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = tiny_session(tiny_policy(), learn__max_grad_norm=1e9, learn__kl=0.1)
+    tallies = tallies_of(session)
+    whole = gradients(session, tallies)
+    original, sizes = session.policy.token_logprobs, []
+
+    def small_only(rollouts: Sequence[Rollout], *rest: Any) -> Any:
+        sizes.append(len(rollouts))
+        found = original(rollouts, *rest)
+        if len(rollouts) > 5:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+        return found
+
+    monkeypatch.setattr(session.policy, "token_logprobs", small_only)
+    halved = gradients(session, tallies)
+    assert sizes[0] > 5
+    for name, gradient in whole.items():
+        torch.testing.assert_close(halved[name], gradient, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_activations_computed_again_give_the_same_gradient_and_are_not_kept(family: str) -> None:
+    found, kept = [], []
+    for checkpointing in (False, True):
+        session = tiny_session(
+            tiny_policy(family), learn__checkpointing=checkpointing, learn__kl=0.1, learn__max_grad_norm=1e9
+        )
+        tallies = tallies_of(session)
+        size = [0]
+
+        def count(tensor: torch.Tensor, size: list[int] = size) -> torch.Tensor:
+            size[0] += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            found.append(gradients(session, tallies))
+        kept.append(size[0])
+    assert all(torch.equal(found[1][name], gradient) for name, gradient in found[0].items())
+    assert found[0]["log_sigma"].any()
+    assert kept[1] < 0.6 * kept[0]
+
+
+def test_another_error_than_lack_of_memory_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = tiny_session(tiny_policy())
+    tallies = tallies_of(session)
+    calls: list[int] = []
+
+    def broken(rollouts: Sequence[Rollout], *_: Any) -> Any:
+        calls.append(len(rollouts))
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(session.policy, "token_logprobs", broken)
+    with pytest.raises(RuntimeError, match="shapes"):
+        gradients(session, tallies)
+    assert len(calls) == 1
 
 
 def test_the_optimizer_state_survives_a_round_trip() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fakes import FAMILIES, save_tiny, tiny_network
+from fakes import FAMILIES, logits_of, save_tiny, tiny_network
 
 from ttrl_pop import models
 from ttrl_pop.errors import UsageError
@@ -99,7 +99,7 @@ def test_the_demo_model_is_converted_once_and_knows_its_tables(tmp_path: Path, m
     ids = policy.tokenizer("Q: What is 2 times 4?\nA: 2 times 4 is")["input_ids"]
     for expected in (" ", "8"):
         with torch.no_grad():
-            token = int(policy.forward(torch.tensor([ids]), [0], None)[0].argmax())
+            token = int(logits_of(policy, torch.tensor([ids]), None)[0, -1].argmax())
         assert policy.decode([token]) == expected
         ids.append(token)
     assert policy.tokenizer.chat_template

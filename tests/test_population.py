@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from fakes import FAMILIES, norm_noise, tiny_model, tiny_network, tiny_policy
+from fakes import FAMILIES, logits_of, norm_noise, tiny_model, tiny_network, tiny_policy
 
 from ttrl_pop.errors import UsageError
 from ttrl_pop.policy import Policy
@@ -56,26 +56,25 @@ def test_norms_of_queries_and_keys_are_no_sites_even_at_full_width() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_without_spread_the_logits_are_the_base_models_to_the_bit(family: str, dtype: torch.dtype) -> None:
     policy = Policy(tiny_model(family, dtype=dtype), norm_noise(0.0))
-    everywhere = torch.ones_like(IDS, dtype=torch.bool)
     with torch.no_grad():
         plain = tiny_network(family, dtype=dtype)(input_ids=IDS, use_cache=False).logits
-        assert torch.equal(policy.forward(IDS, [0] * 4, MINDS, everywhere).view_as(plain), plain)
-        assert torch.equal(policy.forward(IDS, [0] * 4, None, everywhere).view_as(plain), plain)
+        assert torch.equal(logits_of(policy, IDS, MINDS), plain)
+        assert torch.equal(logits_of(policy, IDS, None), plain)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_row_in_a_batch_of_minds_equals_that_row_alone(family: str) -> None:
     policy = tiny_policy(family)
-    together = policy.forward(IDS, [0] * 4, MINDS)
+    together = logits_of(policy, IDS, MINDS)
     for row, mind in enumerate(MINDS):
-        alone = policy.forward(IDS[row : row + 1], [0], [mind])
+        alone = logits_of(policy, IDS[row : row + 1], [mind])
         torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=1e-12)
 
 
 def test_minds_differ_by_seed_alone() -> None:
     policy = tiny_policy()
     same = IDS[:1].expand(4, -1)
-    logits = policy.forward(same, [0] * 4, MINDS)
+    logits = logits_of(policy, same, MINDS)
     torch.testing.assert_close(logits[0], logits[2], rtol=0, atol=1e-12)
     assert (logits[0] - logits[1]).abs().max() > 0.1
     assert (logits[0] - logits[3]).abs().max() > 0.1
@@ -88,10 +87,10 @@ def test_every_site_adds_its_own_mu_and_scaled_noise(family: str) -> None:
     with torch.no_grad():
         population.log_sigma.add_(torch.linspace(-0.5, 0.5, len(population.sites))[:, None])
     for index, (_, module) in enumerate(norm_sites(policy.network)):
-        x = torch.randn(2, 3, 16, dtype=torch.float64)
+        x = torch.randn(1, 6, 16, dtype=torch.float64)
         plain = module(x)
-        with population.embody([Mind(11), MEAN]):
-            offset = module(x) - plain
+        with population.embody([Mind(11), MEAN], torch.tensor([0, 0, 0, 1, 1, 1]), torch.arange(6)):
+            offset = (module(x) - plain).view(2, 3, 16)
         mu, sigma = population.mu[index], population.log_sigma[index].exp()
         expected = torch.stack([mu + sigma * population.standard_noise(11)[index, 0], mu])
         torch.testing.assert_close(offset, expected[:, None, :].expand_as(offset), rtol=0, atol=1e-12)
@@ -100,17 +99,17 @@ def test_every_site_adds_its_own_mu_and_scaled_noise(family: str) -> None:
 def test_a_change_of_the_parameters_is_seen_by_minds_that_were_embodied_before() -> None:
     policy, other = tiny_policy(), tiny_policy()
     with torch.no_grad():
-        policy.forward(IDS, [0] * 4, MINDS)
+        logits_of(policy, IDS, MINDS)
         for change in ("mu", "log_sigma"):
             for each in (policy, other):
                 getattr(each.population, change).add_(0.2)
-            fresh = other.forward(IDS, [0] * 4, MINDS)
-            assert torch.equal(policy.forward(IDS, [0] * 4, MINDS), fresh)
+            fresh = logits_of(other, IDS, MINDS)
+            assert torch.equal(logits_of(policy, IDS, MINDS), fresh)
         state = {name: value + 0.1 for name, value in policy.population.state_dict().items()}
         policy.population.load_state_dict(state)
         other = tiny_policy()
         other.population.load_state_dict(state)
-        assert torch.equal(policy.forward(IDS, [0] * 4, MINDS), other.forward(IDS, [0] * 4, MINDS))
+        assert torch.equal(logits_of(policy, IDS, MINDS), logits_of(other, IDS, MINDS))
 
 
 def test_token_level_noise_is_that_of_seed_site_and_position() -> None:
@@ -120,12 +119,12 @@ def test_token_level_noise_is_that_of_seed_site_and_position() -> None:
     other.attach(network)
     other.mu.data.copy_(population.mu.data)
     module = network.model.norm
-    x = torch.randn(2, 3, 16, dtype=torch.float64)
+    x = torch.randn(1, 6, 16, dtype=torch.float64)
     positions = torch.tensor([[0, 1, 2], [5, 6, 7]])
     with torch.no_grad():
         plain = module(x)
-        with other.embody([Mind(11), Mind(12)], positions):
-            offset = module(x) - plain
+        with other.embody([Mind(11), Mind(12)], torch.tensor([0, 0, 0, 1, 1, 1]), positions.flatten()):
+            offset = (module(x) - plain).view(2, 3, 16)
     sigma = other.log_sigma[-1].exp()
     for row, mind in enumerate((11, 12)):
         expected = other.mu[-1] + sigma * other.standard_noise(mind, 8)[-1, positions[row]]
@@ -167,19 +166,19 @@ def test_the_mean_mind_has_no_noise_and_spawn_never_returns_it() -> None:
 
 def test_outside_of_embody_the_model_is_the_base_model() -> None:
     policy = tiny_policy()
-    plain = tiny_network()(input_ids=IDS, use_cache=False, logits_to_keep=1).logits[:, -1]
+    plain = tiny_network()(input_ids=IDS, use_cache=False).logits
     with policy.as_base():
-        assert torch.equal(policy.forward(IDS, [0] * 4, None), plain)
-    with policy.as_base():
-        assert not torch.equal(policy.forward(IDS, [0] * 4, [MEAN] * 4), plain), "mu moves the mean mind"
+        # transformers' RMSNorm passes through float32, ours stays in float64.
+        torch.testing.assert_close(logits_of(policy, IDS, None), plain, rtol=0, atol=1e-4)
+        assert torch.equal(logits_of(policy, IDS, None), logits_of(tiny_policy(lora=None), IDS, None))
+        assert not torch.equal(logits_of(policy, IDS, [MEAN] * 4), plain), "mu moves the mean mind"
 
 
-def test_token_level_noise_differs_between_tokens_and_survives_padding() -> None:
+def test_token_level_noise_differs_between_tokens_and_not_by_what_else_is_packed() -> None:
     policy = tiny_policy(population=norm_noise(level="token"))
-    ids = IDS[:1]
-    alone = policy.forward(ids, [0], [Mind(5)])
-    padded = torch.cat([torch.zeros(1, 3, dtype=torch.long), ids], dim=1)
-    torch.testing.assert_close(policy.forward(padded, [3], [Mind(5)]), alone, rtol=0, atol=1e-12)
+    alone = logits_of(policy, IDS[:1], [Mind(5)])
+    beside = logits_of(policy, IDS, [Mind(5), Mind(6), Mind(7), MEAN])
+    torch.testing.assert_close(beside[:1], alone, rtol=0, atol=1e-12)
     population = policy.population
     assert torch.equal(population.standard_noise(5, 4), population.standard_noise(5, 9)[:, :4])
     assert not torch.equal(population.standard_noise(5, 4)[:, 0], population.standard_noise(5, 4)[:, 1])
@@ -221,22 +220,22 @@ def test_zero_sigma_has_no_spread_to_train_and_no_prior() -> None:
 def test_auto_sigma_must_be_calibrated_first() -> None:
     policy = Policy(tiny_model(), norm_noise("auto"))
     with pytest.raises(UsageError, match="calibrate"):
-        policy.forward(IDS, [0] * 4, MINDS)
+        logits_of(policy, IDS, MINDS)
     policy.population.set_scale(0.1)
-    policy.forward(IDS, [0] * 4, MINDS)
+    logits_of(policy, IDS, MINDS)
 
 
 def test_bfloat16_keeps_small_offsets() -> None:
     # At |y| ≈ 1 the grid of bf16 is 1/128: adding 0.001 in bf16 would change nothing at all.
     policy = Policy(tiny_model(dtype=torch.bfloat16), norm_noise(0.001))
     assert policy.population.mu.dtype == torch.float32
-    assert not torch.equal(policy.forward(IDS, [0] * 4, MINDS), policy.forward(IDS, [0] * 4, None))
+    assert not torch.equal(logits_of(policy, IDS, MINDS), logits_of(policy, IDS, None))
 
 
 def test_without_a_population_all_minds_share_one_prompt() -> None:
     policy = tiny_policy(population=NoPopulation(NoPopulation.Options()))
     population = policy.population
-    assert population.prompt_key(Mind(3)) == population.prompt_key(Mind(4))
-    assert tiny_policy().population.prompt_key(Mind(3)) != tiny_policy().population.prompt_key(Mind(4))
+    assert population.reader(Mind(3)) == population.reader(Mind(4))
+    assert tiny_policy().population.reader(Mind(3)) != tiny_policy().population.reader(Mind(4))
     assert len(set(population.spawn(0, 1, 8))) == 8
-    torch.testing.assert_close(policy.forward(IDS, [0] * 4, MINDS), policy.forward(IDS, [0] * 4, None))
+    torch.testing.assert_close(logits_of(policy, IDS, MINDS), logits_of(policy, IDS, None))

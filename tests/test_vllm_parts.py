@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from fakes import norm_noise, tiny_policy, tiny_session
+from fakes import logits_of, norm_noise, tiny_policy, tiny_session
 from torch import Tensor, nn
 
 from ttrl_pop.backends.auto import backend_name
@@ -192,6 +192,8 @@ def test_populations_that_vllm_does_not_know_are_refused() -> None:
     assert len(noisy_sites(tiny_policy().population)) == 5
     with pytest.raises(UsageError, match='level "sequence" only'):
         noisy_sites(norm_noise(0.1, level="token"))
+    with pytest.raises(UsageError, match='scope "sequence" only'):
+        noisy_sites(norm_noise(0.1, scope="completion"))
 
     class Other(NoPopulation):
         pass
@@ -250,9 +252,9 @@ def test_offsets_are_those_that_the_minds_add() -> None:
     ids = torch.tensor([[3, 4, 5]])
     z = population.offsets([Mind(7), Mind(9)])
     assert z.shape == (5, 2, 16)
-    policy.forward(ids, [0], None)
+    logits_of(policy, ids, None)
     plain, seen[:] = list(seen), []
-    policy.forward(ids, [0], [Mind(9)])
+    logits_of(policy, ids, [Mind(9)])
     # The first norm reads what no offset has touched yet.
     torch.testing.assert_close(seen[0] - plain[0], z[0, 1].expand(1, 3, 16))
 

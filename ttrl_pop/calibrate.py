@@ -9,9 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from ttrl_pop.errors import UsageError
-from ttrl_pop.policy import Policy, lay_out
+from ttrl_pop.packing import Branch, Tree, pack
+from ttrl_pop.policy import Policy
 from ttrl_pop.sample import sample
 from ttrl_pop.session import Session
 from ttrl_pop.types import Mind, Rollout
@@ -116,20 +119,24 @@ def distance(
     rows = max(1, token_budget // longest)
     kl = flips = 0.0
     count = 0
-    for start in range(0, len(rollouts), rows):
-        layout = lay_out(rollouts[start : start + rows], policy.device)
-        with policy.as_base():
-            base = _log_softmax(policy.forward(layout.ids_BT, layout.padding_B, None, layout.wanted_BT))
-        for mind in minds:
-            with policy.as_base():
-                own = _log_softmax(
-                    policy.forward(layout.ids_BT, layout.padding_B, [mind] * len(layout.ids_BT), layout.wanted_BT)
-                )
-            kl += float((base.exp() * (base - own)).sum())
-            flips += float((base.argmax(-1) != own.argmax(-1)).sum())
-            count += len(base)
+    with policy.as_base():
+        for start in range(0, len(rollouts), rows):
+            part = rollouts[start : start + rows]
+            base = _log_softmax(policy, part, None)
+            for mind in minds:
+                own = _log_softmax(policy, part, mind)
+                kl += float((base.exp() * (base - own)).sum())
+                flips += float((base.argmax(-1) != own.argmax(-1)).sum())
+                count += len(base)
     return kl / count, flips / count
 
 
-def _log_softmax(logits: torch.Tensor) -> torch.Tensor:
+def _log_softmax(policy: Policy, rollouts: Sequence[Rollout], mind: Mind | None) -> Float[Tensor, "N V"]:
+    """At every completion token, as `mind` reads prompts and completions."""
+    reader = None if mind is None else policy.population.reader(mind)
+    packed = pack([Tree(r.prompt_ids, reader, (Branch(r.completion_ids[:-1], mind),)) for r in rollouts], policy.device)
+    wanted = [
+        token for stem, (branch,) in zip(packed.stems, packed.branches, strict=True) for token in (stem[-1], *branch)
+    ]
+    logits = policy.logits(policy.hidden(packed)[torch.tensor(wanted, device=policy.device)])
     return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)

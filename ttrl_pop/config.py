@@ -59,9 +59,9 @@ class SamplingConfig(Section):
     stop: tuple[str, ...] = ()
     """A completion ends when its text contains one of these; the text is cut before it."""
     max_rows: Positive = 256
-    """Rollouts that are decoded together."""
+    """Rollouts that are decoded together, at most; fewer where memory is short."""
     prefill_tokens: Positive = 2048
-    """Prompt tokens that one forward reads at most (at least one row)."""
+    """Prompt tokens that one forward reads at most (at least one prompt)."""
 
 
 class VoteConfig(Section):
@@ -138,8 +138,11 @@ class LearnConfig(Section):
     updates_per_step: Positive = 1
     """Optimizer steps on each batch of rollouts."""
     token_budget: Positive = 1024
-    """Tokens (padding included) that one forward of the learner holds at most (at least one row). Memory grows with
-    it, the gradient is the same; on a CPU more is no faster, on a GPU it is."""
+    """Tokens that one forward of the learner holds at most (at least one rollout). Memory grows with it, the gradient
+    is the same; on a CPU more is no faster, on a GPU it is."""
+    checkpointing: bool = False
+    """Compute each layer's activations again in the backward pass instead of keeping them: less memory, a third more
+    time."""
     mask_truncated: bool = True
     """Leave rollouts that the token limit cut off out of the loss."""
     max_bad_updates: Positive = 3

@@ -7,11 +7,14 @@ GRPO on the formulas of `ttrl_pop.grpo`. What is particular here:
 3. Groups without a signal are skipped. They stay in the normaliser, so skipping saves time and changes no gradient;
    with a KL to the base model, to which every rollout contributes, nothing is skipped.
 4. Dropout is off and the model in eval mode: the learner sees the distribution that was sampled.
+5. Rollouts of one mind on one prompt stand in one tree, where the prompt is read once (`ttrl_pop.packing`); a
+   micro-batch for which memory does not suffice is halved. Neither changes the gradient.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -20,6 +23,7 @@ from torch import Tensor, nn
 from ttrl_pop import grpo
 from ttrl_pop.config import Config
 from ttrl_pop.errors import DivergenceError, SamplerMismatchError, StaleRolloutError
+from ttrl_pop.memory import is_exhausted
 from ttrl_pop.policy import Policy
 from ttrl_pop.populations.base import MEAN
 from ttrl_pop.types import Mind, Rollout, Tally, Update
@@ -71,6 +75,8 @@ class Learner:
         self.policy = policy
         self.config = config
         self.bad_in_a_row = 0
+        if config.learn.checkpointing:
+            policy.recompute_layers()
         self.adapter = policy.adapter_parameters()
         self.population = policy.population_parameters()
         options = config.learn
@@ -259,8 +265,15 @@ class Learner:
         """One optimizer step on all samples; False where it was skipped for a value that is not finite."""
         before = replace(sums)
         self.optimizer.zero_grad(set_to_none=True)
-        for batch in micro_batches(samples, self.config.learn.token_budget):
-            self._backward(batch, sums)
+        waiting = deque(micro_batches(samples, self._reader, self.config.learn.token_budget))
+        while waiting:
+            batch = waiting.popleft()
+            try:
+                self._backward(batch, sums)
+            except (RuntimeError, MemoryError) as error:
+                if len(batch) == 1 or not is_exhausted(error):
+                    raise
+                waiting.extendleft([batch[len(batch) // 2 :], batch[: len(batch) // 2]])
         if self.config.learn.kl_prior and self.population:
             prior = self.config.learn.kl_prior * self.policy.population.kl_to_prior()
             # A population without spread has no KL to lower.
@@ -285,18 +298,37 @@ class Learner:
         sums.population_norms.append(population_norm)
         return True
 
+    def _mind(self, sample: Sample) -> Mind:
+        """Through which a rollout is read."""
+        return sample.rollout.mind if self.config.learn.noise == "replay" else MEAN
+
+    def _reader(self, sample: Sample) -> Mind:
+        return self.policy.population.reader(self._mind(sample))
+
     def _backward(self, batch: Sequence[Sample], sums: Sums) -> None:
-        """Add the gradient of one micro-batch."""
+        """Add the gradient of one micro-batch; all of it or, where that fails, nothing."""
+        base_BT = None
+        if self.config.learn.kl:
+            with torch.no_grad(), self.policy.as_base():
+                base_BT, _ = self.policy.token_logprobs(
+                    [sample.rollout for sample in batch], None, self.config.sampling.temperature
+                )
+        with ExitStack() as stay:
+            self._backward_through_minds(batch, base_BT, sums, stay)
+
+    def _backward_through_minds(
+        self, batch: Sequence[Sample], base_BT: Tensor | None, sums: Sums, stay: ExitStack
+    ) -> None:
         options, temperature = self.config.learn, self.config.sampling.temperature
         policy = self.policy
         rollouts = [sample.rollout for sample in batch]
-        minds: list[Mind] = [r.mind if options.noise == "replay" else MEAN for r in rollouts]
-        new_BT, mask_BT = policy.token_logprobs(rollouts, minds, temperature)
+        minds = [self._mind(sample) for sample in batch]
+        new_BT, mask_BT = policy.token_logprobs(rollouts, minds, temperature, stay)
         first = batch[0].old is None
-        if first:
-            for sample, row, kept in zip(batch, new_BT.detach(), mask_BT, strict=True):
-                sample.old = row[kept]
-        old_BT = pad([sample.old for sample in batch if sample.old is not None], new_BT)
+        olds = [new[kept] for new, kept in zip(new_BT.detach(), mask_BT, strict=True)]
+        if not first:
+            olds = [sample.old for sample in batch if sample.old is not None]
+        old_BT = pad(olds, new_BT)
         sampler_BT = pad([torch.tensor(r.logprobs, dtype=new_BT.dtype) for r in rollouts], new_BT)
         weights_B = new_BT.new_tensor([sample.weight for sample in batch])
         advantages_B = new_BT.new_tensor([sample.advantage for sample in batch])
@@ -305,18 +337,24 @@ class Learner:
         loss_BT, clipped_BT = grpo.policy_loss(ratios_BT, advantages_B, options.clip_low, options.clip_high)
         if options.noise == "mean-tis" or (options.tis and options.noise == "replay"):
             loss_BT = loss_BT * grpo.truncated_importance(old_BT, sampler_BT, options.tis_cap)
-        if options.kl:
-            with torch.no_grad(), policy.as_base():
-                base_BT, _ = policy.token_logprobs(rollouts, None, temperature)
+        kl_BT = None
+        if base_BT is not None:
             kl_BT = grpo.k3(new_BT, base_BT)
             loss_BT = loss_BT + options.kl * kl_BT
-            sums.kl += float(kl_BT.detach()[mask_BT].sum())
         loss = (loss_BT * weights_B[:, None]).masked_fill(~mask_BT, 0.0).sum()
-        torch.autograd.backward(loss)
+        parameters = [*self.adapter.values(), *self.population.values()]
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
 
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        for sample, old in zip(batch, olds, strict=True):
+            sample.old = old
         sums.loss += float(loss.detach())
         sums.tokens += int(mask_BT.sum())
         sums.clipped += int((clipped_BT & mask_BT).sum())
+        if kl_BT is not None:
+            sums.kl += float(kl_BT.detach()[mask_BT].sum())
         if first:
             gaps = (old_BT - sampler_BT).abs()[mask_BT]
             sums.gap += float(gaps.sum())
@@ -345,26 +383,29 @@ def schedule_factor(step: int, steps: int, warmup: int, schedule: str) -> float:
     return 1.0
 
 
-def micro_batches(samples: Sequence[Sample], token_budget: int) -> Iterator[list[Sample]]:
-    """Cut samples into batches of at most `token_budget` tokens, padding included, and of at least one row.
+def micro_batches(
+    samples: Sequence[Sample], reader: Callable[[Sample], Mind], token_budget: int
+) -> Iterator[list[Sample]]:
+    """Cut samples into batches of at most `token_budget` tokens, and of at least one sample.
 
-    Sorted by lengths, so that rows of a batch need little padding.
+    Samples whose prompt has one reader stand together: it counts once in each batch. Short ones come first, so that
+    the sequences of a batch are of nearly one length.
     """
-    order = sorted(samples, key=lambda s: (len(s.rollout.prompt_ids), len(s.rollout.completion_ids)))
+    trees: dict[tuple[tuple[int, ...], Mind], list[Sample]] = {}
+    for sample in samples:
+        trees.setdefault((sample.rollout.prompt_ids, reader(sample)), []).append(sample)
     batch: list[Sample] = []
-    prompt = completion = 0
-    for sample in order:
-        longest_prompt = max(prompt, len(sample.rollout.prompt_ids))
-        longest = max(completion, len(sample.rollout.completion_ids))
-        if batch and (len(batch) + 1) * (longest_prompt + longest) > token_budget:
-            yield batch
-            batch, longest_prompt, longest = (
-                [],
-                len(sample.rollout.prompt_ids),
-                len(sample.rollout.completion_ids),
-            )
-        batch.append(sample)
-        prompt, completion = longest_prompt, longest
+    tokens = 0
+    for (prompt_ids, _), tree in sorted(trees.items(), key=lambda item: len(item[0][0])):
+        is_read = False
+        for sample in sorted(tree, key=lambda sample: len(sample.rollout.completion_ids)):
+            more = len(sample.rollout.completion_ids) - 1
+            if batch and tokens + more + len(prompt_ids) * (not is_read) > token_budget:
+                yield batch
+                batch, tokens, is_read = [], 0, False
+            tokens += more + len(prompt_ids) * (not is_read)
+            is_read = True
+            batch.append(sample)
     if batch:
         yield batch
 

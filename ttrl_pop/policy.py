@@ -1,12 +1,13 @@
 """Base model + LoRA + population as one trainable thing, and the log-probabilities of rollouts under it.
 
-Rows are laid out with prompts padded on the left, so that every completion of a batch begins in one column. Positions
-count from the first real token. Logits are computed for the asked positions only.
+A forward takes packed trees (`ttrl_pop.packing`): no padding, a prompt once for all completions in one mind, logits
+at the asked tokens only.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jinja2
@@ -14,13 +15,23 @@ import peft
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ttrl_pop import streams
+from ttrl_pop import attention, streams
+from ttrl_pop.attention import Sizes
 from ttrl_pop.config import LoraConfig
 from ttrl_pop.errors import UsageError
+from ttrl_pop.layers import fuse
 from ttrl_pop.models import LoadedModel
+from ttrl_pop.packing import Branch, Pack, Tree, pack
 from ttrl_pop.populations.base import Population
 from ttrl_pop.types import Mind, Problem, Rollout
+
+LOGIT_ROWS = 256
+"""Positions whose logits the learner holds at once."""
+PACKING_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+"""Largest difference of logits, over their largest size, by which packed rows may miss the model's own."""
 
 
 class Policy:
@@ -32,7 +43,8 @@ class Policy:
         """Attach `population` and, unless `lora` is None, an adapter that starts as the identity.
 
         Raises:
-            UsageError: the adapter's target names fit no module.
+            UsageError: the adapter's target names fit no module, or the model is of a kind whose sequences cannot be
+                packed.
         """
         self.tokenizer = model.tokenizer
         self.context_length = model.context_length
@@ -42,10 +54,11 @@ class Policy:
         self.population = population
         self.version = 0
         self.network: Any = model.network
+        self.cache_bytes_per_token = self._take_over_attention()
+        """What the keys and values of one token take, over all layers."""
         population.attach(self.network)
         self.adapter: Any = _with_adapter(model.network, lora, seed) if lora else None
-        self._wanted_BT: Tensor | None = None
-        self.network.get_output_embeddings().register_forward_pre_hook(self._select)
+        fuse(self.network)
 
     @property
     def device(self) -> torch.device:
@@ -121,133 +134,191 @@ class Policy:
         text: str = self.tokenizer.decode(completion_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
-    def forward(
-        self,
-        ids_BT: Int[Tensor, "B T"],
-        padding_B: Sequence[int],
-        minds_B: Sequence[Mind] | None,
-        wanted_BT: Bool[Tensor, "B T"] | None = None,
-        cache: Any = None,
-        past: int = 0,
-    ) -> Float[Tensor, "..."]:
-        """Logits of a batch.
+    def hidden(self, packed: Pack, stay: ExitStack | None = None) -> Float[Tensor, "N D"]:
+        """What the LM head reads, for every token.
 
         Args:
-            ids_BT: tokens; the first `padding_B[b]` columns of row b, counted from the start of the cache, are padding.
-            minds_B: the mind of each row; None for no mind at all (z = 0).
-            wanted_BT: positions whose logits are computed; None for the last column.
-            cache: a transformers cache that already holds `past` columns of these rows.
-
-        Returns:
-            [N, V] for the N wanted positions in row-major order, or [B, V].
+            stay: takes the minds over, which then stay in the model until it is closed: the backward pass needs them
+                where layers are computed again.
         """
-        columns = torch.arange(past, past + ids_BT.shape[1], device=ids_BT.device)
-        mask_BT: Tensor | None = None
-        positions_BT: Tensor | None = None
-        if any(padding_B):
-            left_B = torch.tensor(list(padding_B), device=ids_BT.device)
-            positions_BT = (columns[None, :] - left_B[:, None]).clamp(min=0)
-            seen = torch.arange(past + ids_BT.shape[1], device=ids_BT.device)
-            mask_BT = seen[None, :] >= left_B[:, None]
-        with self._embodied(minds_B, ids_BT, columns, positions_BT), self._wanting(wanted_BT):
-            logits: Tensor = self.network(
-                input_ids=ids_BT,
-                attention_mask=mask_BT,
-                position_ids=positions_BT,
-                past_key_values=cache,
-                use_cache=cache is not None,
-                logits_to_keep=1 if wanted_BT is None else 0,
-            ).logits
-        return logits[:, -1] if wanted_BT is None else logits
+        with ExitStack() as own:
+            (stay or own).enter_context(self._embodied(packed))
+            states: Tensor = self.network.base_model(
+                input_ids=packed.ids_N[None],
+                position_ids=packed.positions_N[None],
+                plan=packed.plan,
+                use_cache=False,
+            ).last_hidden_state
+        return states[0]
+
+    def recompute_layers(self) -> None:
+        """From now on keep no activations inside a layer for the backward pass, but compute them again there."""
+
+        def checkpointed(function: Callable[..., Any], *arguments: Any) -> Any:
+            if not torch.is_grad_enabled():
+                return function(*arguments)
+            return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+
+        for module in self.network.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                # transformers asks for training, which dropout inside of the layer is not put into.
+                module.gradient_checkpointing = module.training = True
+                module._gradient_checkpointing_func = checkpointed
+
+    def logits(self, hidden_KD: Float[Tensor, "K D"]) -> Float[Tensor, "K V"]:
+        """Of the next token."""
+        logits: Tensor = self.network.get_output_embeddings()(hidden_KD)
+        return _scaled_logits(logits, self.network.config.get_text_config())
 
     def token_logprobs(
-        self, rollouts_B: Sequence[Rollout], minds_B: Sequence[Mind] | None, temperature: float
+        self,
+        rollouts_B: Sequence[Rollout],
+        minds_B: Sequence[Mind] | None,
+        temperature: float,
+        stay: ExitStack | None = None,
     ) -> tuple[Float[Tensor, "B T"], Bool[Tensor, "B T"]]:
         """log p(completion token) of each rollout at `temperature`, with gradient, and where there is a token.
 
-        Columns beyond a rollout's length are 0 and masked out.
+        Columns beyond a rollout's length are 0 and masked out. `stay` is that of `hidden`.
         """
-        layout = lay_out(rollouts_B, self.device)
-        logits_NV = self.forward(layout.ids_BT, layout.padding_B, minds_B, layout.wanted_BT)
-        logprobs_N = selected_logprobs(logits_NV, layout.targets_N, temperature)
-        padded_BT = torch.zeros(layout.mask_BT.shape, dtype=logprobs_N.dtype, device=self.device)
-        return padded_BT.masked_scatter(layout.mask_BT, logprobs_N), layout.mask_BT
+        grown = grow(rollouts_B, minds_B, self.population)
+        packed = pack(grown.trees, self.device)
+        sources: list[int] = []
+        targets: list[int] = []
+        lengths: list[int] = []
+        for rollout, (tree, branch) in zip(rollouts_B, grown.places_B, strict=True):
+            count = len(rollout.completion_ids)
+            sources += [packed.stems[tree][-1], *packed.branches[tree][branch]][:count]
+            targets += rollout.completion_ids
+            lengths.append(count)
+        mask_BT = (torch.arange(max(1, *lengths)) < torch.tensor(lengths)[:, None]).to(self.device)
+        hidden_NK = self.hidden(packed, stay).index_select(
+            0, torch.tensor(sources, dtype=torch.long, device=self.device)
+        )
+        targets_K = torch.tensor(targets, dtype=torch.long, device=self.device)
+        logprobs_K = selected_logprobs(self.logits, hidden_NK, targets_K, temperature)
+        padded_BT = torch.zeros(mask_BT.shape, dtype=logprobs_K.dtype, device=self.device)
+        return padded_BT.masked_scatter(mask_BT, logprobs_K), mask_BT
 
-    @contextmanager
-    def _embodied(
-        self, minds_B: Sequence[Mind] | None, ids_BT: Tensor, columns: Tensor, positions_BT: Tensor | None
-    ) -> Iterator[None]:
-        if minds_B is None:
-            yield
-            return
-        places = columns.expand(ids_BT.shape) if positions_BT is None else positions_BT
-        with self.population.embody(minds_B, places):
-            yield
+    def _take_over_attention(self) -> int:
+        """Let plans say who sees whom, once it is known that this gives the model's own logits; the bytes of keys and
+        values of a token.
 
-    @contextmanager
-    def _wanting(self, wanted_BT: Tensor | None) -> Iterator[None]:
-        self._wanted_BT = wanted_BT
-        try:
-            yield
-        finally:
-            self._wanted_BT = None
+        Raises:
+            UsageError: packed rows do not give this model's own logits, as where layers keep a state, or attention has
+                terms that a plan does not know.
+        """
+        vocabulary = self.network.config.get_text_config().vocab_size
+        prompt, *branches = (
+            tuple(i * 7919 % vocabulary for i in part) for part in (range(5), range(5, 7), range(7, 11))
+        )
+        with torch.no_grad():
+            if self.network.config._attn_implementation == attention.NAME:
+                self.network.set_attn_implementation("sdpa")
+            rows = [torch.tensor([prompt + branch], device=self.device) for branch in branches]
+            own_BV = torch.cat([self.network(input_ids=row, use_cache=False).logits[:, -1] for row in rows])
+            self.network.set_attn_implementation(attention.NAME)
+            packed = pack([Tree(prompt, None, tuple(Branch(branch, None) for branch in branches))], self.device)
+            sizes = Sizes(packed.plan)
+            hidden_ND = self.hidden(replace(packed, plan=sizes))
+            packed_BV = self.logits(hidden_ND[[tokens[-1] for tokens in packed.branches[0]]])
+        gap = float((packed_BV - own_BV).abs().max() / own_BV.abs().max())
+        if not gap <= PACKING_TOLERANCE[own_BV.dtype]:
+            raise UsageError(
+                f"{type(self.network).__name__} cannot be used: its sequences cannot be packed into one row (logits "
+                f"differ by {gap:.1g} of their size); name a model with plain causal attention"
+            )
+        return sizes.bytes_per_token
 
-    def _select(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        # Before the vocabulary projection, the widest product of all: only positions whose logits are used go on.
-        if self._wanted_BT is None:
-            return None
-        return (inputs[0][self._wanted_BT], *inputs[1:])
-
-
-class Layout:
-    """Rollouts as one padded batch: prompt left-padded, then the completion without its last token."""
-
-    __slots__ = ("ids_BT", "mask_BT", "padding_B", "targets_N", "wanted_BT")
-
-    def __init__(
-        self, ids_BT: Tensor, padding_B: list[int], wanted_BT: Tensor, mask_BT: Tensor, targets_N: Tensor
-    ) -> None:
-        self.ids_BT = ids_BT
-        self.padding_B = padding_B
-        self.wanted_BT = wanted_BT
-        self.mask_BT = mask_BT
-        self.targets_N = targets_N
+    def _embodied(self, packed: Pack) -> AbstractContextManager[None]:
+        if packed.minds_M is None:
+            return nullcontext()
+        return self.population.embody(packed.minds_M, packed.place_N, packed.positions_N)
 
 
-def lay_out(rollouts_B: Sequence[Rollout], device: torch.device) -> Layout:
-    """Build the batch. `wanted_BT` marks the columns that predict a completion token; `mask_BT` [B, longest
-    completion] marks completion tokens; `targets_N` are those tokens, row by row."""
-    longest_prompt = max(len(r.prompt_ids) for r in rollouts_B)
-    longest = max(1, *(len(r.completion_ids) for r in rollouts_B))
-    ids, padding, lengths = [], [], []
-    targets: list[int] = []
-    for rollout in rollouts_B:
-        left = longest_prompt - len(rollout.prompt_ids)
-        body = rollout.completion_ids[:-1]
-        row = [0] * left + list(rollout.prompt_ids) + list(body)
-        ids.append(row + [0] * (longest_prompt + longest - 1 - len(row)))
-        padding.append(left)
-        lengths.append(len(rollout.completion_ids))
-        targets += rollout.completion_ids
-    columns = torch.arange(longest)
-    mask_BT = columns[None, :] < torch.tensor(lengths)[:, None]
-    wanted_BT = torch.zeros(len(ids), longest_prompt + longest - 1, dtype=torch.bool)
-    wanted_BT[:, longest_prompt - 1 :] = mask_BT
-    return Layout(
-        torch.tensor(ids, device=device),
-        padding,
-        wanted_BT.to(device),
-        mask_BT.to(device),
-        torch.tensor(targets, device=device, dtype=torch.long),
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """Rollouts as trees."""
+
+    trees: tuple[Tree, ...]
+    places_B: tuple[tuple[int, int], ...]
+    """Tree and branch of each rollout."""
+
+
+def grow(rollouts_B: Sequence[Rollout], minds_B: Sequence[Mind] | None, population: Population) -> Grown:
+    """A tree for each prompt and those who read it alike. Branches are completions but for their last token, which
+    predicts nothing.
+
+    Args:
+        minds_B: through which each rollout is read; None for no mind at all (z = 0).
+    """
+    trees: dict[tuple[tuple[int, ...], Mind | None], list[Branch]] = {}
+    places: list[tuple[tuple[tuple[int, ...], Mind | None], int]] = []
+    readers: Sequence[Mind | None] = [None] * len(rollouts_B) if minds_B is None else minds_B
+    for rollout, mind in zip(rollouts_B, readers, strict=True):
+        reader = None if mind is None else population.reader(mind)
+        key = (rollout.prompt_ids, reader)
+        branches = trees.setdefault(key, [])
+        places.append((key, len(branches)))
+        branches.append(Branch(rollout.completion_ids[:-1], mind))
+    number = {key: index for index, key in enumerate(trees)}
+    return Grown(
+        tuple(Tree(prompt_ids, reader, tuple(branches)) for (prompt_ids, reader), branches in trees.items()),
+        tuple((number[key], branch) for key, branch in places),
     )
 
 
 def selected_logprobs(
-    logits_NV: Float[Tensor, "N V"], targets_N: Int[Tensor, "N"], temperature: float
-) -> Float[Tensor, "N"]:
-    """log softmax(logits / temperature) at `targets_N`, in float32 or wider."""
-    wide = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
-    return -nn.functional.cross_entropy(at_temperature(wide, temperature), targets_N, reduction="none")
+    logits_of: Callable[[Tensor], Tensor],
+    hidden_KD: Float[Tensor, "K D"],
+    targets_K: Int[Tensor, "K"],
+    temperature: float,
+) -> Float[Tensor, "K"]:
+    """log softmax(logits / temperature) at `targets_K`, in float32 or wider.
+
+    The logits of `LOGIT_ROWS` positions exist at once. With gradient, that of each log-probability by its own hidden
+    state is computed along with it, so that nothing of the vocabulary's width is kept for the backward pass.
+    """
+    logprobs: Tensor = _SelectedLogprobs.apply(hidden_KD, targets_K, logits_of, temperature)  # type: ignore[no-untyped-call]
+    return logprobs
+
+
+class _SelectedLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_KD: Tensor, targets_K: Tensor, logits_of: Any, temperature: float) -> Tensor:
+        wanted = ctx.needs_input_grad[0]
+        logprobs: list[Tensor] = []
+        slopes: list[Tensor] = []
+        for hidden, targets in zip(torch.split(hidden_KD, LOGIT_ROWS), torch.split(targets_K, LOGIT_ROWS), strict=True):
+            leaf = hidden.detach().requires_grad_(wanted)
+            with torch.set_grad_enabled(wanted):
+                wide = logits_of(leaf)
+                wide = wide.to(torch.promote_types(wide.dtype, torch.float32))
+                chosen = -nn.functional.cross_entropy(at_temperature(wide, temperature), targets, reduction="none")
+                if wanted:
+                    # A log-probability hangs on its own position alone: one backward pass gives all their gradients.
+                    slopes += torch.autograd.grad(chosen.sum(), leaf)
+            logprobs.append(chosen.detach())
+        if wanted:
+            ctx.save_for_backward(torch.cat(slopes))
+        return torch.cat(logprobs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads_K: Tensor) -> tuple[Tensor, None, None, None]:
+        (slopes_KD,) = ctx.saved_tensors
+        return (slopes_KD * grads_K[0][:, None]).to(slopes_KD.dtype), None, None, None
+
+
+def _scaled_logits(logits: Tensor, config: Any) -> Tensor:
+    """What some families do behind their LM head."""
+    scale = getattr(config, "logit_scale", None)
+    if scale is not None:
+        logits = logits * scale
+    divisor = getattr(config, "logits_scaling", None)
+    if divisor is not None:
+        logits = logits / divisor
+    cap = getattr(config, "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 def at_temperature(logits: Float[Tensor, "..."], temperature: float) -> Float[Tensor, "..."]:

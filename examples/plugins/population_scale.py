@@ -42,17 +42,19 @@ class NormScale(Population):
         self.log_sigma = nn.Parameter(start)
         self.sites, self.width = [name for name, _ in found], hidden_size(network)
         self._gains: Tensor | None = None
+        self._place_N: Tensor | None = None
         for index, (_, module) in enumerate(found):
             module.register_forward_hook(self._hook(index))
 
     @contextmanager
-    def embody(self, minds_B: Sequence[Mind], positions_BT: Tensor | None = None) -> Iterator[None]:
-        eps = torch.stack([self._eps(mind) for mind in minds_B], dim=1)
-        outer, self._gains = self._gains, 1 + self.log_sigma.exp()[:, None] * eps
+    def embody(self, minds_M: Sequence[Mind], place_N: Tensor, positions_N: Tensor) -> Iterator[None]:
+        eps = torch.stack([self._eps(mind) for mind in minds_M], dim=1)
+        outer = self._gains, self._place_N
+        self._gains, self._place_N = 1 + self.log_sigma.exp()[:, None] * eps, place_N
         try:
             yield
         finally:
-            self._gains = outer
+            self._gains, self._place_N = outer
 
     def kl_to_prior(self) -> Tensor:
         sigma0 = self.log_sigma.new_tensor(self.options.sigma)
@@ -72,6 +74,8 @@ class NormScale(Population):
 
     def _hook(self, index: int) -> Any:
         def scale(module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
-            return None if self._gains is None else (output * self._gains[index][:, None]).to(output.dtype)
+            if self._gains is None or self._place_N is None:
+                return None
+            return (output * self._gains[index].index_select(0, self._place_N)).to(output.dtype)
 
         return scale

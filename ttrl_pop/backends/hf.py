@@ -1,124 +1,221 @@
 """Rollouts by our own batched loop over a transformers model, with weights shared with the learner.
 
-Rows of one batch are prefilled (each distinct pair of mind and prompt once), then decoded together, a token for each
-row a turn. A token is the inverse of the cumulative distribution at a uniform number that belongs to that rollout and
-position alone: the batch decides how fast a rollout is written, and never what it says. Finished rows leave the batch.
+Each prompt is read once by each mind that reads it differently, many prompts in one forward without padding; its keys
+and values go to the slots of all rollouts that begin with it. Then a token is decoded for each slot a turn. Finished
+rollouts leave their slots and waiting ones enter, so that products stay wide. A token is the inverse of the cumulative
+distribution at a uniform number that belongs to that rollout and position alone: the batch decides how fast a rollout
+is written, and never what it says. Where memory runs out, half as many slots go on.
 """
 
+import math
+from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
 
 from ttrl_pop import streams
 from ttrl_pop.backends.base import Backend, Request
+from ttrl_pop.backends.cache import Decode, KeyValueCache, prefill
 from ttrl_pop.errors import DivergenceError
+from ttrl_pop.memory import is_exhausted, limit_bytes
+from ttrl_pop.packing import Pack, Tree, pack
 from ttrl_pop.policy import at_temperature
 from ttrl_pop.types import FinishReason, Mind, Rollout
 
-BLOCK = 32
-"""Columns by which a cache grows."""
-LEAVE = 0.75
-"""Finished rows are dropped when no more than this share of the batch is still writing: below it, the copy of the cache
-costs less than the products saved."""
+ENTER = 0.25
+"""Waiting rollouts enter when at least this share of the slots is free: reading prompts in larger parts is faster."""
+CACHE_SHARE = 0.25
+"""Of the memory that a process may have: what keys and values take at most."""
 CDF_ROWS = 128
 """Rows whose distribution over the vocabulary is held at once."""
+CHECK_EVERY = {"cpu": 1, "mps": 4, "cuda": 8}
+"""Tokens between two looks at what was written, which stop the device. Tokens behind an end are thrown away."""
+
+
+@dataclass(slots=True)
+class Writing:
+    """A rollout on its way."""
+
+    index: int
+    """Of its request."""
+    request: Request
+    uniforms: Float[Tensor, "T"]
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    reason: FinishReason | None = None
+    """Why it is finished; None while it is not."""
+
+    def anew(self) -> "Writing":
+        """The same rollout with nothing written."""
+        return Writing(self.index, self.request, self.uniforms)
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and completion, of which all but the last are in the cache."""
+        return len(self.request.prompt_ids) + len(self.ids)
 
 
 class HfBackend(Backend):
     @torch.no_grad()
     def rollouts(self, requests: Sequence[Request]) -> Iterator[tuple[int, Rollout]]:
-        # Rows of nearly equal length need little padding; the index keeps the rollouts of a problem together.
-        order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt_ids), i))
-        for start in range(0, len(order), self.sampling.max_rows):
-            chosen = order[start : start + self.sampling.max_rows]
-            for i, rollout in self._batch([requests[i] for i in chosen]):
-                yield chosen[i], rollout
-
-    def _batch(self, requests: Sequence[Request]) -> Iterator[tuple[int, Rollout]]:
-        policy, sampling = self.policy, self.sampling
-        limit = sampling.max_new_tokens
-        uniforms = torch.stack(
-            [torch.from_numpy(streams.stream(*request.stream_key).random(limit)) for request in requests]
-        )
-        rows = list(range(len(requests)))
-        longest = max(len(request.prompt_ids) for request in requests)
-        padding = [longest - len(request.prompt_ids) for request in requests]
-        ids: list[list[int]] = [[] for _ in requests]
-        logprobs: list[list[float]] = [[] for _ in requests]
-        finished: set[int] = set()
-
-        cache, logits = self._prefill(requests, longest)
-        for position in range(limit):
-            tokens, chosen = draw(logits, uniforms[rows, position], sampling.temperature, sampling.top_p)
-            for row, token, logprob in zip(rows, tokens.tolist(), chosen.tolist(), strict=True):
-                if row in finished:
-                    continue
-                ids[row].append(token)
-                logprobs[row].append(logprob)
-                ended = self.ended(ids[row])
-                if ended or position + 1 == limit:
-                    finished.add(row)
-                    reason: FinishReason = "stop" if ended else "length"
-                    yield row, self.rollout(requests[row], ids[row], logprobs[row], reason, policy.version)
-            writing = [place for place, row in enumerate(rows) if row not in finished]
-            if not writing:
-                return
-            if len(writing) <= LEAVE * len(rows):
-                kept = torch.tensor(writing, device=policy.device)
-                cache.keep(kept)
-                tokens = tokens[kept]
-                rows = [rows[place] for place in writing]
-            logits = policy.forward(
-                tokens[:, None],
-                [padding[row] for row in rows],
-                self._minds([requests[row] for row in rows]),
-                cache=cache,
-                past=longest + position,
-            )
-
-    def _prefill(self, requests: Sequence[Request], longest: int) -> tuple["RowCache", Float[Tensor, "B V"]]:
-        """Read every distinct (mind, prompt) once; returns the cache and the next-token logits of all rows."""
-        place: dict[tuple[object, ...], int] = {}
-        first: list[int] = []
-        source = []
-        for row, request in enumerate(requests):
-            mind_key = None if request.mind is None else self.policy.population.prompt_key(request.mind)
-            key = (mind_key, request.prompt_ids)
-            if key not in place:
-                place[key] = len(first)
-                first.append(row)
-            source.append(place[key])
-        share = max(1, self.sampling.prefill_tokens // longest)
-        cache = RowCache(len(first))
-        logits = []
-        for start in range(0, len(first), share):
-            part = [requests[row] for row in first[start : start + share]]
-            left = [longest - len(request.prompt_ids) for request in part]
-            batch = [[0] * pad + list(r.prompt_ids) for pad, r in zip(left, part, strict=True)]
-            cache.select(start, start + len(part))
-            logits.append(
-                self.policy.forward(
-                    torch.tensor(batch, device=self.policy.device), left, self._minds(part), cache=cache
-                )
-            )
-        cache.select(0, len(first))
-        together = torch.cat(logits)
-        if len(first) == len(requests):
-            return cache, together
-        spread = torch.tensor(source, device=self.policy.device)
-        cache.keep(spread)
-        return cache, together[spread]
-
-    def _minds(self, requests: Sequence[Request]) -> list[Mind] | None:
-        minds = [request.mind for request in requests if request.mind is not None]
-        if not minds:
-            return None
-        if len(minds) < len(requests):
+        if len({request.mind is None for request in requests}) > 1:
             raise ValueError("one call of rollouts takes requests with a mind or without, not both")
-        return minds
+        waiting = self._trees(requests)
+        slots = self._slots(requests)
+        while waiting:
+            try:
+                for writing in self._write(waiting, min(slots, len(requests))):
+                    reason = writing.reason or "length"
+                    yield (
+                        writing.index,
+                        self.rollout(writing.request, writing.ids, writing.logprobs, reason, self.policy.version),
+                    )
+            except (RuntimeError, MemoryError) as error:
+                if slots == 1 or not is_exhausted(error):
+                    raise
+                slots = max(1, min(slots, len(requests)) // 2)
+
+    def _slots(self, requests: Sequence[Request]) -> int:
+        """Rollouts that are written together: as many as asked for and as fit into the memory for keys and values."""
+        if not requests:
+            return 1
+        longest = max(len(request.prompt_ids) for request in requests) + self.sampling.max_new_tokens
+        room = CACHE_SHARE * limit_bytes(self.policy.device) / (longest * self.policy.cache_bytes_per_token)
+        return max(1, min(self.sampling.max_rows, int(room)))
+
+    def _trees(self, requests: Sequence[Request]) -> deque[list[Writing]]:
+        """Rollouts by the prompt that they share, short prompts first: rows of nearly equal length waste little
+        attention, and the order of requests keeps the rollouts of a problem together."""
+        trees: dict[tuple[object, ...], list[Writing]] = {}
+        for index, request in enumerate(requests):
+            uniforms = torch.from_numpy(streams.stream(*request.stream_key).random(self.sampling.max_new_tokens))
+            tree = trees.setdefault((request.prompt_ids, self._reader(request)), [])
+            tree.append(Writing(index, request, uniforms))
+        return deque(sorted(trees.values(), key=lambda tree: (len(tree[0].request.prompt_ids), tree[0].index)))
+
+    def _reader(self, request: Request) -> Mind | None:
+        return None if request.mind is None else self.policy.population.reader(request.mind)
+
+    def _write(self, waiting: deque[list[Writing]], slots: int) -> Iterator[Writing]:
+        """Write all that waits, in `slots` slots; yield what is finished. After a failure what was under way waits."""
+        cache = KeyValueCache(slots)
+        active: list[Writing] = []
+        try:
+            while waiting or active:
+                entering = self._entering(waiting, slots - len(active), slots)
+                if entering:
+                    active += (rows := [writing for tree in entering for writing in tree])
+                    tokens, logprobs = self._read(entering, cache, len(active) - len(rows))
+                    self._extend(rows, tokens, logprobs)
+                else:
+                    self._extend(active, *self._decode(active, cache))
+                # They leave before the caller sees them: what it does with them must not undo them.
+                finished = [writing for writing in active if writing.reason is not None]
+                active = self._close_gaps(active, cache)
+                yield from finished
+        except (RuntimeError, MemoryError):
+            waiting.extendleft([writing.anew()] for writing in reversed(active))
+            raise
+
+    def _entering(self, waiting: deque[list[Writing]], free: int, slots: int) -> list[list[Writing]]:
+        """Take the trees whose prompts are read now; none where it is better to go on decoding."""
+        if not waiting or (free < slots and free < max(ENTER * slots, min(len(waiting[0]), slots))):
+            return []
+        if len(waiting[0]) > slots:
+            tree = waiting.popleft()
+            waiting.extendleft([tree[slots:], tree[:slots]])
+        taken: list[list[Writing]] = []
+        tokens = 0
+        while waiting and len(waiting[0]) <= free:
+            tokens += len(waiting[0][0].request.prompt_ids)
+            if taken and tokens > self.sampling.prefill_tokens:
+                break
+            taken.append(waiting.popleft())
+            free -= len(taken[-1])
+        return taken
+
+    def _read(
+        self, trees: Sequence[Sequence[Writing]], cache: KeyValueCache, first: int
+    ) -> tuple[Int[Tensor, "B 1"], Float[Tensor, "B 1"]]:
+        """Read the prompts of `trees` into the slots from `first` on, and draw the first token of each rollout."""
+        prompts = [tree[0].request for tree in trees]
+        packed = pack([Tree(request.prompt_ids, self._reader(request)) for request in prompts], self.policy.device)
+        slots = []
+        for tree in trees:
+            slots.append(range(first, first + len(tree)))
+            first += len(tree)
+        hidden_ND = self.policy.hidden(prefill(packed, cache, slots))
+        last = torch.tensor([stem[-1] for stem in packed.stems], device=self.policy.device)
+        sizes = torch.tensor([len(tree) for tree in trees], device=self.policy.device)
+        logits_BV = self.policy.logits(hidden_ND[last])
+        if len(sizes) < int(sizes.sum()):
+            logits_BV = logits_BV.repeat_interleave(sizes, dim=0)
+        uniforms_B = torch.stack([writing.uniforms[0] for tree in trees for writing in tree])
+        tokens_B, logprobs_B = draw(logits_BV, uniforms_B, self.sampling.temperature, self.sampling.top_p)
+        return tokens_B[:, None], logprobs_B[:, None]
+
+    def _decode(
+        self, active: Sequence[Writing], cache: KeyValueCache
+    ) -> tuple[Int[Tensor, "B T"], Float[Tensor, "B T"]]:
+        """Write some more tokens of each active rollout, one in each slot."""
+        policy, limit = self.policy, self.sampling.max_new_tokens
+        steps = min(CHECK_EVERY[policy.device.type], max(limit - len(writing.ids) for writing in active))
+        lengths = [writing.length for writing in active]
+        cache.reserve(max(lengths) + steps)
+        uniforms_BT = torch.stack(
+            [writing.uniforms[(len(writing.ids) + torch.arange(steps)).clamp(max=limit - 1)] for writing in active]
+        ).to(policy.device)
+        tokens_B = torch.tensor([writing.ids[-1] for writing in active], device=policy.device)
+        positions_B = torch.tensor(lengths, device=policy.device) - 1
+        minds = [writing.request.mind for writing in active if writing.request.mind is not None]
+        known = {mind: place for place, mind in enumerate(dict.fromkeys(minds))}
+        place_B = torch.tensor([known[mind] for mind in minds] or [0] * len(active), device=policy.device)
+        tokens, logprobs = [], []
+        for step in range(steps):
+            plan = Decode(cache, positions_B, max(lengths) + step, min(lengths) == max(lengths))
+            packed = Pack(tokens_B, positions_B, tuple(known) or None, place_B, plan, (), ())
+            logits_BV = policy.logits(policy.hidden(packed))
+            tokens_B, logprobs_B = draw(logits_BV, uniforms_BT[:, step], self.sampling.temperature, self.sampling.top_p)
+            tokens.append(tokens_B)
+            logprobs.append(logprobs_B)
+            positions_B = positions_B + 1
+        return torch.stack(tokens, dim=1), torch.stack(logprobs, dim=1)
+
+    def _extend(
+        self, rows: Sequence[Writing], tokens_BT: Int[Tensor, "B T"], logprobs_BT: Float[Tensor, "B T"]
+    ) -> None:
+        """Append what was drawn, up to the end of each rollout.
+
+        Raises:
+            DivergenceError: a log-probability is not a number.
+        """
+        for writing, tokens, logprobs in zip(rows, tokens_BT.tolist(), logprobs_BT.tolist(), strict=True):
+            for token, logprob in zip(tokens, logprobs, strict=True):
+                if math.isnan(logprob):
+                    raise DivergenceError(
+                        "the model's logits are not finite; lower learn.lr or population.options.sigma"
+                    )
+                writing.ids.append(token)
+                writing.logprobs.append(logprob)
+                ended = self.ended(writing.ids)
+                if ended or len(writing.ids) == self.sampling.max_new_tokens:
+                    writing.reason = "stop" if ended else "length"
+                    break
+
+    def _close_gaps(self, active: list[Writing], cache: KeyValueCache) -> list[Writing]:
+        """The rollouts that go on, in the first slots: the last ones move to the slots of finished ones."""
+        kept = [writing for writing in active if writing.reason is None]
+        gaps = [slot for slot, writing in enumerate(active[: len(kept)]) if writing.reason is not None]
+        movers = [slot for slot in range(len(kept), len(active)) if active[slot].reason is None]
+        if not gaps:
+            return active[: len(kept)]
+        cache.move(movers, gaps, max(active[slot].length for slot in movers))
+        for mover, gap in zip(movers, gaps, strict=True):
+            active[gap] = active[mover]
+        return active[: len(kept)]
 
 
 def draw(
@@ -129,13 +226,12 @@ def draw(
     Inverse transform sampling: the first token whose cumulative probability exceeds the row's uniform number in
     [0, 1). Temperature 0 takes the likeliest token and gives its log-probability at temperature 1. `top_p` keeps the
     likeliest tokens that together reach it (nucleus sampling, arXiv 1904.09751), in the renormalised distribution.
+    Where logits are not finite the log-probability is not a number.
     """
     tokens, logprobs = [], []
     for start in range(0, len(logits_BV), CDF_ROWS):
         part = logits_BV[start : start + CDF_ROWS]
         wide = part.to(torch.promote_types(part.dtype, torch.float32))
-        if bool(wide.isnan().any()):
-            raise DivergenceError("the model's logits are not finite; lower learn.lr or population.options.sigma")
         logp = torch.log_softmax(at_temperature(wide, temperature), dim=-1)
         if temperature == 0:
             token = logp.argmax(-1)
@@ -147,7 +243,8 @@ def draw(
             u = uniforms_B[start : start + CDF_ROWS].to(cdf.device, cdf.dtype)[:, None]
             # Strictly below the total, so that rounding cannot select a token of probability zero at the end.
             point = torch.minimum(u * total, torch.nextafter(total, torch.zeros_like(total)))
-            token = torch.searchsorted(cdf, point, right=True)[:, 0]
+            # Where logits are not finite no token is right; the log-probability says so.
+            token = torch.searchsorted(cdf, point, right=True)[:, 0].clamp_(max=cdf.shape[-1] - 1)
         tokens.append(token)
         logprobs.append(logp.gather(-1, token[:, None])[:, 0])
     return torch.cat(tokens), torch.cat(logprobs)
@@ -158,87 +255,3 @@ def _nucleus(logp_BV: Tensor, top_p: float) -> Tensor:
     before = ordered.exp().cumsum(-1) - ordered.exp()
     kept = torch.zeros_like(before, dtype=torch.bool).scatter(-1, index, before < top_p)
     return torch.log_softmax(logp_BV.masked_fill(~kept, -torch.inf), dim=-1)
-
-
-class RowLayer(DynamicLayer):  # type: ignore[misc]
-    """Keys and values of one layer, [rows, heads, columns, width], in buffers that grow by blocks instead of being
-    concatenated anew for every token, and written row range by row range during prefill."""
-
-    keys: Tensor
-    values: Tensor
-
-    def __init__(self, rows: int) -> None:
-        super().__init__()
-        self.rows = rows
-        self.window = slice(0, rows)
-        self.length = 0
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        end = self.length + key_states.shape[2]
-        self._reserve(key_states, value_states, end)
-        self.keys[self.window, :, self.length : end] = key_states
-        self.values[self.window, :, self.length : end] = value_states
-        self.length = end
-        return self.keys[self.window, :, :end], self.values[self.window, :, :end]
-
-    def select(self, start: int, stop: int) -> None:
-        """Write to and read from rows start..stop. A proper part of the rows begins with an empty sequence."""
-        whole = (start, stop) == (0, self.rows)
-        if not whole:
-            self.length = 0
-        self.window = slice(start, stop)
-
-    def keep(self, rows: Tensor) -> None:
-        """Make `rows` (repetitions allowed) the rows of the cache."""
-        self.keys, self.values = self.keys[rows], self.values[rows]
-        self.rows = len(rows)
-        self.window = slice(0, self.rows)
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-    def _reserve(self, keys: Tensor, values: Tensor, end: int) -> None:
-        if not self.is_initialized:
-            self.lazy_initialization(keys, values)
-            self.keys, self.values = (x.new_empty(self.rows, x.shape[1], 0, x.shape[3]) for x in (keys, values))
-        capacity = self.keys.shape[2]
-        if end <= capacity:
-            return
-        wanted = -(-end // BLOCK) * BLOCK
-        for name in ("keys", "values"):
-            old = getattr(self, name)
-            new = old.new_empty(self.rows, old.shape[1], wanted, old.shape[3])
-            new[:, :, :capacity] = old
-            setattr(self, name, new)
-
-
-class RowCache(Cache):  # type: ignore[misc]
-    """A transformers cache of `rows` rows whose rows can be written in parts, repeated and dropped."""
-
-    def __init__(self, rows: int) -> None:
-        super().__init__(layers=[])
-        self.row_count = rows
-        self.window = (0, rows)
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        while len(self.layers) <= layer_idx:
-            layer = RowLayer(self.row_count)
-            layer.select(*self.window)
-            self.layers.append(layer)
-        states: tuple[Tensor, Tensor] = self.layers[layer_idx].update(key_states, value_states)
-        return states
-
-    def select(self, start: int, stop: int) -> None:
-        self.window = (start, stop)
-        for layer in self.layers:
-            layer.select(start, stop)
-
-    def keep(self, rows: Tensor) -> None:
-        for layer in self.layers:
-            layer.keep(rows)
-        self.row_count = len(rows)
-        self.window = (0, self.row_count)

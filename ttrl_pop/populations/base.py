@@ -1,7 +1,7 @@
 """The interface of a population, and the population without noise.
 
 A population owns what sets the minds of one model apart. It is one file: its `Options`, the parameters that it adds,
-and three methods: `spawn` minds, `embody` them in the rows of a batch, and `kl_to_prior`.
+and three methods: `spawn` minds, `embody` them in the tokens of a forward, and `kl_to_prior`.
 """
 
 from abc import ABC, abstractmethod
@@ -49,25 +49,26 @@ class Population(nn.Module, ABC):
 
     @abstractmethod
     def embody(
-        self, minds_B: Sequence[Mind], positions_BT: Int[Tensor, "B T"] | None = None
+        self, minds_M: Sequence[Mind], place_N: Int[Tensor, "N"], positions_N: Int[Tensor, "N"]
     ) -> AbstractContextManager[None]:
-        """While active, row b of every batch is mind `minds_B[b]`. Outside, the model is the base model.
+        """While active, token n of a forward [1, N] is read by mind `minds_M[place_N[n]]`. Outside, the model is the
+        base model.
 
         The context must span the backward pass where activations are recomputed.
 
         Args:
-            minds_B: one mind per row; `MEAN` is the mean mind.
-            positions_BT: place of each token in its row's sequence, from 0 (padding: any); only populations whose
-                noise differs between tokens read it.
+            minds_M: different minds; `MEAN` is the mean mind.
+            positions_N: place of each token in its sequence, from 0; only populations whose noise differs between
+                tokens read it.
         """
 
     @abstractmethod
     def kl_to_prior(self) -> Float[Tensor, ""]:
         """KL(population ‖ prior) in nats per dimension."""
 
-    def prompt_key(self, mind: Mind) -> int:
-        """Minds with equal keys read a prompt alike, so that its cache may be shared between them."""
-        return mind.seed
+    def reader(self, mind: Mind) -> Mind:
+        """Who reads the prompt for this mind. Minds with one reader share its cache."""
+        return mind
 
     def metrics(self) -> Metrics:
         """Figures for metrics.jsonl, keyed `population/...`."""
@@ -84,12 +85,12 @@ class NoPopulation(Population):
         return
 
     def embody(
-        self, minds_B: Sequence[Mind], positions_BT: Int[Tensor, "B T"] | None = None
+        self, minds_M: Sequence[Mind], place_N: Int[Tensor, "N"], positions_N: Int[Tensor, "N"]
     ) -> AbstractContextManager[None]:
         return nullcontext()
 
     def kl_to_prior(self) -> Float[Tensor, ""]:
         return torch.zeros(())
 
-    def prompt_key(self, mind: Mind) -> int:
-        return 0
+    def reader(self, mind: Mind) -> Mind:
+        return MEAN

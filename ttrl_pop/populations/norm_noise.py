@@ -45,6 +45,8 @@ class NormNoiseOptions(Section):
     """One log sigma for each site, or one for each dimension of each site."""
     level: Literal["sequence", "token"] = "sequence"
     """`sequence`: an offset is frozen for the whole sequence; `token`: a new one for every token (ablation)."""
+    scope: Literal["sequence", "completion"] = "sequence"
+    """`completion`: the mean mind reads the prompt, once for all minds; noise begins behind it."""
 
 
 class NormNoise(Population):
@@ -64,8 +66,7 @@ class NormNoise(Population):
         self.sites: tuple[str, ...] = ()
         self._eps: dict[int, Tensor] = {}
         self._offsets: list[Tensor] | None = None
-        self._rows: Tensor | None = None
-        self._positions: Tensor | None = None
+        self._place_N: Tensor | None = None
         self._table: tuple[object, list[Tensor]] | None = None
 
     @property
@@ -105,32 +106,31 @@ class NormNoise(Population):
             module.register_forward_hook(self._hook(index))
 
     @contextmanager
-    def embody(self, minds_B: Sequence[Mind], positions_BT: Int[Tensor, "B T"] | None = None) -> Iterator[None]:
+    def embody(
+        self, minds_M: Sequence[Mind], place_N: Int[Tensor, "N"], positions_N: Int[Tensor, "N"]
+    ) -> Iterator[None]:
         if self.needs_calibration:
             raise UsageError('sigma is "auto" and has not been calibrated; pass a number or calibrate first')
-        distinct = tuple(dict.fromkeys(mind.seed for mind in minds_B))
-        place = {seed: i for i, seed in enumerate(distinct)}
-        rows = torch.tensor([place[mind.seed] for mind in minds_B], device=self.mu.device)
-        length = 1
-        if self.options.level == "sequence":
-            positions_BT = None
-        elif positions_BT is None:
-            raise ValueError("noise of level 'token' needs the position of every token")
-        else:
-            length = int(positions_BT.max()) + 1
-        outer = (self._offsets, self._rows, self._positions)
-        self._offsets, self._rows, self._positions = self._noise(distinct, length), rows, positions_BT
+        seeds = tuple(mind.seed for mind in minds_M)
+        length = 1 if self.options.level == "sequence" else int(positions_N.max()) + 1
+        outer = (self._offsets, self._place_N)
+        self._offsets = self._noise(seeds, length)
+        # One row of the offsets for each mind, or for each mind and position.
+        self._place_N = place_N if length == 1 else place_N * length + positions_N
         try:
             yield
         finally:
-            self._offsets, self._rows, self._positions = outer
+            self._offsets, self._place_N = outer
+
+    def reader(self, mind: Mind) -> Mind:
+        return mind if self.options.scope == "sequence" else MEAN
 
     @torch.no_grad()
     def offsets(self, minds: Sequence[Mind]) -> Float[Tensor, "S M D"]:
         """z of each mind at each site, in the order of `sites`, for an engine with a model of its own."""
         if self.needs_calibration:
             raise UsageError('sigma is "auto" and has not been calibrated; pass a number or calibrate first')
-        return torch.stack(self._noise(tuple(mind.seed for mind in minds), 1))[:, :, 0]
+        return torch.stack(self._noise(tuple(mind.seed for mind in minds), 1))
 
     def kl_to_prior(self) -> Float[Tensor, ""]:
         if float(self.sigma0) == 0:
@@ -171,29 +171,24 @@ class NormNoise(Population):
         return self._eps[seed][:, :wanted]
 
     def _noise(self, seeds: tuple[int, ...], length: int) -> list[Tensor]:
-        """Offsets of each site, [M, L, D] for the M distinct minds of a batch."""
+        """Offsets of each site, [M · L, D] for M minds and L positions."""
         # In-place updates raise a tensor's version: offsets are computed once for each setting of the parameters.
         key = (seeds, length, self.mu._version, self.log_sigma._version)
         if not torch.is_grad_enabled() and self._table is not None and self._table[0] == key:
             return self._table[1]
         eps = torch.stack([self.standard_noise(seed, length) for seed in seeds], dim=1)
         z = self.mu[:, None, None, :] + self.log_sigma.exp()[:, None, None, :] * eps
-        offsets = list(z.unbind(0))
+        offsets = list(z.flatten(1, 2).unbind(0))
         if not torch.is_grad_enabled():
             self._table = (key, offsets)
         return offsets
 
     def _hook(self, index: int) -> Any:
         def add_offset(module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
-            if self._offsets is None or self._rows is None:
+            if self._offsets is None or self._place_N is None:
                 return None
-            z = self._offsets[index]
-            if self._positions is None:
-                z_BTD = z[self._rows]
-            else:
-                z_BTD = z[self._rows[:, None], self._positions]
             # The sum is taken in the wider type: in bf16 half of a small offset would be rounded away.
-            return (output + z_BTD).to(output.dtype)
+            return (output + self._offsets[index].index_select(0, self._place_N)).to(output.dtype)
 
         return add_offset
 

@@ -153,7 +153,7 @@ class VllmBackend(Backend):
         orders = []
         for i in part:
             request = requests[i]
-            mind = "none" if request.mind is None else population.prompt_key(request.mind)
+            mind = "none" if request.mind is None else population.reader(request.mind).seed
             orders.append(
                 Order(
                     prompt_ids=request.prompt_ids,
@@ -198,4 +198,6 @@ def noisy_sites(population: Population) -> tuple[str, ...]:
         )
     if population.options.level != "sequence":
         raise UsageError('backend vllm knows noise of level "sequence" only; use --backend hf for "token"')
+    if population.options.scope != "sequence":
+        raise UsageError('backend vllm knows noise of scope "sequence" only; use --backend hf for "completion"')
     return population.sites

@@ -1,0 +1,81 @@
+"""Fused layers: values and gradients of those that they replace."""
+
+import pytest
+import torch
+from fakes import FAMILIES, logits_of, tiny_network, tiny_policy
+from torch import nn
+
+from ttrl_pop.layers import fuse, lora_linear, rms_norm
+from ttrl_pop.populations.base import MEAN
+from ttrl_pop.types import Mind
+
+
+@pytest.mark.parametrize("gain", ["weight", "one plus weight"])
+def test_rms_norm_passes_finite_differences(gain: str) -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 3, 8, dtype=torch.float64, requires_grad=True), torch.randn(8, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: rms_norm(x, weight, 1e-2, gain), (x,))
+    factor = weight if gain == "weight" else 1 + weight
+    expected = x / (x.square().mean(-1, keepdim=True) + 1e-2).sqrt() * factor
+    torch.testing.assert_close(rms_norm(x, weight, 1e-2, gain), expected)
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_lora_linear_passes_finite_differences(has_bias: bool) -> None:
+    torch.manual_seed(0)
+    x, weight, down, up = (torch.randn(*s, dtype=torch.float64) for s in ((2, 3, 5), (4, 5), (2, 5), (4, 2)))
+    bias = torch.randn(4, dtype=torch.float64) if has_bias else None
+    inputs = tuple(t.requires_grad_() for t in (x, down, up))
+    assert torch.autograd.gradcheck(lambda x, down, up: lora_linear(x, weight, bias, down, up, 1.5), inputs)
+    expected = nn.functional.linear(x, weight + 1.5 * up @ down, bias)
+    torch.testing.assert_close(lora_linear(x, weight, bias, down, up, 1.5), expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_fused_policy_computes_what_it_did(family: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    fused = tiny_policy(family, dtype=dtype)
+    monkeypatch.setattr("ttrl_pop.policy.fuse", lambda network: None)
+    plain = tiny_policy(family, dtype=dtype)
+    ids, minds = torch.arange(3, 30).view(3, 9), [Mind(1), MEAN, Mind(2)]
+    results = []
+    for policy in (plain, fused):
+        logits = logits_of(policy, ids, minds)
+        named = policy.adapter_parameters() | policy.population_parameters()
+        slopes = torch.autograd.grad(logits.float().log_softmax(-1)[..., 5].sum(), list(named.values()))
+        results.append((logits, dict(zip(named, slopes, strict=True))))
+    (expected, slopes), (got, fused_slopes) = results
+    close = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.1, "atol": 0.1}
+    torch.testing.assert_close(got, expected, **close)
+    for name, slope in slopes.items():
+        scale = float(slope.abs().max())
+        torch.testing.assert_close(fused_slopes[name] / scale, slope / scale, **close)
+
+
+def test_norms_are_replaced_and_what_only_has_such_a_name_is_not() -> None:
+    class OddRMSNorm(nn.Module):
+        """Normalises by the sum, not the mean."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.eps = nn.Parameter(torch.randn(8)), 1e-6
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x / x.square().sum(-1, keepdim=True).sqrt() * self.weight
+
+    network = tiny_network("gemma3")
+    network.odd = OddRMSNorm()
+    fuse(network)
+    replaced = {name for name, module in network.named_modules() if "forward" in vars(module)}
+    norms = {name for name, module in network.named_modules() if type(module).__name__ == "Gemma3RMSNorm"}
+    assert replaced == norms
+    assert len(norms) == 2 * 6 + 1
+
+
+def test_without_its_adapter_a_fused_policy_is_the_base_model() -> None:
+    policy, base = tiny_policy(dtype=torch.float32), tiny_policy(dtype=torch.float32, lora=None)
+    ids = torch.arange(3, 12)[None]
+    expected = logits_of(base, ids, None)
+    assert not torch.allclose(logits_of(policy, ids, None), expected)
+    with policy.as_base():
+        assert torch.equal(logits_of(policy, ids, None), expected)

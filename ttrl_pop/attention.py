@@ -1,0 +1,177 @@
+"""Attention among sequences that lie one after another in a row, without padding.
+
+A forward of ours has one row: the tokens of all its sequences, so that linear layers, norms and noise meet no padding.
+Attention alone must know which token sees which. Transformers hands every layer's queries, keys and values to the
+function registered here, which passes them to the plan of the forward:
+
+    network(input_ids=ids_1N, position_ids=positions_1N, plan=plan, use_cache=False)
+
+A plan splits the tokens into blocks, sets of queries of about one length, and says which keys each sees. A token sees
+another if both are of one sequence and the other does not stand behind it, nor `window` or more places before it where
+the layer has a sliding window. Prompts, completions that branch off a shared prompt, and single tokens that are
+decoded against a cache are all of this form.
+
+Keys and values have fewer heads than queries in most models; they are read grouped and never copied out.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+NAME = "ttrl_pop"
+"""Under which transformers knows this attention."""
+
+
+class Plan(ABC):
+    """Who sees whom in one forward over N tokens."""
+
+    @abstractmethod
+    def attend(
+        self,
+        layer: int,
+        queries_NHD: Float[Tensor, "N H D"],
+        keys_NKD: Float[Tensor, "N K D"],
+        values_NKD: Float[Tensor, "N K D"],
+        scale: float,
+        window: int | None,
+    ) -> Float[Tensor, "N H D"]:
+        """Attention of one layer; K divides H."""
+
+
+@dataclass(slots=True)
+class Block:
+    """R rows of L queries, each row of one sequence, and the S keys that each row may see.
+
+    Unused places of a row repeat a token of the forward; what they compute is dropped, and as keys they lie behind
+    every query.
+    """
+
+    queries_RL: Int[Tensor, "R L"] | slice
+    """Tokens of the queries; a slice where they are R · L tokens in a row, which are then not copied."""
+    rows: int
+    keys_RS: Int[Tensor, "R S"] | None
+    """Tokens of the keys; None where queries see queries of their own row alone."""
+    query_positions_RL: Int[Tensor, "R L"]
+    key_positions_RS: Int[Tensor, "R S"]
+    """Unused keys: `BEHIND`."""
+    masks: dict[int | None, Tensor | None] = field(default_factory=dict)
+
+    def mask(self, window: int | None) -> Bool[Tensor, "R 1 L S"] | None:
+        """Who sees whom; None where it is every key up to the query's own place."""
+        if window not in self.masks:
+            query, key = self.query_positions_RL[:, :, None], self.key_positions_RS[:, None, :]
+            if self.keys_RS is None and (window is None or self.query_positions_RL.shape[1] <= window):
+                # Unused places stand at the end of a row, where no query that counts sees them.
+                self.masks[window] = None
+            else:
+                seen = key <= query
+                if window is not None:
+                    seen &= query - key < window
+                self.masks[window] = seen[:, None]
+        return self.masks[window]
+
+
+BEHIND = torch.iinfo(torch.int64).max
+"""Position of a key that no query sees."""
+
+
+class BlockPlan(Plan):
+    """Blocks that together hold every token of the forward once, as a query."""
+
+    def __init__(self, blocks: list[Block], order_N: Int[Tensor, "N"] | None) -> None:
+        """`order_N`: for each token its place among all places of all blocks, one after another; None where they are
+        the tokens in order."""
+        self.blocks = blocks
+        self.order_N = order_N
+
+    def attend(
+        self, layer: int, queries_NHD: Tensor, keys_NKD: Tensor, values_NKD: Tensor, scale: float, window: int | None
+    ) -> Tensor:
+        parts = []
+        for block in self.blocks:
+            queries_RLHD = _rows(queries_NHD, block.queries_RL, block.rows)
+            seen = block.queries_RL if block.keys_RS is None else block.keys_RS
+            keys_RSKD, values_RSKD = (_rows(states, seen, block.rows) for states in (keys_NKD, values_NKD))
+            parts.append(grouped(queries_RLHD, keys_RSKD, values_RSKD, scale, block.mask(window)).flatten(0, 1))
+        together = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return together if self.order_N is None else together.index_select(0, self.order_N)
+
+
+class Sizes(Plan):
+    """Another plan, which counts what a cache of its keys and values would take."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.bytes_per_token = 0
+
+    def attend(
+        self, layer: int, queries_NHD: Tensor, keys_NKD: Tensor, values_NKD: Tensor, scale: float, window: int | None
+    ) -> Tensor:
+        self.bytes_per_token += (keys_NKD[0].numel() + values_NKD[0].numel()) * keys_NKD.element_size()
+        return self.plan.attend(layer, queries_NHD, keys_NKD, values_NKD, scale, window)
+
+
+def grouped(
+    queries_RLHD: Float[Tensor, "R L H D"],
+    keys_RSKD: Float[Tensor, "R S K D"],
+    values_RSKD: Float[Tensor, "R S K D"],
+    scale: float,
+    mask: Bool[Tensor, "R 1 L S"] | None,
+    is_causal: bool = True,
+) -> Float[Tensor, "R L H D"]:
+    """Softmax attention; each key head serves H / K query heads. Without a mask query i sees keys 0..i, or all keys
+    where not `is_causal`."""
+    rows, length, heads, width = queries_RLHD.shape
+    shared = heads // keys_RSKD.shape[2]
+    keys, values = keys_RSKD.transpose(1, 2), values_RSKD.transpose(1, 2)
+    if mask is None and is_causal:
+        out = nn.functional.scaled_dot_product_attention(
+            queries_RLHD.transpose(1, 2), keys, values, scale=scale, is_causal=True, enable_gqa=shared > 1
+        )
+        return out.transpose(1, 2)
+    # The heads that share a key head become more queries of it: [R, K, L · shared, D].
+    folded = queries_RLHD.view(rows, length, -1, shared, width).transpose(1, 2).flatten(2, 3)
+    if mask is not None and shared > 1:
+        mask = mask.repeat_interleave(shared, dim=2)
+    out = nn.functional.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
+    return out.view(rows, -1, length, shared, width).transpose(1, 2).reshape(rows, length, heads, width)
+
+
+def _rows(states_NHD: Tensor, places: Tensor | slice, rows: int) -> Tensor:
+    if isinstance(places, slice):
+        return states_NHD[places].view(rows, -1, *states_NHD.shape[1:])
+    return states_NHD.index_select(0, places.flatten()).view(*places.shape, *states_NHD.shape[1:])
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: object,
+    *,
+    plan: Plan,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """transformers' interface: [1, H, N, D] in, [1, N, H, D] out."""
+    queries, keys, values = (states[0].transpose(0, 1) for states in (query, key, value))
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    layer: Any = module.layer_idx
+    return plan.attend(layer, queries, keys, values, scale, sliding_window)[None], None
+
+
+def _no_mask(*_: object, **__: object) -> None:
+    """The plan knows who sees whom."""
+    return
+
+
+AttentionInterface.register(NAME, _attend)
+AttentionMaskInterface.register(NAME, _no_mask)

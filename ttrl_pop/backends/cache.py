@@ -1,0 +1,140 @@
+"""Keys and values of the sequences that are being written, in slots that are reused.
+
+Each layer has two buffers [slots, capacity, K, D]: a sequence owns a slot, its token at position p lies in column p.
+Buffers grow by doubling, a layer at a time; nothing is concatenated for a new token.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ttrl_pop.attention import Plan, grouped
+from ttrl_pop.packing import Pack
+
+BLOCK = 32
+"""Columns of the smallest buffer."""
+
+
+class KeyValueCache:
+    """Slots 0..slots-1, all empty at first."""
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self.capacity = BLOCK
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def reserve(self, columns: int) -> None:
+        """Make room for sequences of `columns` tokens."""
+        if columns <= self.capacity:
+            return
+        self.capacity = max(-(-columns // BLOCK) * BLOCK, self.capacity * 3 // 2)
+        for layer, (keys, values) in self.layers.items():
+            self.layers[layer] = (self._grown(keys), self._grown(values))
+
+    def write(self, layer: int, places_N: Int[Tensor, "N"], keys_NKD: Tensor, values_NKD: Tensor) -> None:
+        """Put token n at `places_N[n]` = slot · capacity + position."""
+        if layer not in self.layers:
+            self.layers[layer] = (self._empty(keys_NKD), self._empty(values_NKD))
+        for buffer, states in zip(self.layers[layer], (keys_NKD, values_NKD), strict=True):
+            buffer.flatten(0, 1).index_copy_(0, places_N, states)
+
+    def read(self, layer: int, slots: int, columns: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [slots, columns, K, D] of the first slots, as views."""
+        keys, values = self.layers[layer]
+        return keys[:slots, :columns], values[:slots, :columns]
+
+    def move(self, sources: list[int], targets: list[int], columns: int) -> None:
+        """Copy the first `columns` tokens of each source slot to the target slot beside it."""
+        for buffers in self.layers.values():
+            for buffer in buffers:
+                buffer[targets, :columns] = buffer[sources, :columns]
+
+    def _empty(self, states_NKD: Tensor) -> Tensor:
+        # Zeros: columns that nobody has written are masked, and 0 times NaN would still be NaN.
+        return states_NKD.new_zeros(self.slots, self.capacity, *states_NKD.shape[1:])
+
+    def _grown(self, old: Tensor) -> Tensor:
+        new = old.new_zeros(self.slots, self.capacity, *old.shape[2:])
+        new[:, : old.shape[1]] = old
+        return new
+
+
+class Prefill(Plan):
+    """Reads prompts, and keeps what later tokens will see of them."""
+
+    def __init__(
+        self, plan: Plan, cache: KeyValueCache, tokens_M: Int[Tensor, "M"], places_M: Int[Tensor, "M"]
+    ) -> None:
+        """`tokens_M[m]` goes to `places_M[m]` of the cache; a token may go to several slots."""
+        self.plan = plan
+        self.cache = cache
+        self.tokens_M = tokens_M
+        self.places_M = places_M
+
+    def attend(
+        self,
+        layer: int,
+        queries_NHD: Float[Tensor, "N H D"],
+        keys_NKD: Float[Tensor, "N K D"],
+        values_NKD: Float[Tensor, "N K D"],
+        scale: float,
+        window: int | None,
+    ) -> Float[Tensor, "N H D"]:
+        kept = (states.index_select(0, self.tokens_M) for states in (keys_NKD, values_NKD))
+        self.cache.write(layer, self.places_M, *kept)
+        return self.plan.attend(layer, queries_NHD, keys_NKD, values_NKD, scale, window)
+
+
+class Decode(Plan):
+    """One new token for each of the first N slots, which sees its slot up to itself."""
+
+    def __init__(self, cache: KeyValueCache, positions_N: Int[Tensor, "N"], columns: int, even: bool) -> None:
+        """`columns`: largest position + 1. `even`: whether all positions are equal."""
+        self.cache = cache
+        self.positions_N = positions_N
+        self.columns = columns
+        self.even = even
+        slots = torch.arange(len(positions_N), device=positions_N.device)
+        self.places_N = slots * cache.capacity + positions_N
+        self.masks: dict[int | None, Tensor | None] = {}
+
+    def attend(
+        self,
+        layer: int,
+        queries_NHD: Float[Tensor, "N H D"],
+        keys_NKD: Float[Tensor, "N K D"],
+        values_NKD: Float[Tensor, "N K D"],
+        scale: float,
+        window: int | None,
+    ) -> Float[Tensor, "N H D"]:
+        self.cache.write(layer, self.places_N, keys_NKD, values_NKD)
+        keys, values = self.cache.read(layer, len(queries_NHD), self.columns)
+        return grouped(queries_NHD[:, None], keys, values, scale, self._mask(window), is_causal=False)[:, 0]
+
+    def _mask(self, window: int | None) -> Bool[Tensor, "N 1 1 S"] | None:
+        if window not in self.masks:
+            if self.even and (window is None or self.columns <= window):
+                self.masks[window] = None
+            else:
+                behind = self.positions_N[:, None] - torch.arange(self.columns, device=self.positions_N.device)
+                seen = behind >= 0 if window is None else (behind >= 0) & (behind < window)
+                self.masks[window] = seen[:, None, None]
+        return self.masks[window]
+
+
+def prefill(packed: Pack, cache: KeyValueCache, slots: Sequence[range]) -> Pack:
+    """`packed` prompts, each of which is kept in all of its `slots`."""
+    longest = max(len(stem) for stem in packed.stems)
+    cache.reserve(longest + 1)
+    tokens: list[int] = []
+    places: list[int] = []
+    for stem, owners in zip(packed.stems, slots, strict=True):
+        for slot in owners:
+            tokens += stem
+            places += range(slot * cache.capacity, slot * cache.capacity + len(stem))
+    device = packed.ids_N.device
+    plan = Prefill(packed.plan, cache, torch.tensor(tokens, device=device), torch.tensor(places, device=device))
+    return replace(packed, plan=plan)

@@ -1,0 +1,40 @@
+"""How much memory a process may take, and whether an error says that there was none left."""
+
+import os
+import resource
+from pathlib import Path
+
+import torch
+
+CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Of a container: version 2, version 1."""
+
+_FAILED = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
+
+
+def limit_bytes(device: torch.device) -> int:
+    """Bytes that a process may have on `device`: what the machine has, or less where a container or `ulimit -v` says
+    so. It does not hang on what others use at the moment: decisions made by it are made again after a restart."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    limits = [_physical_bytes(), *_container_bytes()]
+    address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if address_space != resource.RLIM_INFINITY:
+        limits.append(address_space)
+    return min(limits)
+
+
+def is_exhausted(error: BaseException) -> bool:
+    """Whether `error` is a failed allocation. On the CPU torch raises a RuntimeError whose text alone tells."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _FAILED)
+
+
+def _physical_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _container_bytes() -> list[int]:
+    texts = [file.read_text().strip() for file in CGROUP_LIMITS if file.is_file()]
+    return [int(text) for text in texts if text.isdecimal()]
