@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from fakes import norm_noise, save_tiny
 
@@ -57,6 +58,8 @@ class Models:
         folder = self.folder / family
         if not folder.exists():
             save_tiny(folder, family, width=WIDTH)
+            if family == "gemma3":
+                soften(folder)
         return str(folder)
 
     def policy(self, name: str, population: Population | None = None, sigma: float = 0.3) -> Policy:
@@ -67,6 +70,16 @@ class Models:
         policy = Policy(model, population or norm_noise(sigma), lora, seed=1)
         changed(policy, 2, 0.05 if tiny else 0.002)
         return policy
+
+
+def soften(folder: Path) -> None:
+    """Gemma multiplies its embeddings, which are its LM head too: with random weights every token would predict itself
+    with certainty, whatever a mind does."""
+    file = folder / "model.safetensors"
+    weights = safetensors.torch.load_file(file)
+    # Gemma's norms multiply by one plus their weight.
+    weights["model.norm.weight"].fill_(-0.8)
+    safetensors.torch.save_file(weights, file, {"format": "pt"})
 
 
 def changed(policy: Policy, seed: int, size: float) -> None:

@@ -142,6 +142,8 @@ def test_the_engine_writes_what_the_learner_reads_before_and_after_an_update(bac
 
 def test_no_mind_is_the_plain_model_to_the_bit(backend: VllmBackend) -> None:
     requests = mixed(backend.policy, (None,))
+    # What was read before would change what is computed together, and so how it is rounded.
+    backend.engine.forget()
     with_it = written(backend, requests)
     backend.engine.forget()
     with without_the_hook(backend):
@@ -159,7 +161,6 @@ def test_minds_differ_and_repeat(backend: VllmBackend) -> None:
 
 
 def test_a_prompt_is_read_from_the_cache_of_its_own_mind_and_version_only(backend: VllmBackend) -> None:
-    # Two blocks and a bit, so that those of all minds fit the tight cache.
     ids = prompts(backend.policy)[-1][:70]
 
     def cached(mind: Mind | None) -> int:
@@ -167,11 +168,12 @@ def test_a_prompt_is_read_from_the_cache_of_its_own_mind_and_version_only(backen
         return backend.cached_tokens
 
     backend.engine.forget()
-    assert [cached(MINDS[0]), cached(MINDS[1]), cached(None)] == [0, 0, 0]
+    # One after another: the tight cache does not hold what all of them read.
+    for mind in (MINDS[0], MINDS[1], None):
+        assert cached(mind) == 0
+        assert cached(mind) >= backend.engine.block
     with backend.policy.as_base():
         assert cached(None) == 0
-    within = [cached(MINDS[0]), cached(MINDS[1]), cached(None)]
-    assert min(within) >= backend.engine.block
     changed(backend.policy, 4, 1e-4)
     assert [cached(MINDS[0]), cached(None)] == [0, 0]
 
