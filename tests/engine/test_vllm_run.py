@@ -24,7 +24,7 @@ def command(text: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
 def run(text: str, folder: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
