@@ -135,5 +135,6 @@ def test_a_learner_that_is_killed_leaves_no_engine_behind(place: Path) -> None:
 def test_two_workers_share_the_weights(place: Path) -> None:
     done = run(TRAIN.format(steps=2) + " --set backend_options.tensor_parallel=2", place)
     assert done.returncode == 0
-    for row in rows(place / "out" / "metrics.jsonl"):
-        assert row["learn/logprob_gap"] < 1e-3
+    gaps = [row["learn/logprob_gap"] for row in rows(place / "out" / "metrics.jsonl")]
+    assert any(gaps), "a step must have learned"
+    assert all(gap is None or gap < 1e-3 for gap in gaps)
