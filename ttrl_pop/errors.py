@@ -25,6 +25,14 @@ class DivergenceError(TtrlPopError, ArithmeticError):
     """Several updates in a row had a loss or a gradient that was not finite."""
 
 
+class EngineError(TtrlPopError, RuntimeError):
+    """A rollout engine died, failed its self-test, or holds other weights than the policy."""
+
+
+class SamplerMismatchError(TtrlPopError, ArithmeticError):
+    """Sampler and learner disagree about the probabilities of the same tokens."""
+
+
 class CollapseError(TtrlPopError, RuntimeError):
     """The collapse guard stopped the run, after saving a checkpoint: exit code 3."""
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ttrl_pop import grpo
 from ttrl_pop.config import Config
-from ttrl_pop.errors import DivergenceError, StaleRolloutError
+from ttrl_pop.errors import DivergenceError, SamplerMismatchError, StaleRolloutError
 from ttrl_pop.memory import is_exhausted
 from ttrl_pop.policy import Policy
 from ttrl_pop.populations.base import MEAN
@@ -106,6 +106,7 @@ class Learner:
         Raises:
             StaleRolloutError: a rollout was written by another version of the policy.
             DivergenceError: `max_bad_updates` updates in a row had a loss or gradient that was not finite.
+            SamplerMismatchError: the sampler's log-probabilities are further from the learner's than is allowed.
         """
         options = self.config.learn
         self._check_versions(tallies)
@@ -124,6 +125,7 @@ class Learner:
                         f"step {step}: loss or gradient was not finite in {self.bad_in_a_row} updates in a row; "
                         "lower learn.lr or population.options.sigma"
                     )
+        self._check_gap(sums, step)
         self._extend_average()
         tokens = max(sums.tokens, 1)
         return Update(
@@ -214,6 +216,19 @@ class Learner:
                         f"problem {tally.group.problem.id!r}: rollout of policy version {rollout.policy_version}, but "
                         f"the learner is at version {self.policy.version}; the backend missed a refresh"
                     )
+
+    def _check_gap(self, sums: Sums, step: int) -> None:
+        """Under `replay` both sides compute the same thing; a gap beyond rounding means that they did not."""
+        limit = self.config.learn.max_logprob_gap
+        if limit is None or self.config.learn.noise != "replay" or not sums.gap_tokens:
+            return
+        gap = sums.gap / sums.gap_tokens
+        if not gap <= limit:
+            raise SamplerMismatchError(
+                f"step {step}: log-probabilities of sampler and learner differ by {gap:.2g} nats per token, more than "
+                f"learn.max_logprob_gap {limit:.2g}; the engine wrote with other minds or weights than the learner's. "
+                "Go on with --backend hf, or raise the limit if rounding explains it"
+            )
 
     def _samples(self, tallies: Sequence[Tally], weights: Mapping[str, float]) -> tuple[list[Sample], int, int]:
         """The rollouts that carry a gradient, with advantage and token weight; groups used and skipped."""
@@ -320,7 +335,7 @@ class Learner:
 
         ratios_BT = grpo.log_ratios(new_BT, old_BT, mask_BT, options.loss)
         loss_BT, clipped_BT = grpo.policy_loss(ratios_BT, advantages_B, options.clip_low, options.clip_high)
-        if options.noise == "mean-tis":
+        if options.noise == "mean-tis" or (options.tis and options.noise == "replay"):
             loss_BT = loss_BT * grpo.truncated_importance(old_BT, sampler_BT, options.tis_cap)
         kl_BT = None
         if base_BT is not None:

@@ -38,6 +38,8 @@ class LoadedModel:
     eos_ids: frozenset[int]
     fingerprint: str
     """Hash over names, shapes and a sample of the values of all weights: tells models apart, not a checksum."""
+    source: str | None = None
+    """Folder or hub id that the weights were read from; None for a model made in memory."""
 
 
 def load_model(name: str, device: str = "auto", dtype: str = "auto") -> LoadedModel:
@@ -64,6 +66,7 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto") -> LoadedMo
         context_length=_context_length(network.config),
         eos_ids=_eos_ids(network, tokenizer),
         fingerprint=fingerprint(network),
+        source=source,
     )
 
 

@@ -19,6 +19,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
     "backend": {
         "hf": "ttrl_pop.backends.hf:HfBackend",
+        "vllm": "ttrl_pop.backends.vllm:VllmBackend",
     },
     "grader": {
         "math": "ttrl_pop.graders.math:MathGrader",

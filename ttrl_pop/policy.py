@@ -50,6 +50,7 @@ class Policy:
         self.context_length = model.context_length
         self.eos_ids = model.eos_ids
         self.fingerprint = model.fingerprint
+        self.source = model.source
         self.population = population
         self.version = 0
         self.network: Any = model.network

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from ttrl_pop.backends.auto import backend_name
 from ttrl_pop.backends.base import Backend
 from ttrl_pop.config import Config, validate
 from ttrl_pop.errors import UsageError
@@ -22,6 +23,7 @@ class Session:
     """What a command works with."""
 
     config: Config
+    """With the backend's choices in the place of what was left open."""
     problems: ProblemSet
     policy: Policy
     backend: Backend
@@ -56,18 +58,22 @@ def open_session(config: Config, problems: ProblemSet, adapter: bool) -> Session
     rules = build_rules(config.vote, problems.answers, token_limit=config.sampling.max_new_tokens)
     kind = load("population", config.population.name)
     options = validate(kind.Options, config.population.options, source="population.options")
+    config = config.model_copy(update={"backend": backend_name(config.backend, config.device)})
     backend_kind = load("backend", config.backend)
+    backend_options = validate(backend_kind.Options, config.backend_options, source="backend_options")
     policy = Policy(
         load_model(config.model, config.device, config.dtype),
         kind(options),
         config.learn.lora if adapter else None,
         config.seed,
     )
+    backend = backend_kind(policy, config.sampling, backend_options)
+    chosen = {name: value for name, value in backend.learner_defaults().items() if getattr(config.learn, name) is None}
     return Session(
-        config=config,
+        config=config.model_copy(update={"learn": config.learn.model_copy(update=chosen)}),
         problems=problems,
         policy=policy,
-        backend=backend_kind(policy, config.sampling),
+        backend=backend,
         prompts=Prompts(policy, problems.problems, config.sampling.max_new_tokens),
         rules=replace(rules, thinking=policy.opens_thoughts) if config.vote.thinking is None else rules,
     )

@@ -23,7 +23,6 @@ from ttrl_pop.errors import DivergenceError
 from ttrl_pop.memory import is_exhausted, limit_bytes
 from ttrl_pop.packing import Pack, Tree, pack
 from ttrl_pop.policy import at_temperature
-from ttrl_pop.populations.base import MEAN
 from ttrl_pop.types import FinishReason, Mind, Rollout
 
 ENTER = 0.25
@@ -69,7 +68,11 @@ class HfBackend(Backend):
         while waiting:
             try:
                 for writing in self._write(waiting, min(slots, len(requests))):
-                    yield writing.index, self._rollout(writing)
+                    reason = writing.reason or "length"
+                    yield (
+                        writing.index,
+                        self.rollout(writing.request, writing.ids, writing.logprobs, reason, self.policy.version),
+                    )
             except (RuntimeError, MemoryError) as error:
                 if slots == 1 or not is_exhausted(error):
                     raise
@@ -197,7 +200,7 @@ class HfBackend(Backend):
                     )
                 writing.ids.append(token)
                 writing.logprobs.append(logprob)
-                ended = self._ended(writing.ids)
+                ended = self.ended(writing.ids)
                 if ended or len(writing.ids) == self.sampling.max_new_tokens:
                     writing.reason = "stop" if ended else "length"
                     break
@@ -213,29 +216,6 @@ class HfBackend(Backend):
         for mover, gap in zip(movers, gaps, strict=True):
             active[gap] = active[mover]
         return active[: len(kept)]
-
-    def _ended(self, ids: list[int]) -> bool:
-        if ids[-1] in self.policy.eos_ids:
-            return True
-        if not self.sampling.stop:
-            return False
-        # A stop string of n bytes lies in the last n tokens; some more complete a character cut at the edge.
-        tail = max(len(stop.encode()) for stop in self.sampling.stop) + 4
-        text = self.policy.decode(ids[-tail:])
-        return any(stop in text for stop in self.sampling.stop)
-
-    def _rollout(self, writing: Writing) -> Rollout:
-        text = self.policy.decode(writing.ids)
-        cuts = [text.index(stop) for stop in self.sampling.stop if stop in text]
-        return Rollout(
-            mind=writing.request.mind or MEAN,
-            prompt_ids=writing.request.prompt_ids,
-            completion_ids=tuple(writing.ids),
-            logprobs=tuple(writing.logprobs),
-            text=text[: min(cuts)] if cuts else text,
-            finish_reason=writing.reason or "length",
-            policy_version=self.policy.version,
-        )
 
 
 def draw(

@@ -125,6 +125,13 @@ class NormNoise(Population):
     def reader(self, mind: Mind) -> Mind:
         return mind if self.options.scope == "sequence" else MEAN
 
+    @torch.no_grad()
+    def offsets(self, minds: Sequence[Mind]) -> Float[Tensor, "S M D"]:
+        """z of each mind at each site, in the order of `sites`, for an engine with a model of its own."""
+        if self.needs_calibration:
+            raise UsageError('sigma is "auto" and has not been calibrated; pass a number or calibrate first')
+        return torch.stack(self._noise(tuple(mind.seed for mind in minds), 1))
+
     def kl_to_prior(self) -> Float[Tensor, ""]:
         if float(self.sigma0) == 0:
             return self.mu.new_zeros(())
