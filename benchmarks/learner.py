@@ -50,9 +50,7 @@ def compiler() -> str | None:
 
 def measure(plan: Plan, model: str) -> Record:
     """Run all rounds; all that was measured, as JSON has it."""
-    shape = flags(
-        problems=plan.problems, examples=plan.examples, new_tokens=plan.new_tokens, steps=1 + plan.steps
-    )
+    shape = flags(problems=plan.problems, examples=plan.examples, new_tokens=plan.new_tokens, steps=1 + plan.steps)
     ours = {form.name: form for form in forms(plan.rollouts)}
     readers = {form.name: form.readers for form in ours.values()}
     sides = [

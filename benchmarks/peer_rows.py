@@ -1,9 +1,9 @@
 """Seconds of one update by a plain learner on the CPU: each rollout a row with its prompt, nothing shared.
 
 The model's own forward in transformers with PEFT's own LoRA on all linear layers; rows in micro-batches, logits at all
-positions of the completions, cross entropy weighted by the advantage, `backward`, clip, AdamW. On-policy with one update the
-gradient of the clipped ratio is that of the log-probability, so this is the gradient of ours. With minds a hook on
-every norm over the hidden size adds mu + sigma · eps, both of which are trained.
+positions of the completions, cross entropy weighted by the advantage, `backward`, clip, AdamW. On-policy with one
+update the gradient of the clipped ratio is that of the log-probability, so this is the gradient of ours. With minds a
+hook on every norm over the hidden size adds mu + sigma · eps, both of which are trained.
 
 Simplifications:
 1. Prompts have one length, and so have completions: no row is padded.

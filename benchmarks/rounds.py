@@ -5,8 +5,8 @@ slows down slows all. A side is a module that prints one JSON line, of which eve
 
     seconds         of each repeat; the first is warm-up and not counted
     threads         of torch, or of the engine
-    peak_bytes      largest resident set
-    prompt_tokens   tokens of each prompt
+    peak_bytes      largest resident set of the process
+    prompt_tokens   of each prompt; taken from the first side
 """
 
 import argparse
