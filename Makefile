@@ -29,7 +29,7 @@ lint: .venv/.test
 check: lint test  ## format, lint, types, tests: what CI runs
 
 bench: .venv-bench/.done  ## the short form; benchmarks/README.md has the long one
-	.venv-bench/bin/python -m benchmarks.step --quick
+	for name in step rollouts learner scaling vote; do .venv-bench/bin/python -m benchmarks.$$name --quick || exit; done
 
 clean:
 	rm -rf .venv .venv-bench .venv-vllm build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,10 +1,12 @@
-"""Seconds of one step of ours on the CPU, for a comparison at equal work with `benchmarks.peer_trl`.
+"""Seconds of ours on the CPU: of a whole step, of its rollouts alone, or of its learner alone.
 
-One step is what `ttrl-pop train` does between two reports, without its files: spawn minds, sample, vote, learn.
+A step is what `ttrl-pop train` does between two reports, without its files: spawn minds, sample, vote, learn. Rollouts
+are its first half, with the adapter attached. The learner alone is given rollouts that nobody sampled: random tokens.
 
 Simplifications:
-1. Every answer counts as the same and rewards alternate 0, 1 within a group, as on the peer's side: no group is idle.
+1. Every answer counts as the same and rewards alternate 0, 1 within a group, as on the peers' side: no group is idle.
 2. Every step has the same prompts.
+3. Where `--lengths` plans them, no completion ends by itself, and each ends where planned.
 
 Loading the model is not counted. Run in a process of its own, which prints one JSON line:
 
@@ -14,25 +16,51 @@ Loading the model is not counted. Run in a process of its own, which prints one 
 import argparse
 import json
 import logging
+import random
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from benchmarks.machine import peak_bytes
-from benchmarks.peer_trl import times_table
+from benchmarks.workload import EXAMPLES, QUESTIONS, completion_lengths, times_table
+from ttrl_pop.backends.hf import HfBackend, Writing
 from ttrl_pop.config import Config
 from ttrl_pop.learn import Learner
+from ttrl_pop.populations.base import NoPopulation
 from ttrl_pop.problems import ProblemSet
 from ttrl_pop.rewards import Ballot
 from ttrl_pop.sample import sample
 from ttrl_pop.session import Session, check_trainable, open_session
-from ttrl_pop.types import AnswerKey, FinishReason, Problem
+from ttrl_pop.types import AnswerKey, FinishReason, Group, Mind, Problem, Rollout, Tally, Update
 
+Record = dict[str, list[float]]
 SIGMA = 0.005
 """Fixed, so that nothing is calibrated; its value changes no cost."""
+
+
+class Silent(NoPopulation):
+    """Minds without noise that read every prompt for themselves: the work of a population, and none of its cost."""
+
+    def reader(self, mind: Mind) -> Mind:
+        return mind
+
+
+class Planned(HfBackend):
+    """Every completion has the length that is planned for its request, whatever the model would do."""
+
+    lengths: Sequence[int]
+
+    def _extend(self, rows: Sequence[Writing], tokens_BT: Tensor, logprobs_BT: Tensor) -> None:
+        for writing, tokens, logprobs in zip(rows, tokens_BT.tolist(), logprobs_BT.tolist(), strict=True):
+            room = self.lengths[writing.index] - len(writing.ids)
+            writing.ids += tokens[:room]
+            writing.logprobs += logprobs[:room]
+            if len(writing.ids) == self.lengths[writing.index]:
+                writing.reason = "length"
 
 
 def one_answer(text: str, finish_reason: FinishReason) -> str:
@@ -52,6 +80,7 @@ def configuration(given: argparse.Namespace) -> Config:
             "model": given.model_folder,
             "device": "cpu",
             "dtype": "float32",
+            "backend": "hf" if given.lengths == "own" else "benchmarks.ours:Planned",
             "population": population | ({"options": {"sigma": SIGMA}} if given.population == "norm-noise" else {}),
             "sampling": {"max_new_tokens": given.new_tokens},
             "vote": {"extract": "benchmarks.ours:one_answer", "reward": "benchmarks.ours:alternating"},
@@ -65,41 +94,113 @@ def configuration(given: argparse.Namespace) -> Config:
     )
 
 
-def time_steps(session: Session, steps: int) -> list[dict[str, float]]:
-    """Train for `steps` steps on all problems; of each the seconds of the whole, of its rollouts and of its learner.
-
-    Raises:
-        RuntimeError: a group was left out, so that the work was not that of the peer.
-    """
-    config, policy = session.config, session.policy
-    learner = Learner(policy, config)
-    problems, samples = session.problems.problems, config.population.samples_per_mind
-    spent = []
+def time_steps(session: Session, steps: int) -> Record:
+    """Train for `steps` steps on all problems; of each the seconds of the whole, of its rollouts and of its learner,
+    and the largest resident set up to its end."""
+    learner = Learner(session.policy, session.config)
+    spent: Record = {"seconds": [], "rollouts": [], "learner": [], "peaks": []}
     for step in range(1, steps + 1):
         began = time.perf_counter()
-        minds = policy.population.spawn(config.seed, step, config.population.minds)
-        rollouts = sample(session.backend, session.prompts, problems, minds, samples, config.seed, step)
-        groups = list(rollouts)
+        groups = sampled_groups(session, step)
         sampled = time.perf_counter()
         tallies = [session.tally(group) for group in groups]
         voted = time.perf_counter()
         update = learner.learn(tallies, step)
         session.backend.refresh()
         ended = time.perf_counter()
-        if (update.groups_used, update.updates) != (len(problems), 1):
-            raise RuntimeError(f"a step must use all {len(problems)} groups for one update, got {update}")
-        spent.append({"seconds": ended - began, "rollouts": sampled - began, "learner": ended - voted})
+        check_complete(update, tallies)
+        spent["seconds"].append(ended - began)
+        spent["rollouts"].append(sampled - began)
+        spent["learner"].append(ended - voted)
+        spent["peaks"].append(peak_bytes())
     return spent
+
+
+def time_rollouts(session: Session, steps: int) -> Record:
+    """Sample all groups `steps` times."""
+    spent: Record = {"seconds": []}
+    for step in range(1, steps + 1):
+        began = time.perf_counter()
+        sampled_groups(session, step)
+        spent["seconds"].append(time.perf_counter() - began)
+    return spent
+
+
+def time_learner(session: Session, steps: int) -> Record:
+    """Learn `steps` times from rollouts of max_new_tokens random tokens."""
+    learner = Learner(session.policy, session.config)
+    spent: Record = {"seconds": []}
+    for step in range(1, steps + 1):
+        tallies = [session.tally(group) for group in made_groups(session, step)]
+        began = time.perf_counter()
+        update = learner.learn(tallies, step)
+        spent["seconds"].append(time.perf_counter() - began)
+        check_complete(update, tallies)
+    return spent
+
+
+PARTS: dict[str, Callable[[Session, int], Record]] = {
+    "step": time_steps,
+    "rollouts": time_rollouts,
+    "learner": time_learner,
+}
+
+
+def sampled_groups(session: Session, step: int) -> list[Group]:
+    config, problems = session.config, session.problems.problems
+    minds = session.policy.population.spawn(config.seed, step, config.population.minds)
+    samples = config.population.samples_per_mind
+    return list(sample(session.backend, session.prompts, problems, minds, samples, config.seed, step))
+
+
+def made_groups(session: Session, step: int) -> list[Group]:
+    """Rollouts of every mind on every problem, of random tokens."""
+    config, policy = session.config, session.policy
+    draw = random.Random(step)
+    vocabulary = range(policy.network.config.get_text_config().vocab_size)
+    length = config.sampling.max_new_tokens
+    minds = policy.population.spawn(config.seed, step, config.population.minds)
+    return [
+        Group(
+            problem,
+            tuple(
+                Rollout(
+                    mind,
+                    session.prompts[problem.id],
+                    tuple(draw.choices(vocabulary, k=length)),
+                    (0.0,) * length,
+                    "",
+                    "length",
+                    policy.version,
+                )
+                for mind in minds
+                for _ in range(config.population.samples_per_mind)
+            ),
+        )
+        for problem in session.problems.problems
+    ]
+
+
+def check_complete(update: Update, tallies: Sequence[Tally]) -> None:
+    """
+    Raises:
+        RuntimeError: a group was left out, so that the work was not that of the peer.
+    """
+    if (update.groups_used, update.updates) != (len(tallies), 1):
+        raise RuntimeError(f"a step must use all {len(tallies)} groups for one update, got {update}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ours", description="Time a step of ours.")
     parser.add_argument("model_folder", help="folder of a Hugging Face model")
-    parser.add_argument("--population", default="norm-noise", help="norm-noise or none")
-    parser.add_argument("--problems", type=int, default=16)
+    parser.add_argument("--part", default="step", choices=tuple(PARTS))
+    parser.add_argument("--population", default="norm-noise", help="norm-noise, none or package.module:Name")
+    parser.add_argument("--problems", type=int, default=16, help=f"1 to {QUESTIONS}")
+    parser.add_argument("--examples", type=int, default=0, help=f"answered in each prompt, 0 to {EXAMPLES}")
     parser.add_argument("--minds", type=int, default=16)
     parser.add_argument("--samples", type=int, default=1, help="per mind")
     parser.add_argument("--new-tokens", type=int, default=4)
+    parser.add_argument("--lengths", default="own", choices=("own", "even", "mixed"), help="own: until the model ends")
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--lora-rank", type=int, default=8)
     parser.add_argument("--lr", type=float, default=2e-4)
@@ -108,10 +209,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.disable(logging.WARNING)
     config = configuration(given)
     check_trainable(config)
-    problems = tuple(Problem(str(i), prompt, i) for i, prompt in enumerate(times_table(given.problems)))
+    prompts = times_table(given.problems, given.examples)
+    problems = tuple(Problem(str(i), prompt, i) for i, prompt in enumerate(prompts))
     session = open_session(config, ProblemSet(problems, AnswerKey(), ""), adapter=True)
-    spent = time_steps(session, given.steps)
-    record = {key: [step[key] for step in spent] for key in ("seconds", "rollouts", "learner")} | {
+    if given.lengths != "own":
+        rows = given.problems * config.group_size
+        session.backend.lengths = completion_lengths(given.lengths, rows, given.new_tokens)
+    record = PARTS[given.part](session, given.steps) | {
         "prompt_tokens": [len(session.prompts[problem.id]) for problem in problems],
         "threads": torch.get_num_threads(),
         "peak_bytes": peak_bytes(),

@@ -9,14 +9,12 @@ Simplifications:
 1. The reward alternates 0, 1 within a group: no group is constant, so none is idle; nothing is learned from it.
 2. Every step has the same prompts.
 
-Loading the model and building the trainer are not counted. TRL is imported late, so that `times_table` can be had
-where TRL is not installed. Run in a process of its own, which prints one JSON line:
+Loading the model and building the trainer are not counted. Run in a process of its own, which prints one JSON line:
 
     python -m benchmarks.peer_trl MODEL_FOLDER --problems 16 --generations 16 --new-tokens 4 --steps 2
 """
 
 import argparse
-import itertools
 import json
 import logging
 import os
@@ -35,9 +33,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, T
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.machine import peak_bytes
-
-QUESTIONS = 64
-"""The times table has one-digit factors only, so that every prompt has one length and no row is padded."""
+from benchmarks.workload import QUESTIONS, times_table
 
 MICRO_BATCH = 64
 """Rows of one forward and backward, at most. On 128 rows a step took 31, 28 and 29 s in parts of 128, 64 and 32, on a
@@ -114,12 +110,6 @@ def time_steps(
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     return clock.seconds
-
-
-def times_table(problems: int) -> list[str]:
-    """The first `problems` (1 to QUESTIONS) questions of the times table, as raw prompts."""
-    factors = itertools.islice(itertools.product(range(9, 1, -1), repeat=2), problems)
-    return [f"Q: What is {a} times {b}?\nA: {a} times {b} is" for a, b in factors]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,19 +1,179 @@
-"""Benchmarks that need no peer run in their quick form."""
+"""Benchmarks run in their quick form where they need no peer package, and count the work that is done."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from fakes import norm_noise, save_tiny, tiny_policy, tiny_session, tiny_tokenizer
+
+from benchmarks import scaling
+from benchmarks.ours import Planned, Silent, made_groups, sampled_groups
+from benchmarks.workload import (
+    EXAMPLES,
+    QUESTIONS,
+    Work,
+    completion_lengths,
+    forms,
+    forward_work,
+    times_table,
+)
+from ttrl_pop.config import Section
+from ttrl_pop.learn import Learner
+from ttrl_pop.policy import Policy
+from ttrl_pop.populations.base import NoPopulation, Population
 
 ROOT = Path(__file__).parents[1]
+MACHINE = {
+    "layer_parameters": 100,
+    "layer_flops_per_second": 1000.0,
+    "head_parameters": 10,
+    "head_flops_per_second": 100.0,
+}
+
+
+def output(*command: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", *command, "--quick", "--json"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=True,
+    )
+    record: dict[str, Any] = json.loads(done.stdout)
+    return record
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tiny(tmp_path_factory.mktemp("model")))
+
+
+def test_work_by_hand() -> None:
+    # Two prompts of 3 and 5 tokens, two readers: 16. Completions of 1, 4, 2 and 1: 0 + 3 + 1 + 0 decoded.
+    work = forward_work([3, 5], 2, [1, 4, 2, 1])
+    assert work == Work(layer_tokens=20, head_positions=8)
+    assert work.times(3) == Work(60, 24)
+    assert work.seconds(MACHINE) == pytest.approx(2 * 100 * 20 / 1000 + 2 * 10 * 8 / 100)
+
+
+def test_a_form_without_noise_has_the_work_of_one_sample_of_each_mind() -> None:
+    first, few, none, silent = forms(16)
+    assert (first.readers, few.readers, none.readers, silent.readers) == (16, 4, 1, 16)
+    assert all(form.minds * form.samples == 16 for form in (first, few, none, silent))
+
+
+@pytest.mark.parametrize(("rows", "new_tokens"), [(256, 128), (8, 4), (3, 128), (1, 5)])
+def test_mixed_lengths_are_spread_from_one_to_the_longest(rows: int, new_tokens: int) -> None:
+    lengths = completion_lengths("mixed", rows, new_tokens)
+    assert lengths == completion_lengths("mixed", rows, new_tokens)
+    assert len(lengths) == rows
+    assert min(lengths) == 1
+    if rows > 1:
+        assert max(lengths) == new_tokens
+        assert sum(lengths) / rows == pytest.approx((1 + new_tokens) / 2, rel=0.1)
+        assert rows < 8 or lengths != sorted(lengths)
+
+
+def test_prompts_differ_and_have_one_length() -> None:
+    tokenizer = tiny_tokenizer()
+    every = times_table(QUESTIONS)
+    assert len(set(every)) == QUESTIONS
+    assert {len(tokenizer(text)["input_ids"]) for text in every} == {len(every[0])}
+    plain, more, most = (len(times_table(1, examples)[0]) for examples in (0, 1, EXAMPLES))
+    assert most - plain == EXAMPLES * (more - plain)
+
+
+@pytest.mark.parametrize("population", [norm_noise(0.3), NoPopulation(Section()), Silent(Section())], ids=str)
+@pytest.mark.parametrize("rule", ["even", "mixed"])
+def test_ours_computes_the_tokens_that_are_counted(population: Population, rule: Any) -> None:
+    policy = tiny_policy(population=population, warm=False)
+    minds, samples, new_tokens = 3, 2, 6
+    session = tiny_session(
+        policy,
+        backend=Planned,
+        population__minds=minds,
+        population__samples_per_mind=samples,
+        sampling__max_new_tokens=new_tokens,
+        learn__token_budget=100_000,
+    )
+    problems = session.problems.problems
+    lengths = completion_lengths(rule, len(problems) * minds * samples, new_tokens)
+    session.backend.lengths = lengths  # type: ignore[attr-defined]
+    readers = 1 if type(population) is NoPopulation else minds
+    prompt_tokens = [len(session.prompts[problem.id]) for problem in problems]
+    with_counts = counted(policy)
+    groups = sampled_groups(session, 1)
+    written = [len(rollout.completion_ids) for group in groups for rollout in group.rollouts_G]
+    assert sorted(written) == sorted(lengths)
+    assert Work(with_counts["layers"], with_counts["head"]) == forward_work(prompt_tokens, readers, lengths)
+
+
+def test_the_learner_computes_the_tokens_that_are_counted() -> None:
+    policy = tiny_policy()
+    session = tiny_session(policy, population__minds=2, population__samples_per_mind=2, learn__token_budget=100_000)
+    groups = made_groups(session, 1)
+    lengths = [len(rollout.completion_ids) for group in groups for rollout in group.rollouts_G]
+    prompt_tokens = [len(group.rollouts_G[0].prompt_ids) for group in groups]
+    counts = counted(policy)
+    rollouts = [rollout for group in groups for rollout in group.rollouts_G]
+    policy.token_logprobs(rollouts, [rollout.mind for rollout in rollouts], 1.0)
+    assert counts["layers"] == forward_work(prompt_tokens, 2, lengths).layer_tokens
+    assert Learner(policy, session.config).learn([session.tally(group) for group in groups], 1).updates <= 1
+
+
+def counted(policy: Policy) -> dict[str, int]:
+    """Tokens that pass the first layer and positions that pass the LM head from now on."""
+    counts = {"layers": 0, "head": 0}
+
+    def hook(key: str) -> Any:
+        def count(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            counts[key] += inputs[0].shape[:-1].numel()
+
+        return count
+
+    policy.network.base_model.layers[0].register_forward_pre_hook(hook("layers"))
+    policy.network.get_output_embeddings().register_forward_pre_hook(hook("head"))
+    return counts
+
+
+def test_linear_growth_is_one() -> None:
+    points = [{"seconds": 2.0, "rows": 4, "tokens": 10}, {"seconds": 6.0, "rows": 8, "tokens": 30}]
+    assert [point["of_linear"] for point in scaling.growth("rows", points)] == [1.0, 1.5]
+    assert [point["of_linear"] for point in scaling.growth("prompt", points)] == [1.0, 1.0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--mixed"]])
+def test_the_benchmark_of_rollouts_runs(model: str, options: list[str]) -> None:
+    measured = output("benchmarks.rollouts", "--model", model, *options)
+    assert measured["new_tokens"] == sum(completion_lengths("mixed" if options else "even", 8, 4))
+    assert list(measured["sides"]) == ["ours, 4 minds × 1", "generate", *list(measured["sides"])[2:]]
+    assert all(side["seconds"] > 0 and 0 < side["share"] < 1 for side in measured["sides"].values())
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_the_learner_runs(model: str) -> None:
+    measured = output("benchmarks.learner", "--model", model)
+    assert measured["peers"] == ["rows, 4 minds", "rows"]
+    assert all(side["seconds"] > 0 and 0 < side["share"] < 1 for side in measured["sides"].values())
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_growth_runs(model: str) -> None:
+    measured = output("benchmarks.scaling", "--model", model, "--axes", "rows", "completion")
+    assert list(measured["axes"]) == ["rows", "completion"]
+    assert [point["rows"] for point in measured["axes"]["rows"]] == [4, 8]
+    assert len(measured["peaks"]) == 6
+    assert measured["peaks"] == sorted(measured["peaks"])
 
 
 @pytest.mark.slow
 def test_the_benchmark_of_votes_runs_and_its_graders_find_the_planted_clusters() -> None:
-    command = [sys.executable, "-m", "benchmarks.vote", "--quick", "--json"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
-    measured = json.loads(done.stdout)
+    measured = output("benchmarks.vote")
     assert measured["sides"]["math"]["right"] == measured["sides"]["math-verify"]["right"] == measured["problems"]
     assert measured["asked"] < measured["pairs"]
