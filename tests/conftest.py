@@ -14,7 +14,6 @@ install_import_hook("ttrl_pop", "beartype.beartype")
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-
 FIRST = ("test_demo.py", "test_math_grader.py", "test_commands.py", "test_resume.py")
 """Files that take longest; begun last, one process would be left alone with them."""
 
