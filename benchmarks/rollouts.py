@@ -17,6 +17,7 @@ very options of `benchmarks.peer_generate` (but --batch), and must print the rec
 """
 
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -132,6 +133,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model = rounds.checked(
         parser, given, problems=(1, QUESTIONS), rollouts=(2, None), examples=(0, EXAMPLES), new_tokens=(1, None)
     )
+    if given.vllm_python and shutil.which(given.vllm_python) is None:
+        parser.error(f"--vllm-python must be an interpreter that can be run, got {given.vllm_python}")
     measured = measure(Plan(**{field.name: getattr(given, field.name) for field in fields(Plan)}), model)
     print(json.dumps(measured) if given.json else table(measured))
     return 0

@@ -22,7 +22,6 @@ from benchmarks.workload import (
     times_table,
 )
 from ttrl_pop.config import Section
-from ttrl_pop.learn import Learner
 from ttrl_pop.policy import Policy
 from ttrl_pop.populations.base import NoPopulation, Population
 
@@ -88,7 +87,9 @@ def test_prompts_differ_and_have_one_length() -> None:
     assert most - plain == EXAMPLES * (more - plain)
 
 
-@pytest.mark.parametrize("population", [norm_noise(0.3), NoPopulation(Section()), Silent(Section())], ids=str)
+@pytest.mark.parametrize(
+    "population", [norm_noise(0.3), NoPopulation(Section()), Silent(Section())], ids=["noise", "none", "silent"]
+)
 @pytest.mark.parametrize("rule", ["even", "mixed"])
 def test_ours_computes_the_tokens_that_are_counted(population: Population, rule: Any) -> None:
     policy = tiny_policy(population=population, warm=False)
@@ -123,7 +124,6 @@ def test_the_learner_computes_the_tokens_that_are_counted() -> None:
     rollouts = [rollout for group in groups for rollout in group.rollouts_G]
     policy.token_logprobs(rollouts, [rollout.mind for rollout in rollouts], 1.0)
     assert counts["layers"] == forward_work(prompt_tokens, 2, lengths).layer_tokens
-    assert Learner(policy, session.config).learn([session.tally(group) for group in groups], 1).updates <= 1
 
 
 def counted(policy: Policy) -> dict[str, int]:
