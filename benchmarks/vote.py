@@ -31,7 +31,7 @@ from typing import Any
 
 from math_verify import parse, verify
 
-from benchmarks.step import BUSY
+from benchmarks.rounds import BUSY
 from ttrl_pop.graders.base import Grader
 from ttrl_pop.graders.exact import ExactGrader
 from ttrl_pop.graders.math import MathGrader

@@ -32,9 +32,9 @@ def requests(policy: Policy, minds: int = 3, samples: int = 2) -> list[Request]:
 
 def written(policy: Policy, asked: list[Request], **options: object) -> list[Rollout]:
     sampling = SamplingConfig(**{"max_new_tokens": 7, **options})
-    results = dict(HfBackend(policy, sampling).rollouts(asked))
-    assert sorted(results) == list(range(len(asked)))
-    return [results[i] for i in range(len(asked))]
+    pairs = list(HfBackend(policy, sampling).rollouts(asked))
+    assert sorted(index for index, _ in pairs) == list(range(len(asked)))
+    return [rollout for _, rollout in sorted(pairs, key=lambda pair: pair[0])]
 
 
 def stripped(rollouts: list[Rollout]) -> list[object]:
@@ -188,7 +188,7 @@ def test_the_memory_for_keys_and_values_limits_the_rows(monkeypatch: pytest.Monk
     monkeypatch.setattr(hf, "limit_bytes", lambda device: int(room) + 1)
     slots = []
     cache = hf.KeyValueCache
-    monkeypatch.setattr(hf, "KeyValueCache", lambda count: slots.append(count) or cache(count))
+    monkeypatch.setattr(hf, "KeyValueCache", lambda count, longest: slots.append(count) or cache(count, longest))
     assert_same(written(policy, asked, **MANY_STOPS), written(policy, asked, max_rows=5, **MANY_STOPS))
     assert slots == [5, 5]
 
@@ -197,6 +197,27 @@ def test_looking_at_the_tokens_less_often_changes_nothing(monkeypatch: pytest.Mo
     for every in (2, 5, 50):
         monkeypatch.setitem(hf.CHECK_EVERY, "cpu", every)
         assert_same(written(POLICY, requests(POLICY), max_rows=6, **MANY_STOPS), EXPECTED)
+
+
+def test_no_position_lies_behind_the_end_of_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    # GPT-2 has an embedding for each position, and none for further ones.
+    policy = tiny_policy("gpt2")
+    limit, mind = 7, Mind(5)
+    long = tuple(3 + i % 50 for i in range(policy.context_length - limit))
+    asked = [Request(prompt, mind, ("k", len(prompt))) for prompt in (long, (3,), (4, 5))]
+    expected = written(policy, asked)
+    assert {len(r.completion_ids) for r in expected} == {limit}
+    monkeypatch.setitem(hf.CHECK_EVERY, "cpu", 50)
+    assert_same(written(policy, asked), expected)
+
+
+@pytest.mark.parametrize("samples", [1, 5, 12])
+def test_trees_that_do_not_fit_into_the_free_slots_are_split(samples: int) -> None:
+    policy = tiny_policy(population=NoPopulation(NoPopulation.Options()))
+    asked = requests(policy, minds=1, samples=samples)
+    expected = written(policy, asked, **MANY_STOPS)
+    for rows in (2, 3, 7):
+        assert_same(written(policy, asked, max_rows=rows, **MANY_STOPS), expected)
 
 
 def test_samples_of_a_mind_differ_and_repeat() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ttrl_pop import grpo
 from ttrl_pop.errors import DivergenceError, StaleRolloutError
-from ttrl_pop.learn import Learner, Sample, micro_batches, schedule_factor
+from ttrl_pop.learn import Learner, Sample, Sums, micro_batches, schedule_factor
 from ttrl_pop.policy import grow
 from ttrl_pop.populations.base import MEAN
 from ttrl_pop.sample import sample
@@ -314,6 +314,23 @@ def test_a_bad_gradient_skips_the_update_and_three_in_a_row_stop_the_run(monkeyp
     monkeypatch.undo()
     assert learner.learn(tallies, 4).updates == 1
     assert learner.bad_in_a_row == 0
+
+
+def test_a_bad_later_update_leaves_what_ratios_are_measured_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = tiny_session(tiny_policy())
+    learner, policy = Learner(session.policy, session.config), session.policy
+    samples, _, _ = learner._samples(tallies_of(session), {})
+    sums = Sums()
+    assert learner._update(samples, sums)
+    olds = [sample.old for sample in samples]
+    original = policy.token_logprobs
+    monkeypatch.setattr(policy, "token_logprobs", lambda *a: (original(*a)[0] * math.nan, original(*a)[1]))
+    assert not learner._update(samples, sums)
+    assert all(sample.old is old for sample, old in zip(samples, olds, strict=True))
+    monkeypatch.undo()
+    tokens = sums.gap_tokens
+    assert learner._update(samples, sums)
+    assert sums.gap_tokens == tokens, "the sampler is compared with the policy that sampled"
 
 
 def test_the_weight_of_a_problem_scales_its_part_of_the_gradient() -> None:

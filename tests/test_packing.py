@@ -4,11 +4,14 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from fakes import FAMILIES, own_attention, tiny_network, tiny_policy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ttrl_pop import attention
 from ttrl_pop.attention import BlockPlan
+from ttrl_pop.config import LoraConfig
 from ttrl_pop.errors import UsageError
 from ttrl_pop.models import LoadedModel
 from ttrl_pop.packing import SLACK, Branch, Tree, pack
@@ -150,6 +153,24 @@ def test_sequences_with_and_without_a_mind_do_not_mix() -> None:
         pack([Tree((3,), None), Tree((4,), MEAN)], CPU)
 
 
+SHAPE: dict[str, Any] = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 4,
+}
+
+
+def loaded(config: Any) -> LoadedModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = transformers.AutoModelForCausalLM.from_config(config)
+    return LoadedModel(network.eval().requires_grad_(False), None, 256, frozenset({1}), "")
+
+
 def test_a_model_whose_sequences_cannot_be_packed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     network = tiny_network()
     loaded = LoadedModel(network, None, 256, frozenset({1}), "")
@@ -165,30 +186,50 @@ def test_a_model_whose_sequences_cannot_be_packed_is_refused(monkeypatch: pytest
         Policy(loaded, NoPopulation(NoPopulation.Options()))
 
 
+def test_attention_with_terms_that_no_plan_knows_is_refused() -> None:
+    config = transformers.Gemma2Config(**SHAPE, attn_logit_softcapping=5.0)
+    with pytest.raises(UsageError, match="has the term softcap"):
+        Policy(loaded(config), NoPopulation(NoPopulation.Options()))
+
+
+def test_windows_that_layers_do_not_tell_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = transformers.MistralConfig(**SHAPE, sliding_window=64)
+    assert Policy(loaded(config), NoPopulation(NoPopulation.Options())).cache_bytes_per_token == 2 * 2 * 4 * 2 * 4
+    attend = attention.Sizes.attend
+    monkeypatch.setattr(attention.Sizes, "attend", lambda sizes, *given: attend(sizes, *given[:-1], None))
+    with pytest.raises(UsageError, match="where its sliding windows are"):
+        Policy(loaded(config), NoPopulation(NoPopulation.Options()))
+
+
+@pytest.mark.parametrize("kind", ["MambaConfig", "BloomConfig"])
+def test_models_with_a_state_or_an_attention_of_their_own_are_refused(kind: str) -> None:
+    config = getattr(transformers, kind)(vocab_size=40, hidden_size=16, num_hidden_layers=2, n_layer=2)
+    with pytest.raises(UsageError, match="takes no attention but its own"):
+        Policy(loaded(config), NoPopulation(NoPopulation.Options()))
+
+
+def test_an_adapter_on_the_output_layer_is_refused() -> None:
+    with pytest.raises(UsageError, match="output layer takes no adapter"):
+        Policy(
+            loaded(transformers.LlamaConfig(**SHAPE)),
+            NoPopulation(NoPopulation.Options()),
+            LoraConfig(rank=2, targets=("q_proj", "lm_head")),
+        )
+
+
 @pytest.mark.parametrize("knob", ["logit_scale", "logits_scaling", "final_logit_softcapping"])
 def test_what_families_do_behind_their_head_is_known(knob: str) -> None:
-    import transformers
-
-    shape = {
-        "vocab_size": 40,
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 4,
-    }
     configs = {
-        "logit_scale": lambda: transformers.CohereConfig(**shape, logit_scale=0.3),
-        "logits_scaling": lambda: transformers.GraniteConfig(**shape, logits_scaling=4.0),
-        "final_logit_softcapping": lambda: transformers.Gemma3TextConfig(**shape, final_logit_softcapping=0.5),
+        "logit_scale": lambda: transformers.CohereConfig(**SHAPE, logit_scale=0.3),
+        "logits_scaling": lambda: transformers.GraniteConfig(**SHAPE, logits_scaling=4.0),
+        "final_logit_softcapping": lambda: transformers.Gemma3TextConfig(**SHAPE, final_logit_softcapping=0.5),
     }
-    torch.manual_seed(0)
-    network = transformers.AutoModelForCausalLM.from_config(configs[knob]()).eval().requires_grad_(False)
+    model = loaded(configs[knob]())
+    network = model.network
     ids = torch.tensor([[3, 9, 27, 5]])
     with torch.no_grad():
         own = network(input_ids=ids, use_cache=False).logits[0]
-    policy = Policy(LoadedModel(network, None, 256, frozenset({1}), ""), NoPopulation(NoPopulation.Options()))
+    policy = Policy(model, NoPopulation(NoPopulation.Options()))
     with torch.no_grad():
         ours = policy.logits(policy.hidden(pack([Tree(tuple(ids[0].tolist()), None)], CPU)))
     torch.testing.assert_close(ours, own, rtol=1e-4, atol=1e-5)

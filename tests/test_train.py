@@ -274,10 +274,10 @@ def test_a_collapse_is_told_is_not_the_best_and_stops_the_run_if_asked_to(
 
 def test_a_backend_that_missed_an_update_is_an_error(run: RunDirectory) -> None:
     class Stale(HfBackend):
-        def _rollout(self, *args: Any) -> Rollout:
+        def rollout(self, *args: Any) -> Rollout:
             from dataclasses import replace
 
-            return replace(super()._rollout(*args), policy_version=0)
+            return replace(super().rollout(*args), policy_version=0)
 
     with pytest.raises(StaleRolloutError, match="missed a refresh"):
         list(train(tiny_session(backend=Stale), run, Progress()))

@@ -24,8 +24,14 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from ttrl_pop.errors import UsageError
+
 NAME = "ttrl_pop"
 """Under which transformers knows this attention."""
+
+
+UNKNOWN_TERMS = ("softcap", "s_aux", "position_bias")
+"""By which some families change the scores or their sum."""
 
 
 class Plan(ABC):
@@ -104,15 +110,17 @@ class BlockPlan(Plan):
 
 
 class Sizes(Plan):
-    """Another plan, which counts what a cache of its keys and values would take."""
+    """Another plan, which counts what a cache of its keys and values would take, and notes the layers' windows."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.bytes_per_token = 0
+        self.windows: set[int | None] = set()
 
     def attend(
         self, layer: int, queries_NHD: Tensor, keys_NKD: Tensor, values_NKD: Tensor, scale: float, window: int | None
     ) -> Tensor:
+        self.windows.add(window)
         self.bytes_per_token += (keys_NKD[0].numel() + values_NKD[0].numel()) * keys_NKD.element_size()
         return self.plan.attend(layer, queries_NHD, keys_NKD, values_NKD, scale, window)
 
@@ -137,10 +145,10 @@ def grouped(
         return out.transpose(1, 2)
     # The heads that share a key head become more queries of it: [R, K, L · shared, D].
     folded = queries_RLHD.view(rows, length, -1, shared, width).transpose(1, 2).flatten(2, 3)
-    if mask is not None and shared > 1:
+    if mask is not None and shared > 1 and length > 1:
         mask = mask.repeat_interleave(shared, dim=2)
     out = nn.functional.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
-    return out.view(rows, -1, length, shared, width).transpose(1, 2).reshape(rows, length, heads, width)
+    return out.view(rows, -1, length, shared, out.shape[-1]).transpose(1, 2).reshape(rows, length, heads, -1)
 
 
 def _rows(states_NHD: Tensor, places: Tensor | slice, rows: int) -> Tensor:
@@ -159,9 +167,19 @@ def _attend(
     plan: Plan,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    **_: Any,
+    **terms: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' interface: [1, H, N, D] in, [1, N, H, D] out."""
+    """transformers' interface: [1, H, N, D] in, [1, N, H, D] out.
+
+    Raises:
+        UsageError: the layer's scores have a term that no plan knows of.
+    """
+    for name in UNKNOWN_TERMS:
+        if terms.get(name) is not None:
+            raise UsageError(
+                f"{type(module).__name__} cannot be used: its attention has the term {name}; name a model with plain "
+                "causal attention"
+            )
     queries, keys, values = (states[0].transpose(0, 1) for states in (query, key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer: Any = module.layer_idx

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ttrl_pop.errors import UsageError
 from ttrl_pop.packing import Branch, Tree, pack
-from ttrl_pop.policy import Policy
+from ttrl_pop.policy import LOGIT_ROWS, Policy
 from ttrl_pop.sample import sample
 from ttrl_pop.session import Session
 from ttrl_pop.types import Mind, Rollout
@@ -122,21 +122,24 @@ def distance(
     with policy.as_base():
         for start in range(0, len(rollouts), rows):
             part = rollouts[start : start + rows]
-            base = _log_softmax(policy, part, None)
+            base_ND = _hidden(policy, part, None)
+            count += len(base_ND) * len(minds)
             for mind in minds:
-                own = _log_softmax(policy, part, mind)
-                kl += float((base.exp() * (base - own)).sum())
-                flips += float((base.argmax(-1) != own.argmax(-1)).sum())
-                count += len(base)
+                own_ND = _hidden(policy, part, mind)
+                for base, own in zip(torch.split(base_ND, LOGIT_ROWS), torch.split(own_ND, LOGIT_ROWS), strict=True):
+                    base_logp, own_logp = _log_softmax(policy.logits(base)), _log_softmax(policy.logits(own))
+                    kl += float((base_logp.exp() * (base_logp - own_logp)).sum())
+                    flips += float((base_logp.argmax(-1) != own_logp.argmax(-1)).sum())
     return kl / count, flips / count
 
 
-def _log_softmax(policy: Policy, rollouts: Sequence[Rollout], mind: Mind | None) -> Float[Tensor, "N V"]:
-    """At every completion token, as `mind` reads prompts and completions."""
+def _hidden(policy: Policy, rollouts: Sequence[Rollout], mind: Mind | None) -> Float[Tensor, "N D"]:
+    """Before every completion token, as `mind` reads prompts and completions."""
     reader = None if mind is None else policy.population.reader(mind)
     packed = pack([Tree(r.prompt_ids, reader, (Branch(r.completion_ids[:-1], mind),)) for r in rollouts], policy.device)
-    wanted = [
-        token for stem, (branch,) in zip(packed.stems, packed.branches, strict=True) for token in (stem[-1], *branch)
-    ]
-    logits = policy.logits(policy.hidden(packed)[torch.tensor(wanted, device=policy.device)])
+    wanted = [token for s, (b,) in zip(packed.stems, packed.branches, strict=True) for token in (s[-1], *b)]
+    return policy.hidden(packed)[torch.tensor(wanted, device=policy.device)]
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
     return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)

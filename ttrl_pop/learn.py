@@ -57,6 +57,16 @@ class Sums:
     population_norms: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
 
+    def add(self, batch: "Sums") -> None:
+        """Those of one micro-batch."""
+        self.loss += batch.loss
+        self.kl += batch.kl
+        self.tokens += batch.tokens
+        self.clipped += batch.clipped
+        self.gap += batch.gap
+        self.gap_tokens += batch.gap_tokens
+        self.gap_max = max(self.gap_max, batch.gap_max)
+
 
 @dataclass(frozen=True, slots=True)
 class LearnerState:
@@ -167,7 +177,7 @@ class Learner:
                 continue
             # Adam counts its steps in a CPU tensor unless it is fused.
             on_device = key != "step" or self.optimizer.defaults["fused"]
-            self.optimizer.state[parameter][key] = value.to(parameter.device) if on_device else value
+            self.optimizer.state[parameter][key] = value.to(parameter.device, copy=True) if on_device else value.clone()
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -263,7 +273,7 @@ class Learner:
 
     def _update(self, samples: Sequence[Sample], sums: Sums) -> bool:
         """One optimizer step on all samples; False where it was skipped for a value that is not finite."""
-        before = replace(sums)
+        before, is_first = replace(sums), samples[0].old is None
         self.optimizer.zero_grad(set_to_none=True)
         waiting = deque(micro_batches(samples, self._reader, self.config.learn.token_budget))
         while waiting:
@@ -289,10 +299,13 @@ class Learner:
             # What is not finite must not reach the metrics; the lists have not grown yet.
             for item in fields(Sums):
                 setattr(sums, item.name, getattr(before, item.name))
-            for sample in samples:
+            # A first pass that failed leaves nothing to measure later passes by.
+            for sample in samples if is_first else ():
                 sample.old = None
             return False
         self.optimizer.step()
+        # The fused optimizer does not raise versions, by which the population knows that its offsets are stale.
+        torch.autograd.graph.increment_version(list(self.population.values()))
         sums.losses.append(loss)
         sums.norms.append(norm)
         sums.population_norms.append(population_norm)
@@ -345,21 +358,22 @@ class Learner:
         parameters = [*self.adapter.values(), *self.population.values()]
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
 
+        # All that can fail comes before the first change.
+        found = Sums(
+            loss=float(loss.detach()),
+            kl=0.0 if kl_BT is None else float(kl_BT.detach()[mask_BT].sum()),
+            tokens=int(mask_BT.sum()),
+            clipped=int((clipped_BT & mask_BT).sum()),
+        )
+        if first:
+            gaps = (old_BT - sampler_BT).abs()[mask_BT]
+            found.gap, found.gap_tokens, found.gap_max = float(gaps.sum()), gaps.numel(), float(gaps.max())
         for parameter, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None:
                 parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         for sample, old in zip(batch, olds, strict=True):
             sample.old = old
-        sums.loss += float(loss.detach())
-        sums.tokens += int(mask_BT.sum())
-        sums.clipped += int((clipped_BT & mask_BT).sum())
-        if kl_BT is not None:
-            sums.kl += float(kl_BT.detach()[mask_BT].sum())
-        if first:
-            gaps = (old_BT - sampler_BT).abs()[mask_BT]
-            sums.gap += float(gaps.sum())
-            sums.gap_tokens += gaps.numel()
-            sums.gap_max = max(sums.gap_max, float(gaps.max()))
+        sums.add(found)
 
     def _set_learning_rates(self, step: int) -> tuple[float, float]:
         factor = schedule_factor(step, self.config.steps, self.config.learn.warmup_steps, self.config.learn.schedule)

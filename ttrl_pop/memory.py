@@ -9,7 +9,7 @@ import torch
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 """Of a container: version 2, version 1."""
 
-_FAILED = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
+_FAILED = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "alloc_failed")
 
 
 def limit_bytes(device: torch.device) -> int:

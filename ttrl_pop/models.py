@@ -197,7 +197,12 @@ def fingerprint(network: nn.Module) -> str:
 
 def _context_length(config: Any) -> int:
     text = config.get_text_config()
-    return int(getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 2**31)
+    length = int(getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 2**31)
+    rope = getattr(text, "rope_parameters", None) or {}
+    if rope.get("rope_type") in ("dynamic", "longrope"):
+        # Further on, frequencies change with the longest sequence of a forward: sequences would not be independent.
+        length = min(length, int(rope.get("original_max_position_embeddings") or length))
+    return length
 
 
 def _eos_ids(network: Any, tokenizer: Any) -> frozenset[int]:

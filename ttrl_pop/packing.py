@@ -148,7 +148,10 @@ def _plan(
         longest = max(run.length for run in group)
         even = all(run.length == longest for run in group)
         queries = torch.tensor([[b + min(i, r.length - 1) for i in range(longest)] for r, b in _pairs(group, begins)])
-        positions = torch.tensor([[r.context + i for i in range(longest)] for r in group])
+        # Unused places of a stem lie behind all others; those of a branch see what its last token sees.
+        positions = torch.tensor(
+            [[r.context + (i if r.branch is None else min(i, r.length - 1)) for i in range(longest)] for r in group]
+        )
         keys = key_positions = None
         if group[0].branch is not None:
             context = max(run.context for run in group)
@@ -187,12 +190,12 @@ def _plan(
 def _similar(runs: Sequence[_Run]) -> list[list[_Run]]:
     """Cut runs, ordered by length, where a block would compute too many pairs that do not count."""
     groups: list[list[_Run]] = []
-    reach = useful = 0
+    context = useful = 0
     for run in runs:
-        reach, useful = max(reach, run.reach), useful + run.length * run.reach
-        if not groups or (len(groups[-1]) + 1) * run.length * reach > SLACK * useful:
+        context, useful = max(context, run.context), useful + run.length * run.reach
+        if not groups or (len(groups[-1]) + 1) * run.length * (context + run.length) > SLACK * useful:
             groups.append([])
-            reach, useful = run.reach, run.length * run.reach
+            context, useful = run.context, run.length * run.reach
         groups[-1].append(run)
     return groups
 

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jinja2
@@ -58,6 +59,11 @@ class Policy:
         """What the keys and values of one token take, over all layers."""
         population.attach(self.network)
         self.adapter: Any = _with_adapter(model.network, lora, seed) if lora else None
+        if any(p.requires_grad for p in self.network.get_output_embeddings().parameters()):
+            raise UsageError(
+                "learn.lora.targets: the output layer takes no adapter, as log-probabilities are learned through "
+                "hidden states alone; leave it out"
+            )
         fuse(self.network)
 
     @property
@@ -146,6 +152,8 @@ class Policy:
             states: Tensor = self.network.base_model(
                 input_ids=packed.ids_N[None],
                 position_ids=packed.positions_N[None],
+                # Of four dimensions, so that transformers makes none of its own: nobody reads it.
+                attention_mask=packed.ids_N.new_zeros(1, 1, 1, 1),
                 plan=packed.plan,
                 use_cache=False,
             ).last_hidden_state
@@ -154,16 +162,15 @@ class Policy:
     def recompute_layers(self) -> None:
         """From now on keep no activations inside a layer for the backward pass, but compute them again there."""
 
-        def checkpointed(function: Callable[..., Any], *arguments: Any) -> Any:
+        def checkpointed(forward: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
             if not torch.is_grad_enabled():
-                return function(*arguments)
-            return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+                return forward(*arguments, **named)
+            return checkpoint(forward, *arguments, use_reentrant=False, preserve_rng_state=False, **named)
 
         for module in self.network.modules():
             if isinstance(module, GradientCheckpointingLayer):
-                # transformers asks for training, which dropout inside of the layer is not put into.
-                module.gradient_checkpointing = module.training = True
-                module._gradient_checkpointing_func = checkpointed
+                # transformers' own switch asks for training, which would switch dropout on.
+                module.forward = partial(checkpointed, module.forward)
 
     def logits(self, hidden_KD: Float[Tensor, "K D"]) -> Float[Tensor, "K V"]:
         """Of the next token."""
@@ -208,25 +215,33 @@ class Policy:
             UsageError: packed rows do not give this model's own logits, as where layers keep a state, or attention has
                 terms that a plan does not know.
         """
-        vocabulary = self.network.config.get_text_config().vocab_size
-        prompt, *branches = (
-            tuple(i * 7919 % vocabulary for i in part) for part in (range(5), range(5, 7), range(7, 11))
-        )
+        kind, config = type(self.network).__name__, self.network.config
+        vocabulary = config.get_text_config().vocab_size
+        ids = tuple(i * 7919 % vocabulary for i in range(11))
+        prompt, branches = ids[:5], (ids[5:7], ids[7:])
+        packed = pack([Tree(prompt, None, tuple(Branch(branch, None) for branch in branches))], self.device)
+        sizes = Sizes(packed.plan)
         with torch.no_grad():
-            if self.network.config._attn_implementation == attention.NAME:
+            if config._attn_implementation == attention.NAME:
                 self.network.set_attn_implementation("sdpa")
             rows = [torch.tensor([prompt + branch], device=self.device) for branch in branches]
             own_BV = torch.cat([self.network(input_ids=row, use_cache=False).logits[:, -1] for row in rows])
             self.network.set_attn_implementation(attention.NAME)
-            packed = pack([Tree(prompt, None, tuple(Branch(branch, None) for branch in branches))], self.device)
-            sizes = Sizes(packed.plan)
-            hidden_ND = self.hidden(replace(packed, plan=sizes))
+            try:
+                hidden_ND = self.hidden(replace(packed, plan=sizes))
+            except (TypeError, ValueError) as error:
+                raise UsageError(f"{kind} cannot be used: it takes no attention but its own ({error})") from error
             packed_BV = self.logits(hidden_ND[[tokens[-1] for tokens in packed.branches[0]]])
         gap = float((packed_BV - own_BV).abs().max() / own_BV.abs().max())
         if not gap <= PACKING_TOLERANCE[own_BV.dtype]:
             raise UsageError(
-                f"{type(self.network).__name__} cannot be used: its sequences cannot be packed into one row (logits "
+                f"{kind} cannot be used: its sequences cannot be packed into one row (logits "
                 f"differ by {gap:.1g} of their size); name a model with plain causal attention"
+            )
+        if sizes.windows == {None} and _has_windows(config.get_text_config()):
+            raise UsageError(
+                f"{kind} cannot be used: it does not say where its sliding windows are; name a "
+                "model with plain causal attention"
             )
         return sizes.bytes_per_token
 
@@ -307,6 +322,15 @@ class _SelectedLogprobs(torch.autograd.Function):
     def backward(ctx: Any, *grads_K: Tensor) -> tuple[Tensor, None, None, None]:
         (slopes_KD,) = ctx.saved_tensors
         return (slopes_KD * grads_K[0][:, None]).to(slopes_KD.dtype), None, None, None
+
+
+def _has_windows(config: Any) -> bool:
+    """Whether some layers see a part of the sequence only."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None:
+        return any("sliding" in kind or "chunked" in kind for kind in kinds)
+    chunk = getattr(config, "attention_chunk_size", None)
+    return bool(chunk or (getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)))
 
 
 def _scaled_logits(logits: Tensor, config: Any) -> Tensor:

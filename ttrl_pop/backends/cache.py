@@ -1,7 +1,8 @@
 """Keys and values of the sequences that are being written, in slots that are reused.
 
 Each layer has two buffers [slots, capacity, K, D]: a sequence owns a slot, its token at position p lies in column p.
-Buffers grow by doubling, a layer at a time; nothing is concatenated for a new token.
+Buffers grow by halves, a layer at a time, and no further than the longest sequence; nothing is concatenated for a new
+token.
 """
 
 from collections.abc import Sequence
@@ -19,27 +20,34 @@ BLOCK = 32
 
 
 class KeyValueCache:
-    """Slots 0..slots-1, all empty at first."""
+    """Slots 0..slots-1, all empty at first, for sequences of at most `longest` tokens."""
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, longest: int) -> None:
         self.slots = slots
-        self.capacity = BLOCK
+        self.longest = longest
+        self.capacity = min(BLOCK, longest)
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def reserve(self, columns: int) -> None:
-        """Make room for sequences of `columns` tokens."""
+        """Make room for sequences of `columns` tokens, at most `longest`."""
         if columns <= self.capacity:
             return
-        self.capacity = max(-(-columns // BLOCK) * BLOCK, self.capacity * 3 // 2)
+        self.capacity = min(self.longest, max(-(-columns // BLOCK) * BLOCK, self.capacity * 3 // 2))
         for layer, (keys, values) in self.layers.items():
             self.layers[layer] = (self._grown(keys), self._grown(values))
 
     def write(self, layer: int, places_N: Int[Tensor, "N"], keys_NKD: Tensor, values_NKD: Tensor) -> None:
         """Put token n at `places_N[n]` = slot · capacity + position."""
-        if layer not in self.layers:
-            self.layers[layer] = (self._empty(keys_NKD), self._empty(values_NKD))
-        for buffer, states in zip(self.layers[layer], (keys_NKD, values_NKD), strict=True):
+        for buffer, states in zip(self._buffers(layer, keys_NKD, values_NKD), (keys_NKD, values_NKD), strict=True):
             buffer.flatten(0, 1).index_copy_(0, places_N, states)
+
+    def write_stems(
+        self, layer: int, stems: Sequence[range], slots: Sequence[range], keys_NKD: Tensor, values_NKD: Tensor
+    ) -> None:
+        """Put the tokens `stems[i]`, from position 0 on, into each of `slots[i]`."""
+        for buffer, states in zip(self._buffers(layer, keys_NKD, values_NKD), (keys_NKD, values_NKD), strict=True):
+            for stem, owners in zip(stems, slots, strict=True):
+                buffer[owners.start : owners.stop, : len(stem)] = states[stem.start : stem.stop]
 
     def read(self, layer: int, slots: int, columns: int) -> tuple[Tensor, Tensor]:
         """Keys and values [slots, columns, K, D] of the first slots, as views."""
@@ -51,6 +59,11 @@ class KeyValueCache:
         for buffers in self.layers.values():
             for buffer in buffers:
                 buffer[targets, :columns] = buffer[sources, :columns]
+
+    def _buffers(self, layer: int, keys_NKD: Tensor, values_NKD: Tensor) -> tuple[Tensor, Tensor]:
+        if layer not in self.layers:
+            self.layers[layer] = (self._empty(keys_NKD), self._empty(values_NKD))
+        return self.layers[layer]
 
     def _empty(self, states_NKD: Tensor) -> Tensor:
         # Zeros: columns that nobody has written are masked, and 0 times NaN would still be NaN.
@@ -65,14 +78,12 @@ class KeyValueCache:
 class Prefill(Plan):
     """Reads prompts, and keeps what later tokens will see of them."""
 
-    def __init__(
-        self, plan: Plan, cache: KeyValueCache, tokens_M: Int[Tensor, "M"], places_M: Int[Tensor, "M"]
-    ) -> None:
-        """`tokens_M[m]` goes to `places_M[m]` of the cache; a token may go to several slots."""
+    def __init__(self, plan: Plan, cache: KeyValueCache, stems: Sequence[range], slots: Sequence[range]) -> None:
+        """The tokens `stems[i]` of the forward go to each of `slots[i]`."""
         self.plan = plan
         self.cache = cache
-        self.tokens_M = tokens_M
-        self.places_M = places_M
+        self.stems = stems
+        self.slots = slots
 
     def attend(
         self,
@@ -83,8 +94,7 @@ class Prefill(Plan):
         scale: float,
         window: int | None,
     ) -> Float[Tensor, "N H D"]:
-        kept = (states.index_select(0, self.tokens_M) for states in (keys_NKD, values_NKD))
-        self.cache.write(layer, self.places_M, *kept)
+        self.cache.write_stems(layer, self.stems, self.slots, keys_NKD, values_NKD)
         return self.plan.attend(layer, queries_NHD, keys_NKD, values_NKD, scale, window)
 
 
@@ -127,14 +137,5 @@ class Decode(Plan):
 
 def prefill(packed: Pack, cache: KeyValueCache, slots: Sequence[range]) -> Pack:
     """`packed` prompts, each of which is kept in all of its `slots`."""
-    longest = max(len(stem) for stem in packed.stems)
-    cache.reserve(longest + 1)
-    tokens: list[int] = []
-    places: list[int] = []
-    for stem, owners in zip(packed.stems, slots, strict=True):
-        for slot in owners:
-            tokens += stem
-            places += range(slot * cache.capacity, slot * cache.capacity + len(stem))
-    device = packed.ids_N.device
-    plan = Prefill(packed.plan, cache, torch.tensor(tokens, device=device), torch.tensor(places, device=device))
-    return replace(packed, plan=plan)
+    cache.reserve(max(len(stem) for stem in packed.stems))
+    return replace(packed, plan=Prefill(packed.plan, cache, packed.stems, slots))

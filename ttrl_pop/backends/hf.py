@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -31,8 +32,9 @@ CACHE_SHARE = 0.25
 """Of the memory that a process may have: what keys and values take at most."""
 CDF_ROWS = 128
 """Rows whose distribution over the vocabulary is held at once."""
-CHECK_EVERY = {"cpu": 1, "mps": 4, "cuda": 8}
-"""Tokens between two looks at what was written, which stop the device. Tokens behind an end are thrown away."""
+CHECK_EVERY = {"cuda": 8, "mps": 4}
+"""Tokens between two looks at what was written, which stop the device; 1 on others. Tokens behind an end are thrown
+away."""
 
 
 @dataclass(slots=True)
@@ -42,15 +44,12 @@ class Writing:
     index: int
     """Of its request."""
     request: Request
-    uniforms: Float[Tensor, "T"]
+    uniforms: Float[np.ndarray, "T"] = field(default_factory=lambda: np.empty(0))
+    """Of its tokens, drawn when it enters."""
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     reason: FinishReason | None = None
     """Why it is finished; None while it is not."""
-
-    def anew(self) -> "Writing":
-        """The same rollout with nothing written."""
-        return Writing(self.index, self.request, self.uniforms)
 
     @property
     def length(self) -> int:
@@ -63,45 +62,37 @@ class HfBackend(Backend):
     def rollouts(self, requests: Sequence[Request]) -> Iterator[tuple[int, Rollout]]:
         if len({request.mind is None for request in requests}) > 1:
             raise ValueError("one call of rollouts takes requests with a mind or without, not both")
-        waiting = self._trees(requests)
-        slots = self._slots(requests)
+        waiting = self._trees([Writing(index, request) for index, request in enumerate(requests)])
+        longest = max((len(r.prompt_ids) for r in requests), default=0) + self.sampling.max_new_tokens
+        slots = self._slots(longest)
         while waiting:
             try:
-                for writing in self._write(waiting, min(slots, len(requests))):
-                    reason = writing.reason or "length"
-                    yield (
-                        writing.index,
-                        self.rollout(writing.request, writing.ids, writing.logprobs, reason, self.policy.version),
-                    )
+                yield from self._write(waiting, min(slots, len(requests)), longest)
             except (RuntimeError, MemoryError) as error:
                 if slots == 1 or not is_exhausted(error):
                     raise
                 slots = max(1, min(slots, len(requests)) // 2)
 
-    def _slots(self, requests: Sequence[Request]) -> int:
-        """Rollouts that are written together: as many as asked for and as fit into the memory for keys and values."""
-        if not requests:
-            return 1
-        longest = max(len(request.prompt_ids) for request in requests) + self.sampling.max_new_tokens
+    def _slots(self, longest: int) -> int:
+        """Rollouts of up to `longest` tokens that are written together: as many as asked for and as fit into the memory
+        for keys and values."""
         room = CACHE_SHARE * limit_bytes(self.policy.device) / (longest * self.policy.cache_bytes_per_token)
         return max(1, min(self.sampling.max_rows, int(room)))
 
-    def _trees(self, requests: Sequence[Request]) -> deque[list[Writing]]:
+    def _trees(self, writings: Sequence[Writing]) -> deque[list[Writing]]:
         """Rollouts by the prompt that they share, short prompts first: rows of nearly equal length waste little
         attention, and the order of requests keeps the rollouts of a problem together."""
         trees: dict[tuple[object, ...], list[Writing]] = {}
-        for index, request in enumerate(requests):
-            uniforms = torch.from_numpy(streams.stream(*request.stream_key).random(self.sampling.max_new_tokens))
-            tree = trees.setdefault((request.prompt_ids, self._reader(request)), [])
-            tree.append(Writing(index, request, uniforms))
+        for writing in writings:
+            trees.setdefault((writing.request.prompt_ids, self._reader(writing.request)), []).append(writing)
         return deque(sorted(trees.values(), key=lambda tree: (len(tree[0].request.prompt_ids), tree[0].index)))
 
     def _reader(self, request: Request) -> Mind | None:
         return None if request.mind is None else self.policy.population.reader(request.mind)
 
-    def _write(self, waiting: deque[list[Writing]], slots: int) -> Iterator[Writing]:
+    def _write(self, waiting: deque[list[Writing]], slots: int, longest: int) -> Iterator[tuple[int, Rollout]]:
         """Write all that waits, in `slots` slots; yield what is finished. After a failure what was under way waits."""
-        cache = KeyValueCache(slots)
+        cache = KeyValueCache(slots, longest)
         active: list[Writing] = []
         try:
             while waiting or active:
@@ -112,21 +103,28 @@ class HfBackend(Backend):
                     self._extend(rows, tokens, logprobs)
                 else:
                     self._extend(active, *self._decode(active, cache))
-                # They leave before the caller sees them: what it does with them must not undo them.
-                finished = [writing for writing in active if writing.reason is not None]
+                finished = [
+                    (w.index, self.rollout(w.request, w.ids, w.logprobs, w.reason, self.policy.version))
+                    for w in active
+                    if w.reason is not None
+                ]
+                # They leave only once nothing of this can fail, and before the caller sees them.
                 active = self._close_gaps(active, cache)
                 yield from finished
         except (RuntimeError, MemoryError):
-            waiting.extendleft([writing.anew()] for writing in reversed(active))
+            waiting.extendleft(reversed(self._trees([Writing(w.index, w.request) for w in active])))
             raise
 
     def _entering(self, waiting: deque[list[Writing]], free: int, slots: int) -> list[list[Writing]]:
         """Take the trees whose prompts are read now; none where it is better to go on decoding."""
-        if not waiting or (free < slots and free < max(ENTER * slots, min(len(waiting[0]), slots))):
+        if not waiting:
             return []
-        if len(waiting[0]) > slots:
+        # A tree is read once if it enters whole: that is worth some empty slots.
+        if free < slots and free < max(ENTER * slots, min(len(waiting[0]), slots / 2)):
+            return []
+        if len(waiting[0]) > free:
             tree = waiting.popleft()
-            waiting.extendleft([tree[slots:], tree[:slots]])
+            waiting.extendleft([tree[free:], tree[:free]])
         taken: list[list[Writing]] = []
         tokens = 0
         while waiting and len(waiting[0]) <= free:
@@ -153,7 +151,10 @@ class HfBackend(Backend):
         logits_BV = self.policy.logits(hidden_ND[last])
         if len(sizes) < int(sizes.sum()):
             logits_BV = logits_BV.repeat_interleave(sizes, dim=0)
-        uniforms_B = torch.stack([writing.uniforms[0] for tree in trees for writing in tree])
+        rows = [writing for tree in trees for writing in tree]
+        for writing in rows:
+            writing.uniforms = streams.stream(*writing.request.stream_key).random(self.sampling.max_new_tokens)
+        uniforms_B = self._uniforms(rows, 1)[:, 0]
         tokens_B, logprobs_B = draw(logits_BV, uniforms_B, self.sampling.temperature, self.sampling.top_p)
         return tokens_B[:, None], logprobs_B[:, None]
 
@@ -162,27 +163,35 @@ class HfBackend(Backend):
     ) -> tuple[Int[Tensor, "B T"], Float[Tensor, "B T"]]:
         """Write some more tokens of each active rollout, one in each slot."""
         policy, limit = self.policy, self.sampling.max_new_tokens
-        steps = min(CHECK_EVERY[policy.device.type], max(limit - len(writing.ids) for writing in active))
+        steps = min(CHECK_EVERY.get(policy.device.type, 1), max(limit - len(writing.ids) for writing in active))
         lengths = [writing.length for writing in active]
-        cache.reserve(max(lengths) + steps)
-        uniforms_BT = torch.stack(
-            [writing.uniforms[(len(writing.ids) + torch.arange(steps)).clamp(max=limit - 1)] for writing in active]
-        ).to(policy.device)
+        cache.reserve(min(max(lengths) + steps - 1, cache.longest))
+        uniforms_BT = self._uniforms(active, steps)
         tokens_B = torch.tensor([writing.ids[-1] for writing in active], device=policy.device)
         positions_B = torch.tensor(lengths, device=policy.device) - 1
+        # Behind its last token a rollout stays where it is: the model may know no further positions.
+        ends_B = torch.tensor([len(w.request.prompt_ids) + limit - 2 for w in active], device=policy.device)
         minds = [writing.request.mind for writing in active if writing.request.mind is not None]
         known = {mind: place for place, mind in enumerate(dict.fromkeys(minds))}
         place_B = torch.tensor([known[mind] for mind in minds] or [0] * len(active), device=policy.device)
         tokens, logprobs = [], []
         for step in range(steps):
-            plan = Decode(cache, positions_B, max(lengths) + step, min(lengths) == max(lengths))
+            columns = min(max(lengths) + step, cache.longest)
+            plan = Decode(cache, positions_B, columns, min(lengths) == max(lengths))
             packed = Pack(tokens_B, positions_B, tuple(known) or None, place_B, plan, (), ())
             logits_BV = policy.logits(policy.hidden(packed))
             tokens_B, logprobs_B = draw(logits_BV, uniforms_BT[:, step], self.sampling.temperature, self.sampling.top_p)
             tokens.append(tokens_B)
             logprobs.append(logprobs_B)
-            positions_B = positions_B + 1
+            positions_B = torch.minimum(positions_B + 1, ends_B)
         return torch.stack(tokens, dim=1), torch.stack(logprobs, dim=1)
+
+    def _uniforms(self, rows: Sequence[Writing], count: int) -> Float[Tensor, "B T"]:
+        """Of the next `count` tokens of each row; behind the last, any."""
+        last = self.sampling.max_new_tokens - 1
+        drawn = [w.uniforms[np.minimum(np.arange(len(w.ids), len(w.ids) + count), last)] for w in rows]
+        weight = next(self.policy.network.parameters())
+        return torch.from_numpy(np.stack(drawn)).to(weight.device, torch.promote_types(weight.dtype, torch.float32))
 
     def _extend(
         self, rows: Sequence[Writing], tokens_BT: Int[Tensor, "B T"], logprobs_BT: Float[Tensor, "B T"]

@@ -67,11 +67,15 @@ class NormNoise(Population):
         self._eps: dict[int, Tensor] = {}
         self._offsets: list[Tensor] | None = None
         self._place_N: Tensor | None = None
+        self._scaled = False
         self._table: tuple[object, list[Tensor]] | None = None
 
     @property
     def needs_calibration(self) -> bool:
-        return self.options.sigma == "auto" and not bool(torch.isfinite(self.sigma0))
+        # Asked once per forward: a look at the buffer stops a GPU, and a scale that is set stays set.
+        if not self._scaled:
+            self._scaled = self.options.sigma != "auto" or bool(torch.isfinite(self.sigma0))
+        return not self._scaled
 
     def set_scale(self, sigma: float) -> None:
         with torch.no_grad():
