@@ -221,8 +221,13 @@ def test_auto_sigma_must_be_calibrated_first() -> None:
     policy = Policy(tiny_model(), norm_noise("auto"))
     with pytest.raises(UsageError, match="calibrate"):
         logits_of(policy, IDS, MINDS)
+    unscaled = {name: value.clone() for name, value in policy.population.state_dict().items()}
     policy.population.set_scale(0.1)
     logits_of(policy, IDS, MINDS)
+    policy.population.load_state_dict(unscaled)
+    assert policy.population.needs_calibration
+    with pytest.raises(UsageError, match="calibrate"):
+        logits_of(policy, IDS, MINDS)
 
 
 def test_bfloat16_keeps_small_offsets() -> None:

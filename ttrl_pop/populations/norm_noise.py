@@ -67,15 +67,18 @@ class NormNoise(Population):
         self._eps: dict[int, Tensor] = {}
         self._offsets: list[Tensor] | None = None
         self._place_N: Tensor | None = None
-        self._scaled = False
+        self._scale_seen = -1
+        """Version of `sigma0` when it was last looked at."""
+        self._has_scale = False
         self._table: tuple[object, list[Tensor]] | None = None
 
     @property
     def needs_calibration(self) -> bool:
-        # Asked once per forward: a look at the buffer stops a GPU, and a scale that is set stays set.
-        if not self._scaled:
-            self._scaled = self.options.sigma != "auto" or bool(torch.isfinite(self.sigma0))
-        return not self._scaled
+        # Asked for every forward, and a look at the buffer stops a GPU: looked at once for each value.
+        if self._scale_seen != self.sigma0._version:
+            self._scale_seen = self.sigma0._version
+            self._has_scale = bool(torch.isfinite(self.sigma0))
+        return not self._has_scale
 
     def set_scale(self, sigma: float) -> None:
         with torch.no_grad():
