@@ -1,15 +1,14 @@
-"""Rollouts of ours against `generate` of transformers and, where there is one, vLLM: one run, one table.
+"""Rollouts of ours against `generate` of transformers: one run, one table.
 
 All write problems × rollouts completions of the same prompts with the same model in float32 at temperature 1, of
 lengths that are given: all of `--new-tokens`, or with `--mixed` spread evenly from 1 to `--new-tokens`. Nothing ends a
-completion early. Ours has an adapter attached and, in two forms, minds; `generate` and vLLM have neither.
+completion early. Ours has an adapter attached and, in two forms, minds; `generate` has neither.
 
 How sides take turns stands in `benchmarks.rounds`, how work is counted in `benchmarks.workload`: peers have the work of
 ours without a population. `generate` has no way to let a row leave: with mixed lengths it computes all rows until the
 longest has ended, and is not charged for it.
 
-vLLM lives in an environment of its own: with `--vllm-python PATH` its interpreter runs `benchmarks.peer_vllm` with the
-very options of `benchmarks.peer_generate` (but --batch), and must print the record that `benchmarks.rounds` names.
+vLLM has a script of its own, `benchmarks.peer_vllm`.
 
     python -m benchmarks.rollouts            256 rows, 46 + 32 tokens
     python -m benchmarks.rollouts --mixed    256 rows, 46 tokens + 1 to 128
@@ -17,7 +16,6 @@ very options of `benchmarks.peer_generate` (but --batch), and must print the rec
 """
 
 import json
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -26,7 +24,7 @@ from benchmarks import rounds
 from benchmarks.rounds import Record, Side, flags
 from benchmarks.workload import EXAMPLES, QUESTIONS, ROLLOUTS, Lengths, completion_lengths, forms, forward_work
 
-GENERATE, VLLM = "generate", "vLLM"
+GENERATE = "generate"
 PACKAGES = ("transformers", "peft", "torch")
 
 
@@ -41,8 +39,6 @@ class Plan:
     steps: int
     """Counted repeats in each process."""
     threads: int | None
-    vllm_python: str | None
-    """Interpreter of the environment that has vLLM."""
 
 
 def measure(plan: Plan, model: str) -> Record:
@@ -67,14 +63,11 @@ def measure(plan: Plan, model: str) -> Record:
         )
         for form in ours.values()
     ]
-    group = flags(rollouts=plan.rollouts)
-    sides.insert(1, Side(GENERATE, ["benchmarks.peer_generate", model, *group, *shape]))
-    if plan.vllm_python:
-        sides.insert(2, Side(VLLM, ["benchmarks.peer_vllm", model, *group, *shape], plan.vllm_python))
+    sides.insert(1, Side(GENERATE, ["benchmarks.peer_generate", model, *flags(rollouts=plan.rollouts), *shape]))
     measured = rounds.measure(sides, model, plan.rounds, plan.threads)
     runs = measured.runs
     lengths = completion_lengths(plan.lengths, plan.problems * plan.rollouts, plan.new_tokens)
-    peers = {name: runs[name] for name in (GENERATE, VLLM) if name in runs}
+    peers = {GENERATE: runs[GENERATE]}
     of_sides = {}
     for name, records in runs.items():
         work = forward_work(measured.prompt_tokens, ours[name].readers if name in ours else 1, lengths)
@@ -115,7 +108,7 @@ def table(measured: Record) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = rounds.parser(
         "benchmarks.rollouts",
-        "Time rollouts of ours against those of transformers and vLLM.",
+        "Time rollouts of ours against those of transformers.",
         "one round of 2 problems × 4 rollouts × 4 tokens",
     )
     parser.add_argument("--problems", type=int, default=16, help=f"1 to {QUESTIONS}")
@@ -123,7 +116,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--examples", type=int, default=1, help=f"answered in each prompt, 0 to {EXAMPLES}")
     parser.add_argument("--new-tokens", type=int, help="default: 32, or 128 with --mixed")
     parser.add_argument("--mixed", action="store_true", help="lengths from 1 to --new-tokens")
-    parser.add_argument("--vllm-python", metavar="PATH", help="interpreter of an environment that has vLLM")
     given = parser.parse_args(arguments)
     given.lengths = "mixed" if given.mixed else "even"
     if given.new_tokens is None:
@@ -133,8 +125,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model = rounds.checked(
         parser, given, problems=(1, QUESTIONS), rollouts=(2, None), examples=(0, EXAMPLES), new_tokens=(1, None)
     )
-    if given.vllm_python and shutil.which(given.vllm_python) is None:
-        parser.error(f"--vllm-python must be an interpreter that can be run, got {given.vllm_python}")
     measured = measure(Plan(**{field.name: getattr(given, field.name) for field in fields(Plan)}), model)
     print(json.dumps(measured) if given.json else table(measured))
     return 0

@@ -28,8 +28,8 @@ from ttrl_pop.errors import UsageError
 
 NAME = "ttrl_pop"
 """Under which transformers knows this attention."""
-
-
+BEHIND = torch.iinfo(torch.int64).max
+"""Position of a key that no query sees."""
 UNKNOWN_TERMS = ("softcap", "s_aux", "position_bias")
 """By which some families change the scores or their sum."""
 
@@ -81,10 +81,6 @@ class Block:
                     seen &= query - key < window
                 self.masks[window] = seen[:, None]
         return self.masks[window]
-
-
-BEHIND = torch.iinfo(torch.int64).max
-"""Position of a key that no query sees."""
 
 
 class BlockPlan(Plan):
