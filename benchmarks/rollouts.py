@@ -1,4 +1,4 @@
-"""Rollouts of ours against `generate` of transformers: one run, one table.
+"""Rollouts of ours against `generate` of transformers and, where there is one, vLLM: one run, one table.
 
 All write problems × rollouts completions of the same prompts with the same model in float32 at temperature 1, of
 lengths that are given: all of `--new-tokens`, or with `--mixed` spread evenly from 1 to `--new-tokens`. Nothing ends a
@@ -8,7 +8,9 @@ How sides take turns stands in `benchmarks.rounds`, how work is counted in `benc
 ours without a population. `generate` has no way to let a row leave: with mixed lengths it computes all rows until the
 longest has ended, and is not charged for it.
 
-vLLM has a script of its own, `benchmarks.peer_vllm`.
+vLLM lives in an environment of its own: `--vllm-python PATH` names its interpreter, and adds vLLM as its users have it
+and with the minds of the backend `vllm`, beside the same requests without minds (`benchmarks.peer_vllm`). The second
+line below the table is what the minds cost there; `--serial` adds one mind after another.
 
     python -m benchmarks.rollouts            256 rows, 46 + 32 tokens
     python -m benchmarks.rollouts --mixed    256 rows, 46 tokens + 1 to 128
@@ -16,6 +18,7 @@ vLLM has a script of its own, `benchmarks.peer_vllm`.
 """
 
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -24,7 +27,8 @@ from benchmarks import rounds
 from benchmarks.rounds import Record, Side, flags
 from benchmarks.workload import EXAMPLES, QUESTIONS, ROLLOUTS, Lengths, completion_lengths, forms, forward_work
 
-GENERATE = "generate"
+GENERATE, VLLM = "generate", "vLLM"
+SALTED, MINDS, SERIAL = "vLLM, requests of minds", "vLLM, minds", "vLLM, mind after mind"
 PACKAGES = ("transformers", "peft", "torch")
 
 
@@ -39,6 +43,9 @@ class Plan:
     steps: int
     """Counted repeats in each process."""
     threads: int | None
+    vllm_python: str | None
+    """Interpreter of the environment that has vLLM."""
+    serial: bool
 
 
 def measure(plan: Plan, model: str) -> Record:
@@ -63,14 +70,22 @@ def measure(plan: Plan, model: str) -> Record:
         )
         for form in ours.values()
     ]
-    sides.insert(1, Side(GENERATE, ["benchmarks.peer_generate", model, *flags(rollouts=plan.rollouts), *shape]))
+    group = flags(rollouts=plan.rollouts)
+    sides.insert(1, Side(GENERATE, ["benchmarks.peer_generate", model, *group, *shape]))
+    if plan.vllm_python:
+        kinds = {VLLM: "plain", SALTED: "salted", MINDS: "minds"} | ({SERIAL: "serial"} if plan.serial else {})
+        sides += [
+            Side(name, ["benchmarks.peer_vllm", model, *flags(side=kind), *group, *shape], plan.vllm_python)
+            for name, kind in kinds.items()
+        ]
     measured = rounds.measure(sides, model, plan.rounds, plan.threads)
     runs = measured.runs
     lengths = completion_lengths(plan.lengths, plan.problems * plan.rollouts, plan.new_tokens)
-    peers = {GENERATE: runs[GENERATE]}
+    peers = {name: runs[name] for name in (GENERATE, VLLM) if name in runs}
     of_sides = {}
     for name, records in runs.items():
-        work = forward_work(measured.prompt_tokens, ours[name].readers if name in ours else 1, lengths)
+        readers = ours[name].readers if name in ours else plan.rollouts if name in (SALTED, MINDS, SERIAL) else 1
+        work = forward_work(measured.prompt_tokens, readers, lengths)
         compared = peers if name in ours else {}
         of_sides[name] = rounds.figures(records, work.times(ROLLOUTS), measured.machine, compared)
     first, *_, silent = ours
@@ -83,6 +98,7 @@ def measure(plan: Plan, model: str) -> Record:
         "new_tokens": sum(lengths),
         "peers": list(peers),
         "noise": rounds.ratios(runs[first], runs[silent]),
+        "vllm_minds": {name: rounds.ratios(runs[name], runs[SALTED]) for name in (MINDS, SERIAL) if name in runs},
         "sides": of_sides,
     }
 
@@ -101,6 +117,10 @@ def table(measured: Record) -> str:
             *rounds.sides_table(measured["sides"], measured["peers"], measured["new_tokens"]),
             "",
             rounds.noise_line(measured["noise"]),
+            *(
+                f"{name} over the same requests without minds: {' ('.join(rounds.spread(values))})"
+                for name, values in measured["vllm_minds"].items()
+            ),
         ]
     )
 
@@ -108,7 +128,7 @@ def table(measured: Record) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = rounds.parser(
         "benchmarks.rollouts",
-        "Time rollouts of ours against those of transformers.",
+        "Time rollouts of ours against those of transformers and vLLM.",
         "one round of 2 problems × 4 rollouts × 4 tokens",
     )
     parser.add_argument("--problems", type=int, default=16, help=f"1 to {QUESTIONS}")
@@ -116,6 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--examples", type=int, default=1, help=f"answered in each prompt, 0 to {EXAMPLES}")
     parser.add_argument("--new-tokens", type=int, help="default: 32, or 128 with --mixed")
     parser.add_argument("--mixed", action="store_true", help="lengths from 1 to --new-tokens")
+    parser.add_argument("--vllm-python", metavar="PATH", help="interpreter of an environment that has vLLM")
+    parser.add_argument("--serial", action="store_true", help="with --vllm-python: also one mind after another")
     given = parser.parse_args(arguments)
     given.lengths = "mixed" if given.mixed else "even"
     if given.new_tokens is None:
@@ -125,6 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model = rounds.checked(
         parser, given, problems=(1, QUESTIONS), rollouts=(2, None), examples=(0, EXAMPLES), new_tokens=(1, None)
     )
+    if given.vllm_python and shutil.which(given.vllm_python) is None:
+        parser.error(f"--vllm-python must be an interpreter that can be run, got {given.vllm_python}")
     measured = measure(Plan(**{field.name: getattr(given, field.name) for field in fields(Plan)}), model)
     print(json.dumps(measured) if given.json else table(measured))
     return 0

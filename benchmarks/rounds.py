@@ -38,6 +38,7 @@ class Side:
     name: str
     command: Sequence[str]
     """Module and its arguments."""
+    python: str = sys.executable
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ def measure(sides: Sequence[Side], model: str, rounds: int, threads: int | None)
 def run(side: Side, threads: int | None) -> Record:
     """The JSON line that `side` prints last; its errors are shown only where it fails."""
     environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
-    done = subprocess.run([sys.executable, "-m", *side.command], capture_output=True, text=True, env=environment)
+    done = subprocess.run([side.python, "-m", *side.command], capture_output=True, text=True, env=environment)
     if done.returncode:
         raise SystemExit(f"{done.stderr}\n{' '.join(side.command)}: exit status {done.returncode}")
     record: Record = json.loads(done.stdout.splitlines()[-1])

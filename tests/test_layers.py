@@ -1,9 +1,11 @@
 """Fused layers: values and gradients of those that they replace."""
 
+from typing import Any
+
 import pytest
 import torch
 from fakes import FAMILIES, logits_of, tiny_network, tiny_policy
-from torch import nn
+from torch import Tensor, nn
 
 from ttrl_pop.layers import fuse, lora_linear, rms_norm
 from ttrl_pop.populations.base import MEAN
@@ -20,15 +22,25 @@ def test_rms_norm_passes_finite_differences(gain: str) -> None:
     torch.testing.assert_close(rms_norm(x, weight, 1e-2, gain), expected)
 
 
+@pytest.mark.parametrize("is_merged", [True, False])
 @pytest.mark.parametrize("has_bias", [True, False])
-def test_lora_linear_passes_finite_differences(has_bias: bool) -> None:
+def test_lora_linear_passes_finite_differences(has_bias: bool, is_merged: bool) -> None:
     torch.manual_seed(0)
     x, weight, down, up = (torch.randn(*s, dtype=torch.float64) for s in ((2, 3, 5), (4, 5), (2, 5), (4, 2)))
     bias = torch.randn(4, dtype=torch.float64) if has_bias else None
     inputs = tuple(t.requires_grad_() for t in (x, down, up))
-    assert torch.autograd.gradcheck(lambda x, down, up: lora_linear(x, weight, bias, down, up, 1.5), inputs)
-    expected = nn.functional.linear(x, weight + 1.5 * up @ down, bias)
-    torch.testing.assert_close(lora_linear(x, weight, bias, down, up, 1.5), expected)
+
+    def output(x: Tensor, down: Tensor, up: Tensor) -> Tensor:
+        given = (weight + 1.5 * up @ down).detach() if is_merged else weight
+        return lora_linear(x, given, bias, down, up, 1.5, is_merged)
+
+    def expected(x: Tensor, down: Tensor, up: Tensor) -> Tensor:
+        return nn.functional.linear(x, weight + 1.5 * up @ down, bias)
+
+    torch.testing.assert_close(output(*inputs), expected(*inputs))
+    slopes, own = (torch.autograd.grad(f(*inputs).square().sum(), inputs) for f in (output, expected))
+    for slope, wanted in zip(slopes, own, strict=True):
+        torch.testing.assert_close(slope, wanted)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -79,3 +91,38 @@ def test_without_its_adapter_a_fused_policy_is_the_base_model() -> None:
     assert not torch.allclose(logits_of(policy, ids, None), expected)
     with policy.as_base():
         assert torch.equal(logits_of(policy, ids, None), expected)
+
+
+def test_merged_weights_follow_every_change_of_the_adapter() -> None:
+    policy, ids = tiny_policy(), torch.arange(3, 12)[None]
+    before = logits_of(policy, ids, None)
+    for parameter in policy.adapter_parameters().values():
+        with torch.no_grad():
+            parameter.mul_(2)
+        after = logits_of(policy, ids, None)
+        assert not torch.allclose(after, before)
+        before = after
+    fresh = tiny_policy()
+    for name, parameter in fresh.adapter_parameters().items():
+        with torch.no_grad():
+            parameter.copy_(policy.adapter_parameters()[name])
+    assert torch.equal(logits_of(fresh, ids, None), before)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_an_adapter_is_merged_where_there_is_room(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ttrl_pop.layers.MERGED_SHARE", share)
+    merged: list[bool] = []
+
+    def noted(*given: Any, is_merged: bool) -> Tensor:
+        merged.append(is_merged)
+        return lora_linear(*given, is_merged=is_merged)
+
+    monkeypatch.setattr("ttrl_pop.layers.lora_linear", noted)
+    ids = torch.arange(3, 12)[None]
+    logits_of(tiny_policy(dtype=torch.float32), ids, None)
+    assert set(merged) == {share > 0}
+    merged.clear()
+    # Weights narrower than the adapter would lose what is learned.
+    logits_of(tiny_policy(dtype=torch.bfloat16), ids, None)
+    assert set(merged) == {False}

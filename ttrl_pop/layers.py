@@ -3,6 +3,11 @@
 `fuse(network)` gives RMSNorm and LoRA linear layers the forwards below. An RMSNorm is known by what it computes, not by
 its name: it is replaced where its output agrees. Values are those of the layers replaced (of a norm to the bit in
 float32 and bf16), but for float64, in which norms of transformers pass through float32 and these do not.
+
+An adapter is taken into its weights: W' = W + scale · B · A stands beside W, and is made anew where A or B have
+changed, so that a forward has no products for adapters, and a backward pass only those of their own gradients. Where
+weights are narrower than adapters, as in bf16, the sum would lose what is learned; there, and where all W' would take
+too much memory, adapters are computed beside W.
 """
 
 from typing import Any, Literal
@@ -13,17 +18,27 @@ from peft.tuners import lora
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ttrl_pop.memory import limit_bytes
+
 Gain = Literal["weight", "one plus weight"]
 """What an RMSNorm multiplies by; the second is Gemma's."""
+MERGED_SHARE = 0.125
+"""Of the memory that a process may have: what merged weights take at most."""
 
 
 def fuse(network: nn.Module) -> None:
     """Give the layers of `network` that are known here their faster forward. Their frozen weights get no gradient."""
+    adapted: list[Any] = []
     for module in network.modules():
         if isinstance(module, lora.Linear) and type(module.base_layer) is nn.Linear:
-            _fuse_lora(module)
+            adapted.append(module)
         elif "rmsnorm" in type(module).__name__.lower():
             _fuse_norm(module)
+    weights: list[Tensor] = [module.base_layer.weight for module in adapted]
+    room = MERGED_SHARE * limit_bytes(weights[0].device) if weights else 0.0
+    fits = sum(weight.numel() * weight.element_size() for weight in weights) <= room
+    for module in adapted:
+        _fuse_lora(module, fits)
 
 
 def rms_norm(x: Float[Tensor, "*B D"], weight: Float[Tensor, "D"], eps: float, gain: Gain) -> Float[Tensor, "*B D"]:
@@ -39,9 +54,11 @@ def lora_linear(
     down: Float[Tensor, "R I"],
     up: Float[Tensor, "O R"],
     scale: float,
+    is_merged: bool,
 ) -> Float[Tensor, "*B O"]:
-    """x·Wᵀ + b + scale · x·Aᵀ·Bᵀ (arXiv 2106.09685) with gradients for x, A = `down` and B = `up`."""
-    y: Tensor = _LoraLinear.apply(x, weight, bias, down, up, scale)  # type: ignore[no-untyped-call]
+    """x·Wᵀ + b + scale · x·Aᵀ·Bᵀ (arXiv 2106.09685) with gradients for x, A = `down` and B = `up`. `is_merged`: `weight`
+    is W + scale · B · A."""
+    y: Tensor = _LoraLinear.apply(x, weight, bias, down, up, scale, is_merged)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -70,47 +87,65 @@ class _RmsNorm(torch.autograd.Function):
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        down: Tensor,
+        up: Tensor,
+        scale: float,
+        is_merged: bool,
     ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         y = nn.functional.linear(rows, weight, bias)
-        narrow = rows.to(down.dtype) @ down.t()
-        if y.dtype == up.dtype:
-            y.addmm_(narrow, up.t(), alpha=scale)
-        else:
-            # The adapter is wider than the base weights: the sum is taken in its type.
-            y = torch.addmm(y.to(up.dtype), narrow, up.t(), alpha=scale).to(y.dtype)
-        ctx.save_for_backward(rows, weight, down, up, narrow)
-        ctx.scale = scale
+        if not is_merged:
+            # The adapter may be wider than the weights: the sum is taken in its type.
+            y = torch.addmm(y.to(up.dtype), rows.to(down.dtype) @ down.t(), up.t(), alpha=scale).to(y.dtype)
+        ctx.save_for_backward(rows, weight, down, up)
+        ctx.scale, ctx.is_merged = scale, is_merged
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, Tensor, Tensor, None]:
-        rows, weight, down, up, narrow = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None, None]:
+        rows, weight, down, up = ctx.saved_tensors
         grad_rows = grad.reshape(-1, grad.shape[-1])
-        wide = grad_rows.to(up.dtype)
-        grad_narrow = (wide @ up).mul_(ctx.scale)
-        grad_x = grad_rows @ weight
-        if grad_x.dtype == down.dtype:
-            grad_x.addmm_(grad_narrow, down)
-        else:
-            grad_x = torch.addmm(grad_x.to(down.dtype), grad_narrow, down).to(grad_x.dtype)
-        grad_down = grad_narrow.t() @ rows.to(down.dtype)
-        grad_up = (narrow.t() @ wide).mul_(ctx.scale).t()
-        return grad_x.view(*grad.shape[:-1], -1), None, None, grad_down, grad_up, None
+        wide_grad, wide_rows = grad_rows.to(up.dtype), rows.to(down.dtype)
+        grad_narrow = (wide_grad @ up).mul_(ctx.scale)
+        grad_down = grad_narrow.t() @ wide_rows
+        # With the thin side first, these products are at their fastest.
+        grad_up = (down @ wide_rows.t() @ wide_grad).mul_(ctx.scale).t()
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = grad_rows @ weight
+            if not ctx.is_merged:
+                grad_x = torch.addmm(grad_x.to(down.dtype), grad_narrow, down).to(grad_x.dtype)
+            grad_x = grad_x.view(*grad.shape[:-1], -1)
+        return grad_x, None, None, grad_down, grad_up, None, None
 
 
-def _fuse_lora(module: Any) -> None:
+def _fuse_lora(module: Any, fits: bool) -> None:
+    """Replace the forward of `module`; `fits`: there is room for its merged weights."""
     own = module.forward
     (name,) = module.active_adapters
     weight, bias = module.base_layer.weight, module.base_layer.bias
     down, up, scale = module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]
+    merged = torch.empty_like(weight, requires_grad=False) if fits and weight.dtype == up.dtype else None
+    merged_at = (-1, -1)
 
     def forward(x: Tensor) -> Tensor:
+        nonlocal merged_at
         if module.disable_adapters:
             return own(x)  # type: ignore[no-any-return]
-        return lora_linear(x, weight, bias, down, up, scale)
+        if merged is None:
+            return lora_linear(x, weight, bias, down, up, scale, is_merged=False)
+        # In-place updates raise a tensor's version.
+        versions = (down._version, up._version)
+        if versions != merged_at:
+            with torch.no_grad():
+                torch.addmm(weight, up, down, alpha=scale, out=merged)
+            merged_at = versions
+        return lora_linear(x, merged, bias, down, up, scale, is_merged=True)
 
     module.forward = forward
 

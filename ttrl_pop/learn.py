@@ -304,8 +304,8 @@ class Learner:
                 sample.old = None
             return False
         self.optimizer.step()
-        # The fused optimizer does not raise versions, by which the population knows that its offsets are stale.
-        torch.autograd.graph.increment_version(list(self.population.values()))
+        # The fused optimizer does not raise versions, by which offsets and merged weights are known to be stale.
+        torch.autograd.graph.increment_version([*self.adapter.values(), *self.population.values()])
         sums.losses.append(loss)
         sums.norms.append(norm)
         sums.population_norms.append(population_norm)

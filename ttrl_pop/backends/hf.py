@@ -30,8 +30,10 @@ ENTER = 0.25
 """Waiting rollouts enter when at least this share of the slots is free: reading prompts in larger parts is faster."""
 CACHE_SHARE = 0.25
 """Of the memory that a process may have: what keys and values take at most."""
-CDF_ROWS = 128
-"""Rows whose distribution over the vocabulary is held at once."""
+LOGIT_ROWS = 128
+"""Rows whose logits are held at once."""
+CDF_NUMBERS = {"cuda": 2**25, "mps": 2**25}
+"""Numbers of the distributions that are held at once; 2²⁰ on others, which a core's own cache holds."""
 CHECK_EVERY = {"cuda": 8, "mps": 4}
 """Tokens between two looks at what was written, which stop the device; 1 on others. Tokens behind an end are thrown
 away."""
@@ -146,16 +148,13 @@ class HfBackend(Backend):
             slots.append(range(first, first + len(tree)))
             first += len(tree)
         hidden_ND = self.policy.hidden(prefill(packed, cache, slots))
-        last = torch.tensor([stem[-1] for stem in packed.stems], device=self.policy.device)
-        sizes = torch.tensor([len(tree) for tree in trees], device=self.policy.device)
-        logits_BV = self.policy.logits(hidden_ND[last])
-        if len(sizes) < int(sizes.sum()):
-            logits_BV = logits_BV.repeat_interleave(sizes, dim=0)
         rows = [writing for tree in trees for writing in tree]
         for writing in rows:
             writing.uniforms = streams.stream(*writing.request.stream_key).random(self.sampling.max_new_tokens)
-        uniforms_B = self._uniforms(rows, 1)[:, 0]
-        tokens_B, logprobs_B = draw(logits_BV, uniforms_B, self.sampling.temperature, self.sampling.top_p)
+        # One row of hidden states for each tree, and the place of each rollout's among them.
+        last_MD = hidden_ND[torch.tensor([stem[-1] for stem in packed.stems], device=self.policy.device)]
+        trees_B = [number for number, tree in enumerate(trees) for _ in tree]
+        tokens_B, logprobs_B = self._draw(last_MD, trees_B, self._uniforms(rows, 1)[:, 0])
         return tokens_B[:, None], logprobs_B[:, None]
 
     def _decode(
@@ -179,12 +178,26 @@ class HfBackend(Backend):
             columns = min(max(lengths) + step, cache.longest)
             plan = Decode(cache, positions_B, columns, min(lengths) == max(lengths))
             packed = Pack(tokens_B, positions_B, tuple(known) or None, place_B, plan, (), ())
-            logits_BV = policy.logits(policy.hidden(packed))
-            tokens_B, logprobs_B = draw(logits_BV, uniforms_BT[:, step], self.sampling.temperature, self.sampling.top_p)
+            tokens_B, logprobs_B = self._draw(policy.hidden(packed), range(len(active)), uniforms_BT[:, step])
             tokens.append(tokens_B)
             logprobs.append(logprobs_B)
             positions_B = torch.minimum(positions_B + 1, ends_B)
         return torch.stack(tokens, dim=1), torch.stack(logprobs, dim=1)
+
+    def _draw(
+        self, hidden_MD: Float[Tensor, "M D"], row_B: Sequence[int], uniforms_B: Float[Tensor, "B"]
+    ) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
+        """A token for each rollout from the hidden state in its row; `row_B` ascends."""
+        drawn = []
+        for start in range(0, len(row_B), LOGIT_ROWS):
+            rows = row_B[start : start + LOGIT_ROWS]
+            logits_RV = self.policy.logits(hidden_MD[rows[0] : rows[-1] + 1])
+            if len(logits_RV) < len(rows):
+                logits_RV = logits_RV[[row - rows[0] for row in rows]]
+            uniforms_R = uniforms_B[start : start + LOGIT_ROWS]
+            drawn.append(draw(logits_RV, uniforms_R, self.sampling.temperature, self.sampling.top_p))
+        tokens, logprobs = zip(*drawn, strict=True)
+        return torch.cat(tokens), torch.cat(logprobs)
 
     def _uniforms(self, rows: Sequence[Writing], count: int) -> Float[Tensor, "B T"]:
         """Of the next `count` tokens of each row; behind the last, any."""
@@ -238,9 +251,9 @@ def draw(
     Where logits are not finite the log-probability is not a number.
     """
     tokens, logprobs = [], []
-    for start in range(0, len(logits_BV), CDF_ROWS):
-        part = logits_BV[start : start + CDF_ROWS]
-        wide = part.to(torch.promote_types(part.dtype, torch.float32))
+    rows = max(1, CDF_NUMBERS.get(logits_BV.device.type, 2**20) // logits_BV.shape[1])
+    for logits_RV, uniforms_R in zip(logits_BV.split(rows), uniforms_B.split(rows), strict=True):
+        wide = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32))
         logp = torch.log_softmax(at_temperature(wide, temperature), dim=-1)
         if temperature == 0:
             token = logp.argmax(-1)
@@ -249,7 +262,7 @@ def draw(
                 logp = _nucleus(logp, top_p)
             cdf = logp.exp().cumsum_(-1)
             total = cdf[:, -1:]
-            u = uniforms_B[start : start + CDF_ROWS].to(cdf.device, cdf.dtype)[:, None]
+            u = uniforms_R.to(cdf.device, cdf.dtype)[:, None]
             # Strictly below the total, so that rounding cannot select a token of probability zero at the end.
             point = torch.minimum(u * total, torch.nextafter(total, torch.zeros_like(total)))
             # Where logits are not finite no token is right; the log-probability says so.
