@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ def logits_of(policy: Policy, ids_BT: torch.Tensor, minds_B: Sequence[Mind] | No
     trees = [Tree(tuple(row.tolist()), mind) for row, mind in zip(ids_BT, minds, strict=True)]
     packed = pack(trees, policy.device)
     hidden = policy.hidden(packed)
-    return torch.stack([policy.logits(hidden[list(stem)]) for stem in packed.stems])
+    return torch.stack([policy.logits(hidden[[*chain(*stem)]]) for stem in packed.stems])
 
 
 @contextmanager

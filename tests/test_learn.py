@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from ttrl_pop import grpo
 from ttrl_pop.errors import DivergenceError, StaleRolloutError
 from ttrl_pop.learn import Learner, Sample, Sums, micro_batches, schedule_factor
+from ttrl_pop.packing import pack
 from ttrl_pop.policy import grow
 from ttrl_pop.populations.base import MEAN
 from ttrl_pop.sample import sample
@@ -401,7 +402,8 @@ def test_micro_batches_keep_the_budget_and_every_row() -> None:
 
 def tree_tokens(session: Session, batch: Sequence[Sample]) -> int:
     rollouts = [sample.rollout for sample in batch]
-    return sum(tree.tokens for tree in grow(rollouts, [r.mind for r in rollouts], session.policy.population).trees)
+    trees = grow(rollouts, [r.mind for r in rollouts], session.policy.population).trees
+    return len(pack(trees, session.policy.device).ids_N)
 
 
 @settings(max_examples=30, deadline=None)

@@ -1,5 +1,6 @@
 """Packing: where tokens lie, who sees whom, and that nothing else in the row can be told."""
 
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from ttrl_pop.attention import BlockPlan
 from ttrl_pop.config import LoraConfig
 from ttrl_pop.errors import UsageError
 from ttrl_pop.models import LoadedModel
-from ttrl_pop.packing import SLACK, Branch, Tree, pack
+from ttrl_pop.packing import ALIKE, SLACK, Branch, Pack, Tree, alike, pack
 from ttrl_pop.policy import Policy
 from ttrl_pop.populations.base import MEAN, NoPopulation
 from ttrl_pop.types import Mind
@@ -24,30 +25,56 @@ POLICIES = {family: tiny_policy(family) for family in FAMILIES}
 
 seeds = st.sampled_from([0, 11, 12])
 runs = st.tuples(st.lists(st.integers(3, 60), max_size=9), seeds)
-forests = st.lists(
-    st.tuples(st.lists(st.integers(3, 60), min_size=1, max_size=14), seeds, st.lists(runs, max_size=4)),
-    min_size=1,
-    max_size=5,
+forests = st.tuples(
+    # What all prompts begin with.
+    st.lists(st.integers(3, 60), max_size=7),
+    st.lists(
+        st.tuples(st.lists(st.integers(3, 60), min_size=1, max_size=14), seeds, st.lists(runs, max_size=4)),
+        min_size=1,
+        max_size=5,
+    ),
 )
 
 
-def trees_of(drawn: list[Any]) -> list[Tree]:
+def trees_of(drawn: tuple[list[int], list[Any]]) -> list[Tree]:
+    beginning, forest = drawn
     return [
-        Tree(tuple(prompt), Mind(seed), tuple(Branch(tuple(ids), Mind(own)) for ids, own in branches))
-        for prompt, seed, branches in drawn
+        Tree((*beginning, *prompt), Mind(seed), tuple(Branch(tuple(ids), Mind(own)) for ids, own in branches))
+        for prompt, seed, branches in forest
     ]
+
+
+def stems_of(packed: Pack) -> list[tuple[int, ...]]:
+    """Places of each prompt."""
+    return [tuple(chain(*pieces)) for pieces in packed.stems]
+
+
+def shared_by(forest: list[Tree]) -> dict[Mind | None, tuple[int, int]]:
+    """For each mind the tokens that its prompts begin with alike and that are read once, and the number of prompts."""
+    prompts: dict[Mind | None, list[tuple[int, ...]]] = {}
+    for tree in forest:
+        prompts.setdefault(tree.mind, []).append(tree.prompt_ids)
+    found = {}
+    for mind, own in prompts.items():
+        count = 0
+        while len({prompt[: count + 1] for prompt in own}) == 1 and all(len(prompt) > count + 1 for prompt in own):
+            count += 1
+        worth = len(own) > 1 and count >= ALIKE * max(map(len, own))
+        found[mind] = (count if worth else 0, len(own))
+    return found
 
 
 @settings(max_examples=100, deadline=None)
 @given(forests)
-def test_every_token_stands_once_at_its_own_position_under_its_own_mind(drawn: list[Any]) -> None:
+def test_every_token_stands_once_at_its_own_position_under_its_own_mind(drawn: Any) -> None:
     forest = trees_of(drawn)
     packed = pack(forest, CPU)
-    places = [place for stem in packed.stems for place in stem]
-    places += [place for of_tree in packed.branches for branch in of_tree for place in branch]
-    assert sorted(places) == list(range(len(packed.ids_N)))
-    assert len(packed.ids_N) == sum(tree.tokens for tree in forest)
-    for tree, stem, of_tree in zip(forest, packed.stems, packed.branches, strict=True):
+    places = {place for stem in stems_of(packed) for place in stem}
+    of_branches = [place for of_tree in packed.branches for branch in of_tree for place in branch]
+    assert sorted([*places, *of_branches]) == list(range(len(packed.ids_N)))
+    read_once = sum(shared * (prompts - 1) for shared, prompts in shared_by(forest).values())
+    assert len(packed.ids_N) == sum(tree.tokens for tree in forest) - read_once
+    for tree, stem, of_tree in zip(forest, stems_of(packed), packed.branches, strict=True):
         assert packed.ids_N[list(stem)].tolist() == list(tree.prompt_ids)
         assert packed.positions_N[list(stem)].tolist() == list(range(len(stem)))
         assert {packed.minds_M[i] for i in packed.place_N[list(stem)]} == {tree.mind}
@@ -59,7 +86,7 @@ def test_every_token_stands_once_at_its_own_position_under_its_own_mind(drawn: l
 
 @settings(max_examples=100, deadline=None)
 @given(forests)
-def test_blocks_hold_every_query_once_and_waste_little(drawn: list[Any]) -> None:
+def test_blocks_hold_every_query_once_and_waste_little(drawn: Any) -> None:
     forest = trees_of(drawn)
     packed = pack(forest, CPU)
     plan = packed.plan
@@ -76,20 +103,25 @@ def test_blocks_hold_every_query_once_and_waste_little(drawn: list[Any]) -> None
     pairs = sum(
         block.rows * block.query_positions_RL.shape[1] * block.key_positions_RS.shape[1] for block in plan.blocks
     )
-    stems = [len(t.prompt_ids) + (len(t.branches[0].ids) if t.is_chain else 0) for t in forest]
-    twigs = [(len(b.ids), len(t.prompt_ids) + len(b.ids)) for t in forest if not t.is_chain for b in t.branches]
-    assert pairs <= SLACK * (sum(n * n for n in stems) + sum(length * reach for length, reach in twigs))
+    shared = {mind: count for mind, (count, _) in shared_by(forest).items()}
+    useful = sum(count * count for count in shared.values())
+    for tree in forest:
+        reach = len(tree.prompt_ids) + (len(tree.branches[0].ids) if tree.is_chain else 0)
+        useful += (reach - shared[tree.mind]) * reach
+        for branch in () if tree.is_chain else tree.branches:
+            useful += len(branch.ids) * (len(tree.prompt_ids) + len(branch.ids))
+    assert pairs <= SLACK * useful
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(max_examples=15, deadline=None)
 @given(drawn=forests)
-def test_a_packed_sequence_reads_as_it_does_alone(family: str, drawn: list[Any]) -> None:
+def test_a_packed_sequence_reads_as_it_does_alone(family: str, drawn: Any) -> None:
     policy, forest = POLICIES[family], trees_of(drawn)
     with torch.no_grad():
         packed = pack(forest, CPU)
         together = policy.hidden(packed)
-        for tree, stem, of_tree in zip(forest, packed.stems, packed.branches, strict=True):
+        for tree, stem, of_tree in zip(forest, stems_of(packed), packed.branches, strict=True):
             for branch, at in zip(tree.branches, of_tree, strict=True):
                 if branch.mind != tree.mind:
                     continue
@@ -123,14 +155,17 @@ def test_a_branch_sees_its_own_prompt_and_itself_and_nothing_else(family: str) -
 def test_packed_rows_are_those_of_the_model_itself(family: str) -> None:
     # Longer than the sliding windows of the tiny models, which are 6 wide.
     policy = tiny_policy(family, population=NoPopulation(NoPopulation.Options()))
-    prompt, first, second = tuple(range(3, 14)), tuple(range(20, 29)), tuple(range(40, 44))
-    packed = pack([Tree(prompt, None, (Branch(first, None), Branch(second, None)))], CPU)
+    first, second = tuple(range(20, 29)), tuple(range(40, 44))
+    prompts = [tuple(range(3, 14)), (*range(3, 11), 7, 5)]
+    packed = pack([Tree(prompt, None, (Branch(first, None), Branch(second, None))) for prompt in prompts], CPU)
+    assert len(packed.ids_N) == 8 + 3 + 2 + 2 * (9 + 4)
     with torch.no_grad():
         together = policy.logits(policy.hidden(packed))
-        for branch, at in zip((first, second), packed.branches[0], strict=True):
-            with own_attention(policy.network):
-                own = policy.network(input_ids=torch.tensor([prompt + branch]), use_cache=False).logits[0]
-            torch.testing.assert_close(together[[*packed.stems[0], *at]], own, rtol=0, atol=1e-9)
+        for prompt, stem, of_tree in zip(prompts, stems_of(packed), packed.branches, strict=True):
+            for branch, at in zip((first, second), of_tree, strict=True):
+                with own_attention(policy.network):
+                    own = policy.network(input_ids=torch.tensor([prompt + branch]), use_cache=False).logits[0]
+                torch.testing.assert_close(together[[*stem, *at]], own, rtol=0, atol=1e-9)
 
 
 def test_gradients_reach_the_prompt_from_every_branch() -> None:
@@ -146,6 +181,35 @@ def test_gradients_reach_the_prompt_from_every_branch() -> None:
 
     together = slope([Tree(prompt, mind, tuple(Branch(i, mind) for i in ids))])
     torch.testing.assert_close(together, slope([Tree(prompt, mind, (Branch(i, mind),)) for i in ids]))
+
+
+def test_gradients_reach_what_prompts_begin_with_from_all_of_them() -> None:
+    policy = tiny_policy()
+    forest = [Tree((5, 6, 7, 8, own), Mind(11), (Branch((9, own), Mind(11)),)) for own in (20, 21, 22)]
+
+    def slope(forest: list[Tree]) -> torch.Tensor:
+        packed = pack(forest, CPU)
+        ends = [at[-1] for of_tree in packed.branches for at in of_tree]
+        return torch.autograd.grad(policy.hidden(packed)[ends].sin().sum(), policy.population.mu)[0]
+
+    assert len(pack(forest, CPU).ids_N) == 4 + 3 * 3
+    torch.testing.assert_close(slope(forest), sum(slope([tree]) for tree in forest))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "expected"),
+    [
+        ([(1, 2, 3)], 0),
+        ([(1, 2, 3), (1, 2, 4)], 2),
+        ([(1, 2), (1, 2)], 1),
+        ([(1,), (1, 2, 3)], 0),
+        ([(2, 1), (1, 1)], 0),
+        ([(1, 2, *range(10, 24)), (1, 2, 3), (1, 2, 9, 9)], 2),
+        ([(1, 2, *range(10, 25)), (1, 2, 3), (1, 2, 9, 9)], 0),
+    ],
+)
+def test_what_prompts_begin_with_alike(prompts: list[tuple[int, ...]], expected: int) -> None:
+    assert alike(prompts) == expected
 
 
 def test_sequences_with_and_without_a_mind_do_not_mix() -> None:

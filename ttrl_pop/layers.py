@@ -56,8 +56,11 @@ def lora_linear(
     scale: float,
     is_merged: bool,
 ) -> Float[Tensor, "*B O"]:
-    """x·Wᵀ + b + scale · x·Aᵀ·Bᵀ (arXiv 2106.09685) with gradients for x, A = `down` and B = `up`. `is_merged`: `weight`
-    is W + scale · B · A."""
+    """x·Wᵀ + b + scale · x·Aᵀ·Bᵀ (arXiv 2106.09685) with gradients for x, A = `down` and B = `up`.
+
+    Args:
+        is_merged: `weight` is W + scale · B · A, not W.
+    """
     y: Tensor = _LoraLinear.apply(x, weight, bias, down, up, scale, is_merged)  # type: ignore[no-untyped-call]
     return y
 

@@ -24,6 +24,7 @@ from ttrl_pop import grpo
 from ttrl_pop.config import Config
 from ttrl_pop.errors import DivergenceError, SamplerMismatchError, StaleRolloutError
 from ttrl_pop.memory import is_exhausted
+from ttrl_pop.packing import alike
 from ttrl_pop.policy import Policy
 from ttrl_pop.populations.base import MEAN
 from ttrl_pop.types import Mind, Rollout, Tally, Update
@@ -402,23 +403,35 @@ def micro_batches(
 ) -> Iterator[list[Sample]]:
     """Cut samples into batches of at most `token_budget` tokens, and of at least one sample.
 
-    Samples whose prompt has one reader stand together: it counts once in each batch. Short ones come first, so that
-    the sequences of a batch are of nearly one length.
+    Samples whose prompt has one reader stand together, as prompts of one reader do: a prompt counts once in each batch,
+    and so does what all prompts begin with. Short ones come first, so that the sequences of a batch are of nearly one
+    length.
     """
     trees: dict[tuple[tuple[int, ...], Mind], list[Sample]] = {}
     for sample in samples:
         trees.setdefault((sample.rollout.prompt_ids, reader(sample)), []).append(sample)
+    shared = alike([*dict.fromkeys(prompt_ids for prompt_ids, _ in trees)])
+    places = {mind: place for place, mind in enumerate(dict.fromkeys(mind for _, mind in trees))}
+    by_reader = sorted(trees.items(), key=lambda item: (places[item[0][1]] if shared else 0, len(item[0][0])))
     batch: list[Sample] = []
+    prompts: set[tuple[tuple[int, ...], Mind]] = set()
+    readers: set[Mind] = set()
     tokens = 0
-    for (prompt_ids, _), tree in sorted(trees.items(), key=lambda item: len(item[0][0])):
-        is_read = False
+
+    def more(sample: Sample, prompt: tuple[tuple[int, ...], Mind]) -> int:
+        count = len(sample.rollout.completion_ids) - 1
+        return count if prompt in prompts else count + len(prompt[0]) - shared * (prompt[1] in readers)
+
+    for prompt, tree in by_reader:
         for sample in sorted(tree, key=lambda sample: len(sample.rollout.completion_ids)):
-            more = len(sample.rollout.completion_ids) - 1
-            if batch and tokens + more + len(prompt_ids) * (not is_read) > token_budget:
+            if batch and tokens + more(sample, prompt) > token_budget:
                 yield batch
-                batch, tokens, is_read = [], 0, False
-            tokens += more + len(prompt_ids) * (not is_read)
-            is_read = True
+                batch, tokens = [], 0
+                prompts.clear()
+                readers.clear()
+            tokens += more(sample, prompt)
+            prompts.add(prompt)
+            readers.add(prompt[1])
             batch.append(sample)
     if batch:
         yield batch

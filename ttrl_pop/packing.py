@@ -1,17 +1,18 @@
-"""Trees of tokens → one row without padding: a prompt once, and the completions that branch off it.
+"""Trees of tokens → one row without padding: what many sequences begin with once, and all that follows beside it.
 
 A tree is a prompt as one mind reads it and any number of branches, each in a mind of its own. Packed, a prompt passes
-the layers once however many completions follow, and every token sees exactly what it would see in a row of its own:
-logits and gradients are those of separate rows.
+the layers once however many completions follow, and so does what the prompts of one mind begin with alike, such as a
+system message or worked examples. Every token sees exactly what it would see in a row of its own: logits and gradients
+are those of separate rows.
 
     pack([Tree(prompt_ids, mind, (Branch(completion_ids, mind), …)), …], device)
 
-Order of tokens: all stems by length, then all branches. A stem is a prompt, together with its branch where there is
-only one and of the same mind.
+Order of tokens: all that sequences begin with, by length, then all that follows something, by length.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from jaxtyping import Int
@@ -23,6 +24,9 @@ from ttrl_pop.types import Mind
 SLACK = 1.5
 """Pairs of query and key that a block computes over those that count, at most: below it unused pairs cost less than
 another block."""
+ALIKE = 0.125
+"""Of the longest prompt of a mind: what its prompts must begin with alike to be read once. For less, the masks of what
+follows are not worth it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,29 +66,38 @@ class Pack:
     place_N: Int[Tensor, "N"]
     """Index of each token's mind among `minds_M`."""
     plan: Plan
-    stems: tuple[range, ...]
-    """Tokens of each tree's prompt, in the order of the trees as given."""
+    stems: tuple[tuple[range, ...], ...]
+    """Tokens of each tree's prompt, in the order of the trees as given, piece by piece."""
     branches: tuple[tuple[range, ...], ...]
     """Tokens of each branch, by tree."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class _Run:
-    """A contiguous piece of the row: tokens that follow `context` tokens of their own sequence."""
+    """A contiguous piece of the row."""
 
-    tree: int
-    branch: int | None
     ids: tuple[int, ...]
     mind: Mind | None
-    context: int
+    before: tuple["_Run", ...] = ()
+    """What comes before it in its own sequences, from their first token on."""
+    start: int = 0
+    """Where in the row it begins."""
 
     @property
     def length(self) -> int:
         return len(self.ids)
 
     @property
+    def context(self) -> int:
+        return sum(run.length for run in self.before)
+
+    @property
     def reach(self) -> int:
-        return self.context + len(self.ids)
+        return self.context + self.length
+
+    @property
+    def tokens(self) -> range:
+        return range(self.start, self.start + self.length)
 
 
 def pack(trees: Sequence[Tree], device: torch.device) -> Pack:
@@ -93,88 +106,94 @@ def pack(trees: Sequence[Tree], device: torch.device) -> Pack:
     Raises:
         ValueError: some trees have a mind and some have none.
     """
-    stems = sorted(
-        (
-            _Run(t, None, tree.prompt_ids + (tree.branches[0].ids if tree.is_chain else ()), tree.mind, 0)
-            for t, tree in enumerate(trees)
-        ),
-        key=lambda run: run.length,
-    )
-    twigs = sorted(
-        (
-            _Run(t, b, branch.ids, branch.mind, len(tree.prompt_ids))
-            for t, tree in enumerate(trees)
-            if not tree.is_chain
-            for b, branch in enumerate(tree.branches)
-            if branch.ids
-        ),
-        key=lambda run: (run.length, run.reach),
-    )
-    runs = [*stems, *twigs]
-    starts = _starts(run.length for run in runs)
-    stem_tokens: list[range] = [range(0)] * len(trees)
-    branch_tokens = [[range(0)] * len(tree.branches) for tree in trees]
-    for run, start in zip(runs, starts, strict=True):
-        if run.branch is None:
-            prompt = len(trees[run.tree].prompt_ids)
-            stem_tokens[run.tree] = range(start, start + prompt)
-            if trees[run.tree].is_chain:
-                branch_tokens[run.tree][0] = range(start + prompt, start + run.length)
-        else:
-            branch_tokens[run.tree][run.branch] = range(start, start + run.length)
-    minds = [run.mind for run in runs]
-    known = tuple(dict.fromkeys(mind for mind in minds if mind is not None))
-    if known and None in minds:
+    prompts: dict[Mind | None, list[tuple[int, ...]]] = {}
+    for tree in trees:
+        prompts.setdefault(tree.mind, []).append(tree.prompt_ids)
+    beginnings = {mind: _Run(own[0][: alike(own)], mind) for mind, own in prompts.items()}
+    # A tree with one branch of the same mind is one sequence: the branch needs no run of its own.
+    stems, branches = [], []
+    for tree in trees:
+        beginning = beginnings[tree.mind]
+        before = (beginning,) if beginning.ids else ()
+        ids = tree.prompt_ids[beginning.length :] + (tree.branches[0].ids if tree.is_chain else ())
+        stems.append(stem := _Run(ids, tree.mind, before))
+        own = () if tree.is_chain else tree.branches
+        branches.append([_Run(branch.ids, branch.mind, (*before, stem)) for branch in own])
+    runs = [run for run in (*beginnings.values(), *stems, *chain(*branches)) if run.ids]
+    first = sorted((run for run in runs if not run.before), key=lambda run: run.length)
+    after = sorted((run for run in runs if run.before), key=lambda run: (run.length, run.reach))
+    runs = [*first, *after]
+    for run, start in zip(runs, _starts(run.length for run in runs), strict=True):
+        run.start = start
+    stem_tokens, branch_tokens = [], []
+    for tree, stem, own_runs in zip(trees, stems, branches, strict=True):
+        end = stem.start + len(tree.prompt_ids) - stem.context
+        stem_tokens.append((*(run.tokens for run in stem.before), range(stem.start, end)))
+        branch_tokens.append((range(end, stem.tokens.stop),) if tree.is_chain else tuple(r.tokens for r in own_runs))
+    known = tuple(dict.fromkeys(run.mind for run in runs if run.mind is not None))
+    if known and any(run.mind is None for run in runs):
         raise ValueError("one forward takes sequences with a mind or without, not both")
-    place = {mind: i for i, mind in enumerate(known)}
+    place: dict[Mind | None, int] = {mind: i for i, mind in enumerate(known)}
     lengths = torch.tensor([run.length for run in runs])
     return Pack(
         ids_N=torch.tensor([token for run in runs for token in run.ids], device=device),
         positions_N=torch.cat([torch.arange(run.context, run.reach) for run in runs]).to(device),
         minds_M=known or None,
-        place_N=torch.tensor([place[m] if m else 0 for m in minds]).repeat_interleave(lengths).to(device),
-        plan=_plan(stems, twigs, starts, stem_tokens, device),
+        place_N=torch.tensor([place.get(run.mind, 0) for run in runs]).repeat_interleave(lengths).to(device),
+        plan=_plan([*_similar(first), *_similar(after)], device),
         stems=tuple(stem_tokens),
-        branches=tuple(tuple(tokens) for tokens in branch_tokens),
+        branches=tuple(branch_tokens),
     )
 
 
-def _plan(
-    stems: Sequence[_Run], twigs: Sequence[_Run], starts: Sequence[int], stem_tokens: list[range], device: torch.device
-) -> BlockPlan:
-    blocks, order, offset, first = [], [], 0, 0
-    for group in [*_similar(stems), *_similar(twigs)]:
-        begins = starts[first : first + len(group)]
+def alike(prompts: Sequence[tuple[int, ...]]) -> int:
+    """Tokens that prompts of one mind begin with alike and that are read once: 0 where there are too few, and never all
+    of a prompt."""
+    if len(prompts) < 2:
+        return 0
+    # What the first and the last in order begin with alike, all between them do.
+    low, high = min(prompts), max(prompts)
+    most = min(map(len, prompts)) - 1
+    count = next((i for i in range(most) if low[i] != high[i]), most)
+    return count if count >= ALIKE * max(map(len, prompts)) else 0
+
+
+def _plan(groups: Sequence[Sequence[_Run]], device: torch.device) -> BlockPlan:
+    """A block for each group of runs, which follow each other in the row."""
+    blocks: list[Block] = []
+    order: list[int] = []
+    offset = 0
+    for group in groups:
         longest = max(run.length for run in group)
         even = all(run.length == longest for run in group)
-        queries = torch.tensor([[b + min(i, r.length - 1) for i in range(longest)] for r, b in _pairs(group, begins)])
-        # Unused places of a stem lie behind all others; those of a branch see what its last token sees.
+        queries = torch.tensor([[run.start + min(i, run.length - 1) for i in range(longest)] for run in group])
+        # Unused places of a beginning lie behind all others; those of what follows see what its last token sees.
         positions = torch.tensor(
-            [[r.context + (i if r.branch is None else min(i, r.length - 1)) for i in range(longest)] for r in group]
+            [[run.context + (min(i, run.length - 1) if run.before else i) for i in range(longest)] for run in group]
         )
         keys = key_positions = None
-        if group[0].branch is not None:
+        if group[0].before:
             context = max(run.context for run in group)
             rows = [
                 [
-                    *stem_tokens[r.tree],
-                    *([b] * (context - r.context)),
-                    *(b + min(i, r.length - 1) for i in range(longest)),
+                    *chain(*(run.tokens for run in run.before)),
+                    *([run.start] * (context - run.context)),
+                    *(run.start + min(i, run.length - 1) for i in range(longest)),
                 ]
-                for r, b in _pairs(group, begins)
+                for run in group
             ]
             places = [
                 [
-                    *range(r.context),
-                    *([BEHIND] * (context - r.context)),
-                    *(r.context + i if i < r.length else BEHIND for i in range(longest)),
+                    *range(run.context),
+                    *([BEHIND] * (context - run.context)),
+                    *(run.context + i if i < run.length else BEHIND for i in range(longest)),
                 ]
-                for r in group
+                for run in group
             ]
             keys, key_positions = torch.tensor(rows).to(device), torch.tensor(places)
         blocks.append(
             Block(
-                slice(begins[0], begins[0] + len(group) * longest) if even else queries.to(device),
+                slice(group[0].start, group[0].start + len(group) * longest) if even else queries.to(device),
                 len(group),
                 keys,
                 positions.to(device),
@@ -183,7 +202,6 @@ def _plan(
         )
         order += [offset + row * longest + i for row, run in enumerate(group) for i in range(run.length)]
         offset += len(group) * longest
-        first += len(group)
     return BlockPlan(blocks, None if len(order) == offset else torch.tensor(order, device=device))
 
 
@@ -198,10 +216,6 @@ def _similar(runs: Sequence[_Run]) -> list[list[_Run]]:
             context, useful = run.context, run.length * run.reach
         groups[-1].append(run)
     return groups
-
-
-def _pairs(runs: Sequence[_Run], begins: Sequence[int]) -> Iterable[tuple[_Run, int]]:
-    return zip(runs, begins, strict=True)
 
 
 def _starts(lengths: Iterable[int]) -> list[int]:

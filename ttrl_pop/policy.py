@@ -195,7 +195,7 @@ class Policy:
         lengths: list[int] = []
         for rollout, (tree, branch) in zip(rollouts_B, grown.places_B, strict=True):
             count = len(rollout.completion_ids)
-            sources += [packed.stems[tree][-1], *packed.branches[tree][branch]][:count]
+            sources += [packed.stems[tree][-1][-1], *packed.branches[tree][branch]][:count]
             targets += rollout.completion_ids
             lengths.append(count)
         mask_BT = (torch.arange(max(1, *lengths)) < torch.tensor(lengths)[:, None]).to(self.device)

@@ -7,6 +7,7 @@ token.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -41,14 +42,6 @@ class KeyValueCache:
         for buffer, states in zip(self._buffers(layer, keys_NKD, values_NKD), (keys_NKD, values_NKD), strict=True):
             buffer.flatten(0, 1).index_copy_(0, places_N, states)
 
-    def write_stems(
-        self, layer: int, stems: Sequence[range], slots: Sequence[range], keys_NKD: Tensor, values_NKD: Tensor
-    ) -> None:
-        """Put the tokens `stems[i]`, from position 0 on, into each of `slots[i]`."""
-        for buffer, states in zip(self._buffers(layer, keys_NKD, values_NKD), (keys_NKD, values_NKD), strict=True):
-            for stem, owners in zip(stems, slots, strict=True):
-                buffer[owners.start : owners.stop, : len(stem)] = states[stem.start : stem.stop]
-
     def read(self, layer: int, slots: int, columns: int) -> tuple[Tensor, Tensor]:
         """Keys and values [slots, columns, K, D] of the first slots, as views."""
         keys, values = self.layers[layer]
@@ -78,12 +71,14 @@ class KeyValueCache:
 class Prefill(Plan):
     """Reads prompts, and keeps what later tokens will see of them."""
 
-    def __init__(self, plan: Plan, cache: KeyValueCache, stems: Sequence[range], slots: Sequence[range]) -> None:
-        """The tokens `stems[i]` of the forward go to each of `slots[i]`."""
+    def __init__(
+        self, plan: Plan, cache: KeyValueCache, tokens_K: Int[Tensor, "K"], places_K: Int[Tensor, "K"]
+    ) -> None:
+        """Token `tokens_K[k]` of the forward goes to `places_K[k]` of the cache."""
         self.plan = plan
         self.cache = cache
-        self.stems = stems
-        self.slots = slots
+        self.tokens_K = tokens_K
+        self.places_K = places_K
 
     def attend(
         self,
@@ -94,7 +89,8 @@ class Prefill(Plan):
         scale: float,
         window: int | None,
     ) -> Float[Tensor, "N H D"]:
-        self.cache.write_stems(layer, self.stems, self.slots, keys_NKD, values_NKD)
+        kept = (states.index_select(0, self.tokens_K) for states in (keys_NKD, values_NKD))
+        self.cache.write(layer, self.places_K, *kept)
         return self.plan.attend(layer, queries_NHD, keys_NKD, values_NKD, scale, window)
 
 
@@ -137,5 +133,14 @@ class Decode(Plan):
 
 def prefill(packed: Pack, cache: KeyValueCache, slots: Sequence[range]) -> Pack:
     """`packed` prompts, each of which is kept in all of its `slots`."""
-    cache.reserve(max(len(stem) for stem in packed.stems))
-    return replace(packed, plan=Prefill(packed.plan, cache, packed.stems, slots))
+    stems = [[*chain(*pieces)] for pieces in packed.stems]
+    cache.reserve(max(len(stem) for stem in stems))
+    tokens: list[int] = []
+    places: list[int] = []
+    for stem, owners in zip(stems, slots, strict=True):
+        for slot in owners:
+            tokens += stem
+            places += range(slot * cache.capacity, slot * cache.capacity + len(stem))
+    device = packed.ids_N.device
+    plan = Prefill(packed.plan, cache, torch.tensor(tokens, device=device), torch.tensor(places, device=device))
+    return replace(packed, plan=plan)

@@ -1,16 +1,18 @@
 """Rollouts by our own batched loop over a transformers model, with weights shared with the learner.
 
-Each prompt is read once by each mind that reads it differently, many prompts in one forward without padding; its keys
-and values go to the slots of all rollouts that begin with it. Then a token is decoded for each slot a turn. Finished
-rollouts leave their slots and waiting ones enter, so that products stay wide. A token is the inverse of the cumulative
-distribution at a uniform number that belongs to that rollout and position alone: the batch decides how fast a rollout
-is written, and never what it says. Where memory runs out, half as many slots go on.
+Each prompt is read once by each mind that reads it differently, many prompts in one forward without padding, and what
+they begin with alike once for all of them; keys and values go to the slots of all rollouts that begin so. Then a token
+is decoded for each slot a turn. Finished rollouts leave their slots and waiting ones enter, so that products stay wide.
+A token is the inverse of the cumulative distribution at a uniform number that belongs to that rollout and position
+alone: the batch decides how fast a rollout is written, and never what it says. Where memory runs out, half as many
+slots go on.
 """
 
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import torch
@@ -22,7 +24,7 @@ from ttrl_pop.backends.base import Backend, Request
 from ttrl_pop.backends.cache import Decode, KeyValueCache, prefill
 from ttrl_pop.errors import DivergenceError
 from ttrl_pop.memory import is_exhausted, limit_bytes
-from ttrl_pop.packing import Pack, Tree, pack
+from ttrl_pop.packing import Pack, Tree, alike, pack
 from ttrl_pop.policy import at_temperature
 from ttrl_pop.types import FinishReason, Mind, Rollout
 
@@ -96,12 +98,14 @@ class HfBackend(Backend):
         """Write all that waits, in `slots` slots; yield what is finished. After a failure what was under way waits."""
         cache = KeyValueCache(slots, longest)
         active: list[Writing] = []
+        entering: deque[list[Writing]] = deque()
         try:
-            while waiting or active:
-                entering = self._entering(waiting, slots - len(active), slots)
+            while waiting or entering or active:
+                entering = entering or self._entering(waiting, slots - len(active), slots)
                 if entering:
-                    active += (rows := [writing for tree in entering for writing in tree])
-                    tokens, logprobs = self._read(entering, cache, len(active) - len(rows))
+                    trees = self._forward(entering)
+                    active += (rows := [writing for tree in trees for writing in tree])
+                    tokens, logprobs = self._read(trees, cache, len(active) - len(rows))
                     self._extend(rows, tokens, logprobs)
                 else:
                     self._extend(active, *self._decode(active, cache))
@@ -114,28 +118,43 @@ class HfBackend(Backend):
                 active = self._close_gaps(active, cache)
                 yield from finished
         except (RuntimeError, MemoryError):
-            waiting.extendleft(reversed(self._trees([Writing(w.index, w.request) for w in active])))
+            begun = [*active, *chain(*entering)]
+            waiting.extendleft(reversed(self._trees([Writing(w.index, w.request) for w in begun])))
             raise
 
-    def _entering(self, waiting: deque[list[Writing]], free: int, slots: int) -> list[list[Writing]]:
-        """Take the trees whose prompts are read now; none where it is better to go on decoding."""
+    def _entering(self, waiting: deque[list[Writing]], free: int, slots: int) -> deque[list[Writing]]:
+        """Take the trees whose prompts are read now, those of one reader together; none where it is better to go on
+        decoding."""
         if not waiting:
-            return []
+            return deque()
         # A tree is read once if it enters whole: that is worth some empty slots.
         if free < slots and free < max(ENTER * slots, min(len(waiting[0]), slots / 2)):
-            return []
+            return deque()
         if len(waiting[0]) > free:
             tree = waiting.popleft()
             waiting.extendleft([tree[free:], tree[:free]])
-        taken: list[list[Writing]] = []
-        tokens = 0
+        taken: dict[Mind | None, list[list[Writing]]] = {}
         while waiting and len(waiting[0]) <= free:
-            tokens += len(waiting[0][0].request.prompt_ids)
-            if taken and tokens > self.sampling.prefill_tokens:
+            tree = waiting.popleft()
+            taken.setdefault(self._reader(tree[0].request), []).append(tree)
+            free -= len(tree)
+        return deque(chain(*taken.values()))
+
+    def _forward(self, entering: deque[list[Writing]]) -> list[list[Writing]]:
+        """Take the trees whose prompts are read in one forward."""
+        shared = alike([tree[0].request.prompt_ids for tree in entering])
+        trees: list[list[Writing]] = []
+        readers: set[Mind | None] = set()
+        tokens = 0
+        while entering:
+            request = entering[0][0].request
+            reader = self._reader(request)
+            tokens += len(request.prompt_ids) - shared * (reader in readers)
+            if trees and tokens > self.sampling.prefill_tokens:
                 break
-            taken.append(waiting.popleft())
-            free -= len(taken[-1])
-        return taken
+            readers.add(reader)
+            trees.append(entering.popleft())
+        return trees
 
     def _read(
         self, trees: Sequence[Sequence[Writing]], cache: KeyValueCache, first: int
@@ -152,7 +171,7 @@ class HfBackend(Backend):
         for writing in rows:
             writing.uniforms = streams.stream(*writing.request.stream_key).random(self.sampling.max_new_tokens)
         # One row of hidden states for each tree, and the place of each rollout's among them.
-        last_MD = hidden_ND[torch.tensor([stem[-1] for stem in packed.stems], device=self.policy.device)]
+        last_MD = hidden_ND[torch.tensor([pieces[-1][-1] for pieces in packed.stems], device=self.policy.device)]
         trees_B = [number for number, tree in enumerate(trees) for _ in tree]
         tokens_B, logprobs_B = self._draw(last_MD, trees_B, self._uniforms(rows, 1)[:, 0])
         return tokens_B[:, None], logprobs_B[:, None]
@@ -252,7 +271,7 @@ def draw(
     """
     tokens, logprobs = [], []
     rows = max(1, CDF_NUMBERS.get(logits_BV.device.type, 2**20) // logits_BV.shape[1])
-    for logits_RV, uniforms_R in zip(logits_BV.split(rows), uniforms_B.split(rows), strict=True):
+    for logits_RV, uniforms_R in zip(torch.split(logits_BV, rows), torch.split(uniforms_B, rows), strict=True):
         wide = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32))
         logp = torch.log_softmax(at_temperature(wide, temperature), dim=-1)
         if temperature == 0:
