@@ -76,7 +76,7 @@ def measure(plan: Plan, model: str) -> Record:
     lengths = completion_lengths("even", plan.problems * plan.rollouts, plan.new_tokens)
     of_sides = {}
     for name, records in runs.items():
-        work = forward_work(measured.prompt_tokens, readers[name], lengths).times(LEARNER)
+        work = forward_work(measured.prompt_tokens, measured.alike, readers[name], lengths).times(LEARNER)
         compared = {peer: runs[peer] for peer in peers} if name in ours else {}
         of_sides[name] = rounds.figures(records, work, measured.machine, compared)
     first, *_, silent = ours
@@ -86,6 +86,7 @@ def measure(plan: Plan, model: str) -> Record:
         "versions": rounds.versions_of(PACKAGES),
         "machine": measured.machine,
         "prompt_tokens": measured.prompt_tokens,
+        "alike": measured.alike,
         "new_tokens": sum(lengths),
         "peers": list(peers),
         "noise": rounds.ratios(runs[first], runs[silent]),
@@ -98,7 +99,8 @@ def table(measured: Record) -> str:
     return "\n".join(
         [
             f"one update from {plan['problems']} problems × {plan['rollouts']} rollouts, prompts of "
-            f"{measured['prompt_tokens'][0]} tokens, completions of {plan['new_tokens']}, float32; rounds: "
+            f"{measured['prompt_tokens'][0]} tokens that begin with the same {measured['alike']}, "
+            f"completions of {plan['new_tokens']}, float32; rounds: "
             f"{plan['rounds']}, counted updates in each: {plan['steps']}",
             *rounds.heading(measured["versions"], measured["machine"], measured["load_before"]),
             "",

@@ -30,6 +30,7 @@ from benchmarks.workload import EXAMPLES, QUESTIONS, completion_lengths, times_t
 from ttrl_pop.backends.hf import HfBackend, Writing
 from ttrl_pop.config import Config
 from ttrl_pop.learn import Learner
+from ttrl_pop.packing import alike
 from ttrl_pop.populations.base import NoPopulation
 from ttrl_pop.problems import ProblemSet
 from ttrl_pop.rewards import Ballot
@@ -215,8 +216,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.lengths != "own":
         rows = given.problems * config.group_size
         session.backend.lengths = completion_lengths(given.lengths, rows, given.new_tokens)
+    prompt_ids = [session.prompts[problem.id] for problem in problems]
     record = PARTS[given.part](session, given.steps) | {
-        "prompt_tokens": [len(session.prompts[problem.id]) for problem in problems],
+        "prompt_tokens": [len(ids) for ids in prompt_ids],
+        "alike": alike(prompt_ids),
         "threads": torch.get_num_threads(),
         "peak_bytes": peak_bytes(),
     }

@@ -87,7 +87,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lengths_B = torch.tensor(completion_lengths(given.lengths, len(rows_BT), given.new_tokens))
     record = {
         "seconds": time_calls(network, rows_BT, lengths_B, given.batch or len(rows_BT), given.steps),
-        "prompt_tokens": [len(prompt) for prompt in prompts],
         "threads": torch.get_num_threads(),
         "peak_bytes": peak_bytes(),
     }

@@ -124,7 +124,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seconds.append(time.perf_counter() - began)
     record = {
         "seconds": seconds,
-        "prompt_tokens": [len(prompt) for prompt in prompts],
         "threads": torch.get_num_threads(),
         "peak_bytes": peak_bytes(),
     }

@@ -85,7 +85,7 @@ def measure(plan: Plan, model: str) -> Record:
     of_sides = {}
     for name, records in runs.items():
         readers = ours[name].readers if name in ours else plan.rollouts if name in (SALTED, MINDS, SERIAL) else 1
-        work = forward_work(measured.prompt_tokens, readers, lengths)
+        work = forward_work(measured.prompt_tokens, measured.alike, readers, lengths)
         compared = peers if name in ours else {}
         of_sides[name] = rounds.figures(records, work.times(ROLLOUTS), measured.machine, compared)
     first, *_, silent = ours
@@ -95,6 +95,7 @@ def measure(plan: Plan, model: str) -> Record:
         "versions": rounds.versions_of(PACKAGES),
         "machine": measured.machine,
         "prompt_tokens": measured.prompt_tokens,
+        "alike": measured.alike,
         "new_tokens": sum(lengths),
         "peers": list(peers),
         "noise": rounds.ratios(runs[first], runs[silent]),
@@ -110,7 +111,8 @@ def table(measured: Record) -> str:
     return "\n".join(
         [
             f"{plan['problems']} problems × {plan['rollouts']} rollouts = {rows} rows, prompts of "
-            f"{measured['prompt_tokens'][0]} tokens, {new} new ones, float32; rounds: {plan['rounds']}, counted "
+            f"{measured['prompt_tokens'][0]} tokens that begin with the same {measured['alike']}, "
+            f"{new} new ones, float32; rounds: {plan['rounds']}, counted "
             f"repeats in each: {plan['steps']}",
             *rounds.heading(measured["versions"], measured["machine"], measured["load_before"]),
             "",

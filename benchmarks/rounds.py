@@ -6,7 +6,11 @@ slows down slows all. A side is a module that prints one JSON line, of which eve
     seconds         of each repeat; the first is warm-up and not counted
     threads         of torch, or of the engine
     peak_bytes      largest resident set of the process
-    prompt_tokens   of each prompt; taken from the first side
+
+and of the first side, which is one of ours,
+
+    prompt_tokens   of each prompt
+    alike           tokens with which all prompts begin
 """
 
 import argparse
@@ -55,6 +59,10 @@ class Measured:
     def prompt_tokens(self) -> list[int]:
         lengths: list[int] = next(iter(self.runs.values()))[0]["prompt_tokens"]
         return lengths
+
+    @property
+    def alike(self) -> int:
+        return int(next(iter(self.runs.values()))[0]["alike"])
 
 
 def measure(sides: Sequence[Side], model: str, rounds: int, threads: int | None) -> Measured:

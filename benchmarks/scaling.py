@@ -46,9 +46,9 @@ class Point:
     def name(self) -> str:
         return f"{self.problems} problems × {self.minds} minds, {self.examples} examples, {self.new_tokens} new tokens"
 
-    def work(self, prompt_tokens: Sequence[int]) -> Work:
+    def work(self, prompt_tokens: Sequence[int], alike: int) -> Work:
         lengths = completion_lengths("even", self.rows, self.new_tokens)
-        return forward_work(prompt_tokens, self.minds, lengths).times(STEP)
+        return forward_work(prompt_tokens, alike, self.minds, lengths).times(STEP)
 
 
 AXES = {
@@ -85,7 +85,7 @@ def measure(plan: Plan, model: str) -> Record:
     taken = {}
     for name, records in measured.runs.items():
         point, prompt_tokens = points[name], records[0]["prompt_tokens"]
-        work = point.work(prompt_tokens)
+        work = point.work(prompt_tokens, records[0]["alike"])
         taken[name] = rounds.figures(records, work, measured.machine, {}) | {
             "rows": point.rows,
             "prompt_tokens": prompt_tokens[0],

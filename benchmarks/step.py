@@ -75,7 +75,7 @@ def measure(plan: Plan, model: str) -> Record:
     lengths = completion_lengths("even", plan.problems * plan.rollouts, plan.new_tokens)
     of_sides = {}
     for name, records in runs.items():
-        work = forward_work(measured.prompt_tokens, ours[name].readers if name in ours else 1, lengths)
+        work = forward_work(measured.prompt_tokens, measured.alike, ours[name].readers if name in ours else 1, lengths)
         peers = {PEER: runs[PEER]} if name in ours else {}
         of_sides[name] = rounds.figures(records, work.times(STEP), machine, peers)
         if name in ours:
@@ -90,6 +90,7 @@ def measure(plan: Plan, model: str) -> Record:
         "versions": rounds.versions_of(PACKAGES),
         "machine": machine,
         "prompt_tokens": measured.prompt_tokens,
+        "alike": measured.alike,
         "noise": rounds.ratios(runs[first], runs[silent]),
         "sides": of_sides,
     }
@@ -108,7 +109,8 @@ def table(measured: Record) -> str:
     return "\n".join(
         [
             f"{plan['problems']} problems × {plan['rollouts']} rollouts × {plan['new_tokens']} tokens, prompts of "
-            f"{measured['prompt_tokens'][0]}, float32; rounds: {plan['rounds']}, counted steps in each: "
+            f"{measured['prompt_tokens'][0]} that begin with the same {measured['alike']}, "
+            f"float32; rounds: {plan['rounds']}, counted steps in each: "
             f"{plan['steps']}",
             *rounds.heading(measured["versions"], measured["machine"], measured["load_before"]),
             "",

@@ -1,7 +1,7 @@
 """What every side is given, by rule: prompts, lengths of completions, forms of a group; and how much work that is.
 
 Work is what must be computed, whoever computes it. In one forward these pass the layers:
-1. every distinct pair of mind and prompt, once;
+1. every distinct pair of mind and prompt, once, and what all prompts begin with alike once for each mind;
 2. every token of a completion but the last, which predicts nothing.
 Logits are needed where a token is drawn: at the end of each such prompt and at each such token. Rollouts are one
 forward. The learner reads the same tokens, forward and once backward, as frozen weights need the gradient of their
@@ -61,10 +61,12 @@ class Work:
         return float(layers + head)
 
 
-def forward_work(prompt_tokens: Sequence[int], readers: int, lengths: Sequence[int]) -> Work:
-    """One pass over prompts, each read by `readers`, and over all completions, of `lengths` (at least 1) tokens."""
+def forward_work(prompt_tokens: Sequence[int], alike: int, readers: int, lengths: Sequence[int]) -> Work:
+    """One pass over prompts, each read by `readers`, and over all completions, of `lengths` (at least 1) tokens. All
+    prompts begin with the same `alike` tokens."""
+    read = sum(prompt_tokens) - alike * (len(prompt_tokens) - 1)
     decoded = sum(lengths) - len(lengths)
-    return Work(readers * sum(prompt_tokens) + decoded, readers * len(prompt_tokens) + decoded)
+    return Work(readers * read + decoded, readers * len(prompt_tokens) + decoded)
 
 
 def forms(rollouts: int) -> list[Form]:

@@ -22,6 +22,7 @@ from benchmarks.workload import (
     times_table,
 )
 from ttrl_pop.config import Section
+from ttrl_pop.packing import alike
 from ttrl_pop.policy import Policy
 from ttrl_pop.populations.base import NoPopulation, Population
 
@@ -53,8 +54,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_work_by_hand() -> None:
-    # Two prompts of 3 and 5 tokens, two readers: 16. Completions of 1, 4, 2 and 1: 0 + 3 + 1 + 0 decoded.
-    work = forward_work([3, 5], 2, [1, 4, 2, 1])
+    # Two prompts of 5 and 7 tokens, the first four read once, two readers: 16. Completions: 0 + 3 + 1 + 0 decoded.
+    work = forward_work([5, 7], 4, 2, [1, 4, 2, 1])
     assert work == Work(layer_tokens=20, head_positions=8)
     assert work.times(3) == Work(60, 24)
     assert work.seconds(MACHINE) == pytest.approx(2 * 100 * 20 / 1000 + 2 * 10 * 8 / 100)
@@ -111,7 +112,9 @@ def test_ours_computes_the_tokens_that_are_counted(population: Population, rule:
     groups = sampled_groups(session, 1)
     written = [len(rollout.completion_ids) for group in groups for rollout in group.rollouts_G]
     assert sorted(written) == sorted(lengths)
-    assert Work(with_counts["layers"], with_counts["head"]) == forward_work(prompt_tokens, readers, lengths)
+    shared = alike([session.prompts[problem.id] for problem in problems])
+    assert shared
+    assert Work(with_counts["layers"], with_counts["head"]) == forward_work(prompt_tokens, shared, readers, lengths)
 
 
 def test_the_learner_computes_the_tokens_that_are_counted() -> None:
@@ -123,7 +126,8 @@ def test_the_learner_computes_the_tokens_that_are_counted() -> None:
     counts = counted(policy)
     rollouts = [rollout for group in groups for rollout in group.rollouts_G]
     policy.token_logprobs(rollouts, [rollout.mind for rollout in rollouts], 1.0)
-    assert counts["layers"] == forward_work(prompt_tokens, 2, lengths).layer_tokens
+    shared = alike([group.rollouts_G[0].prompt_ids for group in groups])
+    assert counts["layers"] == forward_work(prompt_tokens, shared, 2, lengths).layer_tokens
 
 
 def counted(policy: Policy) -> dict[str, int]:
