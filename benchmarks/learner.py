@@ -39,6 +39,7 @@ class Plan:
     steps: int
     """Counted updates in each process."""
     threads: int | None
+    only: str | None
     compiled: bool
 
 
@@ -71,13 +72,13 @@ def measure(plan: Plan, model: str) -> Record:
     for place, (name, options) in enumerate(peers.items(), start=1):
         sides.insert(2 * place - 1, Side(name, [*plain, *options]))
         readers[name] = plan.rollouts if name == with_minds else 1
-    measured = rounds.measure(sides, model, plan.rounds, plan.threads)
+    measured = rounds.measure(sides, model, plan.rounds, plan.threads, plan.only)
     runs = measured.runs
     lengths = completion_lengths("even", plan.problems * plan.rollouts, plan.new_tokens)
     of_sides = {}
     for name, records in runs.items():
         work = forward_work(measured.prompt_tokens, measured.alike, readers[name], lengths).times(LEARNER)
-        compared = {peer: runs[peer] for peer in peers} if name in ours else {}
+        compared = {peer: runs[peer] for peer in peers if peer in runs} if name in ours else {}
         of_sides[name] = rounds.figures(records, work, measured.machine, compared)
     first, *_, silent = ours
     return {
@@ -89,7 +90,7 @@ def measure(plan: Plan, model: str) -> Record:
         "alike": measured.alike,
         "new_tokens": sum(lengths),
         "peers": list(peers),
-        "noise": rounds.ratios(runs[first], runs[silent]),
+        "noise": rounds.noise(runs, first, silent),
         "sides": of_sides,
     }
 
@@ -105,8 +106,7 @@ def table(measured: Record) -> str:
             *rounds.heading(measured["versions"], measured["machine"], measured["load_before"]),
             "",
             *rounds.sides_table(measured["sides"], measured["peers"], measured["new_tokens"]),
-            "",
-            rounds.noise_line(measured["noise"]),
+            *rounds.noise_lines(measured["noise"]),
         ]
     )
 

@@ -30,6 +30,7 @@ from ttrl_pop import streams
 from ttrl_pop.backends.vllm.engine import Engine, Model, Order
 from ttrl_pop.backends.vllm.options import VllmOptions
 from ttrl_pop.models import load_model
+from ttrl_pop.packing import alike
 from ttrl_pop.policy import Policy
 from ttrl_pop.populations.norm_noise import NormNoise, NormNoiseOptions
 
@@ -110,6 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seconds.append(time.perf_counter() - began)
     record = {
         "seconds": seconds,
+        "prompt_tokens": [len(prompt) for prompt in prompts],
+        "alike": alike(prompts),
         "threads": int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())),
         "peak_bytes": peak_bytes(),
     }

@@ -43,6 +43,7 @@ class Plan:
     steps: int
     """Counted repeats in each process."""
     threads: int | None
+    only: str | None
     vllm_python: str | None
     """Interpreter of the environment that has vLLM."""
     serial: bool
@@ -78,7 +79,7 @@ def measure(plan: Plan, model: str) -> Record:
             Side(name, ["benchmarks.peer_vllm", model, *flags(side=kind), *group, *shape], plan.vllm_python)
             for name, kind in kinds.items()
         ]
-    measured = rounds.measure(sides, model, plan.rounds, plan.threads)
+    measured = rounds.measure(sides, model, plan.rounds, plan.threads, plan.only)
     runs = measured.runs
     lengths = completion_lengths(plan.lengths, plan.problems * plan.rollouts, plan.new_tokens)
     peers = {name: runs[name] for name in (GENERATE, VLLM) if name in runs}
@@ -98,8 +99,10 @@ def measure(plan: Plan, model: str) -> Record:
         "alike": measured.alike,
         "new_tokens": sum(lengths),
         "peers": list(peers),
-        "noise": rounds.ratios(runs[first], runs[silent]),
-        "vllm_minds": {name: rounds.ratios(runs[name], runs[SALTED]) for name in (MINDS, SERIAL) if name in runs},
+        "noise": rounds.noise(runs, first, silent),
+        "vllm_minds": {
+            name: rounds.ratios(runs[name], runs[SALTED]) for name in (MINDS, SERIAL) if {name, SALTED} <= runs.keys()
+        },
         "sides": of_sides,
     }
 
@@ -117,8 +120,7 @@ def table(measured: Record) -> str:
             *rounds.heading(measured["versions"], measured["machine"], measured["load_before"]),
             "",
             *rounds.sides_table(measured["sides"], measured["peers"], measured["new_tokens"]),
-            "",
-            rounds.noise_line(measured["noise"]),
+            *rounds.noise_lines(measured["noise"]),
             *(
                 f"{name} over the same requests without minds: {' ('.join(rounds.spread(values))})"
                 for name, values in measured["vllm_minds"].items()

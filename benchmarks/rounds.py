@@ -7,7 +7,7 @@ slows down slows all. A side is a module that prints one JSON line, of which eve
     threads         of torch, or of the engine
     peak_bytes      largest resident set of the process
 
-and of the first side, which is one of ours,
+and of some side, as those of ours are,
 
     prompt_tokens   of each prompt
     alike           tokens with which all prompts begin
@@ -16,6 +16,7 @@ and of the first side, which is one of ours,
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -57,19 +58,27 @@ class Measured:
 
     @property
     def prompt_tokens(self) -> list[int]:
-        lengths: list[int] = next(iter(self.runs.values()))[0]["prompt_tokens"]
+        lengths: list[int] = self._told["prompt_tokens"]
         return lengths
 
     @property
     def alike(self) -> int:
-        return int(next(iter(self.runs.values()))[0]["alike"])
+        return int(self._told["alike"])
+
+    @property
+    def _told(self) -> Record:
+        return next(records[0] for records in self.runs.values() if "alike" in records[0])
 
 
-def measure(sides: Sequence[Side], model: str, rounds: int, threads: int | None) -> Measured:
+def measure(sides: Sequence[Side], model: str, rounds: int, threads: int | None, only: str | None = None) -> Measured:
     """
+    Args:
+        only: a regular expression; sides whose names it is not found in are left out.
+
     Raises:
-        SystemExit: a process failed, or not all had one number of threads.
+        SystemExit: a process failed, not all had one number of threads, or no side is left that tells of its prompts.
     """
+    sides = [side for side in sides if only is None or re.search(only, side.name)]
     load = os.getloadavg()[0]
     if load > BUSY:
         print(f"the machine is not idle (load average {load:.1f}); these figures will say little", file=sys.stderr)
@@ -83,6 +92,8 @@ def measure(sides: Sequence[Side], model: str, rounds: int, threads: int | None)
             record = run(side, threads)
             runs[side.name].append(record)
             print(f"  {side.name}: {seconds(record):.2f} s", file=sys.stderr)
+    if not any("alike" in records[0] for records in runs.values()):
+        raise SystemExit(f"--only {only!r} must leave a side that tells of its prompts; keep one of ours")
     counts = {record["threads"] for records in [*runs.values(), machines] for record in records}
     if len(counts) > 1:
         raise SystemExit(f"all processes must have one number of threads, got {sorted(counts)}; pass --threads")
@@ -176,9 +187,16 @@ def heading(versions: Mapping[str, str], machine: Record, load_before: float) ->
     ]
 
 
-def noise_line(values: Sequence[float]) -> str:
+def noise(runs: Mapping[str, Sequence[Record]], noisy: str, silent: str) -> list[float]:
+    """Cost of the noise; nothing where a side was left out."""
+    return ratios(runs[noisy], runs[silent]) if noisy in runs and silent in runs else []
+
+
+def noise_lines(values: Sequence[float]) -> list[str]:
+    if not values:
+        return []
     middle, range_ = spread(values)
-    return f"noise over no noise at equal work (one sample of each mind): {middle} ({range_})"
+    return ["", f"noise over no noise at equal work (one sample of each mind): {middle} ({range_})"]
 
 
 def versions_of(packages: Iterable[str]) -> dict[str, str]:
@@ -199,6 +217,10 @@ def parser(prog: str, description: str, quick: str) -> argparse.ArgumentParser:
     built.add_argument("--quick", action="store_true", help=quick)
     built.add_argument("--json", action="store_true", help="print JSON instead of the table")
     return built
+
+
+def add_only(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--only", metavar="REGEX", help="of the sides, those whose names it is found in")
 
 
 def checked(parser: argparse.ArgumentParser, given: argparse.Namespace, **bounds: tuple[int, int | None]) -> str:

@@ -51,6 +51,7 @@ class Plan:
     rounds: int
     steps: int
     threads: int | None
+    only: str | None
 
 
 def measure(plan: Plan, model: str) -> Record:
@@ -70,13 +71,13 @@ def measure(plan: Plan, model: str) -> Record:
         for form in ours.values()
     ]
     sides.insert(1, Side(PEER, ["benchmarks.peer_trl", model, *flags(generations=plan.rollouts), *shape]))
-    measured = rounds.measure(sides, model, plan.rounds, plan.threads)
+    measured = rounds.measure(sides, model, plan.rounds, plan.threads, plan.only)
     machine, runs = measured.machine, measured.runs
     lengths = completion_lengths("even", plan.problems * plan.rollouts, plan.new_tokens)
     of_sides = {}
     for name, records in runs.items():
         work = forward_work(measured.prompt_tokens, measured.alike, ours[name].readers if name in ours else 1, lengths)
-        peers = {PEER: runs[PEER]} if name in ours else {}
+        peers = {PEER: runs[PEER]} if name in ours and PEER in runs else {}
         of_sides[name] = rounds.figures(records, work.times(STEP), machine, peers)
         if name in ours:
             for part, forwards in (("rollouts", ROLLOUTS), ("learner", LEARNER)):
@@ -91,7 +92,7 @@ def measure(plan: Plan, model: str) -> Record:
         "machine": machine,
         "prompt_tokens": measured.prompt_tokens,
         "alike": measured.alike,
-        "noise": rounds.ratios(runs[first], runs[silent]),
+        "noise": rounds.noise(runs, first, silent),
         "sides": of_sides,
     }
 
@@ -104,7 +105,7 @@ def table(measured: Record) -> str:
         parts = ("", "", "", "")
         if name != PEER:
             spent = (f"{side[part]['seconds']:.2f} ({side[part]['share']:.0%})" for part in ("rollouts", "learner"))
-            parts = (*spent, *rounds.spread(side["ratios"][PEER]))
+            parts = (*spent, *(rounds.spread(side["ratios"][PEER]) if PEER in side["ratios"] else ("", "")))
         rows.append((name, f"{side['seconds']:.2f}", *parts, f"{side['peak_bytes'] / MIB:.0f}", f"{side['share']:.0%}"))
     return "\n".join(
         [
@@ -115,8 +116,7 @@ def table(measured: Record) -> str:
             *rounds.heading(measured["versions"], measured["machine"], measured["load_before"]),
             "",
             *rounds.aligned(rows),
-            "",
-            rounds.noise_line(measured["noise"]),
+            *rounds.noise_lines(measured["noise"]),
         ]
     )
 

@@ -701,7 +701,7 @@ def test_the_pipe_of_the_readme(place: Path, tmp_path: Path) -> None:
         if shutil.which("jq")
         else f"{sys.executable} -c 'import sys, json; [print(json.loads(x)[\"id\"]) for x in sys.stdin]'"
     )
-    command = f"{sys.executable} -m ttrl_pop.cli run - --config {place}/c.toml --steps 1 --quiet | {reader}"
+    command = f"{sys.executable} -m ttrl_pop run - --config {place}/c.toml --steps 1 --quiet | {reader}"
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", f"head -4 {problems} | {command}"], capture_output=True, text=True
     )
@@ -712,7 +712,7 @@ def test_the_pipe_of_the_readme(place: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("reader", ["head -1", "true"])
 def test_a_shell_sees_no_trace_of_a_closed_pipe(place: Path, reader: str) -> None:
-    command = f"{sys.executable} -m ttrl_pop.cli sample {place}/p.jsonl --config {place}/c.toml --quiet | {reader}"
+    command = f"{sys.executable} -m ttrl_pop sample {place}/p.jsonl --config {place}/c.toml --quiet | {reader}"
     done = subprocess.run(
         ["bash", "-c", f"{command}; echo ${{PIPESTATUS[0]}}"], capture_output=True, text=True, check=True
     )

@@ -440,7 +440,9 @@ def rollout_of(prompt: Sequence[int], completion: Sequence[int], seed: int) -> R
     return Rollout(Mind(seed), tuple(prompt), tuple(completion), (0.0,) * len(completion), "", "stop", 0)
 
 
-def test_a_micro_batch_that_does_not_fit_is_halved_and_changes_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_micro_batches_that_do_not_fit_are_halved_for_good_and_change_no_gradient(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     session = tiny_session(tiny_policy(), learn__max_grad_norm=1e9, learn__kl=0.1)
     tallies = tallies_of(session)
     whole = gradients(session, tallies)
@@ -456,6 +458,15 @@ def test_a_micro_batch_that_does_not_fit_is_halved_and_changes_no_gradient(monke
     monkeypatch.setattr(session.policy, "token_logprobs", small_only)
     halved = gradients(session, tallies)
     assert sizes[0] > 5
+    # What did not fit once is not tried again.
+    sizes.clear()
+    learner = Learner(session.policy, session.config)
+    assert learner.learn(tallies, 1).token_budget == learner.token_budget < session.config.learn.token_budget
+    assert max(sizes) > 5
+    sizes.clear()
+    session.policy.version = 0
+    learner.learn(tallies, 2)
+    assert max(sizes) <= 5
     for name, gradient in whole.items():
         torch.testing.assert_close(halved[name], gradient, rtol=1e-9, atol=1e-12)
 

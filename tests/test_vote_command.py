@@ -262,7 +262,7 @@ def test_the_token_limit_is_that_of_a_configuration_and_of_nothing_else() -> Non
 
 
 def command(*words: object) -> list[str]:
-    return [sys.executable, "-m", "ttrl_pop.cli", "vote", *map(str, words)]
+    return [sys.executable, "-m", "ttrl_pop", "vote", *map(str, words)]
 
 
 def test_nothing_heavy_is_loaded(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`python -m ttrl_pop` is `ttrl-pop`, in the environment of that Python."""
+"""`python -m ttrl_pop` is `ttrl-pop` in the environment of that Python."""
 
 from ttrl_pop.cli import main
 

@@ -460,7 +460,3 @@ def _exit_codes() -> Iterator[None]:
 def one_line(text: str) -> str:
     """An error as one printable line: it may quote what stood in a file."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
-
-
-if __name__ == "__main__":
-    main()

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +87,8 @@ class Learner:
         self.policy = policy
         self.config = config
         self.bad_in_a_row = 0
+        self.token_budget = config.learn.token_budget
+        """Tokens of a micro-batch; halved where one did not fit into the memory."""
         if config.learn.checkpointing:
             policy.recompute_layers()
         self.adapter = policy.adapter_parameters()
@@ -153,6 +156,7 @@ class Learner:
             groups_skipped=skipped,
             updates=updates,
             bad_updates=bad,
+            token_budget=self.token_budget,
             lr=lrs[0],
             population_lr=lrs[1],
         )
@@ -276,15 +280,17 @@ class Learner:
         """One optimizer step on all samples; False where it was skipped for a value that is not finite."""
         before, is_first = replace(sums), samples[0].old is None
         self.optimizer.zero_grad(set_to_none=True)
-        waiting = deque(micro_batches(samples, self._reader, self.config.learn.token_budget))
+        waiting = deque(micro_batches(samples, self._reader, self.token_budget))
         while waiting:
-            batch = waiting.popleft()
             try:
-                self._backward(batch, sums)
+                self._backward(waiting[0], sums)
             except (RuntimeError, MemoryError) as error:
-                if len(batch) == 1 or not is_exhausted(error):
+                if len(waiting[0]) == 1 or not is_exhausted(error):
                     raise
-                waiting.extendleft([batch[len(batch) // 2 :], batch[: len(batch) // 2]])
+                self.token_budget = max(1, self.token_budget // 2)
+                waiting = deque(micro_batches([*chain(*waiting)], self._reader, self.token_budget))
+            else:
+                waiting.popleft()
         if self.config.learn.kl_prior and self.population:
             prior = self.config.learn.kl_prior * self.policy.population.kl_to_prior()
             # A population without spread has no KL to lower.

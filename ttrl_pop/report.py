@@ -76,6 +76,7 @@ def step_report(
         "learn/groups_skipped": update.groups_skipped,
         "learn/updates": update.updates,
         "learn/bad_updates": update.bad_updates,
+        "learn/token_budget": update.token_budget,
         "learn/lr": update.lr,
         "learn/population_lr": update.population_lr,
         "learn/policy_version": update.policy_version,

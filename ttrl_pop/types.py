@@ -172,6 +172,8 @@ class Update:
     """Optimizer steps taken."""
     bad_updates: int
     """Optimizer steps skipped for a loss or gradient that was not finite."""
+    token_budget: int
+    """Tokens of a micro-batch: those of the configuration, or fewer since memory ran out."""
     lr: float
     population_lr: float
 

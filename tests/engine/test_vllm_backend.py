@@ -19,7 +19,7 @@ from ttrl_pop.policy import Policy
 from ttrl_pop.populations.base import NoPopulation
 from ttrl_pop.types import Mind, Rollout
 
-FAMILIES = ("llama", "qwen2", "qwen3", "gemma3", "smollm2")
+FAMILIES = ("llama", "qwen2", "qwen3", "gemma3", pytest.param("smollm2", marks=pytest.mark.slow))
 SIGMA = {"smollm2": 0.005}
 MINDS = (Mind(11), Mind(12), Mind(13))
 ONE_FAMILY = pytest.mark.parametrize("backend", ["llama"], indirect=True)

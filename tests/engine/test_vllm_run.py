@@ -20,7 +20,7 @@ TINY = "--set backend_options.cpu_cache=0.1 --set backend_options.max_model_len=
 
 
 def command(text: str) -> list[str]:
-    return [sys.executable, "-m", "ttrl_pop.cli", *text.split()]
+    return [sys.executable, "-m", "ttrl_pop", *text.split()]
 
 
 def environment() -> dict[str, str]:
@@ -47,6 +47,7 @@ def place(tmp_path: Path, models: Models) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_demo_model_improves_without_labels(tmp_path: Path) -> None:
     """The demo's run cut short, as in test_demo.py; its whole is in dev/LOG.md."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
@@ -106,6 +107,7 @@ def gone(processes: list[psutil.Process]) -> bool:
     return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
 
 
+@pytest.mark.slow
 def test_an_engine_killed_in_a_step_ends_the_run_with_a_checkpoint_that_resumes(place: Path) -> None:
     process = start(place, 500)
     children = begun(process, place)
@@ -123,6 +125,7 @@ def test_an_engine_killed_in_a_step_ends_the_run_with_a_checkpoint_that_resumes(
     assert len(rows(place / "out" / "metrics.jsonl")) == done + 1
 
 
+@pytest.mark.slow
 def test_a_learner_that_is_killed_leaves_no_engine_behind(place: Path) -> None:
     process = start(place, 500)
     children = begun(process, place)
@@ -132,6 +135,7 @@ def test_a_learner_that_is_killed_leaves_no_engine_behind(place: Path) -> None:
     wait_for(lambda: gone(children), 20)
 
 
+@pytest.mark.slow
 def test_two_workers_share_the_weights(place: Path) -> None:
     done = run(TRAIN.format(steps=2) + " --set backend_options.tensor_parallel=2", place)
     assert done.returncode == 0

@@ -62,6 +62,9 @@ class Writing:
 
 
 class HfBackend(Backend):
+    most_slots: int | None = None
+    """Rollouts that can be written together, once memory has run out."""
+
     @torch.no_grad()
     def rollouts(self, requests: Sequence[Request]) -> Iterator[tuple[int, Rollout]]:
         if len({request.mind is None for request in requests}) > 1:
@@ -75,13 +78,13 @@ class HfBackend(Backend):
             except (RuntimeError, MemoryError) as error:
                 if slots == 1 or not is_exhausted(error):
                     raise
-                slots = max(1, min(slots, len(requests)) // 2)
+                self.most_slots = slots = max(1, min(slots, len(requests)) // 2)
 
     def _slots(self, longest: int) -> int:
         """Rollouts of up to `longest` tokens that are written together: as many as asked for and as fit into the memory
         for keys and values."""
         room = CACHE_SHARE * limit_bytes(self.policy.device) / (longest * self.policy.cache_bytes_per_token)
-        return max(1, min(self.sampling.max_rows, int(room)))
+        return max(1, min(self.sampling.max_rows, int(room), self.most_slots or self.sampling.max_rows))
 
     def _trees(self, writings: Sequence[Writing]) -> deque[list[Writing]]:
         """Rollouts by the prompt that they share, short prompts first: rows of nearly equal length waste little
