@@ -122,6 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--examples", type=int, default=0, help=f"answered in each prompt, 0 to {EXAMPLES}")
     parser.add_argument("--new-tokens", type=int, default=4)
     parser.add_argument("--compiled", action="store_true", help="the plain learner through torch.compile as well")
+    rounds.add_only(parser)
     given = parser.parse_args(arguments)
     if given.quick:
         given.problems, given.rollouts, given.rounds = 2, 4, 1

@@ -142,6 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--mixed", action="store_true", help="lengths from 1 to --new-tokens")
     parser.add_argument("--vllm-python", metavar="PATH", help="interpreter of an environment that has vLLM")
     parser.add_argument("--serial", action="store_true", help="with --vllm-python: also one mind after another")
+    rounds.add_only(parser)
     given = parser.parse_args(arguments)
     given.lengths = "mixed" if given.mixed else "even"
     if given.new_tokens is None:

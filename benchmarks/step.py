@@ -128,6 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--problems", type=int, default=16, help=f"1 to {QUESTIONS}")
     parser.add_argument("--rollouts", type=int, default=16, help="for each problem, at least 2")
     parser.add_argument("--new-tokens", type=int, default=4)
+    rounds.add_only(parser)
     given: argparse.Namespace = parser.parse_args(arguments)
     if given.quick:
         given.problems, given.rollouts, given.rounds = 2, 4, 1
