@@ -16,7 +16,7 @@ from ttrl_pop.backends.base import Request
 from ttrl_pop.backends.hf import HfBackend, draw
 from ttrl_pop.config import SamplingConfig
 from ttrl_pop.errors import DivergenceError
-from ttrl_pop.packing import alike
+from ttrl_pop.packing import Pack, alike
 from ttrl_pop.policy import Policy
 from ttrl_pop.populations.base import MEAN, NoPopulation
 from ttrl_pop.sample import sample
@@ -165,6 +165,25 @@ def test_noise_that_begins_behind_the_prompt_leaves_its_reading_to_the_mean_mind
         assert rollout.logprobs[0] == pytest.approx(float(as_mean[0]), abs=1e-10)
         if len(rollout.logprobs) > 1:
             assert abs(rollout.logprobs[-1] - float(as_mean[len(rollout.logprobs) - 1])) > 1e-6
+
+
+def test_a_forward_reads_as_many_prompt_tokens_as_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, read = tiny_policy(), []
+    hidden = policy.hidden
+
+    def noted(packed: Pack) -> torch.Tensor:
+        read.extend([len(packed.ids_N)] * bool(packed.stems))
+        return hidden(packed)
+
+    monkeypatch.setattr(policy, "hidden", noted)
+    asked = requests(policy, minds=3)
+    longest = max(len(request.prompt_ids) for request in asked)
+    for limit in (longest, 2 * longest, 10**6):
+        read.clear()
+        written(policy, asked, prefill_tokens=limit, max_new_tokens=1)
+        assert max(read) <= limit
+        assert len(read) <= -(-sum(read) // (limit - longest + 1))
+    assert len(read) == 1
 
 
 def test_where_memory_runs_out_fewer_go_on_and_write_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

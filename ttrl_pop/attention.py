@@ -66,21 +66,22 @@ class Block:
     query_positions_RL: Int[Tensor, "R L"]
     key_positions_RS: Int[Tensor, "R S"]
     """Unused keys: `BEHIND`."""
-    masks: dict[int | None, Tensor | None] = field(default_factory=dict)
+    biases: dict[tuple[int | None, int], Tensor | None] = field(default_factory=dict)
 
-    def mask(self, window: int | None) -> Bool[Tensor, "R 1 L S"] | None:
-        """Who sees whom; None where it is every key up to the query's own place."""
-        if window not in self.masks:
+    def bias(self, window: int | None, shared: int, like: Tensor) -> Float[Tensor, "R 1 Q S"] | None:
+        """Who sees whom, as `grouped` takes it for `shared` query heads of one key head; None where it is every key up
+        to the query's own place. Made once for all layers."""
+        if (window, shared) not in self.biases:
             query, key = self.query_positions_RL[:, :, None], self.key_positions_RS[:, None, :]
             if self.keys_RS is None and (window is None or self.query_positions_RL.shape[1] <= window):
                 # Unused places stand at the end of a row, where no query that counts sees them.
-                self.masks[window] = None
+                self.biases[window, shared] = None
             else:
                 seen = key <= query
                 if window is not None:
                     seen &= query - key < window
-                self.masks[window] = seen[:, None]
-        return self.masks[window]
+                self.biases[window, shared] = bias_of(seen, like).repeat_interleave(shared, dim=1)[:, None]
+        return self.biases[window, shared]
 
 
 class BlockPlan(Plan):
@@ -100,7 +101,8 @@ class BlockPlan(Plan):
             queries_RLHD = _rows(queries_NHD, block.queries_RL, block.rows)
             seen = block.queries_RL if block.keys_RS is None else block.keys_RS
             keys_RSKD, values_RSKD = (_rows(states, seen, block.rows) for states in (keys_NKD, values_NKD))
-            parts.append(grouped(queries_RLHD, keys_RSKD, values_RSKD, scale, block.mask(window)).flatten(0, 1))
+            bias = block.bias(window, queries_NHD.shape[1] // keys_NKD.shape[1], queries_NHD)
+            parts.append(grouped(queries_RLHD, keys_RSKD, values_RSKD, scale, bias).flatten(0, 1))
         together = parts[0] if len(parts) == 1 else torch.cat(parts)
         return together if self.order_N is None else together.index_select(0, self.order_N)
 
@@ -126,25 +128,32 @@ def grouped(
     keys_RSKD: Float[Tensor, "R S K D"],
     values_RSKD: Float[Tensor, "R S K D"],
     scale: float,
-    mask: Bool[Tensor, "R 1 L S"] | None,
+    bias: Float[Tensor, "R 1 Q S"] | None,
     is_causal: bool = True,
 ) -> Float[Tensor, "R L H D"]:
-    """Softmax attention; each key head serves H / K query heads. Without a mask query i sees keys 0..i, or all keys
-    where not `is_causal`."""
+    """Softmax attention; each key head serves H / K query heads.
+
+    Args:
+        bias: is added to the scores; Q is 1, or L · H / K: for each query the heads that share a key head. Without it
+            query i sees keys 0..i, or all keys where not `is_causal`.
+    """
     rows, length, heads, width = queries_RLHD.shape
     shared = heads // keys_RSKD.shape[2]
     keys, values = keys_RSKD.transpose(1, 2), values_RSKD.transpose(1, 2)
-    if mask is None and is_causal:
+    if bias is None and is_causal:
         out = nn.functional.scaled_dot_product_attention(
             queries_RLHD.transpose(1, 2), keys, values, scale=scale, is_causal=True, enable_gqa=shared > 1
         )
         return out.transpose(1, 2)
     # The heads that share a key head become more queries of it: [R, K, L · shared, D].
     folded = queries_RLHD.view(rows, length, -1, shared, width).transpose(1, 2).flatten(2, 3)
-    if mask is not None and shared > 1 and length > 1:
-        mask = mask.repeat_interleave(shared, dim=2)
-    out = nn.functional.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
+    out = nn.functional.scaled_dot_product_attention(folded, keys, values, attn_mask=bias, scale=scale)
     return out.view(rows, -1, length, shared, out.shape[-1]).transpose(1, 2).reshape(rows, length, heads, -1)
+
+
+def bias_of(seen: Bool[Tensor, "*B"], like: Tensor) -> Float[Tensor, "*B"]:
+    """0 where `seen`, -inf elsewhere, in the type of `like`."""
+    return torch.zeros_like(seen, dtype=like.dtype).masked_fill_(~seen, -torch.inf)
 
 
 def _rows(states_NHD: Tensor, places: Tensor | slice, rows: int) -> Tensor:

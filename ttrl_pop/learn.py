@@ -25,7 +25,7 @@ from ttrl_pop import grpo
 from ttrl_pop.config import Config
 from ttrl_pop.errors import DivergenceError, SamplerMismatchError, StaleRolloutError
 from ttrl_pop.memory import is_exhausted
-from ttrl_pop.packing import alike
+from ttrl_pop.packing import KEYS, alike
 from ttrl_pop.policy import Policy
 from ttrl_pop.populations.base import MEAN
 from ttrl_pop.types import Mind, Rollout, Tally, Update
@@ -407,7 +407,8 @@ def schedule_factor(step: int, steps: int, warmup: int, schedule: str) -> float:
 def micro_batches(
     samples: Sequence[Sample], reader: Callable[[Sample], Mind], token_budget: int
 ) -> Iterator[list[Sample]]:
-    """Cut samples into batches of at most `token_budget` tokens, and of at least one sample.
+    """Cut samples into batches of at most `token_budget` tokens, and of at least one sample. Keys that are copied count
+    as tokens, `KEYS` for one.
 
     Samples whose prompt has one reader stand together, as prompts of one reader do: a prompt counts once in each batch,
     and so does what all prompts begin with. Short ones come first, so that the sequences of a batch are of nearly one
@@ -425,8 +426,11 @@ def micro_batches(
     tokens = 0
 
     def more(sample: Sample, prompt: tuple[tuple[int, ...], Mind]) -> int:
-        count = len(sample.rollout.completion_ids) - 1
-        return count if prompt in prompts else count + len(prompt[0]) - shared * (prompt[1] in readers)
+        own = len(sample.rollout.completion_ids) - 1
+        reach = own + len(prompt[0])
+        if prompt in prompts:
+            return own + reach // KEYS
+        return reach - shared + reach // KEYS if shared and prompt[1] in readers else reach
 
     for prompt, tree in by_reader:
         for sample in sorted(tree, key=lambda sample: len(sample.rollout.completion_ids)):

@@ -28,6 +28,9 @@ ALIKE = 0.125
 """Of the longest prompt of a mind: what its prompts must begin with alike to be read once. For less, the masks of what
 follows are not worth it."""
 
+KEYS = 16
+"""Keys that a run sees beyond itself are copied for it: so many take about the memory of one token in the layers."""
+
 
 @dataclass(frozen=True, slots=True)
 class Branch:

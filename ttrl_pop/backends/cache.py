@@ -10,10 +10,10 @@ from dataclasses import replace
 from itertools import chain
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from ttrl_pop.attention import Plan, grouped
+from ttrl_pop.attention import Plan, bias_of, grouped
 from ttrl_pop.packing import Pack
 
 BLOCK = 32
@@ -105,7 +105,7 @@ class Decode(Plan):
         self.even = even
         slots = torch.arange(len(positions_N), device=positions_N.device)
         self.places_N = slots * cache.capacity + positions_N
-        self.masks: dict[int | None, Tensor | None] = {}
+        self.biases: dict[int | None, Tensor | None] = {}
 
     def attend(
         self,
@@ -118,17 +118,18 @@ class Decode(Plan):
     ) -> Float[Tensor, "N H D"]:
         self.cache.write(layer, self.places_N, keys_NKD, values_NKD)
         keys, values = self.cache.read(layer, len(queries_NHD), self.columns)
-        return grouped(queries_NHD[:, None], keys, values, scale, self._mask(window), is_causal=False)[:, 0]
+        bias = self._bias(window, queries_NHD)
+        return grouped(queries_NHD[:, None], keys, values, scale, bias, is_causal=False)[:, 0]
 
-    def _mask(self, window: int | None) -> Bool[Tensor, "N 1 1 S"] | None:
-        if window not in self.masks:
+    def _bias(self, window: int | None, like: Tensor) -> Float[Tensor, "N 1 1 S"] | None:
+        if window not in self.biases:
             if self.even and (window is None or self.columns <= window):
-                self.masks[window] = None
+                self.biases[window] = None
             else:
                 behind = self.positions_N[:, None] - torch.arange(self.columns, device=self.positions_N.device)
                 seen = behind >= 0 if window is None else (behind >= 0) & (behind < window)
-                self.masks[window] = seen[:, None, None]
-        return self.masks[window]
+                self.biases[window] = bias_of(seen, like)[:, None, None]
+        return self.biases[window]
 
 
 def prefill(packed: Pack, cache: KeyValueCache, slots: Sequence[range]) -> Pack:

@@ -24,7 +24,7 @@ from ttrl_pop.backends.base import Backend, Request
 from ttrl_pop.backends.cache import Decode, KeyValueCache, prefill
 from ttrl_pop.errors import DivergenceError
 from ttrl_pop.memory import is_exhausted, limit_bytes
-from ttrl_pop.packing import Pack, Tree, alike, pack
+from ttrl_pop.packing import KEYS, Pack, Tree, alike, pack
 from ttrl_pop.policy import at_temperature
 from ttrl_pop.types import FinishReason, Mind, Rollout
 
@@ -152,7 +152,9 @@ class HfBackend(Backend):
         while entering:
             request = entering[0][0].request
             reader = self._reader(request)
-            tokens += len(request.prompt_ids) - shared * (reader in readers)
+            tokens += len(request.prompt_ids)
+            if shared and reader in readers:
+                tokens += len(request.prompt_ids) // KEYS - shared
             if trees and tokens > self.sampling.prefill_tokens:
                 break
             readers.add(reader)
