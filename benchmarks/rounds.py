@@ -79,6 +79,8 @@ def measure(sides: Sequence[Side], model: str, rounds: int, threads: int | None,
         SystemExit: a process failed, not all had one number of threads, or no side is left that tells of its prompts.
     """
     sides = [side for side in sides if only is None or re.search(only, side.name)]
+    if not sides:
+        raise SystemExit(f"--only must be found in the name of some side, got {only!r}")
     load = os.getloadavg()[0]
     if load > BUSY:
         print(f"the machine is not idle (load average {load:.1f}); these figures will say little", file=sys.stderr)
@@ -92,8 +94,8 @@ def measure(sides: Sequence[Side], model: str, rounds: int, threads: int | None,
             record = run(side, threads)
             runs[side.name].append(record)
             print(f"  {side.name}: {seconds(record):.2f} s", file=sys.stderr)
-    if not any("alike" in records[0] for records in runs.values()):
-        raise SystemExit(f"--only {only!r} must leave a side that tells of its prompts; keep one of ours")
+        if not any("alike" in records[0] for records in runs.values()):
+            raise SystemExit(f"--only {only!r} must leave a side that tells of its prompts; keep one of ours")
     counts = {record["threads"] for records in [*runs.values(), machines] for record in records}
     if len(counts) > 1:
         raise SystemExit(f"all processes must have one number of threads, got {sorted(counts)}; pass --threads")

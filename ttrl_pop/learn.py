@@ -25,7 +25,7 @@ from ttrl_pop import grpo
 from ttrl_pop.config import Config
 from ttrl_pop.errors import DivergenceError, SamplerMismatchError, StaleRolloutError
 from ttrl_pop.memory import is_exhausted
-from ttrl_pop.packing import KEYS, alike
+from ttrl_pop.packing import Load
 from ttrl_pop.policy import Policy
 from ttrl_pop.populations.base import MEAN
 from ttrl_pop.types import Mind, Rollout, Tally, Update
@@ -407,8 +407,8 @@ def schedule_factor(step: int, steps: int, warmup: int, schedule: str) -> float:
 def micro_batches(
     samples: Sequence[Sample], reader: Callable[[Sample], Mind], token_budget: int
 ) -> Iterator[list[Sample]]:
-    """Cut samples into batches of at most `token_budget` tokens, and of at least one sample. Keys that are copied count
-    as tokens, `KEYS` for one.
+    """Cut samples into batches of at most `token_budget` tokens, and of at least one sample, as
+    `ttrl_pop.packing.Load` counts them.
 
     Samples whose prompt has one reader stand together, as prompts of one reader do: a prompt counts once in each batch,
     and so does what all prompts begin with. Short ones come first, so that the sequences of a batch are of nearly one
@@ -417,31 +417,18 @@ def micro_batches(
     trees: dict[tuple[tuple[int, ...], Mind], list[Sample]] = {}
     for sample in samples:
         trees.setdefault((sample.rollout.prompt_ids, reader(sample)), []).append(sample)
-    shared = alike([*dict.fromkeys(prompt_ids for prompt_ids, _ in trees)])
+    load = Load(prompt_ids for prompt_ids, _ in trees)
     places = {mind: place for place, mind in enumerate(dict.fromkeys(mind for _, mind in trees))}
-    by_reader = sorted(trees.items(), key=lambda item: (places[item[0][1]] if shared else 0, len(item[0][0])))
+    by_reader = sorted(trees.items(), key=lambda item: (places[item[0][1]] if load.shared else 0, len(item[0][0])))
     batch: list[Sample] = []
-    prompts: set[tuple[tuple[int, ...], Mind]] = set()
-    readers: set[Mind] = set()
-    tokens = 0
-
-    def more(sample: Sample, prompt: tuple[tuple[int, ...], Mind]) -> int:
-        own = len(sample.rollout.completion_ids) - 1
-        reach = own + len(prompt[0])
-        if prompt in prompts:
-            return own + reach // KEYS
-        return reach - shared + reach // KEYS if shared and prompt[1] in readers else reach
-
     for prompt, tree in by_reader:
         for sample in sorted(tree, key=lambda sample: len(sample.rollout.completion_ids)):
-            if batch and tokens + more(sample, prompt) > token_budget:
+            own = len(sample.rollout.completion_ids) - 1
+            if batch and load.with_more(*prompt, own) > token_budget:
                 yield batch
-                batch, tokens = [], 0
-                prompts.clear()
-                readers.clear()
-            tokens += more(sample, prompt)
-            prompts.add(prompt)
-            readers.add(prompt[1])
+                batch = []
+                load.clear()
+            load.add(*prompt, own)
             batch.append(sample)
     if batch:
         yield batch

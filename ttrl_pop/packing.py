@@ -27,7 +27,6 @@ another block."""
 ALIKE = 0.125
 """Of the longest prompt of a mind: what its prompts must begin with alike to be read once. For less, the masks of what
 follows are not worth it."""
-
 KEYS = 16
 """Keys that a run sees beyond itself are copied for it: so many take about the memory of one token in the layers."""
 
@@ -159,6 +158,34 @@ def alike(prompts: Sequence[tuple[int, ...]]) -> int:
     most = min(map(len, prompts)) - 1
     count = next((i for i in range(most) if low[i] != high[i]), most)
     return count if count >= ALIKE * max(map(len, prompts)) else 0
+
+
+class Load:
+    """Tokens of a forward while trees are put into it. Keys that are copied count as tokens, `KEYS` for one."""
+
+    def __init__(self, prompts: Iterable[tuple[int, ...]]) -> None:
+        """`prompts`: all that may be put in; what they begin with alike counts once for each reader."""
+        self.shared = alike([*dict.fromkeys(prompts)])
+        self.clear()
+
+    def clear(self) -> None:
+        self.tokens = 0
+        self.trees: set[tuple[tuple[int, ...], Mind | None]] = set()
+        self.readers: set[Mind | None] = set()
+
+    def with_more(self, prompt_ids: tuple[int, ...], reader: Mind | None, own: int = 0) -> int:
+        """Tokens once a branch of `own` tokens has joined the tree of this prompt and reader."""
+        reach = len(prompt_ids) + own
+        if (prompt_ids, reader) in self.trees:
+            return self.tokens + own + reach // KEYS
+        if self.shared and reader in self.readers:
+            return self.tokens + reach - self.shared + reach // KEYS
+        return self.tokens + reach
+
+    def add(self, prompt_ids: tuple[int, ...], reader: Mind | None, own: int = 0) -> None:
+        self.tokens = self.with_more(prompt_ids, reader, own)
+        self.trees.add((prompt_ids, reader))
+        self.readers.add(reader)
 
 
 def _plan(groups: Sequence[Sequence[_Run]], device: torch.device) -> BlockPlan:

@@ -24,7 +24,7 @@ from ttrl_pop.backends.base import Backend, Request
 from ttrl_pop.backends.cache import Decode, KeyValueCache, prefill
 from ttrl_pop.errors import DivergenceError
 from ttrl_pop.memory import is_exhausted, limit_bytes
-from ttrl_pop.packing import KEYS, Pack, Tree, alike, pack
+from ttrl_pop.packing import Load, Pack, Tree, pack
 from ttrl_pop.policy import at_temperature
 from ttrl_pop.types import FinishReason, Mind, Rollout
 
@@ -145,19 +145,14 @@ class HfBackend(Backend):
 
     def _forward(self, entering: deque[list[Writing]]) -> list[list[Writing]]:
         """Take the trees whose prompts are read in one forward."""
-        shared = alike([tree[0].request.prompt_ids for tree in entering])
+        load = Load(tree[0].request.prompt_ids for tree in entering)
         trees: list[list[Writing]] = []
-        readers: set[Mind | None] = set()
-        tokens = 0
         while entering:
             request = entering[0][0].request
-            reader = self._reader(request)
-            tokens += len(request.prompt_ids)
-            if shared and reader in readers:
-                tokens += len(request.prompt_ids) // KEYS - shared
-            if trees and tokens > self.sampling.prefill_tokens:
+            prompt = request.prompt_ids, self._reader(request)
+            if trees and load.with_more(*prompt) > self.sampling.prefill_tokens:
                 break
-            readers.add(reader)
+            load.add(*prompt)
             trees.append(entering.popleft())
         return trees
 
