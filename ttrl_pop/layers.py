@@ -1,8 +1,9 @@
 """Layers in forms that pass over memory less often, with gradients of their own.
 
-`fuse(network)` gives RMSNorm and LoRA linear layers the forwards below. An RMSNorm is known by what it computes, not by
-its name: it is replaced where its output agrees. Values are those of the layers replaced (of a norm to the bit in
-float32 and bf16), but for float64, in which norms of transformers pass through float32 and these do not.
+`fuse(network)` gives RMSNorm, LoRA linear layers and rotary position embeddings the forwards below. Norms and rotations
+are known by what they compute, not by their names: they are replaced where their output agrees. Values are those of the
+layers replaced (of norms and rotations to the bit in float32 and bf16), but for float64, in which norms of transformers
+pass through float32 and these do not.
 
 An adapter is taken into its weights: W' = W + scale · B · A stands beside W, and is made anew where A or B have
 changed, so that a forward has no products for adapters, and a backward pass only those of their own gradients. Where
@@ -10,6 +11,8 @@ weights are narrower than adapters, as in bf16, the sum would lose what is learn
 too much memory, adapters are computed beside W.
 """
 
+from collections.abc import Callable
+from types import FunctionType, MethodType
 from typing import Any, Literal
 
 import torch
@@ -24,6 +27,8 @@ Gain = Literal["weight", "one plus weight"]
 """What an RMSNorm multiplies by; the second is Gemma's."""
 MERGED_SHARE = 0.125
 """Of the memory that a process may have: what merged weights take at most."""
+ROTATION = "apply_rotary_pos_emb"
+"""What the attention layers of transformers call the function that rotates queries and keys."""
 
 
 def fuse(network: nn.Module) -> None:
@@ -34,6 +39,8 @@ def fuse(network: nn.Module) -> None:
             adapted.append(module)
         elif "rmsnorm" in type(module).__name__.lower():
             _fuse_norm(module)
+        elif ROTATION in getattr(getattr(type(module).forward, "__code__", None), "co_names", ()):
+            _fuse_rotation(module)
     weights: list[Tensor] = [module.base_layer.weight for module in adapted]
     room = MERGED_SHARE * limit_bytes(weights[0].device) if weights else 0.0
     fits = sum(weight.numel() * weight.element_size() for weight in weights) <= room
@@ -65,6 +72,17 @@ def lora_linear(
     return y
 
 
+def rotate(
+    queries: Float[Tensor, "*B H N D"],
+    keys: Float[Tensor, "*B K N D"],
+    cos: Float[Tensor, "*B N D"],
+    sin: Float[Tensor, "*B N D"],
+) -> tuple[Float[Tensor, "*B H N D"], Float[Tensor, "*B K N D"]]:
+    """Rotary position embedding (arXiv 2104.09864) of pairs (i, i + D / 2): x·cos + (-x₂, x₁)·sin for x = (x₁, x₂)."""
+    rotated: tuple[Tensor, Tensor] = _Rotation.apply(queries, keys, cos.unsqueeze(-3), sin.unsqueeze(-3))  # type: ignore[no-untyped-call]
+    return rotated
+
+
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, gain: Gain) -> Tensor:
@@ -85,6 +103,29 @@ class _RmsNorm(torch.autograd.Function):
         scaled = grad.to(normed.dtype) * (factor if ctx.gain == "weight" else 1.0 + factor)
         along = (scaled * normed).mean(-1, keepdim=True)
         return scaled.addcmul_(normed, along, value=-1).mul_(inverse).to(grad.dtype), None, None, None
+
+
+class _Rotation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, keys: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(cos, sin)
+        return _turned(queries, cos, sin), _turned(keys, cos, sin)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_queries: Tensor, grad_keys: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        # A pair has one angle, so the halves of sin are alike and the transpose is the opposite turn.
+        return _turned(grad_queries, cos, -sin), _turned(grad_keys, cos, -sin), None, None
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    y = x * cos
+    # Rounded product by product, as transformers does; `addcmul_` would round once.
+    y[..., :half].sub_(x[..., half:] * sin[..., :half])
+    y[..., half:].add_(x[..., :half] * sin[..., half:])
+    return y
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -166,3 +207,30 @@ def _fuse_norm(module: Any) -> None:
         fitting = [g for g in gains if torch.allclose(rms_norm(probe, weight, eps, g), expected, rtol=1e-5, atol=1e-6)]
     if fitting:
         module.forward = lambda x: rms_norm(x, weight, eps, fitting[0])
+
+
+def _fuse_rotation(module: Any) -> None:
+    """Let the attention layer `module` rotate by `rotate` if that is what it does."""
+    forward = type(module).forward
+    own: Callable[..., tuple[Tensor, Tensor]] = forward.__globals__[ROTATION]
+    heads, angles = torch.linspace(-2, 3, 48).view(1, 2, 3, 8), torch.linspace(0, 5, 12).view(1, 3, 4)
+    probe = (heads, heads[:, :1], *(f(angles).repeat(1, 1, 2) for f in (torch.cos, torch.sin)))
+    try:
+        expected = own(*probe)
+    except (TypeError, ValueError, RuntimeError):
+        # It takes its angles in another form.
+        return
+    if not all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(rotate(*probe), expected, strict=True)):
+        return
+
+    def rotated(queries: Tensor, keys: Tensor, cos: Tensor, sin: Tensor, *more: Any, **named: Any) -> Any:
+        # Some families turn a part of each head, and say nothing of it here but by the shape of the angles.
+        if more or named or cos.shape[-1] != queries.shape[-1]:
+            return own(queries, keys, cos, sin, *more, **named)
+        return rotate(queries, keys, cos, sin)
+
+    # The layer looks the function up by its name: its forward gets names of its own, in which that one means ours.
+    names = {**forward.__globals__, ROTATION: rotated}
+    bound = FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
+    bound.__kwdefaults__ = forward.__kwdefaults__
+    module.forward = MethodType(bound, module)

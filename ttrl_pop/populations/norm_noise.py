@@ -195,7 +195,8 @@ class NormNoise(Population):
             if self._offsets is None or self._place_N is None:
                 return None
             # The sum is taken in the wider type: in bf16 half of a small offset would be rounded away.
-            return (output + self._offsets[index].index_select(0, self._place_N)).to(output.dtype)
+            offsets = self._offsets[index].index_select(0, self._place_N).view(output.shape)
+            return offsets.add_(output).to(output.dtype)
 
         return add_offset
 
