@@ -215,12 +215,14 @@ def _fuse_rotation(module: Any) -> None:
     own: Callable[..., tuple[Tensor, Tensor]] = forward.__globals__[ROTATION]
     heads, angles = torch.linspace(-2, 3, 48).view(1, 2, 3, 8), torch.linspace(0, 5, 12).view(1, 3, 4)
     probe = (heads, heads[:, :1], *(f(angles).repeat(1, 1, 2) for f in (torch.cos, torch.sin)))
+    turned = rotate(*probe)
     try:
-        expected = own(*probe)
-    except (TypeError, ValueError, RuntimeError):
-        # It takes its angles in another form.
+        pairs = [*zip(turned, own(*probe), strict=True)]
+        agrees = all(torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6) for ours, theirs in pairs)
+    except (TypeError, ValueError, IndexError, RuntimeError):
+        # It takes its angles, or gives its results, in another form.
         return
-    if not all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(rotate(*probe), expected, strict=True)):
+    if not agrees:
         return
 
     def rotated(queries: Tensor, keys: Tensor, cos: Tensor, sin: Tensor, *more: Any, **named: Any) -> Any:
