@@ -10,7 +10,7 @@ import pytest
 import torch
 from fakes import norm_noise, save_tiny, tiny_policy, tiny_session, tiny_tokenizer
 
-from benchmarks import scaling
+from benchmarks import rounds, scaling
 from benchmarks.ours import Planned, Silent, made_groups, sampled_groups
 from benchmarks.workload import (
     EXAMPLES,
@@ -51,6 +51,12 @@ def output(*command: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(save_tiny(tmp_path_factory.mktemp("model")))
+
+
+def test_a_choice_that_leaves_no_side_is_refused_before_anything_runs() -> None:
+    sides = [rounds.Side("ours", ["no.such.module"])]
+    with pytest.raises(SystemExit, match=r"name of some side, got 'theirs'"):
+        rounds.measure(sides, "no such model", 1, None, "theirs")
 
 
 def test_work_by_hand() -> None:

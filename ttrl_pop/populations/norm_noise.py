@@ -197,7 +197,7 @@ class NormNoise(Population):
             # The sum is taken in the wider type: in bf16 half of a small offset would be rounded away.
             offsets_ND = self._offsets[index].index_select(0, self._place_N)
             # Added to the copies themselves: in place on a view of them the backward pass would copy its gradient.
-            return offsets_ND.add_(output.view(offsets_ND.shape)).view(output.shape).to(output.dtype)
+            return offsets_ND.add_(output.flatten(0, -2)).view(output.shape).to(output.dtype)
 
         return add_offset
 
