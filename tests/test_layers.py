@@ -152,9 +152,9 @@ def test_an_adapter_is_merged_where_there_is_room(share: float, monkeypatch: pyt
     monkeypatch.setattr("ttrl_pop.layers.MERGED_SHARE", share)
     merged: list[bool] = []
 
-    def noted(*given: Any, is_merged: bool) -> Tensor:
+    def noted(*given: Any, is_merged: bool, **named: Any) -> Tensor:
         merged.append(is_merged)
-        return lora_linear(*given, is_merged=is_merged)
+        return lora_linear(*given, is_merged=is_merged, **named)
 
     monkeypatch.setattr("ttrl_pop.layers.lora_linear", noted)
     ids = torch.arange(3, 12)[None]

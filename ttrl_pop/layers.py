@@ -8,7 +8,8 @@ pass through float32 and these do not.
 An adapter is taken into its weights: W' = W + scale · B · A stands beside W, and is made anew where A or B have
 changed, so that a forward has no products for adapters, and a backward pass only those of their own gradients. Where
 weights are narrower than adapters, as in bf16, the sum would lose what is learned; there, and where all W' would take
-too much memory, adapters are computed beside W.
+too much memory, adapters are computed beside W. W', and weights without adapters, are packed for products where that
+is known and there is room (`ttrl_pop.products`).
 """
 
 from collections.abc import Callable
@@ -22,11 +23,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ttrl_pop.memory import limit_bytes
+from ttrl_pop.products import PackedWeight, can_be_packed
 
 Gain = Literal["weight", "one plus weight"]
 """What an RMSNorm multiplies by; the second is Gemma's."""
 MERGED_SHARE = 0.125
 """Of the memory that a process may have: what merged weights take at most."""
+PACKED_SHARE = 0.125
+"""Of the memory that a process may have: what packed weights take at most."""
 ROTATION = "apply_rotary_pos_emb"
 """What the attention layers of transformers call the function that rotates queries and keys."""
 
@@ -34,18 +38,33 @@ ROTATION = "apply_rotary_pos_emb"
 def fuse(network: nn.Module) -> None:
     """Give the layers of `network` that are known here their faster forward. Their frozen weights get no gradient."""
     adapted: list[Any] = []
+    frozen: list[nn.Linear] = []
     for module in network.modules():
         if isinstance(module, lora.Linear) and type(module.base_layer) is nn.Linear:
             adapted.append(module)
+        elif type(module) is nn.Linear and not module.weight.requires_grad:
+            frozen.append(module)
         elif "rmsnorm" in type(module).__name__.lower():
             _fuse_norm(module)
         elif ROTATION in getattr(getattr(type(module).forward, "__code__", None), "co_names", ()):
             _fuse_rotation(module)
-    weights: list[Tensor] = [module.base_layer.weight for module in adapted]
-    room = MERGED_SHARE * limit_bytes(weights[0].device) if weights else 0.0
-    fits = sum(weight.numel() * weight.element_size() for weight in weights) <= room
+    limit = limit_bytes(next(network.parameters()).device)
+    merge = sum(_bytes(module.base_layer.weight) for module in adapted) <= MERGED_SHARE * limit
+    room = PACKED_SHARE * limit
+
+    def packed(weight: Tensor) -> PackedWeight | None:
+        nonlocal room
+        if not can_be_packed(weight) or _bytes(weight) > room:
+            return None
+        room -= _bytes(weight)
+        return PackedWeight(weight)
+
     for module in adapted:
-        _fuse_lora(module, fits)
+        _fuse_lora(module, merge, packed)
+    bases = {module.base_layer for module in adapted}
+    for module in frozen:
+        if module not in bases and (weight := packed(module.weight)):
+            _fuse_linear(module, weight)
 
 
 def rms_norm(x: Float[Tensor, "*B D"], weight: Float[Tensor, "D"], eps: float, gain: Gain) -> Float[Tensor, "*B D"]:
@@ -62,13 +81,23 @@ def lora_linear(
     up: Float[Tensor, "O R"],
     scale: float,
     is_merged: bool,
+    packed: PackedWeight | None = None,
 ) -> Float[Tensor, "*B O"]:
     """x·Wᵀ + b + scale · x·Aᵀ·Bᵀ (arXiv 2106.09685) with gradients for x, A = `down` and B = `up`.
 
     Args:
         is_merged: `weight` is W + scale · B · A, not W.
+        packed: of `weight`.
     """
-    y: Tensor = _LoraLinear.apply(x, weight, bias, down, up, scale, is_merged)  # type: ignore[no-untyped-call]
+    y: Tensor = _LoraLinear.apply(x, weight, bias, down, up, scale, is_merged, packed)  # type: ignore[no-untyped-call]
+    return y
+
+
+def packed_linear(
+    x: Float[Tensor, "*B I"], packed: PackedWeight, bias: Float[Tensor, "O"] | None
+) -> Float[Tensor, "*B O"]:
+    """x·Wᵀ + b with a gradient for x."""
+    y: Tensor = _PackedLinear.apply(x, packed.weight, bias, packed)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -139,9 +168,10 @@ class _LoraLinear(torch.autograd.Function):
         up: Tensor,
         scale: float,
         is_merged: bool,
+        packed: PackedWeight | None,
     ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        y = nn.functional.linear(rows, weight, bias)
+        y = packed.times(rows, bias) if packed else nn.functional.linear(rows, weight, bias)
         if not is_merged:
             # The adapter may be wider than the weights: the sum is taken in its type.
             y = torch.addmm(y.to(up.dtype), rows.to(down.dtype) @ down.t(), up.t(), alpha=scale).to(y.dtype)
@@ -151,7 +181,7 @@ class _LoraLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None, None, None]:
         rows, weight, down, up = ctx.saved_tensors
         grad_rows = grad.reshape(-1, grad.shape[-1])
         wide_grad, wide_rows = grad_rows.to(up.dtype), rows.to(down.dtype)
@@ -165,16 +195,34 @@ class _LoraLinear(torch.autograd.Function):
             if not ctx.is_merged:
                 grad_x = torch.addmm(grad_x.to(down.dtype), grad_narrow, down).to(grad_x.dtype)
             grad_x = grad_x.view(*grad.shape[:-1], -1)
-        return grad_x, None, None, grad_down, grad_up, None, None
+        return grad_x, None, None, grad_down, grad_up, None, None, None
 
 
-def _fuse_lora(module: Any, fits: bool) -> None:
-    """Replace the forward of `module`; `fits`: there is room for its merged weights."""
+class _PackedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, packed: PackedWeight) -> Tensor:
+        ctx.save_for_backward(weight)
+        return packed.times(x, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (weight,) = ctx.saved_tensors
+        return grad @ weight, None, None, None
+
+
+def _bytes(weight: Tensor) -> int:
+    return weight.numel() * weight.element_size()
+
+
+def _fuse_lora(module: Any, merge: bool, pack: Callable[[Tensor], PackedWeight | None]) -> None:
+    """Replace the forward of `module`; `merge`: there is room for its merged weights."""
     own = module.forward
     (name,) = module.active_adapters
     weight, bias = module.base_layer.weight, module.base_layer.bias
     down, up, scale = module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]
-    merged = torch.empty_like(weight, requires_grad=False) if fits and weight.dtype == up.dtype else None
+    merged = torch.empty_like(weight, requires_grad=False) if merge and weight.dtype == up.dtype else None
+    packed = None if merged is None else pack(merged)
     merged_at = (-1, -1)
 
     def forward(x: Tensor) -> Tensor:
@@ -189,9 +237,14 @@ def _fuse_lora(module: Any, fits: bool) -> None:
             with torch.no_grad():
                 torch.addmm(weight, up, down, alpha=scale, out=merged)
             merged_at = versions
-        return lora_linear(x, merged, bias, down, up, scale, is_merged=True)
+        return lora_linear(x, merged, bias, down, up, scale, is_merged=True, packed=packed)
 
     module.forward = forward
+
+
+def _fuse_linear(module: Any, packed: PackedWeight) -> None:
+    """Replace the forward of `module`, whose weight is `packed`."""
+    module.forward = lambda x: packed_linear(x, packed, module.bias)
 
 
 def _fuse_norm(module: Any) -> None:
