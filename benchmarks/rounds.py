@@ -30,6 +30,8 @@ from ttrl_pop.errors import UsageError
 from ttrl_pop.models import locate
 
 MIB = 1 << 20
+HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
+"""Large tensors in pages of 2 MiB, as `ttrl-pop` asks torch to have them; here for every side."""
 BUSY = 0.5
 """Load average above which a measurement is disturbed."""
 
@@ -106,7 +108,7 @@ def measure(sides: Sequence[Side], model: str, rounds: int, threads: int | None,
 
 def run(side: Side, threads: int | None) -> Record:
     """The JSON line that `side` prints last; its errors are shown only where it fails."""
-    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    environment = os.environ | HUGE_PAGES | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     done = subprocess.run([side.python, "-m", *side.command], capture_output=True, text=True, env=environment)
     if done.returncode:
         raise SystemExit(f"{done.stderr}\n{' '.join(side.command)}: exit status {done.returncode}")
