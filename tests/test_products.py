@@ -1,6 +1,8 @@
 """Products with packed weights: the same as plain ones, for any rows, after any change."""
 
-from types import SimpleNamespace
+import mmap
+import resource
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,22 +15,22 @@ from torch.nn.functional import linear
 
 from ttrl_pop import layers, products
 from ttrl_pop.layers import packed_linear
-from ttrl_pop.products import PackedWeight, can_be_packed
+from ttrl_pop.products import Mkl, PackedWeight, can_be_packed
 
 needs_mkl = pytest.mark.skipif(not can_be_packed(torch.empty(1, 1)), reason="this torch has no MKL")
 
 
 @pytest.fixture
 def other_mkl(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Replaces what torch offers."""
+    """Replaces what torch's library offers."""
 
-    def replace(**names: Any) -> None:
-        monkeypatch.setattr(products, "_mkl", lambda: SimpleNamespace(**names))
-        products._is_available.cache_clear()
+    def replace(mkl: Mkl | None) -> None:
+        monkeypatch.setattr(products, "_mkl", lambda: mkl)
+        products._is_right.cache_clear()
 
     yield replace
     monkeypatch.undo()
-    products._is_available.cache_clear()
+    products._is_right.cache_clear()
 
 
 @needs_mkl
@@ -96,21 +98,59 @@ def test_all_frozen_weights_are_packed_as_far_as_there_is_room(monkeypatch: pyte
     assert packed_bytes(1.0, torch.float64) == packed_bytes(1.0, torch.bfloat16) == 0
 
 
-def test_another_torch_is_used_without_packing(other_mkl: Any) -> None:
-    def pack(weight: torch.Tensor, rows: int) -> torch.Tensor:
-        return weight
+@needs_mkl
+def test_where_the_product_is_missing_or_wrong_nothing_is_packed(other_mkl: Any) -> None:
+    weight, mkl = torch.ones(1, 1), products._mkl()
+    other_mkl(None)
+    assert not can_be_packed(weight)
+    with pytest.raises(ValueError, match="float32 on a CPU with MKL"):
+        PackedWeight(weight)
+    for twice in (False, True):
 
-    def wrong(x: torch.Tensor, packed: torch.Tensor, *rest: Any) -> torch.Tensor:
-        return linear(x, packed) + 1
+        def compute(*arguments: Any, twice: bool = twice) -> None:
+            mkl.compute(*arguments)
+            if twice:
+                mkl.compute(*arguments[:-3], 1.0, *arguments[-2:])
 
-    def right(x: torch.Tensor, packed: torch.Tensor, weight: torch.Tensor, bias: Any, rows: int) -> torch.Tensor:
-        return linear(x, packed, bias)
+        other_mkl(Mkl(mkl.size, mkl.pack, compute))
+        assert can_be_packed(weight) is not twice
 
-    def less(x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
-        return linear(x, packed)
 
-    for product, expected in ((right, True), (wrong, False), (less, False)):
-        other_mkl(_mkl_reorder_linear_weight=pack, _mkl_linear=product)
-        assert can_be_packed(torch.empty(1, 1)) is expected
-    other_mkl(_mkl_reorder_linear_weight=pack)
-    assert not can_be_packed(torch.empty(1, 1))
+@needs_mkl
+def test_what_cannot_be_read_as_it_lies_is_refused() -> None:
+    packed = PackedWeight(torch.ones(2, 3))
+    with pytest.raises(TypeError, match="takes float32 on the CPU"):
+        packed.times(torch.ones(1, 3, dtype=torch.float64), None)
+    for weight in (torch.ones(3, 2).t(), torch.ones(2, 3).double(), torch.ones(3)):
+        assert not can_be_packed(weight)
+
+
+@needs_mkl
+def test_packing_again_takes_no_more_memory() -> None:
+    weights = [torch.ones(512, 256) for _ in range(20)]
+    packed = [PackedWeight(weight) for weight in weights]
+    x = torch.ones(4, 256)
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    before = resident()
+    for weight in packed:
+        weight.times(x, None)
+    first = resident() - before
+    for _ in range(5):
+        for weight in weights:
+            weight.mul_(2)
+        for again in packed:
+            again.times(x, None)
+    size = sum(weight.numel() * 4 for weight in weights)
+    assert first < 1.5 * size
+    assert resident() - before < 1.5 * size
+
+
+@needs_mkl
+def test_a_limit_on_address_space_counts_all_that_is_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.ones(192, 576)
+    assert products.packed_bytes(weight) == weight.numel() * 4
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (1 << 40, 1 << 40))
+    assert products.packed_bytes(weight) == len(PackedWeight(weight)._memory)

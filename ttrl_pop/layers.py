@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ttrl_pop.memory import limit_bytes
-from ttrl_pop.products import PackedWeight, can_be_packed
+from ttrl_pop.products import PackedWeight, can_be_packed, packed_bytes
 
 Gain = Literal["weight", "one plus weight"]
 """What an RMSNorm multiplies by; the second is Gemma's."""
@@ -49,14 +49,15 @@ def fuse(network: nn.Module) -> None:
         elif ROTATION in getattr(getattr(type(module).forward, "__code__", None), "co_names", ()):
             _fuse_rotation(module)
     limit = limit_bytes(next(network.parameters()).device)
-    merge = sum(_bytes(module.base_layer.weight) for module in adapted) <= MERGED_SHARE * limit
+    weights: list[Tensor] = [module.base_layer.weight for module in adapted]
+    merge = sum(weight.numel() * weight.element_size() for weight in weights) <= MERGED_SHARE * limit
     room = PACKED_SHARE * limit
 
     def packed(weight: Tensor) -> PackedWeight | None:
         nonlocal room
-        if not can_be_packed(weight) or _bytes(weight) > room:
+        if not can_be_packed(weight) or packed_bytes(weight) > room:
             return None
-        room -= _bytes(weight)
+        room -= packed_bytes(weight)
         return PackedWeight(weight)
 
     for module in adapted:
@@ -209,10 +210,6 @@ class _PackedLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (weight,) = ctx.saved_tensors
         return grad @ weight, None, None, None
-
-
-def _bytes(weight: Tensor) -> int:
-    return weight.numel() * weight.element_size()
 
 
 def _fuse_lora(module: Any, merge: bool, pack: Callable[[Tensor], PackedWeight | None]) -> None:
