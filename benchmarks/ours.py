@@ -39,8 +39,6 @@ from ttrl_pop.session import Session, check_trainable, open_session
 from ttrl_pop.types import AnswerKey, FinishReason, Group, Mind, Problem, Rollout, Tally, Update
 
 Record = dict[str, list[float]]
-TOKEN_BUDGET = 2048
-"""The fastest found, as the peers have theirs; the default of 1,024 takes less memory."""
 SIGMA = 0.005
 """Fixed, so that nothing is calibrated; its value changes no cost."""
 
@@ -91,7 +89,6 @@ def configuration(given: argparse.Namespace) -> Config:
                 "loss": "dapo",
                 "lr": given.lr,
                 "mask_truncated": False,
-                "token_budget": given.token_budget,
                 "lora": {"rank": given.lora_rank, "alpha": 2 * given.lora_rank},
             },
         }
@@ -208,7 +205,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--lora-rank", type=int, default=8)
     parser.add_argument("--lr", type=float, default=2e-4)
-    parser.add_argument("--token-budget", type=int, default=TOKEN_BUDGET, help="of the learner")
     given = parser.parse_args(arguments)
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
