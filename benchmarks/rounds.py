@@ -20,7 +20,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from statistics import median
 from typing import Any
@@ -31,7 +31,7 @@ from ttrl_pop.models import locate
 
 MIB = 1 << 20
 HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
-"""Large tensors in pages of 2 MiB, as `ttrl-pop` asks torch to have them; here for every side."""
+"""Large tensors in pages of 2 MiB: what `ttrl-pop` asks torch for, and its users need not know of."""
 BUSY = 0.5
 """Load average above which a measurement is disturbed."""
 
@@ -46,6 +46,7 @@ class Side:
     command: Sequence[str]
     """Module and its arguments."""
     python: str = sys.executable
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ def measure(sides: Sequence[Side], model: str, rounds: int, threads: int | None,
 
 def run(side: Side, threads: int | None) -> Record:
     """The JSON line that `side` prints last; its errors are shown only where it fails."""
-    environment = os.environ | HUGE_PAGES | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    environment = os.environ | side.environment | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     done = subprocess.run([side.python, "-m", *side.command], capture_output=True, text=True, env=environment)
     if done.returncode:
         raise SystemExit(f"{done.stderr}\n{' '.join(side.command)}: exit status {done.returncode}")

@@ -80,7 +80,10 @@ class Plan:
 def measure(plan: Plan, model: str) -> Record:
     """Run all rounds; all that was measured, as JSON has it."""
     points = {point.name: point for axis in plan.axes.values() for point in axis}
-    sides = [Side(name, command(point, model, 1 + plan.steps)) for name, point in points.items()]
+    sides = [
+        Side(name, command(point, model, 1 + plan.steps), environment=rounds.HUGE_PAGES)
+        for name, point in points.items()
+    ]
     measured = rounds.measure(sides, model, plan.rounds, plan.threads)
     taken = {}
     for name, records in measured.runs.items():
@@ -93,7 +96,8 @@ def measure(plan: Plan, model: str) -> Record:
             "tokens": work.layer_tokens,
         }
     print(f"{plan.small_steps} small steps", file=sys.stderr)
-    peaks = rounds.run(Side("small steps", command(SMALL, model, plan.small_steps)), plan.threads)["peaks"]
+    small = Side("small steps", command(SMALL, model, plan.small_steps), environment=rounds.HUGE_PAGES)
+    peaks = rounds.run(small, plan.threads)["peaks"]
     return {
         "plan": asdict(plan),
         "load_before": measured.load_before,

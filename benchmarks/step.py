@@ -38,6 +38,7 @@ from benchmarks.workload import (
 )
 
 PEER = "TRL"
+PARTS = {"rollouts": ROLLOUTS, "learner": LEARNER}
 PACKAGES = ("trl", "transformers", "peft", "torch")
 
 
@@ -67,20 +68,23 @@ def measure(plan: Plan, model: str) -> Record:
                 *flags(population=form.population, minds=form.minds, samples=form.samples),
                 *shape,
             ],
+            environment=rounds.HUGE_PAGES,
         )
         for form in ours.values()
     ]
-    sides.insert(1, Side(PEER, ["benchmarks.peer_trl", model, *flags(generations=plan.rollouts), *shape]))
+    peer = ["benchmarks.peer_trl", model, *flags(generations=plan.rollouts), *shape]
+    sides.insert(1, Side(PEER, peer))
+    sides.append(Side(f"{PEER}, huge pages", peer, environment=rounds.HUGE_PAGES))
     measured = rounds.measure(sides, model, plan.rounds, plan.threads, plan.only)
     machine, runs = measured.machine, measured.runs
     lengths = completion_lengths("even", plan.problems * plan.rollouts, plan.new_tokens)
     of_sides = {}
     for name, records in runs.items():
         work = forward_work(measured.prompt_tokens, measured.alike, ours[name].readers if name in ours else 1, lengths)
-        peers = {PEER: runs[PEER]} if name in ours and PEER in runs else {}
+        peers = {PEER: runs[PEER]} if name != PEER and PEER in runs else {}
         of_sides[name] = rounds.figures(records, work.times(STEP), machine, peers)
         if name in ours:
-            for part, forwards in (("rollouts", ROLLOUTS), ("learner", LEARNER)):
+            for part, forwards in PARTS.items():
                 spent = median(seconds(record, part) for record in records)
                 share = work.times(forwards).seconds(machine) / spent
                 of_sides[name][part] = {"seconds": spent, "share": share}
@@ -100,13 +104,14 @@ def measure(plan: Plan, model: str) -> Record:
 def table(measured: Record) -> str:
     """For a reader: seconds per step, ratios with their range over rounds, MiB, and shares."""
     plan: dict[str, Any] = measured["plan"]
-    rows = [("", "s/step", "rollouts", "learner", "TRL/ours", "range", "peak MiB", "of attainable")]
+    rows = [("", "s/step", "rollouts", "learner", "TRL/this", "range", "peak MiB", "of attainable")]
     for name, side in measured["sides"].items():
-        parts = ("", "", "", "")
-        if name != PEER:
-            spent = (f"{side[part]['seconds']:.2f} ({side[part]['share']:.0%})" for part in ("rollouts", "learner"))
-            parts = (*spent, *(rounds.spread(side["ratios"][PEER]) if PEER in side["ratios"] else ("", "")))
-        rows.append((name, f"{side['seconds']:.2f}", *parts, f"{side['peak_bytes'] / MIB:.0f}", f"{side['share']:.0%}"))
+        own = (f"{side[part]['seconds']:.2f} ({side[part]['share']:.0%})" for part in PARTS if part in side)
+        spent = tuple(own) or ("", "")
+        ratio = rounds.spread(side["ratios"][PEER]) if PEER in side["ratios"] else ("", "")
+        rows.append(
+            (name, f"{side['seconds']:.2f}", *spent, *ratio, f"{side['peak_bytes'] / MIB:.0f}", f"{side['share']:.0%}")
+        )
     return "\n".join(
         [
             f"{plan['problems']} problems × {plan['rollouts']} rollouts × {plan['new_tokens']} tokens, prompts of "
