@@ -121,8 +121,22 @@ def test_what_cannot_be_read_as_it_lies_is_refused() -> None:
     packed = PackedWeight(torch.ones(2, 3))
     with pytest.raises(TypeError, match="takes float32 on the CPU"):
         packed.times(torch.ones(1, 3, dtype=torch.float64), None)
+    with pytest.raises(ValueError, match="takes rows of 3, got 2"):
+        packed.times(torch.ones(1, 2), None)
     for weight in (torch.ones(3, 2).t(), torch.ones(2, 3).double(), torch.ones(3)):
         assert not can_be_packed(weight)
+
+
+@needs_mkl
+def test_another_default_type_changes_nothing() -> None:
+    packed, x = PackedWeight(torch.ones(2, 3)), torch.ones(1, 3)
+    products._is_right.cache_clear()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert can_be_packed(packed.weight)
+        assert torch.equal(packed.times(x, None), torch.full((1, 2), 3.0, dtype=torch.float32))
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @needs_mkl

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -59,16 +60,21 @@ class PackedWeight:
 
         Raises:
             TypeError: `x` is not float32 on the CPU.
+            ValueError: `x` is of another width than W. MKL would read what lies behind it.
         """
+        outputs, inputs = self.weight.shape
+        if x.shape[-1] != inputs:
+            raise ValueError(
+                f"a product with a weight of {outputs} x {inputs} takes rows of {inputs}, got {x.shape[-1]}"
+            )
         if x.dtype != torch.float32 or x.device.type != "cpu":
             raise TypeError(f"a packed product takes float32 on the CPU, got {x.dtype} on {x.device}")
         if self.weight._version != self._packed_at:
             self._pack()
-        outputs, inputs = self.weight.shape
         given = x.detach().contiguous()
         rows = given.numel() // inputs
         shape = (*x.shape[:-1], outputs)
-        y = torch.empty(shape)
+        y = given.new_empty(shape)
         if bias is not None:
             y.copy_(bias.detach())
         if rows:
@@ -123,8 +129,10 @@ def _mkl() -> Mkl | None:
 
 @cache
 def _is_right() -> bool:
-    weight, bias = torch.linspace(-1, 2, 33 * 17).view(33, 17), torch.linspace(0, 1, 33)
-    x = torch.linspace(-3, 1, 300 * 17).view(300, 17)
+    # Whatever type and device are the default where this is first asked, as while an engine loads its model.
+    like: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+    weight, bias = torch.linspace(-1, 2, 33 * 17, **like).view(33, 17), torch.linspace(0, 1, 33, **like)
+    x = torch.linspace(-3, 1, 300 * 17, **like).view(300, 17)
     packed = PackedWeight(weight)
     pairs = [(packed.times(x[:rows], bias), nn.functional.linear(x[:rows], weight, bias)) for rows in (1, 5, 300)]
     return all(torch.allclose(got, expected, rtol=1e-5, atol=1e-5) for got, expected in pairs)
