@@ -7,7 +7,8 @@ import torch
 from fakes import FAMILIES, logits_of, tiny_network, tiny_policy
 from torch import Tensor, nn
 
-from ttrl_pop.layers import ROTATION, fuse, lora_linear, rms_norm, rotate
+from ttrl_pop.fuse import ROTATION, fuse
+from ttrl_pop.layers import Projection, gated_mlp, linear, rms_norm, rotate
 from ttrl_pop.populations.base import MEAN
 from ttrl_pop.types import Mind
 
@@ -34,25 +35,54 @@ def test_rotation_passes_finite_differences_and_turns_pairs() -> None:
         torch.testing.assert_close(got, torch.cat([expected.real, expected.imag], dim=-1))
 
 
-@pytest.mark.parametrize("is_merged", [True, False])
-@pytest.mark.parametrize("has_bias", [True, False])
-def test_lora_linear_passes_finite_differences(has_bias: bool, is_merged: bool) -> None:
-    torch.manual_seed(0)
-    x, weight, down, up = (torch.randn(*s, dtype=torch.float64) for s in ((2, 3, 5), (4, 5), (2, 5), (4, 2)))
-    bias = torch.randn(4, dtype=torch.float64) if has_bias else None
-    inputs = tuple(t.requires_grad_() for t in (x, down, up))
+KINDS = ["frozen", "adapter", "merged"]
 
-    def output(x: Tensor, down: Tensor, up: Tensor) -> Tensor:
-        given = (weight + 1.5 * up @ down).detach() if is_merged else weight
-        return lora_linear(x, given, bias, down, up, 1.5, is_merged)
 
-    def expected(x: Tensor, down: Tensor, up: Tensor) -> Tensor:
-        return nn.functional.linear(x, weight + 1.5 * up @ down, bias)
+def projection(kind: str, inputs: int, outputs: int, has_bias: bool = False) -> Projection:
+    weight, down, up = (torch.randn(*s, dtype=torch.float64) for s in ((outputs, inputs), (2, inputs), (outputs, 2)))
+    bias = torch.randn(outputs, dtype=torch.float64) if has_bias else None
+    if kind == "frozen":
+        return Projection(weight, bias)
+    merged = torch.empty_like(weight) if kind == "merged" else None
+    return Projection(weight, bias, down.requires_grad_(), up.requires_grad_(), 1.5, merged)
 
-    torch.testing.assert_close(output(*inputs), expected(*inputs))
-    slopes, own = (torch.autograd.grad(f(*inputs).square().sum(), inputs) for f in (output, expected))
+
+def plain(x: Tensor, layer: Projection) -> Tensor:
+    y = nn.functional.linear(x, layer.weight, layer.bias)
+    return y if layer.down is None or layer.up is None else y + 1.5 * x @ layer.down.t() @ layer.up.t()
+
+
+def assert_same_values_and_slopes(got: Tensor, expected: Tensor, inputs: list[Tensor]) -> None:
+    torch.testing.assert_close(got, expected)
+    slopes, own = (torch.autograd.grad(y.square().sum(), inputs) for y in (got, expected))
     for slope, wanted in zip(slopes, own, strict=True):
         torch.testing.assert_close(slope, wanted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_a_linear_layer_has_the_values_and_slopes_of_a_plain_one(has_bias: bool, kind: str) -> None:
+    torch.manual_seed(0)
+    x, layer = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True), projection(kind, 5, 4, has_bias)
+    inputs = [x] if layer.down is None or layer.up is None else [x, layer.down, layer.up]
+    assert_same_values_and_slopes(linear(x, layer), plain(x, layer), inputs)
+
+
+@pytest.mark.parametrize("kinds", [*([kind] * 3 for kind in KINDS), ["frozen", "adapter", "merged"]])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_a_gated_mlp_has_the_values_and_slopes_of_a_plain_one(has_bias: bool, kinds: list[str]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
+    gate, up, down = (
+        projection(kind, inputs, outputs, has_bias)
+        for kind, (inputs, outputs) in zip(kinds, [(5, 7), (5, 7), (7, 5)], strict=True)
+    )
+    expected = plain(nn.functional.silu(plain(x, gate)) * plain(x, up), down)
+    adapters = [m for layer in (gate, up, down) for m in (layer.down, layer.up) if m is not None]
+    assert_same_values_and_slopes(gated_mlp(x, gate, up, down), expected, [x, *adapters])
+    # Without gradient memory is used again.
+    with torch.no_grad():
+        torch.testing.assert_close(gated_mlp(x, gate, up, down), expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -96,6 +126,30 @@ def test_norms_and_rotations_are_replaced_and_what_only_has_such_a_name_is_not()
     norms = {name for name, module in network.named_modules() if type(module).__name__ == "Gemma3RMSNorm"}
     assert replaced == norms | layers
     assert len(norms) == 2 * 6 + 1
+
+
+def test_feed_forward_layers_gated_by_silu_are_replaced_and_others_are_not() -> None:
+    class Swapped(nn.Module):
+        """Opens by what others multiply with."""
+
+        def __init__(self, mlp: Any) -> None:
+            super().__init__()
+            self.gate_proj, self.up_proj, self.down_proj = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.down_proj(self.gate_proj(x) * nn.functional.silu(self.up_proj(x)))
+            return y
+
+    def replaced(family: str) -> list[str]:
+        network = tiny_network(family).requires_grad_(False)
+        network.model.swapped = Swapped(network.model.layers[0].mlp)
+        fuse(network)
+        names = {name for name, module in network.named_modules() if "forward" in vars(module)}
+        return sorted(name for name in names if name.endswith(("mlp", "swapped")))
+
+    both = ["model.layers.0.mlp", "model.layers.1.mlp"]
+    assert replaced("llama") == replaced("qwen3") == both
+    assert replaced("gemma3") == []
 
 
 def test_a_rotation_that_is_none_of_pairs_of_halves_stays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,14 +203,15 @@ def test_merged_weights_follow_every_change_of_the_adapter() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_an_adapter_is_merged_where_there_is_room(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ttrl_pop.layers.MERGED_SHARE", share)
+    monkeypatch.setattr("ttrl_pop.fuse.MERGED_SHARE", share)
     merged: list[bool] = []
+    times = Projection.times
 
-    def noted(*given: Any, is_merged: bool, **named: Any) -> Tensor:
-        merged.append(is_merged)
-        return lora_linear(*given, is_merged=is_merged, **named)
+    def noted(layer: Projection, x: Tensor) -> Tensor:
+        merged.extend([layer.merged is not None] if layer.up is not None else [])
+        return times(layer, x)
 
-    monkeypatch.setattr("ttrl_pop.layers.lora_linear", noted)
+    monkeypatch.setattr(Projection, "times", noted)
     ids = torch.arange(3, 12)[None]
     logits_of(tiny_policy(dtype=torch.float32), ids, None)
     assert set(merged) == {share > 0}

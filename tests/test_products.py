@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import linear
 
-from ttrl_pop import layers, products
-from ttrl_pop.layers import packed_linear
+from ttrl_pop import fuse, products
+from ttrl_pop.layers import Projection
+from ttrl_pop.layers import linear as own_linear
 from ttrl_pop.products import Mkl, PackedWeight, can_be_packed
 
 needs_mkl = pytest.mark.skipif(not can_be_packed(torch.empty(1, 1)), reason="this torch has no MKL")
@@ -68,7 +69,7 @@ def test_a_packed_layer_has_the_gradient_of_a_plain_one() -> None:
     slope = torch.randn(2, 3, 8)
     got, expected = (
         torch.autograd.grad(y, x, slope)
-        for y in (packed_linear(x, PackedWeight(weight), bias), linear(x, weight, bias))
+        for y in (own_linear(x, Projection(weight, bias, packed=PackedWeight(weight))), linear(x, weight, bias))
     )
     torch.testing.assert_close(got, expected)
 
@@ -85,14 +86,14 @@ def test_all_frozen_weights_are_packed_as_far_as_there_is_room(monkeypatch: pyte
             return times(packed, *arguments)
 
         monkeypatch.setattr(PackedWeight, "times", noted)
-        monkeypatch.setattr(layers, "PACKED_SHARE", share)
+        monkeypatch.setattr(fuse, "PACKED_SHARE", share)
         logits_of(tiny_policy(dtype=dtype, **how), torch.arange(3, 12)[None], None)
         return sum(4 * packed.weight.numel() for packed in {id(packed): packed for packed in used}.values())
 
     network = tiny_policy(lora=None).network
     all_bytes = sum(4 * module.weight.numel() for module in network.modules() if isinstance(module, nn.Linear))
     assert packed_bytes(1.0, lora=None) == packed_bytes(1.0) == all_bytes
-    monkeypatch.setattr(layers, "limit_bytes", lambda device: all_bytes)
+    monkeypatch.setattr(fuse, "limit_bytes", lambda device: all_bytes)
     assert 0 < packed_bytes(0.6, lora=None) <= 0.6 * all_bytes
     assert packed_bytes(0.0) == 0
     assert packed_bytes(1.0, torch.float64) == packed_bytes(1.0, torch.bfloat16) == 0

@@ -1,104 +1,82 @@
 """Layers in forms that pass over memory less often, with gradients of their own.
 
-`fuse(network)` gives RMSNorm, LoRA linear layers and rotary position embeddings the forwards below. Norms and rotations
-are known by what they compute, not by their names: they are replaced where their output agrees. Values are those of the
-layers replaced (of norms and rotations to the bit in float32 and bf16), but for float64, in which norms of transformers
-pass through float32 and these do not.
-
-An adapter is taken into its weights: W' = W + scale · B · A stands beside W, and is made anew where A or B have
-changed, so that a forward has no products for adapters, and a backward pass only those of their own gradients. Where
-weights are narrower than adapters, as in bf16, the sum would lose what is learned; there, and where all W' would take
-too much memory, adapters are computed beside W. W', and weights without adapters, are packed for products where that
-is known and there is room (`ttrl_pop.products`).
+Values are those of the layers that they stand for (of norms and rotations to the bit in float32 and bf16), but for
+float64, in which norms of transformers pass through float32 and these do not. Frozen weights get no gradient.
 """
 
-from collections.abc import Callable
-from types import FunctionType, MethodType
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from peft.tuners import lora
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ttrl_pop.memory import limit_bytes
-from ttrl_pop.products import PackedWeight, can_be_packed, packed_bytes
+from ttrl_pop.products import PackedWeight
 
 Gain = Literal["weight", "one plus weight"]
 """What an RMSNorm multiplies by; the second is Gemma's."""
-MERGED_SHARE = 0.125
-"""Of the memory that a process may have: what merged weights take at most."""
-PACKED_SHARE = 0.125
-"""Of the memory that a process may have: what packed weights take at most."""
-ROTATION = "apply_rotary_pos_emb"
-"""What the attention layers of transformers call the function that rotates queries and keys."""
 
 
-def fuse(network: nn.Module) -> None:
-    """Give the layers of `network` that are known here their faster forward. Their frozen weights get no gradient."""
-    adapted: list[Any] = []
-    frozen: list[nn.Linear] = []
-    for module in network.modules():
-        if isinstance(module, lora.Linear) and type(module.base_layer) is nn.Linear:
-            adapted.append(module)
-        elif type(module) is nn.Linear and not module.weight.requires_grad:
-            frozen.append(module)
-        elif "rmsnorm" in type(module).__name__.lower():
-            _fuse_norm(module)
-        elif ROTATION in getattr(getattr(type(module).forward, "__code__", None), "co_names", ()):
-            _fuse_rotation(module)
-    limit = limit_bytes(next(network.parameters()).device)
-    weights: list[Tensor] = [module.base_layer.weight for module in adapted]
-    merge = sum(weight.numel() * weight.element_size() for weight in weights) <= MERGED_SHARE * limit
-    room = PACKED_SHARE * limit
+@dataclass(slots=True)
+class Projection:
+    """A linear layer x·Wᵀ + b, or with an adapter x·Wᵀ + b + scale · x·Aᵀ·Bᵀ (arXiv 2106.09685)."""
 
-    def packed(weight: Tensor) -> PackedWeight | None:
-        nonlocal room
-        if not can_be_packed(weight) or packed_bytes(weight) > room:
-            return None
-        room -= packed_bytes(weight)
-        return PackedWeight(weight)
+    weight: Float[Tensor, "O I"]
+    bias: Float[Tensor, "O"] | None = None
+    down: Float[Tensor, "R I"] | None = None
+    """A."""
+    up: Float[Tensor, "O R"] | None = None
+    """B."""
+    scale: float = 1.0
+    merged: Float[Tensor, "O I"] | None = None
+    """Memory for W' = W + scale · B · A; None where the adapter is computed beside W."""
+    packed: PackedWeight | None = None
+    """Of what multiplies x: W' where it is kept, else W."""
+    _merged_at: tuple[int, int] = field(default=(-1, -1), init=False)
 
-    for module in adapted:
-        _fuse_lora(module, merge, packed)
-    bases = {module.base_layer for module in adapted}
-    for module in frozen:
-        if module not in bases and (weight := packed(module.weight)):
-            _fuse_linear(module, weight)
+    def multiplier(self) -> Float[Tensor, "O I"]:
+        """W', which is made anew where A or B have changed, or W."""
+        if self.merged is None or self.down is None or self.up is None:
+            return self.weight
+        # In-place updates raise a tensor's version.
+        versions = (self.down._version, self.up._version)
+        if versions != self._merged_at:
+            with torch.no_grad():
+                torch.addmm(self.weight, self.up, self.down, alpha=self.scale, out=self.merged)
+            self._merged_at = versions
+        return self.merged
+
+    def times(self, x: Float[Tensor, "N I"]) -> Float[Tensor, "N O"]:
+        """What the layer computes, without gradient."""
+        weight = self.multiplier()
+        y = self.packed.times(x, self.bias) if self.packed else nn.functional.linear(x, weight, self.bias)
+        if self.down is None or self.up is None or self.merged is not None:
+            return y
+        # The adapter may be wider than the weights: the sum is taken in its type.
+        narrow = x.to(self.down.dtype) @ self.down.t()
+        return torch.addmm(y.to(self.up.dtype), narrow, self.up.t(), alpha=self.scale).to(y.dtype)
+
+
+def linear(x: Float[Tensor, "*B I"], layer: Projection) -> Float[Tensor, "*B O"]:
+    """`layer` of x, with gradients for x, A and B."""
+    y: Tensor = _Linear.apply(x, layer, layer.down, layer.up)  # type: ignore[no-untyped-call]
+    return y
+
+
+def gated_mlp(x: Float[Tensor, "*B D"], gate: Projection, up: Projection, down: Projection) -> Float[Tensor, "*B D"]:
+    """down(silu(gate(x)) ∘ up(x)) (SwiGLU, arXiv 2002.05202), with gradients for x and every A and B.
+
+    What `down` reads is not kept for the backward pass, but computed again there.
+    """
+    adapters = [matrix for layer in (gate, up, down) for matrix in (layer.down, layer.up)]
+    y: Tensor = _GatedMlp.apply(x, (gate, up, down), *adapters)  # type: ignore[no-untyped-call]
+    return y
 
 
 def rms_norm(x: Float[Tensor, "*B D"], weight: Float[Tensor, "D"], eps: float, gain: Gain) -> Float[Tensor, "*B D"]:
     """x / √(mean(x²) + eps) · gain (arXiv 1910.07467), computed in float32 or wider."""
     y: Tensor = _RmsNorm.apply(x, weight, eps, gain)  # type: ignore[no-untyped-call]
-    return y
-
-
-def lora_linear(
-    x: Float[Tensor, "*B I"],
-    weight: Float[Tensor, "O I"],
-    bias: Float[Tensor, "O"] | None,
-    down: Float[Tensor, "R I"],
-    up: Float[Tensor, "O R"],
-    scale: float,
-    is_merged: bool,
-    packed: PackedWeight | None = None,
-) -> Float[Tensor, "*B O"]:
-    """x·Wᵀ + b + scale · x·Aᵀ·Bᵀ (arXiv 2106.09685) with gradients for x, A = `down` and B = `up`.
-
-    Args:
-        is_merged: `weight` is W + scale · B · A, not W.
-        packed: of `weight`.
-    """
-    y: Tensor = _LoraLinear.apply(x, weight, bias, down, up, scale, is_merged, packed)  # type: ignore[no-untyped-call]
-    return y
-
-
-def packed_linear(
-    x: Float[Tensor, "*B I"], packed: PackedWeight, bias: Float[Tensor, "O"] | None
-) -> Float[Tensor, "*B O"]:
-    """x·Wᵀ + b with a gradient for x."""
-    y: Tensor = _PackedLinear.apply(x, packed.weight, bias, packed)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -119,6 +97,9 @@ class _RmsNorm(torch.autograd.Function):
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(eps))
         normed = wide * inverse
+        if not ctx.needs_input_grad[0]:
+            factor = weight if gain == "weight" else 1.0 + weight.to(normed.dtype)
+            return normed.to(x.dtype).mul_(factor) if gain == "weight" else normed.mul_(factor).to(x.dtype)
         ctx.save_for_backward(normed, inverse, weight)
         ctx.gain = gain
         if gain == "weight":
@@ -158,131 +139,99 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return y
 
 
-class _LoraLinear(torch.autograd.Function):
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: Projection, *adapter: Tensor | None) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        y = layer.times(rows)
+        ctx.scale, ctx.is_merged = layer.scale, layer.merged is not None
+        ctx.save_for_backward(rows, layer.multiplier(), *adapter)
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, multiplier, down, up = ctx.saved_tensors
+        layer = _Backward(multiplier, down, up, ctx.scale, ctx.is_merged)
+        grad_rows = grad.reshape(-1, grad.shape[-1])
+        narrow = layer.narrow(grad_rows)
+        grad_down, grad_up = layer.adapter_grads(grad_rows, narrow, rows)
+        grad_x = layer.input_grad(grad_rows, narrow) if ctx.needs_input_grad[0] else None
+        return None if grad_x is None else grad_x.view(*grad.shape[:-1], rows.shape[-1]), None, grad_down, grad_up
+
+
+class _GatedMlp(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        down: Tensor,
-        up: Tensor,
-        scale: float,
-        is_merged: bool,
-        packed: PackedWeight | None,
+        ctx: Any, x: Tensor, layers: tuple[Projection, Projection, Projection], *adapters: Tensor | None
     ) -> Tensor:
+        gate, up, down = layers
         rows = x.reshape(-1, x.shape[-1])
-        y = packed.times(rows, bias) if packed else nn.functional.linear(rows, weight, bias)
-        if not is_merged:
-            # The adapter may be wider than the weights: the sum is taken in its type.
-            y = torch.addmm(y.to(up.dtype), rows.to(down.dtype) @ down.t(), up.t(), alpha=scale).to(y.dtype)
-        ctx.save_for_backward(rows, weight, down, up)
-        ctx.scale, ctx.is_merged = scale, is_merged
-        return y.view(*x.shape[:-1], -1)
+        gates, ups = gate.times(rows), up.times(rows)
+        wanted = any(ctx.needs_input_grad)
+        y = down.times(nn.functional.silu(gates, inplace=not wanted).mul_(ups))
+        if wanted:
+            ctx.settings = [(layer.scale, layer.merged is not None) for layer in layers]
+            ctx.save_for_backward(rows, gates, ups, *(layer.multiplier() for layer in layers), *adapters)
+        return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None, None, None]:
-        rows, weight, down, up = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, gates, ups, *matrices = ctx.saved_tensors
+        gate, up, down = (
+            _Backward(multiplier, a, b, scale, is_merged)
+            for multiplier, a, b, (scale, is_merged) in zip(
+                matrices[:3], matrices[3::2], matrices[4::2], ctx.settings, strict=True
+            )
+        )
         grad_rows = grad.reshape(-1, grad.shape[-1])
-        wide_grad, wide_rows = grad_rows.to(up.dtype), rows.to(down.dtype)
-        grad_narrow = (wide_grad @ up).mul_(ctx.scale)
-        grad_down = grad_narrow.t() @ wide_rows
-        # With the thin side first, these products are at their fastest.
-        grad_up = (down @ wide_rows.t() @ wide_grad).mul_(ctx.scale).t()
+        narrow = down.narrow(grad_rows)
+        grad_product = down.input_grad(grad_rows, narrow)
+        opened = nn.functional.silu(gates)
+        grad_ups = grad_product * opened
+        # From here on memory is used again: fresh memory costs a pass of its own.
+        of_down = down.adapter_grads(grad_rows, narrow, opened.mul_(ups))
+        grad_gates = grad_product.mul_(ups)
+        torch.ops.aten.silu_backward.grad_input(grad_gates, gates, grad_input=grad_gates)
+        narrow_gates, narrow_ups = gate.narrow(grad_gates), up.narrow(grad_ups)
+        of_gate, of_up = (
+            gate.adapter_grads(grad_gates, narrow_gates, rows),
+            up.adapter_grads(grad_ups, narrow_ups, rows),
+        )
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = grad_rows @ weight
-            if not ctx.is_merged:
-                grad_x = torch.addmm(grad_x.to(down.dtype), grad_narrow, down).to(grad_x.dtype)
-            grad_x = grad_x.view(*grad.shape[:-1], -1)
-        return grad_x, None, None, grad_down, grad_up, None, None, None
+            grad_x = up.input_grad(grad_ups, narrow_ups, onto=gate.input_grad(grad_gates, narrow_gates))
+            grad_x = grad_x.view(*grad.shape[:-1], rows.shape[-1])
+        return grad_x, None, *of_gate, *of_up, *of_down
 
 
-class _PackedLinear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, packed: PackedWeight) -> Tensor:
-        ctx.save_for_backward(weight)
-        return packed.times(x, bias)
+@dataclass(frozen=True, slots=True)
+class _Backward:
+    """A `Projection` as its backward pass sees it."""
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        (weight,) = ctx.saved_tensors
-        return grad @ weight, None, None, None
+    multiplier: Tensor
+    down: Tensor | None
+    up: Tensor | None
+    scale: float
+    is_merged: bool
 
+    def narrow(self, grad_NO: Tensor) -> Tensor | None:
+        """[N, R]: the gradient of x·Aᵀ; None without an adapter."""
+        return None if self.up is None else (grad_NO.to(self.up.dtype) @ self.up).mul_(self.scale)
 
-def _fuse_lora(module: Any, merge: bool, pack: Callable[[Tensor], PackedWeight | None]) -> None:
-    """Replace the forward of `module`; `merge`: there is room for its merged weights."""
-    own = module.forward
-    (name,) = module.active_adapters
-    weight, bias = module.base_layer.weight, module.base_layer.bias
-    down, up, scale = module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]
-    merged = torch.empty_like(weight, requires_grad=False) if merge and weight.dtype == up.dtype else None
-    packed = None if merged is None else pack(merged)
-    merged_at = (-1, -1)
+    def adapter_grads(self, grad_NO: Tensor, narrow_NR: Tensor | None, x_NI: Tensor) -> tuple[Tensor | None, ...]:
+        """[R, I] and [O, R]: the gradients of A and B."""
+        if narrow_NR is None or self.down is None:
+            return None, None
+        x = x_NI.to(self.down.dtype)
+        # With the thin side first, products over all rows are at their fastest.
+        grad_up = (x @ self.down.t()).t() @ grad_NO.to(self.down.dtype)
+        return narrow_NR.t() @ x, grad_up.mul_(self.scale).t()
 
-    def forward(x: Tensor) -> Tensor:
-        nonlocal merged_at
-        if module.disable_adapters:
-            return own(x)  # type: ignore[no-any-return]
-        if merged is None:
-            return lora_linear(x, weight, bias, down, up, scale, is_merged=False)
-        # In-place updates raise a tensor's version.
-        versions = (down._version, up._version)
-        if versions != merged_at:
-            with torch.no_grad():
-                torch.addmm(weight, up, down, alpha=scale, out=merged)
-            merged_at = versions
-        return lora_linear(x, merged, bias, down, up, scale, is_merged=True, packed=packed)
-
-    module.forward = forward
-
-
-def _fuse_linear(module: Any, packed: PackedWeight) -> None:
-    """Replace the forward of `module`, whose weight is `packed`."""
-    module.forward = lambda x: packed_linear(x, packed, module.bias)
-
-
-def _fuse_norm(module: Any) -> None:
-    """Replace the forward of `module` if it computes an RMSNorm."""
-    weight = getattr(module, "weight", None)
-    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-    if not isinstance(weight, Tensor) or weight.ndim != 1 or eps is None:
-        return
-    probe = torch.linspace(-2, 3, 2 * weight.numel(), dtype=weight.dtype, device=weight.device).view(2, -1)
-    gains: tuple[Gain, ...] = ("weight", "one plus weight")
-    with torch.no_grad():
-        expected = module(probe)
-        fitting = [g for g in gains if torch.allclose(rms_norm(probe, weight, eps, g), expected, rtol=1e-5, atol=1e-6)]
-    if fitting:
-        module.forward = lambda x: rms_norm(x, weight, eps, fitting[0])
-
-
-def _fuse_rotation(module: Any) -> None:
-    """Let the attention layer `module` rotate by `rotate` if that is what it does."""
-    forward = type(module).forward
-    own: Callable[..., tuple[Tensor, Tensor]] = forward.__globals__[ROTATION]
-    heads, angles = torch.linspace(-2, 3, 48).view(1, 2, 3, 8), torch.linspace(0, 5, 12).view(1, 3, 4)
-    probe = (heads, heads[:, :1], *(f(angles).repeat(1, 1, 2) for f in (torch.cos, torch.sin)))
-    turned = rotate(*probe)
-    try:
-        pairs = [*zip(turned, own(*probe), strict=True)]
-        agrees = all(torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6) for ours, theirs in pairs)
-    except (TypeError, ValueError, IndexError, RuntimeError):
-        # It takes its angles, or gives its results, in another form.
-        return
-    if not agrees:
-        return
-
-    def rotated(queries: Tensor, keys: Tensor, cos: Tensor, sin: Tensor, *more: Any, **named: Any) -> Any:
-        # Some families turn a part of each head, and say nothing of it here but by the shape of the angles.
-        if more or named or cos.shape[-1] != queries.shape[-1]:
-            return own(queries, keys, cos, sin, *more, **named)
-        return rotate(queries, keys, cos, sin)
-
-    # The layer looks the function up by its name: its forward gets names of its own, in which that one means ours.
-    names = {**forward.__globals__, ROTATION: rotated}
-    bound = FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
-    bound.__kwdefaults__ = forward.__kwdefaults__
-    module.forward = MethodType(bound, module)
+    def input_grad(self, grad_NO: Tensor, narrow_NR: Tensor | None, onto: Tensor | None = None) -> Tensor:
+        """[N, I]: the gradient of x, added to `onto` in place."""
+        grad_x = grad_NO @ self.multiplier if onto is None else onto.addmm_(grad_NO, self.multiplier)
+        if self.is_merged or narrow_NR is None or self.down is None:
+            return grad_x
+        return torch.addmm(grad_x.to(self.down.dtype), narrow_NR, self.down).to(grad_x.dtype)

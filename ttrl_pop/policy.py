@@ -23,7 +23,7 @@ from ttrl_pop import attention, streams
 from ttrl_pop.attention import Sizes
 from ttrl_pop.config import LoraConfig
 from ttrl_pop.errors import UsageError
-from ttrl_pop.layers import fuse
+from ttrl_pop.fuse import fuse
 from ttrl_pop.models import LoadedModel
 from ttrl_pop.packing import Branch, Pack, Tree, pack
 from ttrl_pop.populations.base import Population
