@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, fields
 
 from benchmarks import rounds
 from benchmarks.rounds import Record, Side, flags
-from benchmarks.workload import EXAMPLES, LEARNER, QUESTIONS, completion_lengths, forms, forward_work
+from benchmarks.workload import EXAMPLES, LEARNER, QUESTIONS, completion_lengths, forms, forward_work, work_of
 
 PLAIN, COMPILED = "rows", "compiled rows"
 PACKAGES = ("transformers", "peft", "torch")
@@ -53,7 +53,7 @@ def measure(plan: Plan, model: str) -> Record:
     """Run all rounds; all that was measured, as JSON has it."""
     shape = flags(problems=plan.problems, examples=plan.examples, new_tokens=plan.new_tokens, steps=1 + plan.steps)
     ours = {form.name: form for form in forms(plan.rollouts)}
-    readers = {form.name: form.readers for form in ours.values()}
+    readers: dict[str, int] = {}
     sides = [
         Side(
             form.name,
@@ -78,9 +78,11 @@ def measure(plan: Plan, model: str) -> Record:
     lengths = completion_lengths("even", plan.problems * plan.rollouts, plan.new_tokens)
     of_sides = {}
     for name, records in runs.items():
-        work = forward_work(measured.prompt_tokens, measured.alike, readers[name], lengths).times(LEARNER)
-        compared = {peer: runs[peer] for peer in peers if peer in runs} if name in ours else {}
-        of_sides[name] = rounds.figures(records, work, measured.machine, compared)
+        if name in ours:
+            work, compared = work_of(records[0]), {peer: runs[peer] for peer in peers if peer in runs}
+        else:
+            work, compared = forward_work(measured.prompt_tokens, measured.alike, readers[name], lengths), {}
+        of_sides[name] = rounds.figures(records, work.times(LEARNER), measured.machine, compared)
     first, *_, silent = ours
     return {
         "plan": asdict(plan),

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import peak_bytes
-from benchmarks.workload import EXAMPLES, QUESTIONS, completion_lengths, times_table
+from benchmarks.workload import EXAMPLES, QUESTIONS, completion_lengths, distinct_work, times_table
 from ttrl_pop.backends.hf import HfBackend, Writing
 from ttrl_pop.config import Config
 from ttrl_pop.learn import Learner
@@ -39,6 +39,8 @@ from ttrl_pop.session import Session, check_trainable, open_session
 from ttrl_pop.types import AnswerKey, FinishReason, Group, Mind, Problem, Rollout, Tally, Update
 
 Record = dict[str, list[float]]
+WORK = ("layer_tokens", "head_positions")
+"""Of each repeat, what one forward must compute, as `benchmarks.workload` counts it."""
 SIGMA = 0.005
 """Fixed, so that nothing is calibrated; its value changes no cost."""
 
@@ -99,7 +101,7 @@ def time_steps(session: Session, steps: int) -> Record:
     """Train for `steps` steps on all problems; of each the seconds of the whole, of its rollouts and of its learner,
     and the largest resident set up to its end."""
     learner = Learner(session.policy, session.config)
-    spent: Record = {"seconds": [], "rollouts": [], "learner": [], "peaks": []}
+    spent: Record = {"seconds": [], "rollouts": [], "learner": [], "peaks": [], **{key: [] for key in WORK}}
     for step in range(1, steps + 1):
         began = time.perf_counter()
         groups = sampled_groups(session, step)
@@ -114,29 +116,33 @@ def time_steps(session: Session, steps: int) -> Record:
         spent["rollouts"].append(sampled - began)
         spent["learner"].append(ended - voted)
         spent["peaks"].append(peak_bytes())
+        note_work(spent, session, groups)
     return spent
 
 
 def time_rollouts(session: Session, steps: int) -> Record:
     """Sample all groups `steps` times."""
-    spent: Record = {"seconds": []}
+    spent: Record = {"seconds": [], **{key: [] for key in WORK}}
     for step in range(1, steps + 1):
         began = time.perf_counter()
-        sampled_groups(session, step)
+        groups = sampled_groups(session, step)
         spent["seconds"].append(time.perf_counter() - began)
+        note_work(spent, session, groups)
     return spent
 
 
 def time_learner(session: Session, steps: int) -> Record:
     """Learn `steps` times from rollouts of max_new_tokens random tokens."""
     learner = Learner(session.policy, session.config)
-    spent: Record = {"seconds": []}
+    spent: Record = {"seconds": [], **{key: [] for key in WORK}}
     for step in range(1, steps + 1):
-        tallies = [session.tally(group) for group in made_groups(session, step)]
+        groups = made_groups(session, step)
+        tallies = [session.tally(group) for group in groups]
         began = time.perf_counter()
         update = learner.learn(tallies, step)
         spent["seconds"].append(time.perf_counter() - began)
         check_complete(update, tallies)
+        note_work(spent, session, groups)
     return spent
 
 
@@ -145,6 +151,18 @@ PARTS: dict[str, Callable[[Session, int], Record]] = {
     "rollouts": time_rollouts,
     "learner": time_learner,
 }
+
+
+def note_work(spent: Record, session: Session, groups: Sequence[Group]) -> None:
+    """Append what one forward over these rollouts must compute."""
+    reader = session.policy.population.reader
+    work = distinct_work(
+        (reader(rollout.mind), rollout.prompt_ids, rollout.completion_ids)
+        for group in groups
+        for rollout in group.rollouts_G
+    )
+    for key in WORK:
+        spent[key].append(getattr(work, key))
 
 
 def sampled_groups(session: Session, step: int) -> list[Group]:

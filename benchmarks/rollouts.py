@@ -25,7 +25,16 @@ from dataclasses import asdict, dataclass, fields
 
 from benchmarks import rounds
 from benchmarks.rounds import Record, Side, flags
-from benchmarks.workload import EXAMPLES, QUESTIONS, ROLLOUTS, Lengths, completion_lengths, forms, forward_work
+from benchmarks.workload import (
+    EXAMPLES,
+    QUESTIONS,
+    ROLLOUTS,
+    Lengths,
+    completion_lengths,
+    forms,
+    forward_work,
+    work_of,
+)
 
 GENERATE, VLLM = "generate", "vLLM"
 SALTED, MINDS, SERIAL = "vLLM, requests of minds", "vLLM, minds", "vLLM, mind after mind"
@@ -86,8 +95,9 @@ def measure(plan: Plan, model: str) -> Record:
     peers = {name: runs[name] for name in (GENERATE, VLLM) if name in runs}
     of_sides = {}
     for name, records in runs.items():
-        readers = ours[name].readers if name in ours else plan.rollouts if name in (SALTED, MINDS, SERIAL) else 1
-        work = forward_work(measured.prompt_tokens, measured.alike, readers, lengths)
+        readers = plan.rollouts if name in (SALTED, MINDS, SERIAL) else 1
+        nominal = forward_work(measured.prompt_tokens, measured.alike, readers, lengths)
+        work = work_of(records[0]) if name in ours else nominal
         compared = peers if name in ours else {}
         of_sides[name] = rounds.figures(records, work.times(ROLLOUTS), measured.machine, compared)
     first, *_, silent = ours

@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks import rounds
 from benchmarks.rounds import MIB, Record, Side, flags
-from benchmarks.workload import STEP, Work, completion_lengths, forward_work
+from benchmarks.workload import STEP, work_of
 
 PACKAGES = ("transformers", "peft", "torch")
 SETTLED = 5
@@ -45,10 +45,6 @@ class Point:
     @property
     def name(self) -> str:
         return f"{self.problems} problems × {self.minds} minds, {self.examples} examples, {self.new_tokens} new tokens"
-
-    def work(self, prompt_tokens: Sequence[int], alike: int) -> Work:
-        lengths = completion_lengths("even", self.rows, self.new_tokens)
-        return forward_work(prompt_tokens, alike, self.minds, lengths).times(STEP)
 
 
 AXES = {
@@ -88,7 +84,7 @@ def measure(plan: Plan, model: str) -> Record:
     taken = {}
     for name, records in measured.runs.items():
         point, prompt_tokens = points[name], records[0]["prompt_tokens"]
-        work = point.work(prompt_tokens, records[0]["alike"])
+        work = work_of(records[0]).times(STEP)
         taken[name] = rounds.figures(records, work, measured.machine, {}) | {
             "rows": point.rows,
             "prompt_tokens": prompt_tokens[0],

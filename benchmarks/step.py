@@ -35,6 +35,7 @@ from benchmarks.workload import (
     completion_lengths,
     forms,
     forward_work,
+    work_of,
 )
 
 PEER = "TRL"
@@ -80,7 +81,8 @@ def measure(plan: Plan, model: str) -> Record:
     lengths = completion_lengths("even", plan.problems * plan.rollouts, plan.new_tokens)
     of_sides = {}
     for name, records in runs.items():
-        work = forward_work(measured.prompt_tokens, measured.alike, ours[name].readers if name in ours else 1, lengths)
+        nominal = forward_work(measured.prompt_tokens, measured.alike, 1, lengths)
+        work = work_of(records[0]) if name in ours else nominal
         peers = {PEER: runs[PEER]} if name != PEER and PEER in runs else {}
         of_sides[name] = rounds.figures(records, work.times(STEP), machine, peers)
         if name in ours:

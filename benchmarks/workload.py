@@ -1,12 +1,13 @@
 """What every side is given, by rule: prompts, lengths of completions, forms of a group; and how much work that is.
 
-Work is what must be computed, whoever computes it. In one forward these pass the layers:
-1. every distinct pair of mind and prompt, once, and what all prompts begin with alike once for each mind;
-2. every token of a completion but the last, which predicts nothing.
-Logits are needed where a token is drawn: at the end of each such prompt and at each such token. Rollouts are one
-forward. The learner reads the same tokens, forward and once backward, as frozen weights need the gradient of their
-input alone: two. A step is three. Attention, adapters, norms and all that is not a product with a frozen weight are
-left out, so no share of the attainable can reach 1.
+Work is what must be computed, whoever computes it. In one forward whatever the sequences of one mind begin with passes
+the layers once; the last token of a completion predicts nothing and is left out. Logits are needed once for each
+beginning that a token was drawn behind. Rollouts are one forward. The learner reads the same tokens, forward and once
+backward, as frozen weights need the gradient of their input alone: two. A step is three. Attention, adapters, norms and
+all that is not a product with a frozen weight are left out, so no share of the attainable can reach 1.
+
+Ours tells how many beginnings it has sampled (`distinct_work`). What a peer samples is not known: it is charged for
+every distinct pair of mind and prompt, and for every token of every completion (`forward_work`).
 
 Nothing here needs a package: peers in other environments read it too.
 """
@@ -14,7 +15,8 @@ Nothing here needs a package: peers in other environments read it too.
 import itertools
 import math
 import random
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -81,6 +83,25 @@ def forms(rollouts: int) -> list[Form]:
         Form("ours, no population", "none", 1, rollouts),
         Form(f"ours, {rollouts} × 1, no noise", SILENT, rollouts, 1),
     ]
+
+
+def distinct_work(rollouts: Iterable[tuple[Any, tuple[int, ...], tuple[int, ...]]]) -> Work:
+    """One pass over the different beginnings of rollouts: mind, prompt and completion of each."""
+    read: dict[Any, set[tuple[int, ...]]] = {}
+    predicting: dict[Any, set[tuple[int, ...]]] = {}
+    for mind, prompt, completion in rollouts:
+        sequence = prompt + completion[:-1]
+        read.setdefault(mind, set()).update(sequence[: end + 1] for end in range(len(sequence)))
+        predicting.setdefault(mind, set()).update(
+            sequence[: len(prompt) + written] for written in range(len(completion))
+        )
+    return Work(sum(map(len, read.values())), sum(map(len, predicting.values())))
+
+
+def work_of(record: Mapping[str, Any]) -> Work:
+    """One pass over what a side has told that it sampled: the median over its counted repeats."""
+    tokens, positions = (statistics.median(record[key][1:]) for key in ("layer_tokens", "head_positions"))
+    return Work(round(tokens), round(positions))
 
 
 def times_table(problems: int, examples: int = 0) -> list[str]:

@@ -151,7 +151,8 @@ def test_a_prompt_is_read_once_for_all_who_read_it_alike(
     prompts = [policy.encode(problem) for problem in PROBLEMS[:4]]
     shared = alike(prompts)
     assert shared > 2
-    assert sum(tokens) == readers * (sum(map(len, prompts)) - 3 * shared)
+    beginnings = {prompt[: i + 1] for prompt in prompts for i in range(len(prompt))}
+    assert readers * len(beginnings) <= sum(tokens) <= readers * (sum(map(len, prompts)) - 3 * shared)
 
 
 def test_noise_that_begins_behind_the_prompt_leaves_its_reading_to_the_mean_mind() -> None:

@@ -9,14 +9,15 @@ import transformers
 from fakes import FAMILIES, own_attention, tiny_network, tiny_policy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from ttrl_pop import attention
+from ttrl_pop import attention, packing
 from ttrl_pop.attention import BlockPlan
 from ttrl_pop.config import LoraConfig
 from ttrl_pop.errors import UsageError
 from ttrl_pop.models import LoadedModel
-from ttrl_pop.packing import ALIKE, SLACK, Branch, Pack, Tree, alike, pack
-from ttrl_pop.policy import Policy
+from ttrl_pop.packing import PARTING_KEYS, SLACK, Branch, Pack, Tree, alike, pack
+from ttrl_pop.policy import Policy, selected_logprobs
 from ttrl_pop.populations.base import MEAN, NoPopulation
 from ttrl_pop.types import Mind
 
@@ -44,47 +45,84 @@ def trees_of(drawn: tuple[list[int], list[Any]]) -> list[Tree]:
     ]
 
 
-def stems_of(packed: Pack) -> list[tuple[int, ...]]:
-    """Places of each prompt."""
-    return [tuple(chain(*pieces)) for pieces in packed.stems]
+def flat(pieces: tuple[range, ...]) -> list[int]:
+    return list(chain(*pieces))
 
 
-def shared_by(forest: list[Tree]) -> dict[Mind | None, tuple[int, int]]:
-    """For each mind the tokens that its prompts begin with alike and that are read once, and the number of prompts."""
-    prompts: dict[Mind | None, list[tuple[int, ...]]] = {}
-    for tree in forest:
-        prompts.setdefault(tree.mind, []).append(tree.prompt_ids)
-    found = {}
-    for mind, own in prompts.items():
-        count = 0
-        while len({prompt[: count + 1] for prompt in own}) == 1 and all(len(prompt) > count + 1 for prompt in own):
-            count += 1
-        worth = len(own) > 1 and count >= ALIKE * max(map(len, own))
-        found[mind] = (count if worth else 0, len(own))
+def sequences_of(forest: list[Tree], packed: Pack) -> list[tuple[list[tuple[int, Any]], list[int]]]:
+    """Of each prompt, and of each branch behind its prompt: every token with the mind that reads it, and its place."""
+    found = []
+    for tree, stem, of_tree in zip(forest, packed.stems, packed.branches, strict=True):
+        prompt = [(token, tree.mind) for token in tree.prompt_ids]
+        found.append((prompt, flat(stem)))
+        for branch, at in zip(tree.branches, of_tree, strict=True):
+            found.append((prompt + [(token, branch.mind) for token in branch.ids], flat(stem) + flat(at)))
     return found
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(forests)
-def test_every_token_stands_once_at_its_own_position_under_its_own_mind(drawn: Any) -> None:
+def test_every_token_stands_at_its_own_position_under_its_own_mind_behind_its_own_past(drawn: Any) -> None:
     forest = trees_of(drawn)
     packed = pack(forest, CPU)
-    places = {place for stem in stems_of(packed) for place in stem}
-    of_branches = [place for of_tree in packed.branches for branch in of_tree for place in branch]
-    assert sorted([*places, *of_branches]) == list(range(len(packed.ids_N)))
-    read_once = sum(shared * (prompts - 1) for shared, prompts in shared_by(forest).values())
-    assert len(packed.ids_N) == sum(tree.tokens for tree in forest) - read_once
-    for tree, stem, of_tree in zip(forest, stems_of(packed), packed.branches, strict=True):
-        assert packed.ids_N[list(stem)].tolist() == list(tree.prompt_ids)
-        assert packed.positions_N[list(stem)].tolist() == list(range(len(stem)))
-        assert {packed.minds_M[i] for i in packed.place_N[list(stem)]} == {tree.mind}
-        for branch, at in zip(tree.branches, of_tree, strict=True):
-            assert packed.ids_N[list(at)].tolist() == list(branch.ids)
-            assert packed.positions_N[list(at)].tolist() == list(range(len(stem), len(stem) + len(at)))
-            assert {packed.minds_M[i] for i in packed.place_N[list(at)]} <= {branch.mind}
+    pasts: dict[int, list[tuple[int, Any]]] = {}
+    for sequence, places in sequences_of(forest, packed):
+        assert len(places) == len(sequence)
+        for i, place in enumerate(places):
+            assert int(packed.positions_N[place]) == i
+            assert (int(packed.ids_N[place]), packed.minds_M[packed.place_N[place]]) == sequence[i]
+            # What shares a place shares all that comes before.
+            assert pasts.setdefault(place, sequence[: i + 1]) == sequence[: i + 1]
+    # A prompt that is read again for a completion, as that costs less, is told of once.
+    assert set(pasts) <= set(range(len(packed.ids_N)))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
+@given(forests)
+def test_where_keys_cost_nothing_every_beginning_is_read_once(drawn: Any) -> None:
+    forest = trees_of(drawn)
+    packed = pack(forest, CPU)
+    beginnings = {tuple(s[: i + 1]) for s, _ in sequences_of(forest, packed) for i in range(len(s))}
+    assert len(beginnings) <= len(packed.ids_N) <= sum(tree.tokens for tree in forest)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "ALIKE", 0.0)
+        patch.setattr(packing, "PARTING_KEYS", 10**6)
+        assert len(pack(forest, CPU).ids_N) == len(beginnings)
+
+
+def test_completions_that_begin_alike_are_read_once_until_they_part() -> None:
+    mind, other = Mind(1), Mind(2)
+    prompt = tuple(range(10, 20))
+    endings = [(1, 2, 3), (1, 2, 4), (1, 2), (1, 5), (6,), (1, 2, 3), ()]
+
+    def tokens(own: Mind) -> tuple[int, list[list[int]]]:
+        packed = pack([Tree(prompt, mind, tuple(Branch(ids, own) for ids in endings))], CPU)
+        return len(packed.ids_N), [flat(at) for at in packed.branches[0]]
+
+    for own in (mind, other):
+        count, places = tokens(own)
+        # 1 and 2 stand once, 3, 4, 5 and 6 as often as they are different.
+        assert count == len(prompt) + 6
+        assert places[0] == places[5]
+        assert places[0][:2] == places[1][:2] == places[2]
+        assert places[3][:1] == places[2][:1]
+        assert places[6] == []
+    # For one token of two completions the keys would be too many: they go side by side.
+    long = tuple(range(100, 100 + 2 * PARTING_KEYS))
+
+    def tokens_behind(prompt: tuple[int, ...], *endings: tuple[int, ...]) -> int:
+        packed = pack([Tree(prompt, mind, tuple(Branch(ids, mind) for ids in endings))], CPU)
+        return len(packed.ids_N) - len(prompt)
+
+    assert tokens_behind(long, (1, 2), (1, 3), (4,)) == 5
+    assert tokens_behind(long, (1, 2, 5, 6), (1, 2, 5, 7), (4,)) == 6
+    # What all go on with is part of the prompt's own run.
+    assert tokens_behind(long, (1, 2), (1, 3)) == 3
+    # Long completions of a short prompt see no keys but their own, which costs less.
+    assert tokens_behind((9,), long, long[1:]) == 1 + 2 * len(long) - 1
+
+
+@settings(max_examples=200, deadline=None)
 @given(forests)
 def test_blocks_hold_every_query_once_and_waste_little(drawn: Any) -> None:
     forest = trees_of(drawn)
@@ -103,13 +141,12 @@ def test_blocks_hold_every_query_once_and_waste_little(drawn: Any) -> None:
     pairs = sum(
         block.rows * block.query_positions_RL.shape[1] * block.key_positions_RS.shape[1] for block in plan.blocks
     )
-    shared = {mind: count for mind, (count, _) in shared_by(forest).items()}
-    useful = sum(count * count for count in shared.values())
-    for tree in forest:
-        reach = len(tree.prompt_ids) + (len(tree.branches[0].ids) if tree.is_chain else 0)
-        useful += (reach - shared[tree.mind]) * reach
-        for branch in () if tree.is_chain else tree.branches:
-            useful += len(branch.ids) * (len(tree.prompt_ids) + len(branch.ids))
+    # A run of a block counts its tokens times all that the last of them sees.
+    useful = 0
+    for block in plan.blocks:
+        own = block.query_positions_RL
+        for row in own:
+            useful += len(set(row.tolist())) * (int(row.max()) + 1)
     assert pairs <= SLACK * useful
 
 
@@ -121,12 +158,12 @@ def test_a_packed_sequence_reads_as_it_does_alone(family: str, drawn: Any) -> No
     with torch.no_grad():
         packed = pack(forest, CPU)
         together = policy.hidden(packed)
-        for tree, stem, of_tree in zip(forest, stems_of(packed), packed.branches, strict=True):
+        for tree, stem, of_tree in zip(forest, packed.stems, packed.branches, strict=True):
             for branch, at in zip(tree.branches, of_tree, strict=True):
                 if branch.mind != tree.mind:
                     continue
                 alone = policy.hidden(pack([Tree(tree.prompt_ids + branch.ids, tree.mind)], CPU))
-                torch.testing.assert_close(together[[*stem, *at]], alone, rtol=0, atol=1e-9)
+                torch.testing.assert_close(together[flat(stem) + flat(at)], alone, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -148,7 +185,7 @@ def test_a_branch_sees_its_own_prompt_and_itself_and_nothing_else(family: str) -
                 packed = pack(changed, CPU)
                 after = policy.hidden(packed)
                 differs = (after - before).abs().amax(-1) > 1e-9
-                assert differs.nonzero()[:, 0].tolist() == list(packed.branches[t][b])
+                assert differs.nonzero()[:, 0].tolist() == flat(packed.branches[t][b])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -161,11 +198,11 @@ def test_packed_rows_are_those_of_the_model_itself(family: str) -> None:
     assert len(packed.ids_N) == 8 + 3 + 2 + 2 * (9 + 4)
     with torch.no_grad():
         together = policy.logits(policy.hidden(packed))
-        for prompt, stem, of_tree in zip(prompts, stems_of(packed), packed.branches, strict=True):
+        for prompt, stem, of_tree in zip(prompts, packed.stems, packed.branches, strict=True):
             for branch, at in zip((first, second), of_tree, strict=True):
                 with own_attention(policy.network):
                     own = policy.network(input_ids=torch.tensor([prompt + branch]), use_cache=False).logits[0]
-                torch.testing.assert_close(together[[*stem, *at]], own, rtol=0, atol=1e-9)
+                torch.testing.assert_close(together[flat(stem) + flat(at)], own, rtol=0, atol=1e-9)
 
 
 def test_gradients_reach_the_prompt_from_every_branch() -> None:
@@ -176,7 +213,7 @@ def test_gradients_reach_the_prompt_from_every_branch() -> None:
 
     def slope(forest: list[Tree]) -> torch.Tensor:
         packed = pack(forest, CPU)
-        ends = [at[-1] for of_tree in packed.branches for at in of_tree]
+        ends = [at[-1][-1] for of_tree in packed.branches for at in of_tree]
         return torch.autograd.grad(policy.hidden(packed)[ends].sin().sum(), policy.population.mu)[0]
 
     together = slope([Tree(prompt, mind, tuple(Branch(i, mind) for i in ids))])
@@ -189,7 +226,7 @@ def test_gradients_reach_what_prompts_begin_with_from_all_of_them() -> None:
 
     def slope(forest: list[Tree]) -> torch.Tensor:
         packed = pack(forest, CPU)
-        ends = [at[-1] for of_tree in packed.branches for at in of_tree]
+        ends = [at[-1][-1] for of_tree in packed.branches for at in of_tree]
         return torch.autograd.grad(policy.hidden(packed)[ends].sin().sum(), policy.population.mu)[0]
 
     assert len(pack(forest, CPU).ids_N) == 4 + 3 * 3
@@ -281,14 +318,16 @@ def test_an_adapter_on_the_output_layer_is_refused() -> None:
         )
 
 
-@pytest.mark.parametrize("knob", ["logit_scale", "logits_scaling", "final_logit_softcapping"])
+KNOBS: dict[str, Any] = {
+    "logit_scale": lambda: transformers.CohereConfig(**SHAPE, logit_scale=0.3),
+    "logits_scaling": lambda: transformers.GraniteConfig(**SHAPE, logits_scaling=4.0),
+    "final_logit_softcapping": lambda: transformers.Gemma3TextConfig(**SHAPE, final_logit_softcapping=0.5),
+}
+
+
+@pytest.mark.parametrize("knob", KNOBS)
 def test_what_families_do_behind_their_head_is_known(knob: str) -> None:
-    configs = {
-        "logit_scale": lambda: transformers.CohereConfig(**SHAPE, logit_scale=0.3),
-        "logits_scaling": lambda: transformers.GraniteConfig(**SHAPE, logits_scaling=4.0),
-        "final_logit_softcapping": lambda: transformers.Gemma3TextConfig(**SHAPE, final_logit_softcapping=0.5),
-    }
-    model = loaded(configs[knob]())
+    model = loaded(KNOBS[knob]())
     network = model.network
     ids = torch.tensor([[3, 9, 27, 5]])
     with torch.no_grad():
@@ -300,3 +339,27 @@ def test_what_families_do_behind_their_head_is_known(knob: str) -> None:
     network.config.update({knob: 7.0})
     with torch.no_grad():
         assert not torch.allclose(policy.logits(policy.hidden(pack([Tree((3, 9, 27, 5), None)], CPU))), own)
+
+
+@pytest.mark.parametrize("knob", [*KNOBS, "bias"])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_states_that_predict_several_tokens_have_the_slopes_of_states_apart(
+    knob: str, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = Policy(loaded((KNOBS.get(knob) or KNOBS["logits_scaling"])()), NoPopulation(NoPopulation.Options()))
+    if knob == "bias":
+        policy.network.get_output_embeddings().bias = nn.Parameter(torch.randn(40), requires_grad=False)
+    monkeypatch.setattr("ttrl_pop.policy.LOGIT_ROWS", 2)
+    torch.manual_seed(0)
+    hidden = torch.randn(5, 16, requires_grad=True)
+    # The third state predicts nothing, the last two are of a chunk that ends with one.
+    states, targets = torch.tensor([0, 0, 0, 1, 3, 3, 4]), torch.tensor([7, 8, 7, 39, 0, 2, 5])
+    got = selected_logprobs(policy, hidden, states, targets, temperature)
+    expected = (policy.logits(hidden) / temperature).log_softmax(-1)[states, targets]
+    torch.testing.assert_close(got, expected)
+    weights = torch.randn(7)
+    slopes, own = (torch.autograd.grad((weights * y.sin()).sum(), hidden)[0] for y in (got, expected))
+    torch.testing.assert_close(slopes, own)
+    assert slopes[2].eq(0).all()
+    nothing = torch.zeros(0, dtype=torch.long)
+    assert len(selected_logprobs(policy, hidden[:0], nothing, nothing, temperature)) == 0

@@ -1,9 +1,9 @@
 """Trees of tokens → one row without padding: what many sequences begin with once, and all that follows beside it.
 
-A tree is a prompt as one mind reads it and any number of branches, each in a mind of its own. Packed, a prompt passes
-the layers once however many completions follow, and so does what the prompts of one mind begin with alike, such as a
-system message or worked examples. Every token sees exactly what it would see in a row of its own: logits and gradients
-are those of separate rows.
+A tree is a prompt as one mind reads it and any number of branches, each in a mind of its own. Packed, all that the
+sequences of one mind begin with alike passes the layers once: a prompt, however many completions follow; a system
+message or worked examples before many prompts; the first tokens of completions that part later. Every token sees
+exactly what it would see in a row of its own: logits and gradients are those of separate rows.
 
     pack([Tree(prompt_ids, mind, (Branch(completion_ids, mind), …)), …], device)
 
@@ -25,10 +25,13 @@ SLACK = 1.5
 """Pairs of query and key that a block computes over those that count, at most: below it unused pairs cost less than
 another block."""
 ALIKE = 0.125
-"""Of the longest prompt of a mind: what its prompts must begin with alike to be read once. For less, the masks of what
-follows are not worth it."""
+"""Of the longest sequence: what sequences must begin with alike to be read once. For less, the masks of what follows
+are not worth it."""
 KEYS = 16
 """Keys that a run sees beyond itself are copied for it: so many take about the memory of one token in the layers."""
+PARTING_KEYS = 32
+"""Keys that are copied at most for a token that is saved where sequences part behind their beginning. On a CPU some 160
+take the time of a token, but twice `KEYS` are as much memory as is given for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +53,6 @@ class Tree:
     def tokens(self) -> int:
         return len(self.prompt_ids) + sum(len(branch.ids) for branch in self.branches)
 
-    @property
-    def is_chain(self) -> bool:
-        """Whether it is one sequence in one mind."""
-        return len(self.branches) == 1 and self.branches[0].mind == self.mind
-
 
 @dataclass(frozen=True, slots=True)
 class Pack:
@@ -70,8 +68,20 @@ class Pack:
     plan: Plan
     stems: tuple[tuple[range, ...], ...]
     """Tokens of each tree's prompt, in the order of the trees as given, piece by piece."""
-    branches: tuple[tuple[range, ...], ...]
-    """Tokens of each branch, by tree."""
+    branches: tuple[tuple[tuple[range, ...], ...], ...]
+    """Tokens of each branch, by tree, piece by piece."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """The first tokens of a run."""
+
+    run: "_Run"
+    length: int
+
+    @property
+    def tokens(self) -> range:
+        return range(self.run.start, self.run.start + self.length)
 
 
 @dataclass(eq=False, slots=True)
@@ -80,7 +90,7 @@ class _Run:
 
     ids: tuple[int, ...]
     mind: Mind | None
-    before: tuple["_Run", ...] = ()
+    before: tuple[_Piece, ...] = ()
     """What comes before it in its own sequences, from their first token on."""
     start: int = 0
     """Where in the row it begins."""
@@ -91,15 +101,15 @@ class _Run:
 
     @property
     def context(self) -> int:
-        return sum(run.length for run in self.before)
+        return sum(piece.length for piece in self.before)
 
     @property
     def reach(self) -> int:
         return self.context + self.length
 
-    @property
-    def tokens(self) -> range:
-        return range(self.start, self.start + self.length)
+
+_Place = tuple[int, int | None]
+"""A tree, and its branch or None for its prompt."""
 
 
 def pack(trees: Sequence[Tree], device: torch.device) -> Pack:
@@ -108,30 +118,28 @@ def pack(trees: Sequence[Tree], device: torch.device) -> Pack:
     Raises:
         ValueError: some trees have a mind and some have none.
     """
-    prompts: dict[Mind | None, list[tuple[int, ...]]] = {}
-    for tree in trees:
-        prompts.setdefault(tree.mind, []).append(tree.prompt_ids)
-    beginnings = {mind: _Run(own[0][: alike(own)], mind) for mind, own in prompts.items()}
-    # A tree with one branch of the same mind is one sequence: the branch needs no run of its own.
-    stems, branches = [], []
-    for tree in trees:
-        beginning = beginnings[tree.mind]
-        before = (beginning,) if beginning.ids else ()
-        ids = tree.prompt_ids[beginning.length :] + (tree.branches[0].ids if tree.is_chain else ())
-        stems.append(stem := _Run(ids, tree.mind, before))
-        own = () if tree.is_chain else tree.branches
-        branches.append([_Run(branch.ids, branch.mind, (*before, stem)) for branch in own])
-    runs = [run for run in (*beginnings.values(), *stems, *chain(*branches)) if run.ids]
+    own: dict[Mind | None, dict[_Place, tuple[int, ...]]] = {}
+    other: dict[tuple[tuple[int, ...], Mind | None, Mind | None], dict[_Place, tuple[int, ...]]] = {}
+    for t, tree in enumerate(trees):
+        of_mind = own.setdefault(tree.mind, {})
+        of_mind[t, None] = tree.prompt_ids
+        for b, branch in enumerate(tree.branches):
+            if branch.mind == tree.mind:
+                of_mind[t, b] = tree.prompt_ids + branch.ids
+            else:
+                other.setdefault((tree.prompt_ids, tree.mind, branch.mind), {})[t, b] = branch.ids
+    runs: list[_Run] = []
+    paths: dict[_Place, tuple[_Piece, ...]] = {}
+    for mind, sequences in own.items():
+        paths |= _grow(sequences, mind, (), runs)
+    for (*_, mind), sequences in other.items():
+        t, _ = next(iter(sequences))
+        paths |= _grow(sequences, mind, paths[t, None], runs)
     first = sorted((run for run in runs if not run.before), key=lambda run: run.length)
     after = sorted((run for run in runs if run.before), key=lambda run: (run.length, run.reach))
     runs = [*first, *after]
     for run, start in zip(runs, _starts(run.length for run in runs), strict=True):
         run.start = start
-    stem_tokens, branch_tokens = [], []
-    for tree, stem, own_runs in zip(trees, stems, branches, strict=True):
-        end = stem.start + len(tree.prompt_ids) - stem.context
-        stem_tokens.append((*(run.tokens for run in stem.before), range(stem.start, end)))
-        branch_tokens.append((range(end, stem.tokens.stop),) if tree.is_chain else tuple(r.tokens for r in own_runs))
     known = tuple(dict.fromkeys(run.mind for run in runs if run.mind is not None))
     if known and any(run.mind is None for run in runs):
         raise ValueError("one forward takes sequences with a mind or without, not both")
@@ -143,9 +151,89 @@ def pack(trees: Sequence[Tree], device: torch.device) -> Pack:
         minds_M=known or None,
         place_N=torch.tensor([place.get(run.mind, 0) for run in runs]).repeat_interleave(lengths).to(device),
         plan=_plan([*_similar(first), *_similar(after)], device),
-        stems=tuple(stem_tokens),
-        branches=tuple(branch_tokens),
+        stems=tuple(_tokens(paths[t, None]) for t in range(len(trees))),
+        branches=tuple(
+            tuple(_tokens(paths[t, b], len(tree.prompt_ids)) for b in range(len(tree.branches)))
+            for t, tree in enumerate(trees)
+        ),
     )
+
+
+def _grow(
+    sequences: dict[_Place, tuple[int, ...]], mind: Mind | None, before: tuple[_Piece, ...], runs: list[_Run]
+) -> dict[_Place, tuple[_Piece, ...]]:
+    """Append to `runs` what the sequences behind `before` are made of: a radix tree, but for beginnings that are not
+    worth a run of their own. Gives the pieces of each sequence, `before` among them."""
+    paths: dict[_Place, tuple[_Piece, ...]] = {}
+    # Sequences that have a path in common, which holds their tokens up to a place.
+    waiting = [(before, 0, list(sequences))]
+    while waiting:
+        path, at, members = waiting.pop()
+        paths |= {member: path for member in members if len(sequences[member]) == at}
+        groups = _by_next(members, at, sequences)
+        while groups:
+            group = groups.pop()
+            end, parting = _parting(group, at, sequences)
+            children = _by_next(parting, end, sequences)
+            if children and not _is_worth(
+                path, end - at, [max(len(sequences[m]) for m in child) for child in children]
+            ):
+                # Those that end on the way go with any of the others.
+                children[0] += [member for member in group if len(sequences[member]) <= end]
+                groups += children
+                continue
+            longest = max(group, key=lambda member: len(sequences[member]))
+            run = _Run(sequences[longest][at:end], mind, path)
+            runs.append(run)
+            for member in group:
+                if len(sequences[member]) <= end:
+                    paths[member] = (*path, _Piece(run, len(sequences[member]) - at))
+            if parting:
+                waiting.append(((*path, _Piece(run, end - at)), end, parting))
+    return paths
+
+
+def _parting(group: list[_Place], at: int, sequences: dict[_Place, tuple[int, ...]]) -> tuple[int, list[_Place]]:
+    """Where the sequences part that agree in the token at `at`, and those that go on from there. Sequences that end
+    earlier part from nobody."""
+    end = at
+    while group:
+        low, high = min(sequences[m] for m in group), max(sequences[m] for m in group)
+        shortest = min(len(sequences[m]) for m in group)
+        end = next((i for i in range(end, shortest) if low[i] != high[i]), shortest)
+        if end < shortest:
+            break
+        group = [member for member in group if len(sequences[member]) > end]
+    return end, group
+
+
+def _by_next(members: list[_Place], at: int, sequences: dict[_Place, tuple[int, ...]]) -> list[list[_Place]]:
+    """Those that go on from `at`, by the token that stands there."""
+    groups: dict[int, list[_Place]] = {}
+    for member in members:
+        if len(sequences[member]) > at:
+            groups.setdefault(sequences[member][at], []).append(member)
+    return list(groups.values())
+
+
+def _is_worth(path: tuple[_Piece, ...], length: int, reaches: list[int]) -> bool:
+    """Whether a run of `length` behind `path` is better than those tokens once more for each of the ways on, whose
+    longest sequences are `reaches`."""
+    if not path:
+        return length >= ALIKE * max(reaches)
+    context = sum(piece.length for piece in path)
+    return context + length <= PARTING_KEYS * length * (len(reaches) - 1)
+
+
+def _tokens(path: tuple[_Piece, ...], skipped: int = 0) -> tuple[range, ...]:
+    """Those of all pieces but for the first `skipped`."""
+    ranges = []
+    for piece in path:
+        tokens = piece.tokens[skipped:]
+        skipped = max(0, skipped - piece.length)
+        if tokens:
+            ranges.append(tokens)
+    return tuple(ranges)
 
 
 def alike(prompts: Sequence[tuple[int, ...]]) -> int:
@@ -206,7 +294,7 @@ def _plan(groups: Sequence[Sequence[_Run]], device: torch.device) -> BlockPlan:
             context = max(run.context for run in group)
             rows = [
                 [
-                    *chain(*(run.tokens for run in run.before)),
+                    *chain(*(piece.tokens for piece in run.before)),
                     *([run.start] * (context - run.context)),
                     *(run.start + min(i, run.length - 1) for i in range(longest)),
                 ]

@@ -5,10 +5,11 @@ at the asked tokens only.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import jinja2
@@ -177,6 +178,14 @@ class Policy:
         logits: Tensor = self.network.get_output_embeddings()(hidden_KD)
         return _scaled_logits(logits, self.network.config.get_text_config())
 
+    def token_logits(self, hidden_KD: Float[Tensor, "K D"], targets_K: Int[Tensor, "K"]) -> Float[Tensor, "K"]:
+        """Those of one token for each state."""
+        head = self.network.get_output_embeddings()
+        logits_K = (hidden_KD * head.weight.index_select(0, targets_K)).sum(-1)
+        if head.bias is not None:
+            logits_K = logits_K + head.bias.index_select(0, targets_K)
+        return _scaled_logits(logits_K, self.network.config.get_text_config())
+
     def token_logprobs(
         self,
         rollouts_B: Sequence[Rollout],
@@ -190,22 +199,27 @@ class Policy:
         """
         grown = grow(rollouts_B, minds_B, self.population)
         packed = pack(grown.trees, self.device)
-        sources: list[int] = []
-        targets: list[int] = []
-        lengths: list[int] = []
-        for rollout, (tree, branch) in zip(rollouts_B, grown.places_B, strict=True):
-            count = len(rollout.completion_ids)
-            sources += [packed.stems[tree][-1][-1], *packed.branches[tree][branch]][:count]
-            targets += rollout.completion_ids
-            lengths.append(count)
-        mask_BT = (torch.arange(max(1, *lengths)) < torch.tensor(lengths)[:, None]).to(self.device)
-        hidden_NK = self.hidden(packed, stay).index_select(
-            0, torch.tensor(sources, dtype=torch.long, device=self.device)
-        )
-        targets_K = torch.tensor(targets, dtype=torch.long, device=self.device)
-        logprobs_K = selected_logprobs(self.logits, hidden_NK, targets_K, temperature)
-        padded_BT = torch.zeros(mask_BT.shape, dtype=logprobs_K.dtype, device=self.device)
-        return padded_BT.masked_scatter(mask_BT, logprobs_K), mask_BT
+        # Completions that begin alike have states in common: their logits are computed once.
+        chosen: dict[int, list[tuple[int, int]]] = {}
+        lengths = [len(rollout.completion_ids) for rollout in rollouts_B]
+        width = max(1, *lengths)
+        for row, (rollout, (tree, branch)) in enumerate(zip(rollouts_B, grown.places_B, strict=True)):
+            sources = (packed.stems[tree][-1][-1], *chain(*packed.branches[tree][branch]))
+            # A completion without a token has a source none the less.
+            for column, (source, token) in enumerate(zip(sources, rollout.completion_ids, strict=False)):
+                chosen.setdefault(source, []).append((row * width + column, token))
+
+        def indices(values: Iterable[int]) -> Int[Tensor, "_"]:
+            return torch.tensor([*values], dtype=torch.long, device=self.device)
+
+        states_K = indices(state for state, tokens in enumerate(chosen.values()) for _ in tokens)
+        cells_K = indices(cell for tokens in chosen.values() for cell, _ in tokens)
+        targets_K = indices(token for tokens in chosen.values() for _, token in tokens)
+        hidden_SD = self.hidden(packed, stay).index_select(0, indices(chosen))
+        logprobs_K = selected_logprobs(self, hidden_SD, states_K, targets_K, temperature)
+        mask_BT = (torch.arange(width) < torch.tensor(lengths)[:, None]).to(self.device)
+        padded = torch.zeros(mask_BT.numel(), dtype=logprobs_K.dtype, device=self.device)
+        return padded.index_copy(0, cells_K, logprobs_K).view(mask_BT.shape), mask_BT
 
     def _take_over_attention(self) -> int:
         """Let plans say who sees whom, once it is known that this gives the model's own logits; the bytes of keys and
@@ -231,7 +245,7 @@ class Policy:
                 hidden_ND = self.hidden(replace(packed, plan=sizes))
             except (TypeError, ValueError) as error:
                 raise UsageError(f"{kind} cannot be used: it takes no attention but its own ({error})") from error
-            packed_BV = self.logits(hidden_ND[[tokens[-1] for tokens in packed.branches[0]]])
+            packed_BV = self.logits(hidden_ND[[pieces[-1][-1] for pieces in packed.branches[0]]])
         gap = float((packed_BV - own_BV).abs().max() / own_BV.abs().max())
         if not gap <= PACKING_TOLERANCE[own_BV.dtype]:
             raise UsageError(
@@ -284,44 +298,67 @@ def grow(rollouts_B: Sequence[Rollout], minds_B: Sequence[Mind] | None, populati
 
 
 def selected_logprobs(
-    logits_of: Callable[[Tensor], Tensor],
-    hidden_KD: Float[Tensor, "K D"],
+    policy: Policy,
+    hidden_SD: Float[Tensor, "S D"],
+    states_K: Int[Tensor, "K"],
     targets_K: Int[Tensor, "K"],
     temperature: float,
 ) -> Float[Tensor, "K"]:
-    """log softmax(logits / temperature) at `targets_K`, in float32 or wider.
+    """log softmax(logits / temperature) at `targets_K`, each as the state `states_K` of `hidden_SD` predicts it, in
+    float32 or wider. `states_K` is in order.
 
-    The logits of `LOGIT_ROWS` positions exist at once. With gradient, that of each log-probability by its own hidden
-    state is computed along with it, so that nothing of the vocabulary's width is kept for the backward pass.
+    The logits of `LOGIT_ROWS` states exist at once. With gradient, that of each log-probability by its own state is
+    computed along with it, so that nothing of the vocabulary's width is kept for the backward pass.
     """
-    logprobs: Tensor = _SelectedLogprobs.apply(hidden_KD, targets_K, logits_of, temperature)  # type: ignore[no-untyped-call]
+    logprobs: Tensor = _SelectedLogprobs.apply(hidden_SD, states_K, targets_K, policy, temperature)  # type: ignore[no-untyped-call]
     return logprobs
 
 
 class _SelectedLogprobs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_KD: Tensor, targets_K: Tensor, logits_of: Any, temperature: float) -> Tensor:
+    def forward(
+        ctx: Any, hidden_SD: Tensor, states_K: Tensor, targets_K: Tensor, policy: Policy, temperature: float
+    ) -> Tensor:
         wanted = ctx.needs_input_grad[0]
         logprobs: list[Tensor] = []
         slopes: list[Tensor] = []
-        for hidden, targets in zip(torch.split(hidden_KD, LOGIT_ROWS), torch.split(targets_K, LOGIT_ROWS), strict=True):
+        starts = torch.arange(0, max(1, len(hidden_SD)), LOGIT_ROWS)
+        ends = torch.searchsorted(states_K, (starts + LOGIT_ROWS).to(states_K.device)).tolist()
+        for hidden, first, start, end in zip(
+            torch.split(hidden_SD, LOGIT_ROWS), starts.tolist(), [0, *ends[:-1]], ends, strict=True
+        ):
+            states, targets = states_K[start:end] - first, targets_K[start:end]
             leaf = hidden.detach().requires_grad_(wanted)
             with torch.set_grad_enabled(wanted):
-                wide = logits_of(leaf)
-                wide = wide.to(torch.promote_types(wide.dtype, torch.float32))
-                chosen = -nn.functional.cross_entropy(at_temperature(wide, temperature), targets, reduction="none")
-                if wanted:
-                    # A log-probability hangs on its own position alone: one backward pass gives all their gradients.
-                    slopes += torch.autograd.grad(chosen.sum(), leaf)
-            logprobs.append(chosen.detach())
+                wide = policy.logits(leaf)
+                wide = at_temperature(wide.to(torch.promote_types(wide.dtype, torch.float32)), temperature)
+            logp = torch.log_softmax(wide.detach(), dim=-1)
+            logprobs.append(logp[states, targets])
+            if wanted:
+                # d log p_t = d logit_t − Σ p · d logits: the sum is the same for all tokens that a state predicts.
+                (of_all,) = torch.autograd.grad(wide, leaf, logp.exp_())
+                slopes.append(_token_slopes(policy, hidden[states], targets, temperature) - of_all[states])
         if wanted:
-            ctx.save_for_backward(torch.cat(slopes))
+            ctx.save_for_backward(states_K, torch.cat(slopes))
+            ctx.count = len(hidden_SD)
         return torch.cat(logprobs)
 
     @staticmethod
-    def backward(ctx: Any, *grads_K: Tensor) -> tuple[Tensor, None, None, None]:
-        (slopes_KD,) = ctx.saved_tensors
-        return (slopes_KD * grads_K[0][:, None]).to(slopes_KD.dtype), None, None, None
+    def backward(ctx: Any, *grads_K: Tensor) -> tuple[Tensor, None, None, None, None]:
+        states_K, slopes_KD = ctx.saved_tensors
+        slopes_SD = slopes_KD.new_zeros(ctx.count, slopes_KD.shape[1])
+        weighted = (slopes_KD * grads_K[0][:, None]).to(slopes_KD.dtype)
+        return slopes_SD.index_add_(0, states_K, weighted), None, None, None, None
+
+
+def _token_slopes(policy: Policy, hidden_KD: Tensor, targets_K: Tensor, temperature: float) -> Tensor:
+    """[K, D]: the gradient of each token's logit by its state."""
+    leaf = hidden_KD.detach().requires_grad_()
+    with torch.enable_grad():
+        wide = policy.token_logits(leaf, targets_K)
+        wide = at_temperature(wide.to(torch.promote_types(wide.dtype, torch.float32)), temperature)
+        (slopes,) = torch.autograd.grad(wide.sum(), leaf)
+    return slopes
 
 
 def _has_windows(config: Any) -> bool:
