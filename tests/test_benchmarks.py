@@ -1,6 +1,7 @@
 """Benchmarks run in their quick form where they need no peer package, and count the work that is done."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -150,6 +151,21 @@ def work_that_must_be_done(session: Session, groups: Sequence[Group]) -> Work:
     spent: dict[str, list[float]] = {key: [] for key in WORK}
     note_work(spent, session, groups)
     return work_of({key: [0, *values] for key, values in spent.items()})
+
+
+@pytest.mark.parametrize("given", [None, "0"])
+def test_our_sides_have_the_pages_that_the_command_asks_for_and_users_the_last_word(given: str | None) -> None:
+    script = (
+        "import os, sys; sys.argv = ['ttrl-pop', '--version']\n"
+        "from ttrl_pop.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: assert 'torch' not in sys.modules\n"
+        "print(os.environ['THP_MEM_ALLOC_ENABLE'])"
+    )
+    environment = {key: value for key, value in os.environ.items() if key not in rounds.HUGE_PAGES}
+    environment |= {} if given is None else dict.fromkeys(rounds.HUGE_PAGES, given)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split()[-1] == (given or rounds.HUGE_PAGES["THP_MEM_ALLOC_ENABLE"])
 
 
 def test_what_minds_begin_with_is_counted_once_for_each() -> None:

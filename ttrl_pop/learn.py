@@ -7,8 +7,8 @@ GRPO on the formulas of `ttrl_pop.grpo`. What is particular here:
 3. Groups without a signal are skipped. They stay in the normaliser, so skipping saves time and changes no gradient;
    with a KL to the base model, to which every rollout contributes, nothing is skipped.
 4. Dropout is off and the model in eval mode: the learner sees the distribution that was sampled.
-5. Rollouts of one mind on one prompt stand in one tree, where the prompt is read once (`ttrl_pop.packing`); a
-   micro-batch for which memory does not suffice is halved. Neither changes the gradient.
+5. Rollouts of one mind stand in one tree, where what they begin with is read once (`ttrl_pop.packing`); a micro-batch
+   for which memory does not suffice is halved. Neither changes the gradient.
 """
 
 import math
