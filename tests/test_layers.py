@@ -80,9 +80,18 @@ def test_a_gated_mlp_has_the_values_and_slopes_of_a_plain_one(has_bias: bool, ki
     expected = plain(nn.functional.silu(plain(x, gate)) * plain(x, up), down)
     adapters = [m for layer in (gate, up, down) for m in (layer.down, layer.up) if m is not None]
     assert_same_values_and_slopes(gated_mlp(x, gate, up, down), expected, [x, *adapters])
-    # Without gradient memory is used again.
-    with torch.no_grad():
+    gates: list[Tensor] = []
+    silu = nn.functional.silu
+
+    def noted(given: Tensor, inplace: bool = False) -> Tensor:
+        gates.append(given)
+        return silu(given, inplace)
+
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.functional, "silu", noted)
         torch.testing.assert_close(gated_mlp(x, gate, up, down), expected)
+        # Without gradient memory is used again: what was the gate's output now is what `down` has read.
+        torch.testing.assert_close(gates[0].view(2, 3, -1), silu(plain(x, gate)) * plain(x, up))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

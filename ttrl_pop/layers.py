@@ -70,7 +70,9 @@ def gated_mlp(x: Float[Tensor, "*B D"], gate: Projection, up: Projection, down: 
     What `down` reads is not kept for the backward pass, but computed again there.
     """
     adapters = [matrix for layer in (gate, up, down) for matrix in (layer.down, layer.up)]
-    y: Tensor = _GatedMlp.apply(x, (gate, up, down), *adapters)  # type: ignore[no-untyped-call]
+    # Within a function gradients are always off.
+    learns = torch.is_grad_enabled()
+    y: Tensor = _GatedMlp.apply(x, (gate, up, down), learns, *adapters)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -163,14 +165,13 @@ class _Linear(torch.autograd.Function):
 class _GatedMlp(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, layers: tuple[Projection, Projection, Projection], *adapters: Tensor | None
+        ctx: Any, x: Tensor, layers: tuple[Projection, Projection, Projection], learns: bool, *adapters: Tensor | None
     ) -> Tensor:
         gate, up, down = layers
         rows = x.reshape(-1, x.shape[-1])
         gates, ups = gate.times(rows), up.times(rows)
-        wanted = any(ctx.needs_input_grad)
-        y = down.times(nn.functional.silu(gates, inplace=not wanted).mul_(ups))
-        if wanted:
+        y = down.times(nn.functional.silu(gates, inplace=not learns).mul_(ups))
+        if learns:
             ctx.settings = [(layer.scale, layer.merged is not None) for layer in layers]
             ctx.save_for_backward(rows, gates, ups, *(layer.multiplier() for layer in layers), *adapters)
         return y.view(*x.shape[:-1], y.shape[-1])
@@ -203,7 +204,7 @@ class _GatedMlp(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x = up.input_grad(grad_ups, narrow_ups, onto=gate.input_grad(grad_gates, narrow_gates))
             grad_x = grad_x.view(*grad.shape[:-1], rows.shape[-1])
-        return grad_x, None, *of_gate, *of_up, *of_down
+        return grad_x, None, None, *of_gate, *of_up, *of_down
 
 
 @dataclass(frozen=True, slots=True)
