@@ -153,6 +153,10 @@ def test_a_prompt_is_read_once_for_all_who_read_it_alike(
     assert shared > 2
     beginnings = {prompt[: i + 1] for prompt in prompts for i in range(len(prompt))}
     assert readers * len(beginnings) <= sum(tokens) <= readers * (sum(map(len, prompts)) - 3 * shared)
+    tokens.clear()
+    monkeypatch.setattr("ttrl_pop.packing.PARTING_KEYS", 10**6)
+    written(policy, requests(policy, minds=3, samples=4), max_new_tokens=1)
+    assert sum(tokens) == readers * len(beginnings)
 
 
 def test_noise_that_begins_behind_the_prompt_leaves_its_reading_to_the_mean_mind() -> None:
