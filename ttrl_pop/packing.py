@@ -49,10 +49,6 @@ class Tree:
     """Who reads the prompt; None: no mind (z = 0). In one forward all have a mind or none has."""
     branches: tuple[Branch, ...] = ()
 
-    @property
-    def tokens(self) -> int:
-        return len(self.prompt_ids) + sum(len(branch.ids) for branch in self.branches)
-
 
 @dataclass(frozen=True, slots=True)
 class Pack:
