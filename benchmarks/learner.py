@@ -63,7 +63,7 @@ def measure(plan: Plan, model: str) -> Record:
                 *flags(part="learner", population=form.population, minds=form.minds, samples=form.samples),
                 *shape,
             ],
-            environment=rounds.HUGE_PAGES,
+            environment=rounds.KEPT_MEMORY,
         )
         for form in ours.values()
     ]

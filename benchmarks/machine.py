@@ -1,7 +1,8 @@
 """What the machine attains: the rate of float32 matrix products at the shapes of a model, and a process's peak memory.
 
 A rate is that of a forward product and of the product that carries a gradient back to the input, in turn, as the
-median of repeats. Weights lie warm in the cache here, which those of a whole model do not: an upper bound.
+median of repeats, by torch's own products or by those that ours takes (`ttrl_pop.products`), whichever are faster.
+Weights lie warm in the cache here, which those of a whole model do not: an upper bound.
 Run in a process of its own, which prints one JSON line:
 
     python -m benchmarks.machine MODEL_FOLDER
@@ -13,13 +14,15 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
+
+from ttrl_pop.products import packed, product
 
 LAYER_ROWS = 2048
 """Tokens of one product of a layer, as in prefill and in the learner."""
@@ -83,13 +86,17 @@ def _seconds(shape: Shape, rows: int, repeats: int) -> float:
     """Median seconds of x·Wᵀ and then g·W for x [rows, in], g [rows, out], W [out, in]; the first is not counted."""
     in_, out = shape
     x, g, weight = torch.randn(rows, in_), torch.randn(rows, out), torch.randn(out, in_)
-    seconds = []
+    ways: list[Callable[[Tensor, Tensor], Tensor]] = [nn.functional.linear, product]
+    if laid_out := packed(weight):
+        ways.append(lambda given, matrix: laid_out.times(given, None) if matrix is weight else product(given, matrix))
+    seconds: list[list[float]] = [[] for _ in ways]
     for _ in range(repeats + 1):
-        began = time.perf_counter()
-        nn.functional.linear(x, weight)
-        g @ weight
-        seconds.append(time.perf_counter() - began)
-    return median(seconds[1:])
+        for way, spent in zip(ways, seconds, strict=True):
+            began = time.perf_counter()
+            way(x, weight)
+            way(g, weight.t())
+            spent.append(time.perf_counter() - began)
+    return min(median(spent[1:]) for spent in seconds)
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def measure(plan: Plan, model: str) -> Record:
                 *flags(part="rollouts", population=form.population, minds=form.minds, samples=form.samples),
                 *shape,
             ],
-            environment=rounds.HUGE_PAGES,
+            environment=rounds.KEPT_MEMORY,
         )
         for form in ours.values()
     ]

@@ -26,12 +26,17 @@ from statistics import median
 from typing import Any
 
 from benchmarks.workload import Work
+from ttrl_pop import allocator
 from ttrl_pop.errors import UsageError
 from ttrl_pop.models import locate
 
 MIB = 1 << 20
-HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
-"""Large tensors in pages of 2 MiB: what `ttrl-pop` asks torch for, and its users need not know of."""
+KEPT_MEMORY = {
+    "THP_MEM_ALLOC_ENABLE": "1",
+    "MALLOC_TRIM_THRESHOLD_": str(allocator.KEPT),
+    "MALLOC_MMAP_THRESHOLD_": str(allocator.FROM_SYSTEM),
+}
+"""What `ttrl-pop` sets for itself (`ttrl_pop.allocator`), and its users need not know of."""
 BUSY = 0.5
 """Load average above which a measurement is disturbed."""
 

@@ -77,7 +77,7 @@ def measure(plan: Plan, model: str) -> Record:
     """Run all rounds; all that was measured, as JSON has it."""
     points = {point.name: point for axis in plan.axes.values() for point in axis}
     sides = [
-        Side(name, command(point, model, 1 + plan.steps), environment=rounds.HUGE_PAGES)
+        Side(name, command(point, model, 1 + plan.steps), environment=rounds.KEPT_MEMORY)
         for name, point in points.items()
     ]
     measured = rounds.measure(sides, model, plan.rounds, plan.threads)
@@ -92,7 +92,7 @@ def measure(plan: Plan, model: str) -> Record:
             "tokens": work.layer_tokens,
         }
     print(f"{plan.small_steps} small steps", file=sys.stderr)
-    small = Side("small steps", command(SMALL, model, plan.small_steps), environment=rounds.HUGE_PAGES)
+    small = Side("small steps", command(SMALL, model, plan.small_steps), environment=rounds.KEPT_MEMORY)
     peaks = rounds.run(small, plan.threads)["peaks"]
     return {
         "plan": asdict(plan),

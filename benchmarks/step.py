@@ -69,13 +69,13 @@ def measure(plan: Plan, model: str) -> Record:
                 *flags(population=form.population, minds=form.minds, samples=form.samples),
                 *shape,
             ],
-            environment=rounds.HUGE_PAGES,
+            environment=rounds.KEPT_MEMORY,
         )
         for form in ours.values()
     ]
     peer = ["benchmarks.peer_trl", model, *flags(generations=plan.rollouts), *shape]
     sides.insert(1, Side(PEER, peer))
-    sides.append(Side(f"{PEER}, huge pages", peer, environment=rounds.HUGE_PAGES))
+    sides.append(Side(f"{PEER}, memory kept", peer, environment=rounds.KEPT_MEMORY))
     measured = rounds.measure(sides, model, plan.rounds, plan.threads, plan.only)
     machine, runs = measured.machine, measured.runs
     lengths = completion_lengths("even", plan.problems * plan.rollouts, plan.new_tokens)

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "ttrl_pop"
 LEVELS = [
     # 0: no torch
-    ("types", "config", "plugins", "errors", "streams", "boxes", "interrupts", "rows", "__init__"),
+    ("types", "config", "plugins", "errors", "streams", "boxes", "interrupts", "allocator", "rows", "__init__"),
     # 1
     (
         "populations",

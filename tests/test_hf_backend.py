@@ -11,6 +11,7 @@ from fakes import FAMILIES, PROBLEMS, norm_noise, tiny_network, tiny_policy, tin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ttrl_pop.attention import single
 from ttrl_pop.backends import hf
 from ttrl_pop.backends.base import Request
 from ttrl_pop.backends.hf import HfBackend, draw
@@ -72,6 +73,28 @@ def test_cached_decode_equals_full_forward_for_other_populations(population: str
         with torch.no_grad():
             logprobs, _ = policy.token_logprobs([rollout], [rollout.mind], 1.0)
         assert list(rollout.logprobs) == pytest.approx(logprobs[0].tolist(), abs=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_query_sees_its_keys_through_the_heads_that_share_them(dtype: torch.dtype, masked: bool) -> None:
+    draw = torch.Generator().manual_seed(0)
+    queries, keys, values = (
+        torch.randn(*shape, generator=draw, dtype=torch.float64).to(dtype)
+        for shape in ((5, 6, 4), (5, 2, 9, 4), (5, 2, 9, 4))
+    )
+    seen = torch.rand(5, 7, generator=draw) < 0.6
+    seen[:, 0] = True
+    bias = torch.zeros(5, 1, 1, 7, dtype=dtype).masked_fill_(~seen[:, None, None], -math.inf) if masked else None
+    # As in a cache, of which a part is read.
+    got = single(queries, keys[:, :, :7], values[:, :, :7], 0.3, bias)
+    for row in range(5):
+        kept = seen[row] if masked else torch.ones(7, dtype=torch.bool)
+        for head in range(6):
+            key, value = keys[row, head // 3, :7][kept], values[row, head // 3, :7][kept]
+            expected = torch.softmax(0.3 * (key @ queries[row, head]).double(), -1) @ value.double()
+            tolerance = 1e-12 if dtype == torch.float64 else 2e-2
+            torch.testing.assert_close(got[row, head].double(), expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

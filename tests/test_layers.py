@@ -191,7 +191,8 @@ def test_without_its_adapter_a_fused_policy_is_the_base_model() -> None:
     expected = logits_of(base, ids, None)
     assert not torch.allclose(logits_of(policy, ids, None), expected)
     with policy.as_base():
-        assert torch.equal(logits_of(policy, ids, None), expected)
+        # By the layers' own products, which may round in another way than those of a fused one.
+        torch.testing.assert_close(logits_of(policy, ids, None), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_merged_weights_follow_every_change_of_the_adapter() -> None:

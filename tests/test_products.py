@@ -16,25 +16,26 @@ from torch.nn.functional import linear
 from ttrl_pop import fuse, products
 from ttrl_pop.layers import Projection
 from ttrl_pop.layers import linear as own_linear
-from ttrl_pop.products import Mkl, PackedWeight, can_be_packed
+from ttrl_pop.products import Mkl, MklWeight, OneDnnWeight, PackedWeight
 
-needs_mkl = pytest.mark.skipif(not can_be_packed(torch.empty(1, 1)), reason="this torch has no MKL")
+KINDS: list[type[PackedWeight]] = [kind for kind in (MklWeight, OneDnnWeight) if products._is_right(kind)]
+"""What this machine's torch has, whichever of them its processor calls for."""
+needs_mkl = pytest.mark.skipif(MklWeight not in KINDS, reason="this torch has no MKL")
+kinds = pytest.mark.parametrize("kind", KINDS)
 
 
 @pytest.fixture
-def other_mkl(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Replaces what torch's library offers."""
-
-    def replace(mkl: Mkl | None) -> None:
-        monkeypatch.setattr(products, "_mkl", lambda: mkl)
-        products._is_right.cache_clear()
-
-    yield replace
-    monkeypatch.undo()
-    products._is_right.cache_clear()
+def taken(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes one kind of packed weights that of this processor, or none."""
+    return lambda kind: monkeypatch.setattr(products, "_kind", lambda: kind)
 
 
-@needs_mkl
+def test_there_is_something_to_test_on_x86() -> None:
+    if products.platform.machine() in ("x86_64", "AMD64"):
+        assert KINDS
+
+
+@kinds
 @given(
     rows=st.one_of(st.integers(0, 40), st.sampled_from([255, 256, 257, 700])),
     inputs=st.integers(1, 70),
@@ -42,20 +43,22 @@ def other_mkl(monkeypatch: pytest.MonkeyPatch) -> Any:
     has_bias=st.booleans(),
     seed=st.integers(0, 9),
 )
-def test_any_number_of_rows_is_right(rows: int, inputs: int, outputs: int, has_bias: bool, seed: int) -> None:
+def test_any_number_of_rows_is_right(
+    kind: type[PackedWeight], rows: int, inputs: int, outputs: int, has_bias: bool, seed: int
+) -> None:
     draw = torch.Generator().manual_seed(seed)
     x, weight, bias = (torch.randn(*s, generator=draw) for s in ((rows, inputs), (outputs, inputs), (outputs,)))
     given_bias = bias if has_bias else None
-    packed = PackedWeight(weight)
+    packed = kind(weight)
     torch.testing.assert_close(packed.times(x, given_bias), linear(x, weight, given_bias), rtol=1e-5, atol=1e-5)
     across = x.t().contiguous().t()
     torch.testing.assert_close(packed.times(across, None), linear(x, weight), rtol=1e-5, atol=1e-5)
 
 
-@needs_mkl
-def test_a_weight_that_changed_in_place_is_packed_again() -> None:
+@kinds
+def test_a_weight_that_changed_in_place_is_packed_again(kind: type[PackedWeight]) -> None:
     weight, x = torch.randn(8, 6), torch.randn(2, 3, 6)
-    packed = PackedWeight(weight)
+    packed = kind(weight)
     before = packed.times(x, None)
     weight.mul_(-2)
     torch.testing.assert_close(packed.times(x, None), -2 * before)
@@ -63,19 +66,23 @@ def test_a_weight_that_changed_in_place_is_packed_again() -> None:
     torch.testing.assert_close(packed.times(x, None), linear(x, weight))
 
 
-@needs_mkl
-def test_a_packed_layer_has_the_gradient_of_a_plain_one() -> None:
+@kinds
+def test_a_packed_layer_has_the_gradient_of_a_plain_one(kind: type[PackedWeight], taken: Any) -> None:
+    taken(kind)
     x, weight, bias = torch.randn(2, 3, 6, requires_grad=True), torch.randn(8, 6), torch.randn(8)
     slope = torch.randn(2, 3, 8)
     got, expected = (
         torch.autograd.grad(y, x, slope)
-        for y in (own_linear(x, Projection(weight, bias, packed=PackedWeight(weight))), linear(x, weight, bias))
+        for y in (own_linear(x, Projection(weight, bias, packed=kind(weight))), linear(x, weight, bias))
     )
     torch.testing.assert_close(got, expected)
 
 
-@needs_mkl
-def test_all_frozen_weights_are_packed_as_far_as_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+@kinds
+def test_all_frozen_weights_are_packed_as_far_as_there_is_room(
+    kind: type[PackedWeight], taken: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken(kind)
     times = PackedWeight.times
 
     def packed_bytes(share: float, dtype: torch.dtype = torch.float32, **how: Any) -> int:
@@ -99,51 +106,116 @@ def test_all_frozen_weights_are_packed_as_far_as_there_is_room(monkeypatch: pyte
     assert packed_bytes(1.0, torch.float64) == packed_bytes(1.0, torch.bfloat16) == 0
 
 
+@pytest.mark.parametrize(
+    ("vendor", "kind"), [("GenuineIntel", MklWeight), ("AuthenticAMD", OneDnnWeight), ("CentaurHauls", None)]
+)
+def test_the_processor_decides(
+    vendor: str, kind: type[PackedWeight] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decided() -> type[PackedWeight] | None:
+        products._vendor.cache_clear()
+        products._kind.cache_clear()
+        return products._kind()
+
+    told = tmp_path / "cpuinfo"
+    told.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
+    monkeypatch.setattr(products, "CPUINFO", told)
+    monkeypatch.setattr(products.platform, "machine", lambda: "x86_64")
+    try:
+        assert decided() is (kind if kind in KINDS else None)
+        monkeypatch.setattr(products.platform, "machine", lambda: "aarch64")
+        assert decided() is None
+        monkeypatch.setattr(products.platform, "machine", lambda: "x86_64")
+        monkeypatch.setattr(products, "_is_right", lambda kind: False)
+        assert decided() is None
+    finally:
+        monkeypatch.undo()
+        decided()
+
+
 @needs_mkl
-def test_where_the_product_is_missing_or_wrong_nothing_is_packed(other_mkl: Any) -> None:
-    weight, mkl = torch.ones(1, 1), products._mkl()
-    other_mkl(None)
-    assert not can_be_packed(weight)
-    with pytest.raises(ValueError, match="float32 on a CPU with MKL"):
-        PackedWeight(weight)
-    for twice in (False, True):
+def test_a_product_that_is_missing_or_wrong_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    mkl = products._mkl()
+    assert mkl is not None
+    monkeypatch.setattr(products, "_mkl", lambda: None)
+    assert not products._is_right(MklWeight)
+    with pytest.raises(ValueError, match="no MKL"):
+        MklWeight(torch.ones(1, 1))
 
-        def compute(*arguments: Any, twice: bool = twice) -> None:
-            mkl.compute(*arguments)
-            if twice:
-                mkl.compute(*arguments[:-3], 1.0, *arguments[-2:])
+    def twice(*arguments: Any) -> None:
+        mkl.compute(*arguments)
+        mkl.compute(*arguments[:-3], 1.0, *arguments[-2:])
 
-        other_mkl(Mkl(mkl.size, mkl.pack, compute))
-        assert can_be_packed(weight) is not twice
+    monkeypatch.setattr(products, "_mkl", lambda: Mkl(mkl.size, mkl.pack, twice))
+    assert not products._is_right(MklWeight)
+    monkeypatch.setattr(products, "_onednn_product", lambda x, weight, bias: linear(x, weight, bias) * 1.01)
+    assert not products._is_right(OneDnnWeight)
+
+
+@kinds
+def test_where_the_processor_calls_for_none_nothing_is_packed(kind: type[PackedWeight], taken: Any) -> None:
+    weight = torch.ones(2, 3)
+    taken(kind)
+    assert isinstance(products.packed(weight), kind)
+    for other in (weight.t(), weight.double()):
+        assert products.packed(other) is None
+    taken(None)
+    assert products.packed(weight) is None
 
 
 @needs_mkl
-def test_what_cannot_be_read_as_it_lies_is_refused() -> None:
-    packed = PackedWeight(torch.ones(2, 3))
+def test_where_no_address_space_is_left_nothing_is_packed(taken: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    taken(MklWeight)
+    monkeypatch.setattr(products.mmap, "mmap", refuse)
+    assert products.packed(torch.ones(2, 3)) is None
+
+
+@kinds
+@given(rows=st.integers(0, 40), inputs=st.integers(1, 40), outputs=st.integers(1, 40), turned=st.booleans())
+def test_matrices_are_multiplied_as_they_lie(
+    kind: type[PackedWeight], rows: int, inputs: int, outputs: int, turned: bool
+) -> None:
+    draw = torch.Generator().manual_seed(rows)
+    x, weight = torch.randn(rows, inputs, generator=draw), torch.randn(outputs, inputs, generator=draw)
+    if turned:
+        x, weight = x.t().contiguous().t(), weight.t().contiguous().t()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(products, "_kind", lambda: kind)
+        for dtype in (torch.float32, torch.float64):
+            got = products.product(x.to(dtype), weight.to(dtype))
+            torch.testing.assert_close(got, linear(x.to(dtype), weight.to(dtype)), rtol=1e-5, atol=1e-5)
+
+
+@kinds
+def test_what_cannot_be_read_as_it_lies_is_refused(kind: type[PackedWeight]) -> None:
+    packed = kind(torch.ones(2, 3))
     with pytest.raises(TypeError, match="takes float32 on the CPU"):
         packed.times(torch.ones(1, 3, dtype=torch.float64), None)
     with pytest.raises(ValueError, match="takes rows of 3, got 2"):
         packed.times(torch.ones(1, 2), None)
-    for weight in (torch.ones(3, 2).t(), torch.ones(2, 3).double(), torch.ones(3)):
-        assert not can_be_packed(weight)
+    for weight in (torch.ones(3, 2).t(), torch.ones(2, 3).double()):
+        with pytest.raises(ValueError, match="contiguous float32"):
+            kind(weight)
 
 
-@needs_mkl
-def test_another_default_type_changes_nothing() -> None:
-    packed, x = PackedWeight(torch.ones(2, 3)), torch.ones(1, 3)
-    products._is_right.cache_clear()
+@kinds
+def test_another_default_type_changes_nothing(kind: type[PackedWeight]) -> None:
+    packed, x = kind(torch.ones(2, 3)), torch.ones(1, 3)
     torch.set_default_dtype(torch.float64)
     try:
-        assert can_be_packed(packed.weight)
+        assert products._is_right(kind)
         assert torch.equal(packed.times(x, None), torch.full((1, 2), 3.0, dtype=torch.float32))
     finally:
         torch.set_default_dtype(torch.float32)
 
 
-@needs_mkl
-def test_packing_again_takes_no_more_memory() -> None:
+@kinds
+def test_packing_again_takes_no_more_memory(kind: type[PackedWeight]) -> None:
     weights = [torch.ones(512, 256) for _ in range(20)]
-    packed = [PackedWeight(weight) for weight in weights]
+    packed = [kind(weight) for weight in weights]
     x = torch.ones(4, 256)
 
     def resident() -> int:
@@ -164,8 +236,9 @@ def test_packing_again_takes_no_more_memory() -> None:
 
 
 @needs_mkl
-def test_a_limit_on_address_space_counts_all_that_is_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limit_on_address_space_counts_all_that_is_reserved(taken: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken(MklWeight)
     weight = torch.ones(192, 576)
     assert products.packed_bytes(weight) == weight.numel() * 4
     monkeypatch.setattr(resource, "getrlimit", lambda which: (1 << 40, 1 << 40))
-    assert products.packed_bytes(weight) == len(PackedWeight(weight)._memory)
+    assert products.packed_bytes(weight) == len(MklWeight(weight)._memory)

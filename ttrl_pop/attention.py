@@ -129,18 +129,17 @@ def grouped(
     values_RSKD: Float[Tensor, "R S K D"],
     scale: float,
     bias: Float[Tensor, "R 1 Q S"] | None,
-    is_causal: bool = True,
 ) -> Float[Tensor, "R L H D"]:
     """Softmax attention; each key head serves H / K query heads.
 
     Args:
-        bias: is added to the scores; Q is 1, or L · H / K: for each query the heads that share a key head. Without it
-            query i sees keys 0..i, or all keys where not `is_causal`.
+        bias: is added to the scores; Q = L · H / K: for each query the heads that share a key head. Without it query i
+            sees keys 0..i.
     """
     rows, length, heads, width = queries_RLHD.shape
     shared = heads // keys_RSKD.shape[2]
     keys, values = keys_RSKD.transpose(1, 2), values_RSKD.transpose(1, 2)
-    if bias is None and is_causal:
+    if bias is None:
         out = nn.functional.scaled_dot_product_attention(
             queries_RLHD.transpose(1, 2), keys, values, scale=scale, is_causal=True, enable_gqa=shared > 1
         )
@@ -149,6 +148,32 @@ def grouped(
     folded = queries_RLHD.view(rows, length, -1, shared, width).transpose(1, 2).flatten(2, 3)
     out = nn.functional.scaled_dot_product_attention(folded, keys, values, attn_mask=bias, scale=scale)
     return out.view(rows, -1, length, shared, out.shape[-1]).transpose(1, 2).reshape(rows, length, heads, -1)
+
+
+def single(
+    queries_NHD: Float[Tensor, "N H D"],
+    keys_NKSD: Float[Tensor, "N K S D"],
+    values_NKSD: Float[Tensor, "N K S D"],
+    scale: float,
+    bias: Float[Tensor, "N 1 1 S"] | None,
+) -> Float[Tensor, "N H D"]:
+    """Softmax attention of one query for each sequence; each key head serves H / K query heads.
+
+    Args:
+        bias: is added to the scores; without it every key is seen.
+    """
+    sequences, heads, width = queries_NHD.shape
+    key_heads, length = keys_NKSD.shape[1:3]
+    queries = queries_NHD.view(sequences, key_heads, -1, width)
+    if queries.device.type == "cpu" and queries.dtype in (torch.float32, torch.float64):
+        # On a CPU two batched products are 1.2 to 1.5 times as fast as the fused form, which is made for long rows.
+        scores = torch.bmm((queries * scale).flatten(0, 1), keys_NKSD.flatten(0, 1).transpose(1, 2))
+        if bias is not None:
+            scores.view(sequences, key_heads, -1, length).add_(bias)
+        out = torch.bmm(torch.softmax(scores, dim=-1), values_NKSD.flatten(0, 1))
+    else:
+        out = nn.functional.scaled_dot_product_attention(queries, keys_NKSD, values_NKSD, attn_mask=bias, scale=scale)
+    return out.reshape(sequences, heads, -1)
 
 
 def bias_of(seen: Bool[Tensor, "*B"], like: Tensor) -> Float[Tensor, "*B"]:

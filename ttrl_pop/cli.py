@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ttrl_pop import __version__, interrupts
+from ttrl_pop import __version__, allocator, interrupts
 from ttrl_pop.errors import TtrlPopError, UsageError
 
 
@@ -438,8 +438,7 @@ def main() -> None:
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     interrupts.install()
-    # Large tensors come and go all the time; in pages of 2 MiB that costs less. torch reads this once, when it starts.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    allocator.keep_memory()
     app()
 
 

@@ -19,9 +19,10 @@ import torch
 from peft.tuners import lora
 from torch import Tensor, nn
 
+from ttrl_pop import products
 from ttrl_pop.layers import Gain, Projection, gated_mlp, linear, rms_norm, rotate
 from ttrl_pop.memory import limit_bytes
-from ttrl_pop.products import PackedWeight, can_be_packed, packed_bytes
+from ttrl_pop.products import PackedWeight
 
 MERGED_SHARE = 0.125
 """Of the memory that a process may have: what merged weights take at most."""
@@ -63,10 +64,11 @@ def _projections(network: nn.Module) -> dict[nn.Module, Projection]:
 
     def packed(weight: Tensor) -> PackedWeight | None:
         nonlocal room
-        if not can_be_packed(weight) or packed_bytes(weight) > room:
+        if products.packed_bytes(weight) > room:
             return None
-        room -= packed_bytes(weight)
-        return PackedWeight(weight)
+        laid_out = products.packed(weight)
+        room -= 0 if laid_out is None else products.packed_bytes(weight)
+        return laid_out
 
     found: dict[nn.Module, Projection] = {}
     for module in adapted:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ttrl_pop.products import PackedWeight
+from ttrl_pop.products import PackedWeight, product
 
 Gain = Literal["weight", "one plus weight"]
 """What an RMSNorm multiplies by; the second is Gemma's."""
@@ -50,11 +50,11 @@ class Projection:
     def times(self, x: Float[Tensor, "N I"]) -> Float[Tensor, "N O"]:
         """What the layer computes, without gradient."""
         weight = self.multiplier()
-        y = self.packed.times(x, self.bias) if self.packed else nn.functional.linear(x, weight, self.bias)
+        y = self.packed.times(x, self.bias) if self.packed else product(x, weight, self.bias)
         if self.down is None or self.up is None or self.merged is not None:
             return y
         # The adapter may be wider than the weights: the sum is taken in its type.
-        narrow = x.to(self.down.dtype) @ self.down.t()
+        narrow = product(x.to(self.down.dtype), self.down)
         return torch.addmm(y.to(self.up.dtype), narrow, self.up.t(), alpha=self.scale).to(y.dtype)
 
 
@@ -219,7 +219,7 @@ class _Backward:
 
     def narrow(self, grad_NO: Tensor) -> Tensor | None:
         """[N, R]: the gradient of x·Aᵀ; None without an adapter."""
-        return None if self.up is None else (grad_NO.to(self.up.dtype) @ self.up).mul_(self.scale)
+        return None if self.up is None else product(grad_NO.to(self.up.dtype), self.up.t()).mul_(self.scale)
 
     def adapter_grads(self, grad_NO: Tensor, narrow_NR: Tensor | None, x_NI: Tensor) -> tuple[Tensor | None, ...]:
         """[R, I] and [O, R]: the gradients of A and B."""
@@ -227,12 +227,12 @@ class _Backward:
             return None, None
         x = x_NI.to(self.down.dtype)
         # With the thin side first, products over all rows are at their fastest.
-        grad_up = (x @ self.down.t()).t() @ grad_NO.to(self.down.dtype)
-        return narrow_NR.t() @ x, grad_up.mul_(self.scale).t()
+        grad_up = product(product(x, self.down).t(), grad_NO.to(self.down.dtype).t())
+        return product(narrow_NR.t(), x.t()), grad_up.mul_(self.scale).t()
 
     def input_grad(self, grad_NO: Tensor, narrow_NR: Tensor | None, onto: Tensor | None = None) -> Tensor:
         """[N, I]: the gradient of x, added to `onto` in place."""
-        grad_x = grad_NO @ self.multiplier if onto is None else onto.addmm_(grad_NO, self.multiplier)
+        grad_x = product(grad_NO, self.multiplier.t()) if onto is None else onto.addmm_(grad_NO, self.multiplier)
         if self.is_merged or narrow_NR is None or self.down is None:
             return grad_x
         return torch.addmm(grad_x.to(self.down.dtype), narrow_NR, self.down).to(grad_x.dtype)

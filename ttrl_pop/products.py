@@ -1,20 +1,24 @@
-"""Products with a weight that is laid out for them once.
+"""Float32 products on a CPU by the library that is fastest on its processor.
 
-A float32 product on a CPU first copies its weight into the order in which it is read. At the width of a decode step
-that is a third of the time. MKL, which torch has on x86, can be handed a weight in that order (oneMKL's
-`cblas_sgemm_pack` and `cblas_sgemm_compute`). torch has an operation for this too, meant for its compiler, but that
-cannot lay a weight out again in the same memory, so the two functions are called in torch's own library, where it has
-them.
+torch on x86 has two libraries for them, and takes MKL by itself. On Intel's processors that is right; on AMD's, oneDNN
+takes 0.4 to 0.9 of MKL's time (dev/LOG.md). The processor decides, not a measurement, so that a run that is resumed
+computes the same bits.
+
+Both copy a weight into the order in which it is read before they multiply by it. At the width of a decode step that is
+a third of the time, so what is multiplied often can be laid out once (`packed`): by oneMKL's `cblas_sgemm_pack` and
+`cblas_sgemm_compute`, or by oneDNN's blocked weights.
 """
 
 import ctypes
 import mmap
+import platform
 import resource
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -22,6 +26,7 @@ from torch import Tensor, nn
 
 PACKED_ROWS = 256
 """For which the order is chosen. Products of any number of rows are right, and as fast as by an order for them."""
+CPUINFO = Path("/proc/cpuinfo")
 # Of cblas.h and mkl_cblas.h.
 _ROW_MAJOR, _NO_TRANSPOSE, _TRANSPOSE, _PACKED, _RIGHT_SIDE = 101, 111, 112, 151, 162
 
@@ -35,25 +40,18 @@ class Mkl:
     compute: Callable[..., None]
 
 
-class PackedWeight:
-    """A weight and a copy of it in MKL's order, which is made anew once the weight has been changed in place."""
+class PackedWeight(ABC):
+    """A weight and a copy of it in a library's order, which is made anew once the weight has been changed in place."""
 
     def __init__(self, weight: Float[Tensor, "O I"]) -> None:
         """
         Raises:
-            ValueError: there is no such copy of this weight (`can_be_packed`).
+            ValueError: the weight is of another kind than can be laid out.
         """
-        mkl = _mkl()
-        if mkl is None or not _is_plain(weight):
-            raise ValueError(
-                f"only contiguous float32 on a CPU with MKL is packed, got {weight.dtype}, {weight.device}"
-            )
+        if not _is_plain(weight):
+            raise ValueError(f"only contiguous float32 on a CPU is packed, got {weight.dtype}, {weight.device}")
         self.weight = weight
-        self._mkl = mkl
         self._packed_at = -1
-        # MKL wants several times a small weight and leaves most of that untouched: only what it touches takes memory.
-        self._memory = mmap.mmap(-1, mkl.size(_RIGHT_SIDE, PACKED_ROWS, *weight.shape))
-        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
 
     def times(self, x: Float[Tensor, "*B I"], bias: Float[Tensor, "O"] | None) -> Float[Tensor, "*B O"]:
         """x·Wᵀ + b, without gradient.
@@ -69,21 +67,39 @@ class PackedWeight:
             )
         if x.dtype != torch.float32 or x.device.type != "cpu":
             raise TypeError(f"a packed product takes float32 on the CPU, got {x.dtype} on {x.device}")
+        rows = x.detach().reshape(-1, inputs).contiguous()
+        if not len(rows):
+            return x.new_empty(*x.shape[:-1], outputs)
         if self.weight._version != self._packed_at:
             self._pack()
-        given = x.detach().contiguous()
-        rows = given.numel() // inputs
-        shape = (*x.shape[:-1], outputs)
-        y = given.new_empty(shape)
-        if bias is not None:
-            y.copy_(bias.detach())
-        if rows:
-            self._mkl.compute(
-                *(_ROW_MAJOR, _NO_TRANSPOSE, _PACKED, rows, outputs, inputs),
-                *(given.data_ptr(), inputs, self._address, inputs),
-                *(0.0 if bias is None else 1.0, y.data_ptr(), outputs),
-            )
-        return y
+            self._packed_at = self.weight._version
+        return self._product(rows, None if bias is None else bias.detach()).view(*x.shape[:-1], outputs)
+
+    @abstractmethod
+    def _pack(self) -> None: ...
+
+    @abstractmethod
+    def _product(self, x: Float[Tensor, "N I"], bias: Float[Tensor, "O"] | None) -> Float[Tensor, "N O"]: ...
+
+
+class MklWeight(PackedWeight):
+    """torch has an operation for this too, meant for its compiler, but that cannot lay a weight out again in the same
+    memory, so MKL's functions are called in torch's own library."""
+
+    def __init__(self, weight: Float[Tensor, "O I"]) -> None:
+        """
+        Raises:
+            ValueError: torch has no MKL, or the weight is of another kind than can be laid out.
+            OSError: the address space does not suffice.
+        """
+        super().__init__(weight)
+        mkl = _mkl()
+        if mkl is None:
+            raise ValueError("torch's library has no MKL here")
+        self._mkl = mkl
+        # MKL wants several times a small weight and leaves most of that untouched: only what it touches takes memory.
+        self._memory = mmap.mmap(-1, mkl.size(_RIGHT_SIDE, PACKED_ROWS, *weight.shape))
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
 
     def _pack(self) -> None:
         outputs, inputs = self.weight.shape
@@ -91,24 +107,89 @@ class PackedWeight:
             *(_ROW_MAJOR, _RIGHT_SIDE, _TRANSPOSE, PACKED_ROWS, outputs, inputs),
             *(1.0, self.weight.data_ptr(), inputs, self._address),
         )
-        self._packed_at = self.weight._version
+
+    def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        outputs, inputs = self.weight.shape
+        y = x.new_empty(len(x), outputs)
+        if bias is not None:
+            y.copy_(bias)
+        self._mkl.compute(
+            *(_ROW_MAJOR, _NO_TRANSPOSE, _PACKED, len(x), outputs, inputs),
+            *(x.data_ptr(), inputs, self._address, inputs),
+            *(0.0 if bias is None else 1.0, y.data_ptr(), outputs),
+        )
+        return y
 
 
-def can_be_packed(weight: Tensor) -> bool:
-    """Whether there is a `PackedWeight` of this weight, and it computes what it should."""
-    return _is_plain(weight) and _mkl() is not None and _is_right()
+class OneDnnWeight(PackedWeight):
+    """By the operations that torch's compiler has for oneDNN."""
+
+    _blocked: Tensor | None = None
+
+    def _pack(self) -> None:
+        # First the old copy goes, then the new one takes its memory.
+        self._blocked = None
+        self._blocked = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), PACKED_ROWS)
+
+    def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        assert self._blocked is not None
+        return _onednn_product(x, self._blocked, bias)
+
+
+def packed(weight: Float[Tensor, "O I"]) -> PackedWeight | None:
+    """`weight` laid out for products; None where that is not known to be right and faster, or there is no room."""
+    kind = _kind()
+    if kind is None or not _is_plain(weight):
+        return None
+    try:
+        return kind(weight)
+    except OSError:
+        return None
 
 
 def packed_bytes(weight: Float[Tensor, "O I"]) -> int:
     """What packing `weight` takes: its own size; under a limit on address space (`ulimit -v`) all that MKL wants."""
-    mkl = _mkl()
-    if mkl is not None and resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+    if _kind() is MklWeight and resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+        mkl = _mkl()
+        assert mkl is not None
         return mkl.size(_RIGHT_SIDE, PACKED_ROWS, *weight.shape)
     return weight.numel() * weight.element_size()
 
 
+def product(
+    x: Float[Tensor, "N I"], weight: Float[Tensor, "O I"], bias: Float[Tensor, "O"] | None = None
+) -> Float[Tensor, "N O"]:
+    """x·Wᵀ + b of matrices as they lie, without gradient."""
+    is_float32 = x.dtype == weight.dtype == torch.float32 and x.device.type == weight.device.type == "cpu"
+    if is_float32 and x.numel() and _kind() is OneDnnWeight:
+        return _onednn_product(x.detach(), weight.detach(), bias)
+    return nn.functional.linear(x, weight, bias)
+
+
+def _onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return y
+
+
 def _is_plain(weight: Tensor) -> bool:
     return weight.dtype == torch.float32 and weight.device.type == "cpu" and weight.is_contiguous() and weight.ndim == 2
+
+
+@cache
+def _vendor() -> Literal["intel", "amd"] | None:
+    """Of an x86 processor that one of the libraries is known to be faster on."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return None
+    told = CPUINFO.read_text() if CPUINFO.exists() else platform.processor()
+    return "intel" if "GenuineIntel" in told else "amd" if "AuthenticAMD" in told else None
+
+
+@cache
+def _kind() -> type[PackedWeight] | None:
+    """How weights are laid out here; None where no way is known, or its products are not those of torch."""
+    kinds: dict[str | None, type[PackedWeight]] = {"intel": MklWeight, "amd": OneDnnWeight}
+    kind = kinds.get(_vendor())
+    return kind if kind is not None and _is_right(kind) else None
 
 
 @cache
@@ -127,12 +208,15 @@ def _mkl() -> Mkl | None:
     return Mkl(size, pack, compute)
 
 
-@cache
-def _is_right() -> bool:
+def _is_right(kind: type[PackedWeight]) -> bool:
     # Whatever type and device are the default where this is first asked, as while an engine loads its model.
     like: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
     weight, bias = torch.linspace(-1, 2, 33 * 17, **like).view(33, 17), torch.linspace(0, 1, 33, **like)
     x = torch.linspace(-3, 1, 300 * 17, **like).view(300, 17)
-    packed = PackedWeight(weight)
-    pairs = [(packed.times(x[:rows], bias), nn.functional.linear(x[:rows], weight, bias)) for rows in (1, 5, 300)]
+    try:
+        laid_out = kind(weight)
+        pairs = [(laid_out.times(x[:rows], bias), nn.functional.linear(x[:rows], weight, bias)) for rows in (1, 5, 300)]
+    except (ValueError, OSError, RuntimeError, AttributeError):
+        # This torch has no such library, or no such operations.
+        return False
     return all(torch.allclose(got, expected, rtol=1e-5, atol=1e-5) for got, expected in pairs)

@@ -1,6 +1,6 @@
 """Keys and values of the sequences that are being written, in slots that are reused.
 
-Each layer has two buffers [slots, capacity, K, D]: a sequence owns a slot, its token at position p lies in column p.
+Each layer has two buffers [slots, K, capacity, D]: a sequence owns a slot, its token at position p lies in column p.
 Buffers grow by halves, a layer at a time, and no further than the longest sequence; nothing is concatenated for a new
 token.
 """
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ttrl_pop.attention import Plan, bias_of, grouped
+from ttrl_pop.attention import Plan, bias_of, single
 from ttrl_pop.packing import Pack
 
 BLOCK = 32
@@ -37,21 +37,22 @@ class KeyValueCache:
         for layer, (keys, values) in self.layers.items():
             self.layers[layer] = (self._grown(keys), self._grown(values))
 
-    def write(self, layer: int, places_N: Int[Tensor, "N"], keys_NKD: Tensor, values_NKD: Tensor) -> None:
-        """Put token n at `places_N[n]` = slot · capacity + position."""
+    def write(self, layer: int, places: "Places", keys_NKD: Tensor, values_NKD: Tensor) -> None:
+        """Put each token to its place."""
+        rows = places.rows(keys_NKD.shape[1], self.capacity)
         for buffer, states in zip(self._buffers(layer, keys_NKD, values_NKD), (keys_NKD, values_NKD), strict=True):
-            buffer.flatten(0, 1).index_copy_(0, places_N, states)
+            buffer.flatten(0, 2).index_copy_(0, rows, states.flatten(0, 1))
 
     def read(self, layer: int, slots: int, columns: int) -> tuple[Tensor, Tensor]:
-        """Keys and values [slots, columns, K, D] of the first slots, as views."""
+        """Keys and values [slots, K, columns, D] of the first slots, as views."""
         keys, values = self.layers[layer]
-        return keys[:slots, :columns], values[:slots, :columns]
+        return keys[:slots, :, :columns], values[:slots, :, :columns]
 
     def move(self, sources: list[int], targets: list[int], columns: int) -> None:
         """Copy the first `columns` tokens of each source slot to the target slot beside it."""
         for buffers in self.layers.values():
             for buffer in buffers:
-                buffer[targets, :columns] = buffer[sources, :columns]
+                buffer[targets, :, :columns] = buffer[sources, :, :columns]
 
     def _buffers(self, layer: int, keys_NKD: Tensor, values_NKD: Tensor) -> tuple[Tensor, Tensor]:
         if layer not in self.layers:
@@ -60,25 +61,43 @@ class KeyValueCache:
 
     def _empty(self, states_NKD: Tensor) -> Tensor:
         # Zeros: columns that nobody has written are masked, and 0 times NaN would still be NaN.
-        return states_NKD.new_zeros(self.slots, self.capacity, *states_NKD.shape[1:])
+        heads, width = states_NKD.shape[1:]
+        return states_NKD.new_zeros(self.slots, heads, self.capacity, width)
 
     def _grown(self, old: Tensor) -> Tensor:
-        new = old.new_zeros(self.slots, self.capacity, *old.shape[2:])
-        new[:, : old.shape[1]] = old
+        _, heads, columns, width = old.shape
+        new = old.new_zeros(self.slots, heads, self.capacity, width)
+        new[:, :, :columns] = old
         return new
+
+
+class Places:
+    """Where tokens lie in a cache."""
+
+    def __init__(self, slots_N: Int[Tensor, "N"], positions_N: Int[Tensor, "N"]) -> None:
+        self.slots_N = slots_N
+        self.positions_N = positions_N
+        self._rows: dict[tuple[int, int], Tensor] = {}
+
+    def rows(self, heads: int, capacity: int) -> Int[Tensor, "R"]:
+        """Of a buffer as a matrix [slots · K · capacity, D]: all heads of a token, token by token. Made once for all
+        layers."""
+        if (heads, capacity) not in self._rows:
+            head = torch.arange(heads, device=self.slots_N.device)
+            rows_NK = (self.slots_N[:, None] * heads + head) * capacity + self.positions_N[:, None]
+            self._rows[heads, capacity] = rows_NK.flatten()
+        return self._rows[heads, capacity]
 
 
 class Prefill(Plan):
     """Reads prompts, and keeps what later tokens will see of them."""
 
-    def __init__(
-        self, plan: Plan, cache: KeyValueCache, tokens_K: Int[Tensor, "K"], places_K: Int[Tensor, "K"]
-    ) -> None:
-        """Token `tokens_K[k]` of the forward goes to `places_K[k]` of the cache."""
+    def __init__(self, plan: Plan, cache: KeyValueCache, tokens_T: Int[Tensor, "T"], places: Places) -> None:
+        """Token `tokens_T[t]` of the forward goes to place t."""
         self.plan = plan
         self.cache = cache
-        self.tokens_K = tokens_K
-        self.places_K = places_K
+        self.tokens_T = tokens_T
+        self.places = places
 
     def attend(
         self,
@@ -89,8 +108,8 @@ class Prefill(Plan):
         scale: float,
         window: int | None,
     ) -> Float[Tensor, "N H D"]:
-        kept = (states.index_select(0, self.tokens_K) for states in (keys_NKD, values_NKD))
-        self.cache.write(layer, self.places_K, *kept)
+        kept = (states.index_select(0, self.tokens_T) for states in (keys_NKD, values_NKD))
+        self.cache.write(layer, self.places, *kept)
         return self.plan.attend(layer, queries_NHD, keys_NKD, values_NKD, scale, window)
 
 
@@ -103,8 +122,7 @@ class Decode(Plan):
         self.positions_N = positions_N
         self.columns = columns
         self.even = even
-        slots = torch.arange(len(positions_N), device=positions_N.device)
-        self.places_N = slots * cache.capacity + positions_N
+        self.places = Places(torch.arange(len(positions_N), device=positions_N.device), positions_N)
         self.biases: dict[int | None, Tensor | None] = {}
 
     def attend(
@@ -116,10 +134,9 @@ class Decode(Plan):
         scale: float,
         window: int | None,
     ) -> Float[Tensor, "N H D"]:
-        self.cache.write(layer, self.places_N, keys_NKD, values_NKD)
-        keys, values = self.cache.read(layer, len(queries_NHD), self.columns)
-        bias = self._bias(window, queries_NHD)
-        return grouped(queries_NHD[:, None], keys, values, scale, bias, is_causal=False)[:, 0]
+        self.cache.write(layer, self.places, keys_NKD, values_NKD)
+        keys_NKSD, values_NKSD = self.cache.read(layer, len(queries_NHD), self.columns)
+        return single(queries_NHD, keys_NKSD, values_NKSD, scale, self._bias(window, queries_NHD))
 
     def _bias(self, window: int | None, like: Tensor) -> Float[Tensor, "N 1 1 S"] | None:
         if window not in self.biases:
@@ -137,11 +154,15 @@ def prefill(packed: Pack, cache: KeyValueCache, slots: Sequence[range]) -> Pack:
     stems = [[*chain(*pieces)] for pieces in packed.stems]
     cache.reserve(max(len(stem) for stem in stems))
     tokens: list[int] = []
-    places: list[int] = []
-    for stem, owners in zip(stems, slots, strict=True):
-        for slot in owners:
+    owners: list[int] = []
+    positions: list[int] = []
+    for stem, kept_in in zip(stems, slots, strict=True):
+        for slot in kept_in:
             tokens += stem
-            places += range(slot * cache.capacity, slot * cache.capacity + len(stem))
-    device = packed.ids_N.device
-    plan = Prefill(packed.plan, cache, torch.tensor(tokens, device=device), torch.tensor(places, device=device))
+            owners += [slot] * len(stem)
+            positions += range(len(stem))
+    tokens_T, owners_T, positions_T = (
+        torch.tensor(values, device=packed.ids_N.device) for values in (tokens, owners, positions)
+    )
+    plan = Prefill(packed.plan, cache, tokens_T, Places(owners_T, positions_T))
     return replace(packed, plan=plan)
