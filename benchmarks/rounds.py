@@ -33,7 +33,7 @@ from ttrl_pop.models import locate
 MIB = 1 << 20
 KEPT_MEMORY = {
     "THP_MEM_ALLOC_ENABLE": "1",
-    "MALLOC_TRIM_THRESHOLD_": str(allocator.KEPT),
+    "MALLOC_TRIM_THRESHOLD_": str(2**62),
     "MALLOC_MMAP_THRESHOLD_": str(allocator.FROM_SYSTEM),
 }
 """What `ttrl-pop` sets for itself (`ttrl_pop.allocator`), and its users need not know of."""

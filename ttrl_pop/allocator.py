@@ -7,8 +7,6 @@ import os
 
 # Of malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-KEPT = 2**31 - 1
-"""Bytes of free memory that the process keeps, at most: the largest number that glibc takes."""
 FROM_SYSTEM = 2**25
 """Bytes of an allocation from which on it is taken from the system and given back at once; glibc takes no more."""
 
@@ -21,6 +19,6 @@ def keep_memory() -> None:
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
         if "MALLOC_TRIM_THRESHOLD_" not in os.environ:
-            mallopt(_TRIM_THRESHOLD, KEPT)
+            mallopt(_TRIM_THRESHOLD, -1)
         if "MALLOC_MMAP_THRESHOLD_" not in os.environ:
             mallopt(_MMAP_THRESHOLD, FROM_SYSTEM)

@@ -30,8 +30,9 @@ from ttrl_pop.packing import Branch, Pack, Tree, pack
 from ttrl_pop.populations.base import Population
 from ttrl_pop.types import Mind, Problem, Rollout
 
-LOGIT_ROWS = 256
-"""Positions whose logits the learner holds at once."""
+LOGIT_ROWS = 128
+"""Positions whose logits are held at once. With a vocabulary of some 50,000 tokens they take 25 MB, which glibc can
+keep for the next ones (`ttrl_pop.allocator`); the memory of more comes from the system each time."""
 PACKING_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 """Largest difference of logits, over their largest size, by which packed rows may miss the model's own."""
 

@@ -25,15 +25,13 @@ from ttrl_pop.backends.cache import Decode, KeyValueCache, prefill
 from ttrl_pop.errors import DivergenceError
 from ttrl_pop.memory import is_exhausted, limit_bytes
 from ttrl_pop.packing import Load, Pack, Tree, pack
-from ttrl_pop.policy import at_temperature
+from ttrl_pop.policy import LOGIT_ROWS, at_temperature
 from ttrl_pop.types import FinishReason, Mind, Rollout
 
 ENTER = 0.25
 """Waiting rollouts enter when at least this share of the slots is free: reading prompts in larger parts is faster."""
 CACHE_SHARE = 0.25
 """Of the memory that a process may have: what keys and values take at most."""
-LOGIT_ROWS = 128
-"""Rows whose logits are held at once."""
 CDF_NUMBERS = {"cuda": 2**25, "mps": 2**25}
 """Numbers of the distributions that are held at once; 2²⁰ on others, which a core's own cache holds."""
 CHECK_EVERY = {"cuda": 8, "mps": 4}
