@@ -155,30 +155,31 @@ def work_that_must_be_done(session: Session, groups: Sequence[Group]) -> Work:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has its own ways")
-@pytest.mark.parametrize("given", ["nothing", "the benchmark's", "the user's"])
-def test_our_sides_keep_memory_as_the_command_does_and_users_have_the_last_word(given: str) -> None:
-    script = (
-        "import resource, sys; sys.argv = ['ttrl-pop', '--version']\n"
+@pytest.mark.parametrize("settings", ["of the command", "of benchmarks", "of the user"])
+def test_our_sides_keep_memory_as_the_command_does_and_users_have_the_last_word(settings: str) -> None:
+    command = (
+        "sys.argv = ['ttrl-pop', '--version']\n"
         "from ttrl_pop.cli import main\n"
-        f"if {given != 'the benchmark' + chr(39) + 's'}:\n"
-        "    try: main()\n"
-        "    except SystemExit: assert 'torch' not in sys.modules\n"
-        "for _ in range(3):\n"
+        "try: main()\n"
+        "except SystemExit: assert 'torch' not in sys.modules\n"
+    )
+    script = (
+        "import os, resource, sys\n" + command * (settings != "of benchmarks") + "for _ in range(3):\n"
         "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "    kept = [b'x' * (15 << 20) for _ in range(4)]\n"
         "    del kept\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
-        "import os; print(os.environ['THP_MEM_ALLOC_ENABLE'])"
+        "print(os.environ['THP_MEM_ALLOC_ENABLE'])"
     )
     environment = {key: value for key, value in os.environ.items() if key not in rounds.KEPT_MEMORY}
-    if given == "the benchmark's":
+    if settings == "of benchmarks":
         environment |= rounds.KEPT_MEMORY
-    elif given == "the user's":
+    elif settings == "of the user":
         environment |= {"THP_MEM_ALLOC_ENABLE": "0", "MALLOC_TRIM_THRESHOLD_": "131072"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
     *_, faults, pages = done.stdout.split()
-    assert pages == ("0" if given == "the user's" else "1")
-    assert (int(faults) > 1000) is (given == "the user's")
+    assert pages == ("0" if settings == "of the user" else "1")
+    assert (int(faults) > 1000) is (settings == "of the user")
 
 
 def test_what_minds_begin_with_is_counted_once_for_each() -> None:

@@ -113,7 +113,6 @@ def test_the_processor_decides(
     vendor: str, kind: type[PackedWeight] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def decided() -> type[PackedWeight] | None:
-        products._vendor.cache_clear()
         products._kind.cache_clear()
         return products._kind()
 

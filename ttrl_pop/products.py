@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -176,20 +176,13 @@ def _is_plain(weight: Tensor) -> bool:
 
 
 @cache
-def _vendor() -> Literal["intel", "amd"] | None:
-    """Of an x86 processor that one of the libraries is known to be faster on."""
+def _kind() -> type[PackedWeight] | None:
+    """How weights are laid out here; None where no way is known, or its products are not those of torch."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return None
     told = CPUINFO.read_text() if CPUINFO.exists() else platform.processor()
-    return "intel" if "GenuineIntel" in told else "amd" if "AuthenticAMD" in told else None
-
-
-@cache
-def _kind() -> type[PackedWeight] | None:
-    """How weights are laid out here; None where no way is known, or its products are not those of torch."""
-    kinds: dict[str | None, type[PackedWeight]] = {"intel": MklWeight, "amd": OneDnnWeight}
-    kind = kinds.get(_vendor())
-    return kind if kind is not None and _is_right(kind) else None
+    kinds: dict[str, type[PackedWeight]] = {"GenuineIntel": MklWeight, "AuthenticAMD": OneDnnWeight}
+    return next((kind for vendor, kind in kinds.items() if vendor in told and _is_right(kind)), None)
 
 
 @cache
