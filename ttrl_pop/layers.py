@@ -232,7 +232,9 @@ class _Backward:
 
     def input_grad(self, grad_NO: Tensor, narrow_NR: Tensor | None, onto: Tensor | None = None) -> Tensor:
         """[N, I]: the gradient of x, added to `onto` in place."""
-        grad_x = product(grad_NO, self.multiplier.t()) if onto is None else onto.addmm_(grad_NO, self.multiplier)
+        grad_x = product(grad_NO, self.multiplier.t())
+        if onto is not None:
+            grad_x = onto.add_(grad_x)
         if self.is_merged or narrow_NR is None or self.down is None:
             return grad_x
         return torch.addmm(grad_x.to(self.down.dtype), narrow_NR, self.down).to(grad_x.dtype)

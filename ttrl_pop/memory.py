@@ -1,10 +1,12 @@
-"""How much memory a process may take, and whether an error says that there was none left."""
+"""How much memory a process may take, whether an error says that there was none left, and the way to a device's."""
 
 import os
 import resource
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 """Of a container: version 2, version 1."""
@@ -29,6 +31,13 @@ def is_exhausted(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _FAILED)
+
+
+def transfer(values: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers, in lists or an array, as a tensor on `device`. The host does not wait until a GPU takes them, as it
+    would with memory that can be moved."""
+    host = torch.as_tensor(values, dtype=dtype)
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 
 def _physical_bytes() -> int:

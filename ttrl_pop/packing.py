@@ -19,6 +19,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ttrl_pop.attention import BEHIND, Block, BlockPlan, Plan
+from ttrl_pop.memory import transfer
 from ttrl_pop.types import Mind
 
 SLACK = 1.5
@@ -140,12 +141,11 @@ def pack(trees: Sequence[Tree], device: torch.device) -> Pack:
     if known and any(run.mind is None for run in runs):
         raise ValueError("one forward takes sequences with a mind or without, not both")
     place: dict[Mind | None, int] = {mind: i for i, mind in enumerate(known)}
-    lengths = torch.tensor([run.length for run in runs])
     return Pack(
-        ids_N=torch.tensor([token for run in runs for token in run.ids], device=device),
-        positions_N=torch.cat([torch.arange(run.context, run.reach) for run in runs]).to(device),
+        ids_N=transfer([token for run in runs for token in run.ids], torch.long, device),
+        positions_N=transfer([*chain(*(range(run.context, run.reach) for run in runs))], torch.long, device),
         minds_M=known or None,
-        place_N=torch.tensor([place.get(run.mind, 0) for run in runs]).repeat_interleave(lengths).to(device),
+        place_N=transfer([place.get(run.mind, 0) for run in runs for _ in run.ids], torch.long, device),
         plan=_plan([*_similar(first), *_similar(after)], device),
         stems=tuple(_tokens(paths[t, None]) for t in range(len(trees))),
         branches=tuple(
@@ -280,12 +280,14 @@ def _plan(groups: Sequence[Sequence[_Run]], device: torch.device) -> BlockPlan:
     for group in groups:
         longest = max(run.length for run in group)
         even = all(run.length == longest for run in group)
-        queries = torch.tensor([[run.start + min(i, run.length - 1) for i in range(longest)] for run in group])
+        queries = [[run.start + min(i, run.length - 1) for i in range(longest)] for run in group]
         # Unused places of a beginning lie behind all others; those of what follows see what its last token sees.
-        positions = torch.tensor(
-            [[run.context + (min(i, run.length - 1) if run.before else i) for i in range(longest)] for run in group]
+        positions = transfer(
+            [[run.context + (min(i, run.length - 1) if run.before else i) for i in range(longest)] for run in group],
+            torch.long,
+            device,
         )
-        keys = key_positions = None
+        keys, key_positions = None, positions
         if group[0].before:
             context = max(run.context for run in group)
             rows = [
@@ -304,19 +306,21 @@ def _plan(groups: Sequence[Sequence[_Run]], device: torch.device) -> BlockPlan:
                 ]
                 for run in group
             ]
-            keys, key_positions = torch.tensor(rows).to(device), torch.tensor(places)
+            keys, key_positions = (transfer(values, torch.long, device) for values in (rows, places))
         blocks.append(
             Block(
-                slice(group[0].start, group[0].start + len(group) * longest) if even else queries.to(device),
+                slice(group[0].start, group[0].start + len(group) * longest)
+                if even
+                else transfer(queries, torch.long, device),
                 len(group),
                 keys,
-                positions.to(device),
-                (positions if key_positions is None else key_positions).to(device),
+                positions,
+                key_positions,
             )
         )
         order += [offset + row * longest + i for row, run in enumerate(group) for i in range(run.length)]
         offset += len(group) * longest
-    return BlockPlan(blocks, None if len(order) == offset else torch.tensor(order, device=device))
+    return BlockPlan(blocks, None if len(order) == offset else transfer(order, torch.long, device))
 
 
 def _similar(runs: Sequence[_Run]) -> list[list[_Run]]:

@@ -25,6 +25,7 @@ from ttrl_pop.attention import Sizes
 from ttrl_pop.config import LoraConfig
 from ttrl_pop.errors import UsageError
 from ttrl_pop.fuse import fuse
+from ttrl_pop.memory import transfer
 from ttrl_pop.models import LoadedModel
 from ttrl_pop.packing import Branch, Pack, Tree, pack
 from ttrl_pop.populations.base import Population
@@ -211,14 +212,14 @@ class Policy:
                 chosen.setdefault(source, []).append((row * width + column, token))
 
         def indices(values: Iterable[int]) -> Int[Tensor, "_"]:
-            return torch.tensor([*values], dtype=torch.long, device=self.device)
+            return transfer([*values], torch.long, self.device)
 
         states_K = indices(state for state, tokens in enumerate(chosen.values()) for _ in tokens)
         cells_K = indices(cell for tokens in chosen.values() for cell, _ in tokens)
         targets_K = indices(token for tokens in chosen.values() for _, token in tokens)
         hidden_SD = self.hidden(packed, stay).index_select(0, indices(chosen))
         logprobs_K = selected_logprobs(self, hidden_SD, states_K, targets_K, temperature)
-        mask_BT = (torch.arange(width) < torch.tensor(lengths)[:, None]).to(self.device)
+        mask_BT = torch.arange(width, device=self.device) < indices(lengths)[:, None]
         padded = torch.zeros(mask_BT.numel(), dtype=logprobs_K.dtype, device=self.device)
         return padded.index_copy(0, cells_K, logprobs_K).view(mask_BT.shape), mask_BT
 

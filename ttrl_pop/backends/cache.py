@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ttrl_pop.attention import Plan, bias_of, single
+from ttrl_pop.memory import transfer
 from ttrl_pop.packing import Pack
 
 BLOCK = 32
@@ -162,7 +163,7 @@ def prefill(packed: Pack, cache: KeyValueCache, slots: Sequence[range]) -> Pack:
             owners += [slot] * len(stem)
             positions += range(len(stem))
     tokens_T, owners_T, positions_T = (
-        torch.tensor(values, device=packed.ids_N.device) for values in (tokens, owners, positions)
+        transfer(values, torch.long, packed.ids_N.device) for values in (tokens, owners, positions)
     )
     plan = Prefill(packed.plan, cache, tokens_T, Places(owners_T, positions_T))
     return replace(packed, plan=plan)

@@ -21,11 +21,13 @@ from torch import Tensor
 
 from ttrl_pop import streams
 from ttrl_pop.backends.base import Backend, Request
-from ttrl_pop.backends.cache import Decode, KeyValueCache, prefill
-from ttrl_pop.errors import DivergenceError
-from ttrl_pop.memory import is_exhausted, limit_bytes
-from ttrl_pop.packing import Load, Pack, Tree, pack
-from ttrl_pop.policy import LOGIT_ROWS, at_temperature
+from ttrl_pop.backends.cache import KeyValueCache, prefill
+from ttrl_pop.backends.decode import DecodeGraphs, DecodeStep
+from ttrl_pop.config import SamplingConfig, Section
+from ttrl_pop.errors import DivergenceError, UsageError
+from ttrl_pop.memory import is_exhausted, limit_bytes, transfer
+from ttrl_pop.packing import Load, Tree, pack
+from ttrl_pop.policy import LOGIT_ROWS, Policy, at_temperature
 from ttrl_pop.types import FinishReason, Mind, Rollout
 
 ENTER = 0.25
@@ -59,11 +61,26 @@ class Writing:
         return len(self.request.prompt_ids) + len(self.ids)
 
 
+class HfOptions(Section):
+    graphs: bool = False
+    """Record decode steps as CUDA graphs."""
+
+
 class HfBackend(Backend):
+    Options = HfOptions
+    options: HfOptions
     most_slots: int | None = None
     """Rollouts that can be written together, once memory has run out."""
 
-    @torch.no_grad()
+    def __init__(self, policy: Policy, sampling: SamplingConfig, options: HfOptions | None = None) -> None:
+        """
+        Raises:
+            UsageError: an option asks for what the device has not.
+        """
+        super().__init__(policy, sampling, options)
+        if self.options.graphs and policy.device.type != "cuda":
+            raise UsageError(f"backend_options.graphs takes a CUDA GPU, got {policy.device.type}; leave it out")
+
     def rollouts(self, requests: Sequence[Request]) -> Iterator[tuple[int, Rollout]]:
         if len({request.mind is None for request in requests}) > 1:
             raise ValueError("one call of rollouts takes requests with a mind or without, not both")
@@ -98,6 +115,10 @@ class HfBackend(Backend):
     def _write(self, waiting: deque[list[Writing]], slots: int, longest: int) -> Iterator[tuple[int, Rollout]]:
         """Write all that waits, in `slots` slots; yield what is finished. After a failure what was under way waits."""
         cache = KeyValueCache(slots, longest)
+        graphs = None
+        if self.options.graphs:
+            minds = (w.request.mind for w in chain(*waiting) if w.request.mind is not None)
+            graphs = DecodeGraphs(self.policy, cache, [*dict.fromkeys(minds)], self._draw_all)
         active: list[Writing] = []
         entering: deque[list[Writing]] = deque()
         try:
@@ -109,7 +130,7 @@ class HfBackend(Backend):
                     tokens, logprobs = self._read(trees, cache, len(active) - len(rows))
                     self._extend(rows, tokens, logprobs)
                 else:
-                    self._extend(active, *self._decode(active, cache))
+                    self._extend(active, *self._decode(active, cache, graphs))
                 finished = [
                     (w.index, self.rollout(w.request, w.ids, w.logprobs, w.reason, self.policy.version))
                     for w in active
@@ -154,6 +175,7 @@ class HfBackend(Backend):
             trees.append(entering.popleft())
         return trees
 
+    @torch.no_grad()
     def _read(
         self, trees: Sequence[Sequence[Writing]], cache: KeyValueCache, first: int
     ) -> tuple[Int[Tensor, "B 1"], Float[Tensor, "B 1"]]:
@@ -169,37 +191,46 @@ class HfBackend(Backend):
         for writing in rows:
             writing.uniforms = streams.stream(*writing.request.stream_key).random(self.sampling.max_new_tokens)
         # One row of hidden states for each tree, and the place of each rollout's among them.
-        last_MD = hidden_ND[torch.tensor([pieces[-1][-1] for pieces in packed.stems], device=self.policy.device)]
+        last_MD = hidden_ND[transfer([pieces[-1][-1] for pieces in packed.stems], torch.long, self.policy.device)]
         trees_B = [number for number, tree in enumerate(trees) for _ in tree]
         tokens_B, logprobs_B = self._draw(last_MD, trees_B, self._uniforms(rows, 1)[:, 0])
         return tokens_B[:, None], logprobs_B[:, None]
 
+    @torch.no_grad()
     def _decode(
-        self, active: Sequence[Writing], cache: KeyValueCache
+        self, active: Sequence[Writing], cache: KeyValueCache, graphs: DecodeGraphs | None
     ) -> tuple[Int[Tensor, "B T"], Float[Tensor, "B T"]]:
         """Write some more tokens of each active rollout, one in each slot."""
-        policy, limit = self.policy, self.sampling.max_new_tokens
-        steps = min(CHECK_EVERY.get(policy.device.type, 1), max(limit - len(writing.ids) for writing in active))
+        policy, limit, count = self.policy, self.sampling.max_new_tokens, len(active)
+        turns = min(CHECK_EVERY.get(policy.device.type, 1), max(limit - len(writing.ids) for writing in active))
         lengths = [writing.length for writing in active]
-        cache.reserve(min(max(lengths) + steps - 1, cache.longest))
-        uniforms_BT = self._uniforms(active, steps)
-        tokens_B = torch.tensor([writing.ids[-1] for writing in active], device=policy.device)
-        positions_B = torch.tensor(lengths, device=policy.device) - 1
-        # Behind its last token a rollout stays where it is: the model may know no further positions.
-        ends_B = torch.tensor([len(w.request.prompt_ids) + limit - 2 for w in active], device=policy.device)
+        columns = min(max(lengths) + turns - 1, cache.longest)
         minds = [writing.request.mind for writing in active if writing.request.mind is not None]
-        known = {mind: place for place, mind in enumerate(dict.fromkeys(minds))}
-        place_B = torch.tensor([known[mind] for mind in minds] or [0] * len(active), device=policy.device)
+        if graphs is None:
+            even = turns == 1 and min(lengths) == columns
+            step = DecodeStep(policy, cache, [*dict.fromkeys(minds)], self._draw_all, count, columns, even)
+        else:
+            step = graphs.step(count, columns)
+        known = {mind: place for place, mind in enumerate(step.minds_M)}
+        step.load(
+            tokens=[writing.ids[-1] for writing in active],
+            positions=[length - 1 for length in lengths],
+            ends=[len(writing.request.prompt_ids) + limit - 2 for writing in active],
+            places=[known[mind] for mind in minds] or [0] * count,
+        )
+        uniforms_BT = self._uniforms(active, turns)
         tokens, logprobs = [], []
-        for step in range(steps):
-            columns = min(max(lengths) + step, cache.longest)
-            plan = Decode(cache, positions_B, columns, min(lengths) == max(lengths))
-            packed = Pack(tokens_B, positions_B, tuple(known) or None, place_B, plan, (), ())
-            tokens_B, logprobs_B = self._draw(policy.hidden(packed), range(len(active)), uniforms_BT[:, step])
-            tokens.append(tokens_B)
-            logprobs.append(logprobs_B)
-            positions_B = torch.minimum(positions_B + 1, ends_B)
+        for turn in range(turns):
+            step.uniforms_B[:count] = uniforms_BT[:, turn]
+            step()
+            tokens.append(step.tokens_B[:count].clone())
+            logprobs.append(step.logprobs_B[:count].clone())
         return torch.stack(tokens, dim=1), torch.stack(logprobs, dim=1)
+
+    def _draw_all(
+        self, hidden_BD: Float[Tensor, "B D"], uniforms_B: Float[Tensor, "B"]
+    ) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
+        return self._draw(hidden_BD, range(len(hidden_BD)), uniforms_B)
 
     def _draw(
         self, hidden_MD: Float[Tensor, "M D"], row_B: Sequence[int], uniforms_B: Float[Tensor, "B"]
@@ -221,7 +252,7 @@ class HfBackend(Backend):
         last = self.sampling.max_new_tokens - 1
         drawn = [w.uniforms[np.minimum(np.arange(len(w.ids), len(w.ids) + count), last)] for w in rows]
         weight = next(self.policy.network.parameters())
-        return torch.from_numpy(np.stack(drawn)).to(weight.device, torch.promote_types(weight.dtype, torch.float32))
+        return transfer(np.stack(drawn), torch.promote_types(weight.dtype, torch.float32), weight.device)
 
     def _extend(
         self, rows: Sequence[Writing], tokens_BT: Int[Tensor, "B T"], logprobs_BT: Float[Tensor, "B T"]

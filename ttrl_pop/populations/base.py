@@ -70,6 +70,10 @@ class Population(nn.Module, ABC):
         """Who reads the prompt for this mind. Minds with one reader share its cache."""
         return mind
 
+    def held(self) -> object:
+        """What the last forward has read beside parameters and buffers: a CUDA graph of it needs that alive."""
+        return None
+
     def metrics(self) -> Metrics:
         """Figures for metrics.jsonl, keyed `population/...`."""
         return {}
