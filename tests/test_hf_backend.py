@@ -221,15 +221,15 @@ def test_a_forward_reads_as_many_prompt_tokens_as_it_may(monkeypatch: pytest.Mon
 def test_where_memory_runs_out_fewer_go_on_and_write_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = tiny_policy()
     expected = written(policy, requests(policy), **MANY_STOPS)
-    reserve, seen = hf.KeyValueCache.reserve, []
+    write, seen = hf.KeyValueCache.write, []
 
-    def scarce(cache: hf.KeyValueCache, columns: int) -> None:
+    def scarce(cache: hf.KeyValueCache, *given: object) -> None:
         seen.append(cache.slots)
-        if cache.slots > 5 and len(seen) > 2:
+        if cache.slots > 5 and len(seen) > 5:
             raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
-        reserve(cache, columns)
+        write(cache, *given)
 
-    monkeypatch.setattr(hf.KeyValueCache, "reserve", scarce)
+    monkeypatch.setattr(hf.KeyValueCache, "write", scarce)
     # Read in parts, so that some prompts wait when it happens.
     sampling = SamplingConfig(max_new_tokens=7, prefill_tokens=100, **MANY_STOPS)
     backend = HfBackend(policy, sampling)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ttrl_pop import memory
-from ttrl_pop.memory import is_exhausted, limit_bytes
+from ttrl_pop.memory import is_exhausted, limit_bytes, zeros
 
 CPU = torch.device("cpu")
 
@@ -28,6 +28,43 @@ except RuntimeError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout == "known\n", done.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="tells what is resident")
+def test_zeros_take_memory_once_they_are_written_and_give_it_back() -> None:
+    def resident() -> int:
+        (line,) = (row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith("VmRSS:"))
+        return int(line.split()[1]) >> 10
+
+    before = resident()
+    tensor = zeros((1 << 20, 256), torch.float32, CPU)
+    assert resident() - before < 50
+    tensor[: 1 << 17] = 1.0
+    assert 120 < resident() - before < 180
+    assert float(tensor[(1 << 17) - 1 : (1 << 17) + 1].sum()) == 256
+    del tensor
+    assert resident() - before < 50
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_zeros_have_the_shape_and_type_that_is_asked_for(dtype: torch.dtype) -> None:
+    for shape in ((3, 0, 5), (2, 3, 7)):
+        assert torch.equal(zeros(shape, dtype, CPU), torch.zeros(shape, dtype=dtype))
+
+
+def test_zeros_that_do_not_fit_are_a_failed_allocation() -> None:
+    code = """
+import resource, torch
+from ttrl_pop.memory import is_exhausted, zeros
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+try:
+    zeros((8, 1 << 30), torch.float32, torch.device("cpu"))
+except MemoryError as error:
+    assert is_exhausted(error)
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "no room for 8589934592 numbers of 4 bytes: [Errno 12] Cannot allocate memory\n", done.stderr
 
 
 def test_other_errors_are_not() -> None:

@@ -1,5 +1,7 @@
 """How much memory a process may take, whether an error says that there was none left, and the way to a device's."""
 
+import math
+import mmap
 import os
 import resource
 from pathlib import Path
@@ -38,6 +40,22 @@ def transfer(values: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
     would with memory that can be moved."""
     host = torch.as_tensor(values, dtype=dtype)
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
+
+
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros that, on a CPU, take memory page by page once they are written, and give it back to the system at the end.
+
+    Raises:
+        MemoryError: the address space does not suffice.
+    """
+    count = math.prod(shape)
+    if device.type != "cpu" or not count:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    try:
+        pages = mmap.mmap(-1, count * dtype.itemsize)
+    except OSError as error:
+        raise MemoryError(f"no room for {count} numbers of {dtype.itemsize} bytes: {error}") from error
+    return torch.frombuffer(pages, dtype=dtype).view(shape)
 
 
 def _physical_bytes() -> int:

@@ -1,8 +1,7 @@
 """Keys and values of the sequences that are being written, in slots that are reused.
 
-Each layer has two buffers [slots, K, capacity, D]: a sequence owns a slot, its token at position p lies in column p.
-Buffers grow by halves, a layer at a time, and no further than the longest sequence; nothing is concatenated for a new
-token.
+Each layer has two buffers [slots, K, longest, D]: a sequence owns a slot, its token at position p lies in column p.
+Nothing is copied or concatenated for a new token. On a CPU only what has been written takes memory.
 """
 
 from collections.abc import Sequence
@@ -14,11 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ttrl_pop.attention import Plan, bias_of, single
-from ttrl_pop.memory import transfer
+from ttrl_pop.memory import transfer, zeros
 from ttrl_pop.packing import Pack
-
-BLOCK = 32
-"""Columns of the smallest buffer."""
 
 
 class KeyValueCache:
@@ -27,20 +23,11 @@ class KeyValueCache:
     def __init__(self, slots: int, longest: int) -> None:
         self.slots = slots
         self.longest = longest
-        self.capacity = min(BLOCK, longest)
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def reserve(self, columns: int) -> None:
-        """Make room for sequences of `columns` tokens, at most `longest`."""
-        if columns <= self.capacity:
-            return
-        self.capacity = min(self.longest, max(-(-columns // BLOCK) * BLOCK, self.capacity * 3 // 2))
-        for layer, (keys, values) in self.layers.items():
-            self.layers[layer] = (self._grown(keys), self._grown(values))
 
     def write(self, layer: int, places: "Places", keys_NKD: Tensor, values_NKD: Tensor) -> None:
         """Put each token to its place."""
-        rows = places.rows(keys_NKD.shape[1], self.capacity)
+        rows = places.rows(keys_NKD.shape[1], self.longest)
         for buffer, states in zip(self._buffers(layer, keys_NKD, values_NKD), (keys_NKD, values_NKD), strict=True):
             buffer.flatten(0, 2).index_copy_(0, rows, states.flatten(0, 1))
 
@@ -63,13 +50,7 @@ class KeyValueCache:
     def _empty(self, states_NKD: Tensor) -> Tensor:
         # Zeros: columns that nobody has written are masked, and 0 times NaN would still be NaN.
         heads, width = states_NKD.shape[1:]
-        return states_NKD.new_zeros(self.slots, heads, self.capacity, width)
-
-    def _grown(self, old: Tensor) -> Tensor:
-        _, heads, columns, width = old.shape
-        new = old.new_zeros(self.slots, heads, self.capacity, width)
-        new[:, :, :columns] = old
-        return new
+        return zeros((self.slots, heads, self.longest, width), states_NKD.dtype, states_NKD.device)
 
 
 class Places:
@@ -80,14 +61,14 @@ class Places:
         self.positions_N = positions_N
         self._rows: dict[tuple[int, int], Tensor] = {}
 
-    def rows(self, heads: int, capacity: int) -> Int[Tensor, "R"]:
-        """Of a buffer as a matrix [slots · K · capacity, D]: all heads of a token, token by token. Made once for all
+    def rows(self, heads: int, longest: int) -> Int[Tensor, "R"]:
+        """Of a buffer as a matrix [slots · K · longest, D]: all heads of a token, token by token. Made once for all
         layers."""
-        if (heads, capacity) not in self._rows:
+        if (heads, longest) not in self._rows:
             head = torch.arange(heads, device=self.slots_N.device)
-            rows_NK = (self.slots_N[:, None] * heads + head) * capacity + self.positions_N[:, None]
-            self._rows[heads, capacity] = rows_NK.flatten()
-        return self._rows[heads, capacity]
+            rows_NK = (self.slots_N[:, None] * heads + head) * longest + self.positions_N[:, None]
+            self._rows[heads, longest] = rows_NK.flatten()
+        return self._rows[heads, longest]
 
 
 class Prefill(Plan):
@@ -153,7 +134,6 @@ class Decode(Plan):
 def prefill(packed: Pack, cache: KeyValueCache, slots: Sequence[range]) -> Pack:
     """`packed` prompts, each of which is kept in all of its `slots`."""
     stems = [[*chain(*pieces)] for pieces in packed.stems]
-    cache.reserve(max(len(stem) for stem in stems))
     tokens: list[int] = []
     owners: list[int] = []
     positions: list[int] = []

@@ -47,10 +47,9 @@ class DecodeStep:
         """
         Args:
             minds_M: the minds that rollouts may have; none where they have none.
-            columns: of the cache, that hold all tokens; room is made for them.
+            columns: of the cache, that hold all tokens.
             even: whether every rollout sees all of them, which can be so for one call alone.
         """
-        cache.reserve(columns)
         self.policy = policy
         self.cache = cache
         self.minds_M = tuple(minds_M)
@@ -128,8 +127,6 @@ class DecodeGraphs:
     """The steps of rollouts in one cache, recorded once for each number of rows and columns, which are rounded up."""
 
     def __init__(self, policy: Policy, cache: KeyValueCache, minds_M: Sequence[Mind], draw: Draw) -> None:
-        # A record knows the addresses of the cache, which therefore may not grow.
-        cache.reserve(cache.longest)
         self.minds_M = tuple(minds_M)
         self._make = partial(RecordedStep, policy, cache, self.minds_M, draw)
         self._cache = cache
