@@ -40,11 +40,6 @@ class Form:
     minds: int
     samples: int
 
-    @property
-    def readers(self) -> int:
-        """How often a prompt must be read: by every mind that reads it for itself."""
-        return 1 if self.population == "none" else self.minds
-
 
 @dataclass(frozen=True, slots=True)
 class Work:

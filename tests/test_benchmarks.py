@@ -76,7 +76,7 @@ def test_work_by_hand() -> None:
 
 def test_a_form_without_noise_has_the_work_of_one_sample_of_each_mind() -> None:
     first, few, none, silent = forms(16)
-    assert (first.readers, few.readers, none.readers, silent.readers) == (16, 4, 1, 16)
+    assert (first.minds, few.minds, none.minds, silent.minds) == (16, 4, 1, 16)
     assert all(form.minds * form.samples == 16 for form in (first, few, none, silent))
 
 

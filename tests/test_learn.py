@@ -246,6 +246,34 @@ def test_the_mean_gap_does_not_depend_on_the_number_of_updates() -> None:
     assert gaps[0] == pytest.approx(gaps[1], rel=1e-12)
 
 
+def test_the_base_model_reads_rollouts_once_for_all_updates(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, backward = Learner._read_by_base, Learner._backward
+
+    def learned(forgets: bool) -> tuple[int, int, list[torch.Tensor]]:
+        read = []
+
+        def noted(learner: Learner, batch: list[Sample]) -> None:
+            read.extend(batch)
+            own(learner, batch)
+
+        def forgetful(learner: Learner, batch: list[Sample], sums: Sums) -> None:
+            backward(learner, batch, sums)
+            for each in batch if forgets else ():
+                each.base = None
+
+        monkeypatch.setattr(Learner, "_read_by_base", noted)
+        monkeypatch.setattr(Learner, "_backward", forgetful)
+        session = tiny_session(tiny_policy(), learn__updates_per_step=3, learn__kl=0.1, learn__token_budget=120)
+        tallies, learner = tallies_of(session), Learner(session.policy, session.config)
+        learner.learn(tallies, 1)
+        rollouts = sum(len(tally.group.rollouts_G) for tally in tallies)
+        return len(read), rollouts, [parameter.detach() for parameter in learner.adapter.values()]
+
+    (read, rollouts, kept), (again, _, forgotten) = learned(False), learned(True)
+    assert (read, again) == (rollouts, 3 * rollouts)
+    torch.testing.assert_close(kept, forgotten, rtol=0, atol=0)
+
+
 def test_a_prior_without_spread_adds_nothing() -> None:
     session = tiny_session(tiny_policy(population=norm_noise(0.0)), learn__kl_prior=0.1)
     assert Learner(session.policy, session.config).learn(tallies_of(session), 1).updates == 1

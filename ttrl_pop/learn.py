@@ -41,6 +41,8 @@ class Sample:
     """Of each of its tokens, in the normaliser of the whole step."""
     old: Tensor | None = None
     """Log-probabilities [T] of the first pass, detached."""
+    base: Tensor | None = None
+    """Those of the base model [T], which no update changes; None until they are asked for."""
 
 
 @dataclass(slots=True)
@@ -327,18 +329,23 @@ class Learner:
 
     def _backward(self, batch: Sequence[Sample], sums: Sums) -> None:
         """Add the gradient of one micro-batch; all of it or, where that fails, nothing."""
-        base_BT = None
         if self.config.learn.kl:
-            with torch.no_grad(), self.policy.as_base():
-                base_BT, _ = self.policy.token_logprobs(
-                    [sample.rollout for sample in batch], None, self.config.sampling.temperature
-                )
+            self._read_by_base([sample for sample in batch if sample.base is None])
         with ExitStack() as stay:
-            self._backward_through_minds(batch, base_BT, sums, stay)
+            self._backward_through_minds(batch, sums, stay)
 
-    def _backward_through_minds(
-        self, batch: Sequence[Sample], base_BT: Tensor | None, sums: Sums, stay: ExitStack
-    ) -> None:
+    @torch.no_grad()
+    def _read_by_base(self, batch: Sequence[Sample]) -> None:
+        if not batch:
+            return
+        with self.policy.as_base():
+            base_BT, mask_BT = self.policy.token_logprobs(
+                [sample.rollout for sample in batch], None, self.config.sampling.temperature
+            )
+        for sample, base_T, kept_T in zip(batch, base_BT, mask_BT, strict=True):
+            sample.base = base_T[kept_T]
+
+    def _backward_through_minds(self, batch: Sequence[Sample], sums: Sums, stay: ExitStack) -> None:
         options, temperature = self.config.learn, self.config.sampling.temperature
         policy = self.policy
         rollouts = [sample.rollout for sample in batch]
@@ -358,8 +365,8 @@ class Learner:
         if options.noise == "mean-tis" or (options.tis and options.noise == "replay"):
             loss_BT = loss_BT * grpo.truncated_importance(old_BT, sampler_BT, options.tis_cap)
         kl_BT = None
-        if base_BT is not None:
-            kl_BT = grpo.k3(new_BT, base_BT)
+        if options.kl:
+            kl_BT = grpo.k3(new_BT, pad([sample.base for sample in batch if sample.base is not None], new_BT))
             loss_BT = loss_BT + options.kl * kl_BT
         loss = (loss_BT * weights_B[:, None]).masked_fill(~mask_BT, 0.0).sum()
         parameters = [*self.adapter.values(), *self.population.values()]
