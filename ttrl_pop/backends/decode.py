@@ -110,16 +110,18 @@ class Recorder:
 class RecordedStep(DecodeStep):
     """A step whose second call and all after it repeat a record of the first."""
 
-    recorder: Recorder
-    _replay: Callable[[], None] | None = None
-    _held: object = None
+    def __init__(self, recorder: Recorder, *given: Any) -> None:
+        super().__init__(*given)
+        self._recorder = recorder
+        self._replay: Callable[[], None] | None = None
+        self._held: object = None
 
     def __call__(self) -> None:
         if self._replay is not None:
             self._replay()
             return
         super().__call__()
-        self._replay = self.recorder.record(super().__call__)
+        self._replay = self._recorder.record(super().__call__)
         self._held = self.policy.population.held()
 
 
@@ -128,9 +130,8 @@ class DecodeGraphs:
 
     def __init__(self, policy: Policy, cache: KeyValueCache, minds_M: Sequence[Mind], draw: Draw) -> None:
         self.minds_M = tuple(minds_M)
-        self._make = partial(RecordedStep, policy, cache, self.minds_M, draw)
+        self._make = partial(RecordedStep, Recorder(), policy, cache, self.minds_M, draw)
         self._cache = cache
-        self._recorder = Recorder()
         self._steps: dict[tuple[int, int], RecordedStep] = {}
 
     def step(self, rows: int, columns: int) -> RecordedStep:
@@ -140,7 +141,5 @@ class DecodeGraphs:
             wide = (wide + 1) // 2
         long = min(-(-columns // COLUMNS) * COLUMNS, self._cache.longest)
         if (wide, long) not in self._steps:
-            step = self._make(wide, long)
-            step.recorder = self._recorder
-            self._steps[wide, long] = step
+            self._steps[wide, long] = self._make(wide, long)
         return self._steps[wide, long]
