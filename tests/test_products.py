@@ -241,3 +241,20 @@ def test_a_limit_on_address_space_counts_all_that_is_reserved(taken: Any, monkey
     assert products.packed_bytes(weight) == weight.numel() * 4
     monkeypatch.setattr(resource, "getrlimit", lambda which: (1 << 40, 1 << 40))
     assert products.packed_bytes(weight) == len(MklWeight(weight)._memory)
+
+
+def test_where_onednn_has_given_up_torch_s_own_product_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, bias = torch.randn(5, 7), torch.randn(3, 7), torch.randn(3)
+
+    def refused(message: str) -> None:
+        def refuse(*_: object) -> None:
+            raise RuntimeError(message)
+
+        monkeypatch.setattr(products, "_kind", lambda: products.OneDnnWeight)
+        monkeypatch.setattr(products, "_onednn_product", refuse)
+
+    refused("could not create a primitive")
+    assert torch.equal(products.product(x, weight, bias), torch.nn.functional.linear(x, weight, bias))
+    refused("can't allocate memory")
+    with pytest.raises(RuntimeError, match="can't allocate"):
+        products.product(x, weight, bias)
