@@ -81,7 +81,7 @@ def test_a_query_sees_its_keys_through_the_heads_that_share_them(dtype: torch.dt
     draw = torch.Generator().manual_seed(0)
     queries, keys, values = (
         torch.randn(*shape, generator=draw, dtype=torch.float64).to(dtype)
-        for shape in ((5, 6, 4), (5, 2, 9, 4), (5, 2, 9, 4))
+        for shape in ((5, 6, 4), (5, 2, 9, 4), (5, 2, 9, 3))
     )
     seen = torch.rand(5, 7, generator=draw) < 0.6
     seen[:, 0] = True

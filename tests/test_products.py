@@ -147,7 +147,7 @@ def test_a_product_that_is_missing_or_wrong_is_known(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(products, "_mkl", lambda: Mkl(mkl.size, mkl.pack, twice))
     assert not products._is_right(MklWeight)
-    monkeypatch.setattr(products, "_onednn_product", lambda x, weight, bias: linear(x, weight, bias) * 1.01)
+    monkeypatch.setattr(products, "_onednn_product", lambda x, weight, laid_out, bias: linear(x, weight, bias) * 1.01)
     assert not products._is_right(OneDnnWeight)
 
 
@@ -245,16 +245,18 @@ def test_a_limit_on_address_space_counts_all_that_is_reserved(taken: Any, monkey
 
 def test_where_onednn_has_given_up_torch_s_own_product_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight, bias = torch.randn(5, 7), torch.randn(3, 7), torch.randn(3)
+    laid_out = OneDnnWeight(weight)
+    laid_out.times(x, bias)
+    monkeypatch.setattr(products, "_kind", lambda: OneDnnWeight)
 
-    def refused(message: str) -> None:
-        def refuse(*_: object) -> None:
-            raise RuntimeError(message)
+    def refuse(*_: object) -> None:
+        raise RuntimeError(message)
 
-        monkeypatch.setattr(products, "_kind", lambda: products.OneDnnWeight)
-        monkeypatch.setattr(products, "_onednn_product", refuse)
-
-    refused("could not create a primitive")
-    assert torch.equal(products.product(x, weight, bias), torch.nn.functional.linear(x, weight, bias))
-    refused("can't allocate memory")
-    with pytest.raises(RuntimeError, match="can't allocate"):
-        products.product(x, weight, bias)
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", refuse)
+    message, expected = "could not create a primitive", torch.nn.functional.linear(x, weight, bias)
+    assert torch.equal(products.product(x, weight, bias), expected)
+    assert torch.equal(laid_out.times(x, bias), expected)
+    message = "can't allocate memory"
+    for refused in (lambda: products.product(x, weight, bias), lambda: laid_out.times(x, bias)):
+        with pytest.raises(RuntimeError, match="can't allocate"):
+            refused()

@@ -133,10 +133,7 @@ class OneDnnWeight(PackedWeight):
 
     def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         assert self._blocked is not None
-        try:
-            return _onednn_product(x, self._blocked, bias)
-        except RuntimeError as error:
-            return _without_onednn(error, x, self.weight, bias)
+        return _onednn_product(x, self.weight, self._blocked, bias)
 
 
 def packed(weight: Float[Tensor, "O I"]) -> PackedWeight | None:
@@ -165,24 +162,21 @@ def product(
     """x·Wᵀ + b of matrices as they lie, without gradient."""
     is_float32 = x.dtype == weight.dtype == torch.float32 and x.device.type == weight.device.type == "cpu"
     if is_float32 and x.numel() and _kind() is OneDnnWeight:
-        try:
-            return _onednn_product(x.detach(), weight.detach(), bias)
-        except RuntimeError as error:
-            return _without_onednn(error, x, weight, bias)
+        return _onednn_product(x.detach(), weight, weight.detach(), bias)
     return nn.functional.linear(x, weight, bias)
 
 
-def _onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return y
-
-
-def _without_onednn(error: RuntimeError, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """oneDNN that once has found no room for its code makes none for new shapes any more, however much room there is
-    (dev/LOG.md); torch's own product goes on."""
-    if "could not create a primitive" not in str(error):
-        raise error
-    return nn.functional.linear(x.detach(), weight.detach(), bias)
+def _onednn_product(x: Tensor, weight: Tensor, laid_out: Tensor, bias: Tensor | None) -> Tensor:
+    try:
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, laid_out, bias, "none", [], "")
+    except RuntimeError as error:
+        if "could not create a primitive" not in str(error):
+            raise
+    else:
+        return y
+    # Once it has found no room for its code, oneDNN makes none for new shapes any more, however much room there is
+    # (dev/LOG.md).
+    return nn.functional.linear(x, weight.detach(), bias)
 
 
 def _is_plain(weight: Tensor) -> bool:

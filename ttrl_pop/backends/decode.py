@@ -129,8 +129,7 @@ class DecodeGraphs:
     """The steps of rollouts in one cache, recorded once for each number of rows and columns, which are rounded up."""
 
     def __init__(self, policy: Policy, cache: KeyValueCache, minds_M: Sequence[Mind], draw: Draw) -> None:
-        self.minds_M = tuple(minds_M)
-        self._make = partial(RecordedStep, Recorder(), policy, cache, self.minds_M, draw)
+        self._make = partial(RecordedStep, Recorder(), policy, cache, minds_M, draw)
         self._cache = cache
         self._steps: dict[tuple[int, int], RecordedStep] = {}
 
