@@ -35,6 +35,8 @@ KEPT_MEMORY = {
     "THP_MEM_ALLOC_ENABLE": "1",
     "MALLOC_TRIM_THRESHOLD_": str(2**62),
     "MALLOC_MMAP_THRESHOLD_": str(allocator.FROM_SYSTEM),
+    "LRU_CACHE_CAPACITY": allocator.PREPARED_PRODUCTS,
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": allocator.PREPARED_PRODUCTS,
 }
 """What `ttrl-pop` sets for itself (`ttrl_pop.allocator`), and its users need not know of."""
 BUSY = 0.5

@@ -195,8 +195,9 @@ def test_noise_that_begins_behind_the_prompt_leaves_its_reading_to_the_mean_mind
             assert abs(rollout.logprobs[-1] - float(as_mean[len(rollout.logprobs) - 1])) > 1e-6
 
 
-def test_a_forward_reads_as_many_prompt_tokens_as_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    policy, read = tiny_policy(), []
+def note_reading(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Prompt tokens of each forward from now on."""
+    read: list[int] = []
     hidden = policy.hidden
 
     def noted(packed: Pack) -> torch.Tensor:
@@ -204,6 +205,12 @@ def test_a_forward_reads_as_many_prompt_tokens_as_it_may(monkeypatch: pytest.Mon
         return hidden(packed)
 
     monkeypatch.setattr(policy, "hidden", noted)
+    return read
+
+
+def test_a_forward_reads_as_many_prompt_tokens_as_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = tiny_policy()
+    read = note_reading(policy, monkeypatch)
     asked = requests(policy, minds=3)
     longest = max(len(request.prompt_ids) for request in asked)
     written(policy, asked, prefill_tokens=10**6, max_new_tokens=1)
@@ -237,6 +244,7 @@ def test_where_memory_runs_out_fewer_go_on_and_write_the_same(monkeypatch: pytes
         results = dict(backend.rollouts(requests(policy)))
         assert_same([results[i] for i in range(len(results))], expected)
     assert [slots for slots, _ in groupby(seen)] == [24, 12, 6, 3]
+    assert backend.prefill_tokens == 100 // 8
 
 
 def test_the_memory_for_keys_and_values_limits_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:

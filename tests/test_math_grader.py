@@ -525,6 +525,20 @@ def test_a_thousand_hostile_answers_leave_memory_flat(hasty: MathGrader) -> None
 # --- the process --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("limit", ["RLIMIT_AS, (1 << 30, 1 << 30)", "RLIMIT_CPU, (600, 600)", "RLIMIT_CPU, (2, 600)"])
+def test_a_process_with_limits_of_its_own_grades_all_the_same(limit: str) -> None:
+    # The limit holds for the worker too, which cannot raise it to what it would choose.
+    code = f"""
+import resource
+from ttrl_pop.graders.math import MathGrader
+resource.setrlimit(resource.{limit})
+grader = MathGrader(seconds=1000.0)
+print(grader.same("x+1", "1+x"), grader.timeouts)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "True 0\n", done.stderr
+
+
 @pytest.mark.slow
 @needs_proc
 @pytest.mark.parametrize("victim", ["worker", "child"])

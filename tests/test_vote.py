@@ -302,6 +302,17 @@ def test_voting_in_the_background_keeps_the_order_and_overlaps_with_sampling() -
     assert [tally.group.problem.id for tally in tallies] == ["0", "1", "2", "3"]
 
 
+def test_the_thread_that_votes_has_started_before_sampling_takes_memory() -> None:
+    def groups() -> Iterator[Group]:
+        assert any(thread.name.startswith("vote") for thread in threading.enumerate())
+        yield group(["1"])
+
+    assert (
+        len(list(vote_in_background(groups(), lambda given_group: vote(given_group, Rules(ExactGrader(), majority)))))
+        == 1
+    )
+
+
 def test_an_error_of_a_vote_reaches_the_one_who_iterates() -> None:
     def wrong(_: Group) -> Tally:
         raise UsageError("no such thing")

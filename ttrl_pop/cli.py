@@ -438,7 +438,7 @@ def main() -> None:
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     interrupts.install()
-    allocator.keep_memory()
+    allocator.configure()
     app()
 
 

@@ -102,6 +102,8 @@ def vote_in_background(groups: Iterable[Group], tally: Callable[[Group], Tally])
     A grader that works in a process of its own thus takes no time from sampling where a core is free.
     """
     with ThreadPoolExecutor(1, "vote") as pool:
+        # The thread starts with the first thing to do: better now than when sampling has taken all memory.
+        pool.submit(int).result()
         waiting: list[Future[Tally]] = []
         try:
             for group in groups:

@@ -5,7 +5,7 @@ they begin with alike once for all of them; keys and values go to the slots of a
 is decoded for each slot a turn. Finished rollouts leave their slots and waiting ones enter, so that products stay wide.
 A token is the inverse of the cumulative distribution at a uniform number that belongs to that rollout and position
 alone: the batch decides how fast a rollout is written, and never what it says. Where memory runs out, half as many
-slots go on.
+slots go on, and prompts are read in half as large parts.
 """
 
 import math
@@ -78,6 +78,7 @@ class HfBackend(Backend):
             UsageError: an option asks for what the device has not.
         """
         super().__init__(policy, sampling, options)
+        self.prefill_tokens = sampling.prefill_tokens
         if self.options.graphs and policy.device.type != "cuda":
             raise UsageError(f"backend_options.graphs takes a CUDA GPU, got {policy.device.type}; leave it out")
 
@@ -94,6 +95,7 @@ class HfBackend(Backend):
                 if slots == 1 or not is_exhausted(error):
                     raise
                 self.most_slots = slots = max(1, min(slots, len(requests)) // 2)
+                self.prefill_tokens //= 2
 
     def _slots(self, longest: int) -> int:
         """Rollouts of up to `longest` tokens that are written together: as many as asked for and as fit into the memory
@@ -169,7 +171,7 @@ class HfBackend(Backend):
         while entering:
             request = entering[0][0].request
             prompt = request.prompt_ids, self._reader(request)
-            if trees and load.with_more(*prompt) > self.sampling.prefill_tokens:
+            if trees and load.with_more(*prompt) > self.prefill_tokens:
                 break
             load.add(*prompt)
             trees.append(entering.popleft())

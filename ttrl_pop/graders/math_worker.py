@@ -117,6 +117,7 @@ def _fork(cpu_seconds: float, memory: int, replies: IO[bytes]) -> _Child:
         os.close(questions_in)
         os.close(verdicts_out)
         replies.close()  # or its reader would wait for the child when this process is gone
+        memory = _allowed(resource.RLIMIT_AS, memory)
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         with os.fdopen(questions_out, "rb") as questions, os.fdopen(verdicts_in, "wb", buffering=0) as verdicts:
@@ -127,9 +128,15 @@ def _fork(cpu_seconds: float, memory: int, replies: IO[bytes]) -> _Child:
         os._exit(status)  # nothing of the parent's is to be flushed or closed twice
 
 
+def _allowed(kind: int, most: int) -> int:
+    """`most`, or less where this process was started under a lower limit (`ulimit`), which it cannot raise."""
+    _, hard = resource.getrlimit(kind)
+    return most if hard == resource.RLIM_INFINITY else min(most, hard)
+
+
 def _verdict(question: bytes, cpu_seconds: float) -> bytes:
     used = resource.getrusage(resource.RUSAGE_SELF)
-    cpu = int(used.ru_utime + used.ru_stime + cpu_seconds) + 2
+    cpu = _allowed(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime + cpu_seconds) + 2)
     resource.setrlimit(resource.RLIMIT_CPU, (cpu, resource.getrlimit(resource.RLIMIT_CPU)[1]))
     # Its signal kills, in the midst of C code too.
     signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
