@@ -39,6 +39,8 @@ KEPT_MEMORY = {
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": allocator.PREPARED_PRODUCTS,
 }
 """What `ttrl-pop` sets for itself (`ttrl_pop.allocator`), and its users need not know of."""
+TELLING = ("benchmarks.ours", "benchmarks.peer_vllm")
+"""Whose records tell of the prompts."""
 BUSY = 0.5
 """Load average above which a measurement is disturbed."""
 
@@ -91,6 +93,9 @@ def measure(sides: Sequence[Side], model: str, rounds: int, threads: int | None,
     sides = [side for side in sides if only is None or re.search(only, side.name)]
     if not sides:
         raise SystemExit(f"--only must be found in the name of some side, got {only!r}")
+    if not any(side.command[0] in TELLING for side in sides):
+        names = ", ".join(side.name for side in sides)
+        raise SystemExit(f"--only must leave a side that tells of its prompts, got {names} alone; keep one of ours")
     load = os.getloadavg()[0]
     if load > BUSY:
         print(f"the machine is not idle (load average {load:.1f}); these figures will say little", file=sys.stderr)
@@ -104,8 +109,6 @@ def measure(sides: Sequence[Side], model: str, rounds: int, threads: int | None,
             record = run(side, threads)
             runs[side.name].append(record)
             print(f"  {side.name}: {seconds(record):.2f} s", file=sys.stderr)
-        if not any("alike" in records[0] for records in runs.values()):
-            raise SystemExit(f"--only {only!r} must leave a side that tells of its prompts; keep one of ours")
     counts = {record["threads"] for records in [*runs.values(), machines] for record in records}
     if len(counts) > 1:
         raise SystemExit(f"all processes must have one number of threads, got {sorted(counts)}; pass --threads")

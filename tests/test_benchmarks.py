@@ -61,9 +61,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_a_choice_that_leaves_no_side_is_refused_before_anything_runs() -> None:
-    sides = [rounds.Side("ours", ["no.such.module"])]
-    with pytest.raises(SystemExit, match=r"name of some side, got 'theirs'"):
-        rounds.measure(sides, "no such model", 1, None, "theirs")
+    sides = [
+        rounds.Side("ours", ["benchmarks.ours", "--no-such-option"]),
+        rounds.Side("rows", ["benchmarks.peer_rows"]),
+    ]
+    for choice, rule in (("theirs", "must be found in"), ("rows", "must leave a side")):
+        with pytest.raises(SystemExit, match=f"--only {rule}"):
+            rounds.measure(sides, "no such model", 1, None, choice)
 
 
 def test_work_by_hand() -> None:

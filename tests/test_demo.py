@@ -72,6 +72,22 @@ def test_a_real_model_improves_without_labels(place: Path) -> None:
         assert row["learn/bad_updates"] == 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_where_memory_runs_out_the_same_is_written_and_learned(place: Path) -> None:
+    first = next(command for command in readme_commands() if command.startswith("ttrl-pop run")).split(" > ")[0]
+    flags = f"--gold examples/times-table.gold.jsonl{SMALL} --set learn.token_budget=4096 --out runs/limited"
+    # Without a limit it takes some 5 GB of addresses; 2 are gone once the model is loaded.
+    done = shell(f"ulimit -v 2300000; {first} {flags}", place)
+    assert done.returncode == 0, done.stderr
+    whole, limited = place / "runs" / "times-table-1", place / "runs" / "limited"
+    assert (limited / "answers.jsonl").read_text() == (whole / "answers.jsonl").read_text()
+    (expected,), (got,) = (rows((run / "metrics.jsonl").read_text()) for run in (whole, limited))
+    assert got["learn/token_budget"] < 4096
+    same = [key for key in expected if key.split("/")[0] in ("vote", "rollout") and expected[key] is not None]
+    assert {key: got[key] for key in same} == pytest.approx({key: expected[key] for key in same}, rel=1e-5)
+    assert got["learn/grad_norm"] == pytest.approx(expected["learn/grad_norm"], rel=1e-4)
+
+
 def test_every_command_of_the_readme_runs(place: Path) -> None:
     commands = readme_commands()
     assert len(commands) >= 7
