@@ -76,7 +76,7 @@ def test_a_real_model_improves_without_labels(place: Path) -> None:
 def test_where_memory_runs_out_the_same_is_written_and_learned(place: Path) -> None:
     first = next(command for command in readme_commands() if command.startswith("ttrl-pop run")).split(" > ")[0]
     flags = f"--gold examples/times-table.gold.jsonl{SMALL} --set learn.token_budget=4096 --out runs/limited"
-    # Without a limit it takes some 5 GB of addresses; 2 are gone once the model is loaded.
+    # 2 GB of it are gone once the model is loaded.
     done = shell(f"ulimit -v 2300000; {first} {flags}", place)
     assert done.returncode == 0, done.stderr
     whole, limited = place / "runs" / "times-table-1", place / "runs" / "limited"

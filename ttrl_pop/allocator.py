@@ -15,7 +15,7 @@ FROM_SYSTEM_LIMITED = 2**20
 for."""
 PREPARED_PRODUCTS = "32"
 """Shapes of products for which torch and oneDNN each keep what they have prepared; 1,024 by themselves. One takes some
-3 MB of addresses and 0.7 MB of memory (dev/LOG.md), and each number of tokens is another one. A forward and its
+2 MB of addresses and 0.6 MB of memory (dev/LOG.md), and each number of tokens is another one. A forward and its
 backward need about 12."""
 
 
