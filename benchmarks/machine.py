@@ -1,8 +1,8 @@
 """What the machine attains: the rate of float32 matrix products at the shapes of a model, and a process's peak memory.
 
 A rate is that of a forward product and of the product that carries a gradient back to the input, in turn, as the
-median of repeats, by torch's own products or by those that ours takes (`ttrl_pop.products`), whichever are faster.
-Weights lie warm in the cache here, which those of a whole model do not: an upper bound.
+median of repeats, by torch's own products or by those that ours takes (`ttrl_pop.kernels.matmul`), whichever are
+faster. Weights lie warm in the cache here, which those of a whole model do not: an upper bound.
 Run in a process of its own, which prints one JSON line:
 
     python -m benchmarks.machine MODEL_FOLDER
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ttrl_pop.products import packed, product
+from ttrl_pop.kernels.matmul import packed, product
 
 LAYER_ROWS = 2048
 """Tokens of one product of a layer, as in prefill and in the learner."""

@@ -26,13 +26,13 @@ import torch
 
 from benchmarks.machine import peak_bytes
 from benchmarks.workload import completion_lengths, times_table
-from ttrl_pop import streams
-from ttrl_pop.backends.vllm.engine import Engine, Model, Order
-from ttrl_pop.backends.vllm.options import VllmOptions
-from ttrl_pop.models import load_model
-from ttrl_pop.packing import alike
-from ttrl_pop.policy import Policy
-from ttrl_pop.populations.norm_noise import NormNoise, NormNoiseOptions
+from ttrl_pop import randomness
+from ttrl_pop.model.load import load_model
+from ttrl_pop.model.policy import Policy
+from ttrl_pop.packing.pack import alike
+from ttrl_pop.population.norm_noise import NormNoise, NormNoiseOptions
+from ttrl_pop.sample.vllm.engine import Engine, Model, Order
+from ttrl_pop.sample.vllm.options import VllmOptions
 
 SIGMA = 0.005
 """Fixed, so that nothing is calibrated; its value changes no cost."""
@@ -48,7 +48,7 @@ def orders_of(prompts: Sequence[tuple[int, ...]], side: str, lengths: Sequence[i
             mind + 1,
             # Of its own in each step: nobody reads what another step has left in the cache.
             f"{step}" if side == "plain" else f"{step}:{mind}",
-            streams.seed("bench", problem, mind),
+            randomness.seed("bench", problem, mind),
             lengths[problem * minds + mind],
             1.0,
             1.0,

@@ -26,19 +26,19 @@ from statistics import median
 from typing import Any
 
 from benchmarks.workload import Work
-from ttrl_pop import allocator
 from ttrl_pop.errors import UsageError
-from ttrl_pop.models import locate
+from ttrl_pop.kernels import malloc
+from ttrl_pop.model.load import locate
 
 MIB = 1 << 20
 KEPT_MEMORY = {
     "THP_MEM_ALLOC_ENABLE": "1",
     "MALLOC_TRIM_THRESHOLD_": str(2**62),
-    "MALLOC_MMAP_THRESHOLD_": str(allocator.FROM_SYSTEM),
-    "LRU_CACHE_CAPACITY": allocator.PREPARED_PRODUCTS,
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": allocator.PREPARED_PRODUCTS,
+    "MALLOC_MMAP_THRESHOLD_": str(malloc.FROM_SYSTEM),
+    "LRU_CACHE_CAPACITY": malloc.PREPARED_PRODUCTS,
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": malloc.PREPARED_PRODUCTS,
 }
-"""What `ttrl-pop` sets for itself (`ttrl_pop.allocator`), and its users need not know of."""
+"""What `ttrl-pop` sets for itself (`ttrl_pop.kernels.malloc`), and its users need not know of."""
 TELLING = ("benchmarks.ours", "benchmarks.peer_vllm")
 """Whose records tell of the prompts."""
 BUSY = 0.5

@@ -32,12 +32,12 @@ from typing import Any
 from math_verify import parse, verify
 
 from benchmarks.rounds import BUSY
-from ttrl_pop.graders.base import Grader
-from ttrl_pop.graders.exact import ExactGrader
-from ttrl_pop.graders.math import MathGrader
-from ttrl_pop.rewards import majority
 from ttrl_pop.types import Group, Mind, Problem, Rollout
-from ttrl_pop.vote import Rules, vote
+from ttrl_pop.vote.graders.base import Grader
+from ttrl_pop.vote.graders.exact import ExactGrader
+from ttrl_pop.vote.graders.math import MathGrader
+from ttrl_pop.vote.rewards.base import majority
+from ttrl_pop.vote.vote import Rules, vote
 
 Record = dict[str, Any]
 """What was measured of one side."""

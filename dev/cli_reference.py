@@ -5,7 +5,7 @@ python dev/cli_reference.py > docs/CLI.md
 
 from typer.testing import CliRunner
 
-from ttrl_pop.cli import app
+from ttrl_pop.cli.app import app
 
 COLUMNS = 100
 INTRODUCTION = """# Command line

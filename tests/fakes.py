@@ -10,22 +10,22 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models
 
-from ttrl_pop import attention
-from ttrl_pop.backends.base import Backend, Request
 from ttrl_pop.config import Config, LoraConfig, load_config
-from ttrl_pop.graders.exact import ExactGrader
-from ttrl_pop.models import LoadedModel, fingerprint
-from ttrl_pop.packing import Tree, pack
-from ttrl_pop.policy import Policy
-from ttrl_pop.populations.base import MEAN, Population
-from ttrl_pop.populations.norm_noise import NormNoise, NormNoiseOptions
-from ttrl_pop.problems import ProblemSet
-from ttrl_pop.rewards import Ballot, majority
-from ttrl_pop.rules import build_rules
-from ttrl_pop.sample import Prompts
-from ttrl_pop.session import Session
+from ttrl_pop.model.load import LoadedModel, fingerprint
+from ttrl_pop.model.policy import Policy
+from ttrl_pop.packing import attention
+from ttrl_pop.packing.pack import Tree, pack
+from ttrl_pop.population.base import MEAN, Population
+from ttrl_pop.population.norm_noise import NormNoise, NormNoiseOptions
+from ttrl_pop.read.problems import ProblemSet
+from ttrl_pop.run.session import Session
+from ttrl_pop.sample.backend import Backend, Request
+from ttrl_pop.sample.sample import Prompts
 from ttrl_pop.types import AnswerKey, Group, Mind, Problem, Rollout, Tally
-from ttrl_pop.vote import Rules, vote
+from ttrl_pop.vote.graders.exact import ExactGrader
+from ttrl_pop.vote.rewards.base import Ballot, majority
+from ttrl_pop.vote.rules import build_rules
+from ttrl_pop.vote.vote import Rules, vote
 
 ALPHABET = " 0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,:?=+*\n#$\\{}/<>|-_'()"
 SPECIAL = ["<s>", "</s>", "<unk>"]
@@ -157,7 +157,7 @@ def tiny_session(
     **settings: Any,
 ) -> Session:
     """A session on TinyLM; `settings` are dotted configuration keys with __ for the dots."""
-    from ttrl_pop.backends.hf import HfBackend
+    from ttrl_pop.sample.hf.backend import HfBackend
 
     config: Config = load_config(
         None,

@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from ttrl_pop import products
+from ttrl_pop.kernels import matmul
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has its own ways")
 
 STATUS = """
 import os, resource, sys
-from ttrl_pop import allocator
+from ttrl_pop.kernels import malloc
 def size(name):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name)) >> 10
 """
@@ -24,12 +24,12 @@ def printed(code: str) -> list[str]:
     return done.stdout.split()
 
 
-@pytest.mark.skipif(products._kind() is not products.OneDnnWeight, reason="products are not oneDNN's here")
+@pytest.mark.skipif(matmul._kind() is not matmul.OneDnnWeight, reason="products are not oneDNN's here")
 def test_products_of_ever_new_shapes_take_no_more_memory() -> None:
     code = """
-allocator.configure()
+malloc.configure()
 import torch
-from ttrl_pop.products import product
+from ttrl_pop.kernels.matmul import product
 weight, x = torch.randn(768, 384), torch.randn(600, 384)
 def shapes(start, stop):
     for rows in range(start, stop):
@@ -49,7 +49,7 @@ def test_under_a_limit_on_addresses_what_is_freed_in_pieces_makes_room_for_a_who
     code = """
 limit = (size("VmSize") << 20) + (600 << 20)
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-allocator.configure()
+malloc.configure()
 pieces = [bytearray(2 << 20) for _ in range(250)]
 kept = pieces[::10]  # between them what is free would be in pieces of 18 MiB
 del pieces

@@ -27,10 +27,10 @@ from benchmarks.workload import (
     work_of,
 )
 from ttrl_pop.config import Section
-from ttrl_pop.packing import alike
-from ttrl_pop.policy import Policy
-from ttrl_pop.populations.base import NoPopulation, Population
-from ttrl_pop.session import Session
+from ttrl_pop.model.policy import Policy
+from ttrl_pop.packing.pack import alike
+from ttrl_pop.population.base import NoPopulation, Population
+from ttrl_pop.run.session import Session
 from ttrl_pop.types import Group
 
 ROOT = Path(__file__).parents[1]
@@ -163,7 +163,7 @@ def work_that_must_be_done(session: Session, groups: Sequence[Group]) -> Work:
 def test_our_sides_keep_memory_as_the_command_does_and_users_have_the_last_word(settings: str) -> None:
     command = (
         "sys.argv = ['ttrl-pop', '--version']\n"
-        "from ttrl_pop.cli import main\n"
+        "from ttrl_pop.cli.app import main\n"
         "try: main()\n"
         "except SystemExit: assert 'torch' not in sys.modules\n"
     )

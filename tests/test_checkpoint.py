@@ -10,12 +10,12 @@ from fakes import logits_of, norm_noise, save_tiny, tiny_policy, tiny_session
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ttrl_pop import checkpoint
-from ttrl_pop.checkpoint import RunDirectory
 from ttrl_pop.config import LoraConfig
 from ttrl_pop.errors import CheckpointError, UsageError
-from ttrl_pop.models import load_model
-from ttrl_pop.policy import Policy
+from ttrl_pop.model.load import load_model
+from ttrl_pop.model.policy import Policy
+from ttrl_pop.store import checkpoint
+from ttrl_pop.store.checkpoint import RunDirectory
 from ttrl_pop.train import Progress, train
 
 IDS = torch.arange(3, 21).reshape(2, 9)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from ttrl_pop.graders.choice import ChoiceGrader
-from ttrl_pop.graders.exact import ExactGrader
 from ttrl_pop.plugins import load
+from ttrl_pop.vote.graders.choice import ChoiceGrader
+from ttrl_pop.vote.graders.exact import ExactGrader
 
 CASES = json.loads((Path(__file__).parent / "cases" / "choice.json").read_text(encoding="utf-8"))
 

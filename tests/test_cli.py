@@ -16,15 +16,15 @@ from fakes import save_tiny
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
-from ttrl_pop.checkpoint import RunDirectory
-from ttrl_pop.cli import app, one_line
+from ttrl_pop.cli.app import app, one_line
 from ttrl_pop.config import Config
+from ttrl_pop.store.checkpoint import RunDirectory
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("run", "eval", "sample")
 """Those that take problems."""
 GOOD = {"id": "a", "prompt": "Q: 1+1?\nA:"}
-HEAVY = {"torch", "transformers", "peft", "rich", "numpy", "ttrl_pop.config", "ttrl_pop.commands"}
+HEAVY = {"torch", "transformers", "peft", "rich", "numpy", "ttrl_pop.config", "ttrl_pop.cli.run"}
 
 
 def ttrl(*arguments: object, stdin: bytes | str | None = None) -> Result:
@@ -92,7 +92,7 @@ def test_the_reference_page_is_what_the_help_says() -> None:
 def test_help_is_quick_and_loads_nothing_heavy() -> None:
     script = (
         "import sys; sys.argv = ['ttrl-pop', *sys.argv[1:]]\n"
-        "from ttrl_pop.cli import main\n"
+        "from ttrl_pop.cli.app import main\n"
         "try: main()\n"
         "except SystemExit as end: assert not end.code\n"
         "print(*sys.modules, file=sys.stderr)"

@@ -22,13 +22,15 @@ import pytest
 from fakes import PROBLEMS, ScriptedBackend, save_tiny
 from typer.testing import CliRunner, Result
 
-from ttrl_pop import checkpoint, commands, guard
-from ttrl_pop.backends.base import Request
-from ttrl_pop.backends.hf import HfBackend
-from ttrl_pop.checkpoint import RunDirectory
-from ttrl_pop.cli import app
-from ttrl_pop.commands import LARGE_SET
+from ttrl_pop.cli import run as commands
+from ttrl_pop.cli.app import app
+from ttrl_pop.cli.run import LARGE_SET
 from ttrl_pop.errors import UsageError
+from ttrl_pop.run import collapse
+from ttrl_pop.sample.backend import Request
+from ttrl_pop.sample.hf.backend import HfBackend
+from ttrl_pop.store import checkpoint
+from ttrl_pop.store.checkpoint import RunDirectory
 from ttrl_pop.types import Rollout
 
 pytestmark = pytest.mark.slow
@@ -281,7 +283,7 @@ def test_a_resume_with_something_else_is_refused(place: Path, copied: Path, tmp_
 def test_the_collapse_guard_ends_a_run_with_exit_code_3_and_says_what_is_kept(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard, "RULES", (lambda first, now: "\x1b[31mall the same",))
+    monkeypatch.setattr(collapse, "RULES", (lambda first, now: "\x1b[31mall the same",))
     out = tmp_path / "run"
     arguments = ("run", place / "p.jsonl", "--config", place / "c.toml", "--out", out, "--steps", 7)
     told = ttrl(*arguments, "--stop-on-collapse", code=3)
@@ -483,7 +485,7 @@ def child(arguments: list[str], stdout: str, stderr: str, stdin: str) -> None:
     """`ttrl-pop` in a process of its own, on files, pipes or a terminal."""
     import torch
 
-    from ttrl_pop.cli import main
+    from ttrl_pop.cli.app import main
 
     torch.set_num_threads(1)
     for number, path, flags in ((0, stdin, os.O_RDONLY), (2, stderr, os.O_WRONLY), (1, stdout, os.O_WRONLY)):
@@ -496,7 +498,7 @@ def child(arguments: list[str], stdout: str, stderr: str, stdin: str) -> None:
 def start() -> Iterator[Callable[..., Any]]:
     # Children are forked from a server that has done the imports.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ttrl_pop.commands"])
+    context.set_forkserver_preload(["ttrl_pop.cli.run"])
     started = []
 
     def begin(*arguments: object, stdout: object, stderr: object = os.devnull, stdin: object = os.devnull) -> Any:

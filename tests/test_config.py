@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ttrl_pop.config import Config, dump_config, load_config, parse_assignment, validate
 from ttrl_pop.errors import UsageError
-from ttrl_pop.populations.norm_noise import NormNoiseOptions
+from ttrl_pop.population.norm_noise import NormNoiseOptions
 
 
 def write(folder: Path, text: str) -> Path:

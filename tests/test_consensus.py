@@ -11,10 +11,10 @@ import torch
 from fakes import norm_noise, tiny_model, tiny_session
 from torch.nn.functional import cross_entropy
 
-from ttrl_pop.checkpoint import RunDirectory
 from ttrl_pop.config import LoraConfig
-from ttrl_pop.models import LoadedModel
-from ttrl_pop.policy import Policy
+from ttrl_pop.model.load import LoadedModel
+from ttrl_pop.model.policy import Policy
+from ttrl_pop.store.checkpoint import RunDirectory
 from ttrl_pop.train import Progress, train
 from ttrl_pop.types import Problem, StepReport
 

@@ -12,13 +12,13 @@ from test_hf_backend import MANY_STOPS, assert_same, requests
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ttrl_pop.backends import hf
-from ttrl_pop.backends.decode import COLUMNS, RecordedStep
-from ttrl_pop.backends.hf import HfBackend, HfOptions
 from ttrl_pop.config import SamplingConfig
 from ttrl_pop.errors import UsageError
-from ttrl_pop.policy import Policy
-from ttrl_pop.populations.base import NoPopulation
+from ttrl_pop.model.policy import Policy
+from ttrl_pop.population.base import NoPopulation
+from ttrl_pop.sample.hf import backend as hf
+from ttrl_pop.sample.hf.backend import HfBackend, HfOptions
+from ttrl_pop.sample.hf.decode import COLUMNS, RecordedStep
 from ttrl_pop.types import Rollout
 
 aten = torch.ops.aten
@@ -99,7 +99,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", capture)
     # MKL's own products are no operations of torch.
-    monkeypatch.setattr("ttrl_pop.products._kind", lambda: None)
+    monkeypatch.setattr("ttrl_pop.kernels.matmul._kind", lambda: None)
     Graph.made.clear()
     return Graph.made
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ttrl_pop.models import DEMO_PACKAGE
+from ttrl_pop.model.load import DEMO_PACKAGE
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data" / "ttrl"

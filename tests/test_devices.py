@@ -9,12 +9,12 @@ from fakes import norm_noise, tiny_policy
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from ttrl_pop.backends.cache import KeyValueCache, prefill
-from ttrl_pop.backends.decode import DecodeStep
-from ttrl_pop.backends.hf import draw
-from ttrl_pop.packing import Branch, Tree, pack
-from ttrl_pop.policy import Policy
-from ttrl_pop.populations.norm_noise import NormNoise
+from ttrl_pop.model.policy import Policy
+from ttrl_pop.packing.pack import Branch, Tree, pack
+from ttrl_pop.population.norm_noise import NormNoise
+from ttrl_pop.sample.hf.backend import draw
+from ttrl_pop.sample.hf.cache import KeyValueCache, prefill
+from ttrl_pop.sample.hf.decode import DecodeStep
 from ttrl_pop.types import Mind
 
 DEVICE = torch.device("meta")
@@ -26,7 +26,7 @@ MINDS = (Mind(5), Mind(7))
 @pytest.fixture(params=["sequence", "completion"])
 def policy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Policy]:
     # What fused layers hold of weights cannot be exchanged afterwards; they are made of operations without a device.
-    monkeypatch.setattr("ttrl_pop.policy.fuse", lambda network: None)
+    monkeypatch.setattr("ttrl_pop.model.policy.fuse", lambda network: None)
     monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
     policy = tiny_policy(population=norm_noise(0.3, scope=request.param), dtype=torch.float32)
     assert not policy.population.needs_calibration

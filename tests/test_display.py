@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from ttrl_pop.display import (
+from ttrl_pop.cli.display.live import (
     BLOCKS,
     CURVES,
     POINTS,

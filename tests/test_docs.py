@@ -90,7 +90,7 @@ def test_every_setting_of_the_learner_and_the_vote_is_in_the_method() -> None:
     assert [key for key in keys if not re.search(rf"\b{key}\b", text)] == []
 
 
-@pytest.mark.parametrize("name", ["ttrl_pop.grpo.advantage", "ttrl_pop.groups.x", "ttrl_pop.types.Tally.agreed"])
+@pytest.mark.parametrize("name", ["ttrl_pop.learn.grpo.advantage", "ttrl_pop.groups.x", "ttrl_pop.types.Tally.agreed"])
 def test_a_wrong_name_is_seen(name: str) -> None:
     assert NAME.findall(f"(`{name}`)") == [name]
     with pytest.raises(AttributeError):
@@ -107,7 +107,7 @@ def test_a_wrong_name_is_seen(name: str) -> None:
         'learn.loss = "grpo"',
         "population.options.spred = 1",
         'population.options.spread = "dim"',
-        "ttrl_pop.calibrate.MINDS = 3",
+        "ttrl_pop.fit.sigma.MINDS = 3",
         "steps = 21",
     ],
 )

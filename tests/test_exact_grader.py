@@ -10,9 +10,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from ttrl_pop.graders.base import Grader
-from ttrl_pop.graders.exact import ExactGrader
 from ttrl_pop.plugins import load
+from ttrl_pop.vote.graders.base import Grader
+from ttrl_pop.vote.graders.exact import ExactGrader
 
 CASES = Path(__file__).parent / "cases"
 EXAMPLES = Path(__file__).parents[1] / "examples" / "plugins"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from ttrl_pop.errors import UsageError
-from ttrl_pop.extract import NAMED, Extract, extract_chat, extract_raw, resolve_extract
 from ttrl_pop.types import FinishReason
+from ttrl_pop.vote.extract import NAMED, Extract, extract_chat, extract_raw, resolve_extract
 
 EXTRACT_CASES = json.loads((Path(__file__).parent / "cases" / "extract.json").read_text(encoding="utf-8"))
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ttrl_pop import grpo
+from ttrl_pop.learn import grpo
 
 LOSSES = ("grpo", "dapo", "dr_grpo", "gspo")
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from ttrl_pop.guard import Watch
+from ttrl_pop.run.collapse import Watch
 from ttrl_pop.types import Metrics
 
 HEALTHY: Metrics = {

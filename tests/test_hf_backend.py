@@ -11,16 +11,16 @@ from fakes import FAMILIES, PROBLEMS, norm_noise, tiny_network, tiny_policy, tin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ttrl_pop.attention import single
-from ttrl_pop.backends import hf
-from ttrl_pop.backends.base import Request
-from ttrl_pop.backends.hf import HfBackend, draw
 from ttrl_pop.config import SamplingConfig
 from ttrl_pop.errors import DivergenceError
-from ttrl_pop.packing import KEYS, Pack, alike
-from ttrl_pop.policy import Policy
-from ttrl_pop.populations.base import MEAN, NoPopulation
-from ttrl_pop.sample import sample
+from ttrl_pop.model.policy import Policy
+from ttrl_pop.packing.attention import single
+from ttrl_pop.packing.pack import KEYS, Pack, alike
+from ttrl_pop.population.base import MEAN, NoPopulation
+from ttrl_pop.sample.backend import Request
+from ttrl_pop.sample.hf import backend as hf
+from ttrl_pop.sample.hf.backend import HfBackend, draw
+from ttrl_pop.sample.sample import sample
 from ttrl_pop.types import Mind, Rollout
 
 
@@ -177,7 +177,7 @@ def test_a_prompt_is_read_once_for_all_who_read_it_alike(
     beginnings = {prompt[: i + 1] for prompt in prompts for i in range(len(prompt))}
     assert readers * len(beginnings) <= sum(tokens) <= readers * (sum(map(len, prompts)) - 3 * shared)
     tokens.clear()
-    monkeypatch.setattr("ttrl_pop.packing.PARTING_KEYS", 10**6)
+    monkeypatch.setattr("ttrl_pop.packing.pack.PARTING_KEYS", 10**6)
     written(policy, requests(policy, minds=3, samples=4), max_new_tokens=1)
     assert sum(tokens) == readers * len(beginnings)
 

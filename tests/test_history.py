@@ -4,8 +4,8 @@ import pytest
 from fakes import PROBLEMS, tally_of
 
 from ttrl_pop.config import GuardConfig
-from ttrl_pop.graders.exact import ExactGrader
-from ttrl_pop.history import History, ProblemState, group_weight
+from ttrl_pop.run.history import History, ProblemState, group_weight
+from ttrl_pop.vote.graders.exact import ExactGrader
 
 GUARD = GuardConfig(settled_agreement=0.75)
 same = ExactGrader().same

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import pytest
 
-from ttrl_pop import interrupts
+from ttrl_pop.cli import interrupts
 
 
 @pytest.fixture(autouse=True)

@@ -7,10 +7,10 @@ import torch
 from fakes import FAMILIES, logits_of, tiny_network, tiny_policy
 from torch import Tensor, nn
 
-from ttrl_pop import products
-from ttrl_pop.fuse import ROTATION, fuse
-from ttrl_pop.layers import Projection, gated_mlp, linear, rms_norm, rotate
-from ttrl_pop.populations.base import MEAN
+from ttrl_pop.kernels import matmul
+from ttrl_pop.kernels.fused import Projection, gated_mlp, linear, rms_norm, rotate
+from ttrl_pop.kernels.install import ROTATION, fuse
+from ttrl_pop.population.base import MEAN
 from ttrl_pop.types import Mind
 
 
@@ -99,7 +99,7 @@ def test_a_gated_mlp_has_the_values_and_slopes_of_a_plain_one(has_bias: bool, ki
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_fused_policy_computes_what_it_did(family: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     fused = tiny_policy(family, dtype=dtype)
-    monkeypatch.setattr("ttrl_pop.policy.fuse", lambda network: None)
+    monkeypatch.setattr("ttrl_pop.model.policy.fuse", lambda network: None)
     plain = tiny_policy(family, dtype=dtype)
     ids, minds = torch.arange(3, 30).view(3, 9), [Mind(1), MEAN, Mind(2)]
     results = []
@@ -188,7 +188,7 @@ def test_a_rotation_of_a_part_of_each_head_is_the_models_own() -> None:
 
 def test_without_its_adapter_a_fused_policy_is_the_base_model(monkeypatch: pytest.MonkeyPatch) -> None:
     # Products by another library than the model's own round in another way.
-    monkeypatch.setattr(products, "_kind", lambda: None)
+    monkeypatch.setattr(matmul, "_kind", lambda: None)
     policy, base = tiny_policy(dtype=torch.float32), tiny_policy(dtype=torch.float32, lora=None)
     ids = torch.arange(3, 12)[None]
     expected = logits_of(base, ids, None)
@@ -215,7 +215,7 @@ def test_merged_weights_follow_every_change_of_the_adapter() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_an_adapter_is_merged_where_there_is_room(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ttrl_pop.fuse.MERGED_SHARE", share)
+    monkeypatch.setattr("ttrl_pop.kernels.install.MERGED_SHARE", share)
     merged: list[bool] = []
     times = Projection.times
 

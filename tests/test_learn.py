@@ -11,14 +11,14 @@ from fakes import FAMILIES, PROBLEMS, norm_noise, one_mind, own_attention, tiny_
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ttrl_pop import grpo
 from ttrl_pop.errors import DivergenceError, StaleRolloutError
-from ttrl_pop.learn import Learner, Sample, Sums, micro_batches, schedule_factor
-from ttrl_pop.packing import pack
-from ttrl_pop.policy import grow
-from ttrl_pop.populations.base import MEAN
-from ttrl_pop.sample import sample
-from ttrl_pop.session import Session
+from ttrl_pop.learn import grpo
+from ttrl_pop.learn.learner import Learner, Sample, Sums, micro_batches, schedule_factor
+from ttrl_pop.model.policy import grow
+from ttrl_pop.packing.pack import pack
+from ttrl_pop.population.base import MEAN
+from ttrl_pop.run.session import Session
+from ttrl_pop.sample.sample import sample
 from ttrl_pop.types import Mind, Problem, Rollout, Tally
 
 SLOW = [pytest.mark.slow]

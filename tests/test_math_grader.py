@@ -24,17 +24,17 @@ from math_verify import LatexExtractionConfig, parse, verify
 from rich.console import Console
 from rich.text import Text
 
+from ttrl_pop.cli.display.live import safe
 from ttrl_pop.config import Config
-from ttrl_pop.display import safe
-from ttrl_pop.extract import extract_chat
-from ttrl_pop.graders import algebra
-from ttrl_pop.graders.base import Grader
-from ttrl_pop.graders.exact import ExactGrader
-from ttrl_pop.graders.math import MAX_DEPTH, MAX_LENGTH, MathGrader, is_refused
 from ttrl_pop.plugins import load
-from ttrl_pop.rewards import majority
 from ttrl_pop.types import Group, Mind, Problem, Rollout, Tally
-from ttrl_pop.vote import Rules, vote
+from ttrl_pop.vote.extract import extract_chat
+from ttrl_pop.vote.graders.algebra import reading as algebra
+from ttrl_pop.vote.graders.base import Grader
+from ttrl_pop.vote.graders.exact import ExactGrader
+from ttrl_pop.vote.graders.math import MAX_DEPTH, MAX_LENGTH, MathGrader, is_refused
+from ttrl_pop.vote.rewards.base import majority
+from ttrl_pop.vote.vote import Rules, vote
 
 CASES = Path(__file__).parent / "cases"
 MATH_500 = Path(__file__).parents[1].parent / "shared" / "data" / "ttrl" / "math500.json"
@@ -530,7 +530,7 @@ def test_a_process_with_limits_of_its_own_grades_all_the_same(limit: str) -> Non
     # The limit holds for the worker too, which cannot raise it to what it would choose.
     code = f"""
 import resource
-from ttrl_pop.graders.math import MathGrader
+from ttrl_pop.vote.graders.math import MathGrader
 resource.setrlimit(resource.{limit})
 grader = MathGrader(seconds=1000.0)
 print(grader.same("x+1", "1+x"), grader.timeouts)
@@ -619,7 +619,7 @@ def test_an_interrupt_leaves_no_line_that_would_answer_the_next_question(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("ttrl_pop.graders.math._line", interrupted)
+        patched.setattr("ttrl_pop.vote.graders.math._line", interrupted)
         with pytest.raises(KeyboardInterrupt):
             grader.same("x+2", "2+x")
     assert not grader.same("x+3", "x+4")
@@ -645,7 +645,7 @@ def test_closing_leaves_no_process_behind_and_a_later_question_starts_anew() -> 
 
 SCRIPT = """
 import sys
-from ttrl_pop.graders.math import MathGrader
+from ttrl_pop.vote.graders.math import MathGrader
 grader = MathGrader(seconds=60.0)
 assert grader.same("x+1", "1+x")
 print(grader._worker._process.pid, flush=True)
@@ -694,7 +694,9 @@ def test_it_works_from_many_threads_at_once() -> None:
 def test_the_worker_needs_no_torch_and_nothing_of_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = "import sys, ttrl_pop.graders.math_worker; print({'torch', 'transformers', 'numpy'} & set(sys.modules))"
+    script = (
+        "import sys, ttrl_pop.vote.graders.math_worker; print({'torch', 'transformers', 'numpy'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
     (tmp_path / "sympy.py").write_text("raise SystemExit('imported by accident')")
@@ -706,10 +708,10 @@ def test_the_worker_needs_no_torch_and_nothing_of_the_working_directory(
 
 @pytest.mark.slow
 def test_the_worker_imports_this_package_from_where_the_asking_process_has_it(tmp_path: Path) -> None:
-    shutil.copytree(Path(algebra.__file__).parents[1], tmp_path / "ttrl_pop")
-    with (tmp_path / "ttrl_pop" / "graders" / "algebra.py").open("a", encoding="utf-8") as file:
+    shutil.copytree(Path(algebra.__file__).parents[3], tmp_path / "ttrl_pop")
+    with (tmp_path / "ttrl_pop/vote/graders/algebra/reading.py").open("a", encoding="utf-8") as file:
         file.write("\nopen('imported', 'w').close()\n")
-    script = "from ttrl_pop.graders.math import MathGrader; print(MathGrader().same('x+1', '1+x'))"
+    script = "from ttrl_pop.vote.graders.math import MathGrader; print(MathGrader().same('x+1', '1+x'))"
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True"
     assert (tmp_path / "imported").exists()

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ttrl_pop.measures import (
+from ttrl_pop.report.measures import (
     avg_at_n,
     bootstrap_difference,
     bootstrap_interval,

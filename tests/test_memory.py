@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ttrl_pop import memory
-from ttrl_pop.memory import is_exhausted, limit_bytes, zeros
+from ttrl_pop.kernels import memory
+from ttrl_pop.kernels.memory import is_exhausted, limit_bytes, zeros
 
 CPU = torch.device("cpu")
 
@@ -18,7 +18,7 @@ def test_an_allocation_that_torch_refuses_is_known() -> None:
     # In a process of its own: the limit would hold for the tests that follow.
     code = """
 import resource, torch
-from ttrl_pop.memory import is_exhausted
+from ttrl_pop.kernels.memory import is_exhausted
 resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
 try:
     torch.zeros(8 << 30)
@@ -55,7 +55,7 @@ def test_zeros_have_the_shape_and_type_that_is_asked_for(dtype: torch.dtype) -> 
 def test_zeros_that_do_not_fit_are_a_failed_allocation() -> None:
     code = """
 import resource, torch
-from ttrl_pop.memory import is_exhausted, zeros
+from ttrl_pop.kernels.memory import is_exhausted, zeros
 resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
 try:
     zeros((8, 1 << 30), torch.float32, torch.device("cpu"))

@@ -8,11 +8,11 @@ import pytest
 import torch
 from fakes import FAMILIES, logits_of, save_tiny, tiny_network
 
-from ttrl_pop import models
 from ttrl_pop.errors import UsageError
-from ttrl_pop.models import LoadedModel, converted, demo_gguf, fingerprint, load_model, locate, resolve_device
-from ttrl_pop.policy import Policy
-from ttrl_pop.populations.base import NoPopulation
+from ttrl_pop.model import load as models
+from ttrl_pop.model.load import LoadedModel, converted, demo_gguf, fingerprint, load_model, locate, resolve_device
+from ttrl_pop.model.policy import Policy
+from ttrl_pop.population.base import NoPopulation
 
 DEMO = importlib.util.find_spec(models.DEMO_PACKAGE) is not None
 

@@ -11,14 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ttrl_pop import attention, packing
-from ttrl_pop.attention import BlockPlan
 from ttrl_pop.config import LoraConfig
 from ttrl_pop.errors import UsageError
-from ttrl_pop.models import LoadedModel
-from ttrl_pop.packing import PARTING_KEYS, SLACK, Branch, Pack, Tree, alike, pack
-from ttrl_pop.policy import Policy, selected_logprobs
-from ttrl_pop.populations.base import MEAN, NoPopulation
+from ttrl_pop.model.load import LoadedModel
+from ttrl_pop.model.policy import Policy, selected_logprobs
+from ttrl_pop.packing import attention
+from ttrl_pop.packing import pack as packing
+from ttrl_pop.packing.attention import BlockPlan
+from ttrl_pop.packing.pack import PARTING_KEYS, SLACK, Branch, Pack, Tree, alike, pack
+from ttrl_pop.population.base import MEAN, NoPopulation
 from ttrl_pop.types import Mind
 
 CPU = torch.device("cpu")
@@ -354,7 +355,7 @@ def test_states_that_predict_several_tokens_have_the_slopes_of_states_apart(
     policy = Policy(loaded((KNOBS.get(knob) or KNOBS["logits_scaling"])()), NoPopulation(NoPopulation.Options()))
     if knob == "bias":
         policy.network.get_output_embeddings().bias = nn.Parameter(torch.randn(40), requires_grad=False)
-    monkeypatch.setattr("ttrl_pop.policy.LOGIT_ROWS", 2)
+    monkeypatch.setattr("ttrl_pop.model.policy.LOGIT_ROWS", 2)
     torch.manual_seed(0)
     hidden = torch.randn(5, 16, requires_grad=True)
     # The third state predicts nothing, the last two are of a chunk that ends with one.

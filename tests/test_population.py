@@ -6,11 +6,11 @@ import pytest
 import torch
 from fakes import FAMILIES, logits_of, norm_noise, tiny_model, tiny_network, tiny_policy
 
-from ttrl_pop import products
 from ttrl_pop.errors import UsageError
-from ttrl_pop.policy import Policy
-from ttrl_pop.populations.base import MEAN, NoPopulation
-from ttrl_pop.populations.norm_noise import norm_sites
+from ttrl_pop.kernels import matmul
+from ttrl_pop.model.policy import Policy
+from ttrl_pop.population.base import MEAN, NoPopulation
+from ttrl_pop.population.norm_noise import norm_sites
 from ttrl_pop.types import Mind
 
 MINDS = [Mind(11), Mind(12), Mind(11), MEAN]
@@ -59,7 +59,7 @@ def test_without_spread_the_logits_are_the_base_models_to_the_bit(
     family: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Products by another library than the model's own round in another way.
-    monkeypatch.setattr(products, "_kind", lambda: None)
+    monkeypatch.setattr(matmul, "_kind", lambda: None)
     policy = Policy(tiny_model(family, dtype=dtype), norm_noise(0.0))
     with torch.no_grad():
         plain = tiny_network(family, dtype=dtype)(input_ids=IDS, use_cache=False).logits

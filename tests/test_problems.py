@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from ttrl_pop.config import ProblemsConfig
 from ttrl_pop.errors import UsageError
-from ttrl_pop.problems import (
+from ttrl_pop.read.problems import (
     GOLD_FIELDS,
     ID_FIELDS,
     INSTRUCTION,
@@ -306,7 +306,7 @@ def test_errors_of_a_dataset_name_it_and_its_row() -> None:
 
 def run_program(program: str, stdin: str = "") -> tuple[str, str]:
     """stdout and stderr of a new process: no torch imported yet, annotations not checked."""
-    head = "from ttrl_pop.config import ProblemsConfig\nfrom ttrl_pop.problems import read_problems\n"
+    head = "from ttrl_pop.config import ProblemsConfig\nfrom ttrl_pop.read.problems import read_problems\n"
     run = subprocess.run(
         [sys.executable, "-c", head + program], input=stdin, capture_output=True, text=True, cwd=ROOT, check=False
     )

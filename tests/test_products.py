@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import linear
 
-from ttrl_pop import fuse, products
-from ttrl_pop.layers import Projection
-from ttrl_pop.layers import linear as own_linear
-from ttrl_pop.products import Mkl, MklWeight, OneDnnWeight, PackedWeight
+from ttrl_pop.kernels import install as fuse
+from ttrl_pop.kernels import matmul
+from ttrl_pop.kernels.fused import Projection
+from ttrl_pop.kernels.fused import linear as own_linear
+from ttrl_pop.kernels.matmul import Mkl, MklWeight, OneDnnWeight, PackedWeight
 
-KINDS: list[type[PackedWeight]] = [kind for kind in (MklWeight, OneDnnWeight) if products._is_right(kind)]
+KINDS: list[type[PackedWeight]] = [kind for kind in (MklWeight, OneDnnWeight) if matmul._is_right(kind)]
 """What this machine's torch has, whichever of them its processor calls for."""
 needs_mkl = pytest.mark.skipif(MklWeight not in KINDS, reason="this torch has no MKL")
 kinds = pytest.mark.parametrize("kind", KINDS)
@@ -27,11 +28,11 @@ kinds = pytest.mark.parametrize("kind", KINDS)
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes one kind of packed weights that of this processor, or none."""
-    return lambda kind: monkeypatch.setattr(products, "_kind", lambda: kind)
+    return lambda kind: monkeypatch.setattr(matmul, "_kind", lambda: kind)
 
 
 def test_there_is_something_to_test_on_x86() -> None:
-    if products.platform.machine() in ("x86_64", "AMD64"):
+    if matmul.platform.machine() in ("x86_64", "AMD64"):
         assert KINDS
 
 
@@ -113,19 +114,19 @@ def test_the_processor_decides(
     vendor: str, kind: type[PackedWeight] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def decided() -> type[PackedWeight] | None:
-        products._kind.cache_clear()
-        return products._kind()
+        matmul._kind.cache_clear()
+        return matmul._kind()
 
     told = tmp_path / "cpuinfo"
     told.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
-    monkeypatch.setattr(products, "CPUINFO", told)
-    monkeypatch.setattr(products.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(matmul, "CPUINFO", told)
+    monkeypatch.setattr(matmul.platform, "machine", lambda: "x86_64")
     try:
         assert decided() is (kind if kind in KINDS else None)
-        monkeypatch.setattr(products.platform, "machine", lambda: "aarch64")
+        monkeypatch.setattr(matmul.platform, "machine", lambda: "aarch64")
         assert decided() is None
-        monkeypatch.setattr(products.platform, "machine", lambda: "x86_64")
-        monkeypatch.setattr(products, "_is_right", lambda kind: False)
+        monkeypatch.setattr(matmul.platform, "machine", lambda: "x86_64")
+        monkeypatch.setattr(matmul, "_is_right", lambda kind: False)
         assert decided() is None
     finally:
         monkeypatch.undo()
@@ -134,10 +135,10 @@ def test_the_processor_decides(
 
 @needs_mkl
 def test_a_product_that_is_missing_or_wrong_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    mkl = products._mkl()
+    mkl = matmul._mkl()
     assert mkl is not None
-    monkeypatch.setattr(products, "_mkl", lambda: None)
-    assert not products._is_right(MklWeight)
+    monkeypatch.setattr(matmul, "_mkl", lambda: None)
+    assert not matmul._is_right(MklWeight)
     with pytest.raises(ValueError, match="no MKL"):
         MklWeight(torch.ones(1, 1))
 
@@ -145,21 +146,21 @@ def test_a_product_that_is_missing_or_wrong_is_known(monkeypatch: pytest.MonkeyP
         mkl.compute(*arguments)
         mkl.compute(*arguments[:-3], 1.0, *arguments[-2:])
 
-    monkeypatch.setattr(products, "_mkl", lambda: Mkl(mkl.size, mkl.pack, twice))
-    assert not products._is_right(MklWeight)
-    monkeypatch.setattr(products, "_onednn_product", lambda x, weight, laid_out, bias: linear(x, weight, bias) * 1.01)
-    assert not products._is_right(OneDnnWeight)
+    monkeypatch.setattr(matmul, "_mkl", lambda: Mkl(mkl.size, mkl.pack, twice))
+    assert not matmul._is_right(MklWeight)
+    monkeypatch.setattr(matmul, "_onednn_product", lambda x, weight, laid_out, bias: linear(x, weight, bias) * 1.01)
+    assert not matmul._is_right(OneDnnWeight)
 
 
 @kinds
 def test_where_the_processor_calls_for_none_nothing_is_packed(kind: type[PackedWeight], taken: Any) -> None:
     weight = torch.ones(2, 3)
     taken(kind)
-    assert isinstance(products.packed(weight), kind)
+    assert isinstance(matmul.packed(weight), kind)
     for other in (weight.t(), weight.double()):
-        assert products.packed(other) is None
+        assert matmul.packed(other) is None
     taken(None)
-    assert products.packed(weight) is None
+    assert matmul.packed(weight) is None
 
 
 @needs_mkl
@@ -168,8 +169,8 @@ def test_where_no_address_space_is_left_nothing_is_packed(taken: Any, monkeypatc
         raise OSError(12, "Cannot allocate memory")
 
     taken(MklWeight)
-    monkeypatch.setattr(products.mmap, "mmap", refuse)
-    assert products.packed(torch.ones(2, 3)) is None
+    monkeypatch.setattr(matmul.mmap, "mmap", refuse)
+    assert matmul.packed(torch.ones(2, 3)) is None
 
 
 @kinds
@@ -182,9 +183,9 @@ def test_matrices_are_multiplied_as_they_lie(
     if turned:
         x, weight = x.t().contiguous().t(), weight.t().contiguous().t()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(products, "_kind", lambda: kind)
+        patch.setattr(matmul, "_kind", lambda: kind)
         for dtype in (torch.float32, torch.float64):
-            got = products.product(x.to(dtype), weight.to(dtype))
+            got = matmul.product(x.to(dtype), weight.to(dtype))
             torch.testing.assert_close(got, linear(x.to(dtype), weight.to(dtype)), rtol=1e-5, atol=1e-5)
 
 
@@ -205,7 +206,7 @@ def test_another_default_type_changes_nothing(kind: type[PackedWeight]) -> None:
     packed, x = kind(torch.ones(2, 3)), torch.ones(1, 3)
     torch.set_default_dtype(torch.float64)
     try:
-        assert products._is_right(kind)
+        assert matmul._is_right(kind)
         assert torch.equal(packed.times(x, None), torch.full((1, 2), 3.0, dtype=torch.float32))
     finally:
         torch.set_default_dtype(torch.float32)
@@ -238,25 +239,25 @@ def test_packing_again_takes_no_more_memory(kind: type[PackedWeight]) -> None:
 def test_a_limit_on_address_space_counts_all_that_is_reserved(taken: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     taken(MklWeight)
     weight = torch.ones(192, 576)
-    assert products.packed_bytes(weight) == weight.numel() * 4
+    assert matmul.packed_bytes(weight) == weight.numel() * 4
     monkeypatch.setattr(resource, "getrlimit", lambda which: (1 << 40, 1 << 40))
-    assert products.packed_bytes(weight) == len(MklWeight(weight)._memory)
+    assert matmul.packed_bytes(weight) == len(MklWeight(weight)._memory)
 
 
 def test_where_onednn_has_given_up_torch_s_own_product_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight, bias = torch.randn(5, 7), torch.randn(3, 7), torch.randn(3)
     laid_out = OneDnnWeight(weight)
     laid_out.times(x, bias)
-    monkeypatch.setattr(products, "_kind", lambda: OneDnnWeight)
+    monkeypatch.setattr(matmul, "_kind", lambda: OneDnnWeight)
 
     def refuse(*_: object) -> None:
         raise RuntimeError(message)
 
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", refuse)
     message, expected = "could not create a primitive", torch.nn.functional.linear(x, weight, bias)
-    assert torch.equal(products.product(x, weight, bias), expected)
+    assert torch.equal(matmul.product(x, weight, bias), expected)
     assert torch.equal(laid_out.times(x, bias), expected)
     message = "can't allocate memory"
-    for refused in (lambda: products.product(x, weight, bias), lambda: laid_out.times(x, bias)):
+    for refused in (lambda: matmul.product(x, weight, bias), lambda: laid_out.times(x, bias)):
         with pytest.raises(RuntimeError, match="can't allocate"):
             refused()

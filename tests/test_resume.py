@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from fakes import PROBLEMS, save_tiny
 
-from ttrl_pop import checkpoint
-from ttrl_pop.checkpoint import RunDirectory
+from ttrl_pop.store import checkpoint
+from ttrl_pop.store.checkpoint import RunDirectory
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +46,8 @@ def work(model: str, problems: str, out: str) -> None:
     """One process of the run: begin it, or go on with it."""
     import torch
 
-    from ttrl_pop import commands, inputs
+    from ttrl_pop.cli import inputs
+    from ttrl_pop.cli import run as commands
 
     torch.set_num_threads(1)
     null = os.open(os.devnull, os.O_WRONLY)
@@ -67,7 +68,7 @@ def work(model: str, problems: str, out: str) -> None:
 def context() -> Any:
     # Children are forked from a server that has done the imports: ten processes cost no ten imports.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ttrl_pop.commands"])
+    context.set_forkserver_preload(["ttrl_pop.cli.run"])
     return context
 
 

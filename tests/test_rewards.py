@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from fakes import ballot
 
-from ttrl_pop import rewards
 from ttrl_pop.errors import UsageError
-from ttrl_pop.graders.exact import ExactGrader
-from ttrl_pop.novelty import novelty_rewards, tfidf_similarity
-from ttrl_pop.rewards import build_reward, form, frequency, gated, majority, overlong
 from ttrl_pop.types import AnswerKey
+from ttrl_pop.vote.graders.exact import ExactGrader
+from ttrl_pop.vote.rewards import base as rewards
+from ttrl_pop.vote.rewards.base import build_reward, form, frequency, gated, majority, overlong
+from ttrl_pop.vote.rewards.novelty import novelty_rewards, tfidf_similarity
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "plugins"
 GOLD = AnswerKey({"p": "1/3"})

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ttrl_pop.errors import UsageError
-from ttrl_pop.rollouts import PROBLEM_ID_FIELDS, TEXT_FIELDS, Layout, read_rollouts
-from ttrl_pop.rows import read_rows
+from ttrl_pop.read.rollouts import PROBLEM_ID_FIELDS, TEXT_FIELDS, Layout, read_rollouts
+from ttrl_pop.read.rows import read_rows
 from ttrl_pop.types import Group
 
 CASES = json.loads((Path(__file__).parent / "cases/rollouts.json").read_text(encoding="utf-8"))

@@ -6,28 +6,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ttrl_pop import streams
+from ttrl_pop import randomness
 
 PARTS = st.lists(st.one_of(st.integers(-(2**70), 2**70), st.text(max_size=8)), max_size=4)
 
 
 @given(PARTS, PARTS)
 def test_different_keys_are_different_streams(one: list[int | str], other: list[int | str]) -> None:
-    assert (streams.digest(*one) == streams.digest(*other)) == (
+    assert (randomness.digest(*one) == randomness.digest(*other)) == (
         [(type(p), p) for p in one] == [(type(p), p) for p in other]
     )
 
 
 def test_a_stream_begins_anew_and_a_longer_draw_begins_with_the_shorter() -> None:
-    first = streams.stream("token", 0, 1, "p", 7, 0).random(10)
-    assert (streams.stream("token", 0, 1, "p", 7, 0).random(20)[:10] == first).all()
-    assert (streams.stream("token", 0, 2, "p", 7, 0).random(10) != first).all()
+    first = randomness.stream("token", 0, 1, "p", 7, 0).random(10)
+    assert (randomness.stream("token", 0, 1, "p", 7, 0).random(20)[:10] == first).all()
+    assert (randomness.stream("token", 0, 2, "p", 7, 0).random(10) != first).all()
 
 
 def test_known_values_do_not_change() -> None:
     # Runs on disk are resumed with these.
-    assert streams.seed("mind", 0, 1, 0) == KNOWN_SEED
-    assert streams.stream("token", 0).random() == pytest.approx(KNOWN_UNIFORM, abs=1e-15)
+    assert randomness.seed("mind", 0, 1, 0) == KNOWN_SEED
+    assert randomness.stream("token", 0).random() == pytest.approx(KNOWN_UNIFORM, abs=1e-15)
 
 
 KNOWN_SEED = 3711627519630364669
@@ -36,7 +36,7 @@ KNOWN_UNIFORM = 0.9078665014638305
 
 @given(st.integers(0, 5), st.integers(1, 30), st.integers(1, 40))
 def test_every_problem_comes_once_before_any_comes_again(seed: int, population: int, size: int) -> None:
-    taken = list(islice(streams.batches(seed, population, size), 12))
+    taken = list(islice(randomness.batches(seed, population, size), 12))
     size = min(size, population)
     assert all(len(batch) == size == len(set(batch)) for batch in taken)
     drawn = [i for batch in taken for i in batch]
@@ -44,4 +44,4 @@ def test_every_problem_comes_once_before_any_comes_again(seed: int, population: 
     counts = [drawn.count(i) for i in range(population)]
     assert max(counts) - min(counts) <= 2
     assert sorted(drawn[: population - population % size]) == sorted(set(drawn[: population - population % size]))
-    assert taken == list(islice(streams.batches(seed, population, size), 12))
+    assert taken == list(islice(randomness.batches(seed, population, size), 12))

@@ -9,18 +9,20 @@ import pytest
 import torch
 from fakes import PROBLEMS, ScriptedBackend, norm_noise, tiny_model, tiny_policy, tiny_session
 
-from ttrl_pop import checkpoint, guard, streams
-from ttrl_pop.backends.base import Request
-from ttrl_pop.backends.hf import HfBackend
-from ttrl_pop.calibrate import calibrate, distance
-from ttrl_pop.checkpoint import RunDirectory
+from ttrl_pop import randomness
 from ttrl_pop.errors import CollapseError, StaleRolloutError, UsageError
-from ttrl_pop.evaluate import summarise, survey
-from ttrl_pop.learn import Learner
-from ttrl_pop.policy import Policy
-from ttrl_pop.populations.base import MEAN
-from ttrl_pop.sample import sample
-from ttrl_pop.session import Session
+from ttrl_pop.fit.sigma import calibrate, distance
+from ttrl_pop.learn.learner import Learner
+from ttrl_pop.model.policy import Policy
+from ttrl_pop.population.base import MEAN
+from ttrl_pop.run import collapse
+from ttrl_pop.run.session import Session
+from ttrl_pop.run.survey import summarise, survey
+from ttrl_pop.sample.backend import Request
+from ttrl_pop.sample.hf.backend import HfBackend
+from ttrl_pop.sample.sample import sample
+from ttrl_pop.store import checkpoint
+from ttrl_pop.store.checkpoint import RunDirectory
 from ttrl_pop.train import Progress, load_history, resume, train
 from ttrl_pop.types import Problem, Rollout, StepReport, Tally
 
@@ -254,7 +256,7 @@ def test_flip_weights_reach_the_learner(tmp_path: Path) -> None:
 def test_a_collapse_is_told_is_not_the_best_and_stops_the_run_if_asked_to(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard, "RULES", (lambda first, now: "all the same",))
+    monkeypatch.setattr(collapse, "RULES", (lambda first, now: "all the same",))
     session = tiny_session(steps=8, guard__stop_on_collapse=True, checkpoint__every=5)
     reports: list[Any] = []
     events = train(session, run, Progress())
@@ -372,14 +374,14 @@ def test_distance_grows_with_sigma_and_is_zero_without() -> None:
 def test_batches_of_the_loop_follow_the_stream(run: RunDirectory) -> None:
     session = tiny_session(steps=3, problems_per_step=4)
     tallies = [e for e in train(session, run, Progress()) if isinstance(e, Tally)]
-    expected = streams.batches(0, len(PROBLEMS), 4)
+    expected = randomness.batches(0, len(PROBLEMS), 4)
     for step in range(3):
         ids = [t.group.problem.index for t in tallies[4 * step : 4 * step + 4]]
         assert sorted(ids) == sorted(next(expected))
 
 
 def test_targets_that_no_sigma_meets_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ttrl_pop.calibrate.distance", lambda *_: (1.0, 1.0))
+    monkeypatch.setattr("ttrl_pop.fit.sigma.distance", lambda *_: (1.0, 1.0))
     session = tiny_session(Policy(tiny_model(), norm_noise("auto")))
     with pytest.raises(UsageError, match="no sigma down to"):
         calibrate(session)

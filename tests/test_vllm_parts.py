@@ -11,17 +11,18 @@ import torch
 from fakes import logits_of, norm_noise, tiny_policy, tiny_session
 from torch import Tensor, nn
 
-from ttrl_pop.backends.auto import backend_name
-from ttrl_pop.backends.hf import HfBackend
-from ttrl_pop.backends.vllm import VllmBackend, runner_v1
-from ttrl_pop.backends.vllm.backend import noisy_sites
-from ttrl_pop.backends.vllm.cpu_draws import make_rewindable
-from ttrl_pop.backends.vllm.norms import NOBODY, Minds, digest, slot_of
-from ttrl_pop.backends.vllm.options import OURS, REFUSED, VllmOptions
 from ttrl_pop.config import SamplingConfig, validate
 from ttrl_pop.errors import SamplerMismatchError, UsageError
-from ttrl_pop.learn import Learner
-from ttrl_pop.populations.base import NoPopulation
+from ttrl_pop.learn.learner import Learner
+from ttrl_pop.population.base import NoPopulation
+from ttrl_pop.sample.auto import backend_name
+from ttrl_pop.sample.hf.backend import HfBackend
+from ttrl_pop.sample.vllm import VllmBackend
+from ttrl_pop.sample.vllm.backend import noisy_sites
+from ttrl_pop.sample.vllm.options import OURS, REFUSED, VllmOptions
+from ttrl_pop.sample.vllm.worker import runner_v1
+from ttrl_pop.sample.vllm.worker.cpu_draws import make_rewindable
+from ttrl_pop.sample.vllm.worker.norms import NOBODY, Minds, digest, slot_of
 from ttrl_pop.types import Mind
 
 
@@ -236,7 +237,7 @@ def test_auto_takes_vllm_only_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_nothing_imports_vllm_before_it_is_chosen() -> None:
     script = (
-        "import sys, ttrl_pop.commands, ttrl_pop.cli, ttrl_pop.backends.vllm; "
+        "import sys, ttrl_pop.cli.run, ttrl_pop.cli.app, ttrl_pop.sample.vllm; "
         "assert not any(name == 'vllm' or name.startswith('vllm.') for name in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

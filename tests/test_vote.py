@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ttrl_pop.errors import UsageError
-from ttrl_pop.graders.base import Grader
-from ttrl_pop.graders.exact import ExactGrader
-from ttrl_pop.rewards import Ballot, frequency, majority
 from ttrl_pop.types import FinishReason, Group, Mind, Problem, Rollout, Tally
-from ttrl_pop.vote import Rules, elect, vote, vote_in_background
+from ttrl_pop.vote.graders.base import Grader
+from ttrl_pop.vote.graders.exact import ExactGrader
+from ttrl_pop.vote.rewards.base import Ballot, frequency, majority
+from ttrl_pop.vote.vote import Rules, elect, vote, vote_in_background
 
 
 def group(texts: Sequence[str], finish: FinishReason = "stop", is_chat: bool = True) -> Group:

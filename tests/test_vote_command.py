@@ -18,12 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
-from ttrl_pop import checkpoint
-from ttrl_pop.checkpoint import RunDirectory
-from ttrl_pop.cli import app
-from ttrl_pop.evaluate import survey
-from ttrl_pop.measures import measure
-from ttrl_pop.report import rollout_rows, vote_row
+from ttrl_pop.cli.app import app
+from ttrl_pop.report.measures import measure
+from ttrl_pop.report.step import rollout_rows, vote_row
+from ttrl_pop.run.survey import survey
+from ttrl_pop.store import checkpoint
+from ttrl_pop.store.checkpoint import RunDirectory
 from ttrl_pop.types import AnswerKey, Problem
 
 GOLD = {"p0": "56", "p1": "36", "p2": "16", "p3": "132", "p4": "45", "p5": "200"}
@@ -268,7 +268,7 @@ def command(*words: object) -> list[str]:
 def test_nothing_heavy_is_loaded(tmp_path: Path) -> None:
     script = (
         "import sys; sys.argv = ['ttrl-pop', 'vote', '-']\n"
-        "from ttrl_pop.cli import main\n"
+        "from ttrl_pop.cli.app import main\n"
         "try: main()\n"
         "finally: print(*sys.modules)"
     )
@@ -344,7 +344,7 @@ def test_a_hundred_thousand_rollouts_go_through_a_pipe_at_flat_memory(tmp_path: 
         with (tmp_path / "rollouts.jsonl").open("wb") as file:
             file.writelines(rows.replace(b"ID", b"%d" % i) for i in range(problems))
         line = (
-            f'cat {tmp_path}/rollouts.jsonl | {sys.executable} -c "import resource, sys, ttrl_pop.cli as c\n'
+            f'cat {tmp_path}/rollouts.jsonl | {sys.executable} -c "import resource, sys, ttrl_pop.cli.app as c\n'
             f"sys.argv = ['ttrl-pop', 'vote', '-', '--gold', '{gold}']\n"
             "try: c.main()\n"
             "finally: print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)\" | wc -l"

@@ -91,7 +91,7 @@ class GuardConfig(Section):
     stop_on_collapse: bool = False
     """End the run, with a checkpoint and exit code 3, when the alarm goes off."""
     flip_weight: Literal["none", "steady", "locking"] = "none"
-    """Weigh a problem's advantages by how often its label changes (`ttrl_pop.history.group_weight`)."""
+    """Weigh a problem's advantages by how often its label changes (`ttrl_pop.run.history.group_weight`)."""
     settled_agreement: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Agreement from which a visit counts as settled."""
     settled_visits: Positive = 2

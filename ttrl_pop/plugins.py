@@ -14,27 +14,27 @@ from ttrl_pop.errors import UsageError
 
 BUILT_IN: dict[str, dict[str, str]] = {
     "population": {
-        "norm-noise": "ttrl_pop.populations.norm_noise:NormNoise",
-        "none": "ttrl_pop.populations.base:NoPopulation",
+        "norm-noise": "ttrl_pop.population.norm_noise:NormNoise",
+        "none": "ttrl_pop.population.base:NoPopulation",
     },
     "backend": {
-        "hf": "ttrl_pop.backends.hf:HfBackend",
-        "vllm": "ttrl_pop.backends.vllm:VllmBackend",
+        "hf": "ttrl_pop.sample.hf.backend:HfBackend",
+        "vllm": "ttrl_pop.sample.vllm:VllmBackend",
     },
     "grader": {
-        "math": "ttrl_pop.graders.math:MathGrader",
-        "exact": "ttrl_pop.graders.exact:ExactGrader",
-        "choice": "ttrl_pop.graders.choice:ChoiceGrader",
+        "math": "ttrl_pop.vote.graders.math:MathGrader",
+        "exact": "ttrl_pop.vote.graders.exact:ExactGrader",
+        "choice": "ttrl_pop.vote.graders.choice:ChoiceGrader",
     },
     "reward": {
-        "majority": "ttrl_pop.rewards:majority",
-        "frequency": "ttrl_pop.rewards:frequency",
-        "gated": "ttrl_pop.rewards:gated",
-        "novelty": "ttrl_pop.novelty:Novelty",
-        "novelty-embedding": "ttrl_pop.novelty:NoveltyEmbedding",
-        "gold": "ttrl_pop.rewards:GoldReward",
-        "format": "ttrl_pop.rewards:form",
-        "overlong": "ttrl_pop.rewards:overlong",
+        "majority": "ttrl_pop.vote.rewards.base:majority",
+        "frequency": "ttrl_pop.vote.rewards.base:frequency",
+        "gated": "ttrl_pop.vote.rewards.base:gated",
+        "novelty": "ttrl_pop.vote.rewards.novelty:Novelty",
+        "novelty-embedding": "ttrl_pop.vote.rewards.novelty:NoveltyEmbedding",
+        "gold": "ttrl_pop.vote.rewards.base:GoldReward",
+        "format": "ttrl_pop.vote.rewards.base:form",
+        "overlong": "ttrl_pop.vote.rewards.base:overlong",
     },
 }
 

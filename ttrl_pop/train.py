@@ -14,18 +14,19 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ttrl_pop import checkpoint, streams
-from ttrl_pop.checkpoint import RunDirectory
+from ttrl_pop import randomness
 from ttrl_pop.errors import CollapseError
-from ttrl_pop.guard import Watch
-from ttrl_pop.history import History, ProblemState, group_weight
-from ttrl_pop.learn import Learner, LearnerState
-from ttrl_pop.populations.base import MEAN
-from ttrl_pop.report import from_metrics_row, metrics_row, rollout_rows, step_report
-from ttrl_pop.sample import sample
-from ttrl_pop.session import Session
+from ttrl_pop.learn.learner import Learner, LearnerState
+from ttrl_pop.population.base import MEAN
+from ttrl_pop.report.step import from_metrics_row, metrics_row, rollout_rows, step_report
+from ttrl_pop.run.collapse import Watch
+from ttrl_pop.run.history import History, ProblemState, group_weight
+from ttrl_pop.run.session import Session
+from ttrl_pop.sample.sample import sample
+from ttrl_pop.store import checkpoint
+from ttrl_pop.store.checkpoint import RunDirectory
 from ttrl_pop.types import Mind, Problem, StepReport, Tally
-from ttrl_pop.vote import Labels, elect
+from ttrl_pop.vote.vote import Labels, elect
 
 
 @dataclass(slots=True)
@@ -62,7 +63,9 @@ def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[
         learner.load_state_tensors(checkpoint.load_optimizer(run.checkpoint(progress.step)))
         learner.bad_in_a_row = progress.bad_in_a_row
     problems = session.problems.problems
-    order = islice(streams.batches(config.seed, len(problems), config.problems_per_step), progress.step, config.steps)
+    order = islice(
+        randomness.batches(config.seed, len(problems), config.problems_per_step), progress.step, config.steps
+    )
     labellers = Labellers(session, learner, progress.labels)
     saved = progress.step
     # While a step is under way: what to fall back to, with the learner's state where no checkpoint has it.

@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ttrl_pop.backends.base import Request
-from ttrl_pop.backends.hf import HfBackend
+from ttrl_pop.sample.backend import Request
+from ttrl_pop.sample.hf.backend import HfBackend
 from ttrl_pop.types import Rollout
 
 LOG = Path("requests.jsonl")

@@ -18,11 +18,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ttrl_pop import streams
+from ttrl_pop import randomness
 from ttrl_pop.config import Section
-from ttrl_pop.grpo import gaussian_kl
-from ttrl_pop.populations.base import MEAN, Population
-from ttrl_pop.populations.norm_noise import hidden_size, norm_sites
+from ttrl_pop.learn.grpo import gaussian_kl
+from ttrl_pop.population.base import MEAN, Population
+from ttrl_pop.population.norm_noise import hidden_size, norm_sites
 from ttrl_pop.types import Metrics, Mind
 
 
@@ -69,7 +69,9 @@ class NormScale(Population):
 
     def _eps(self, mind: Mind) -> Tensor:
         """Standard noise [S, D] of one mind; the mean mind has none."""
-        rows = [streams.stream("scale", mind.seed, site).standard_normal(self.width, np.float32) for site in self.sites]
+        rows = [
+            randomness.stream("scale", mind.seed, site).standard_normal(self.width, np.float32) for site in self.sites
+        ]
         return torch.from_numpy(np.stack(rows)).to(self.log_sigma) * (mind != MEAN)
 
     def _hook(self, index: int) -> Any:

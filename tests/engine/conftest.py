@@ -15,9 +15,9 @@ import torch
 from fakes import norm_noise, save_tiny
 
 from ttrl_pop.config import LoraConfig, SamplingConfig
-from ttrl_pop.models import load_model
-from ttrl_pop.policy import Policy
-from ttrl_pop.populations.base import Population
+from ttrl_pop.model.load import load_model
+from ttrl_pop.model.policy import Policy
+from ttrl_pop.population.base import Population
 
 HERE = Path(__file__).parent
 WIDTH = 128

@@ -10,13 +10,13 @@ import torch
 from conftest import Models, changed, sampling, tight
 from fakes import PROBLEMS
 
-from ttrl_pop.backends.base import Request
-from ttrl_pop.backends.hf import HfBackend
-from ttrl_pop.backends.vllm import VllmBackend
 from ttrl_pop.config import validate
 from ttrl_pop.errors import UsageError
-from ttrl_pop.policy import Policy
-from ttrl_pop.populations.base import NoPopulation
+from ttrl_pop.model.policy import Policy
+from ttrl_pop.population.base import NoPopulation
+from ttrl_pop.sample.backend import Request
+from ttrl_pop.sample.hf.backend import HfBackend
+from ttrl_pop.sample.vllm import VllmBackend
 from ttrl_pop.types import Mind, Rollout
 
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma3", pytest.param("smollm2", marks=pytest.mark.slow))

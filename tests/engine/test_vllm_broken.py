@@ -9,15 +9,16 @@ import torch
 from conftest import Models, changed, sampling, tight
 from fakes import PROBLEMS, tiny_session
 
-from ttrl_pop import streams
-from ttrl_pop.backends.vllm import VllmBackend, norms, runner_v1
+from ttrl_pop import randomness
 from ttrl_pop.config import validate
 from ttrl_pop.errors import EngineError, SamplerMismatchError, StaleRolloutError
-from ttrl_pop.learn import Learner
-from ttrl_pop.policy import Policy
-from ttrl_pop.populations.norm_noise import NormNoise
-from ttrl_pop.sample import sample
-from ttrl_pop.session import Session
+from ttrl_pop.learn.learner import Learner
+from ttrl_pop.model.policy import Policy
+from ttrl_pop.population.norm_noise import NormNoise
+from ttrl_pop.run.session import Session
+from ttrl_pop.sample.sample import sample
+from ttrl_pop.sample.vllm import VllmBackend
+from ttrl_pop.sample.vllm.worker import norms, runner_v1
 from ttrl_pop.types import Mind, Update
 
 TOKENS = 6
@@ -119,7 +120,7 @@ def test_another_model_is_found_at_the_start(models: Models) -> None:
 
 
 def test_a_cache_shared_by_minds_is_found_at_the_start(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ttrl_pop.backends.vllm import engine
+    from ttrl_pop.sample.vllm import engine
 
     right = engine.TokensPrompt
     monkeypatch.setattr(engine, "TokensPrompt", lambda cache_salt, **rest: right(cache_salt="one for all", **rest))
@@ -190,7 +191,7 @@ def test_a_request_from_elsewhere_has_no_mind_and_is_an_error(whole: VllmBackend
 
 
 def test_seeds_of_tokens_are_those_of_the_stream(whole: VllmBackend) -> None:
-    from ttrl_pop.backends.base import Request
+    from ttrl_pop.sample.backend import Request
 
     seeds: list[int] = []
     right = whole.engine.write
@@ -202,4 +203,4 @@ def test_seeds_of_tokens_are_those_of_the_stream(whole: VllmBackend) -> None:
     whole.engine.write = noted  # type: ignore[method-assign]
     keys = [("token", 0, 1, "p", 3, s) for s in range(3)]
     list(whole.rollouts([Request((5, 6, 7), None, key) for key in keys]))
-    assert seeds == [streams.seed(*key) for key in keys]
+    assert seeds == [randomness.seed(*key) for key in keys]

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ttrl_pop.backends.vllm import runner_v2
-from ttrl_pop.backends.vllm.norms import Minds
+from ttrl_pop.sample.vllm.worker import runner_v2
+from ttrl_pop.sample.vllm.worker.norms import Minds
 
 TOKENS, ROWS = 64, 8
 

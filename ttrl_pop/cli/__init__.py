@@ -1,0 +1,1 @@
+"""The edge: what a person types, sees and pipes."""

@@ -1,0 +1,182 @@
+"""What the user gave, read and checked as far as that goes without a model, and therefore at once.
+
+Nothing here imports torch: a mistyped path or key is reported in a fraction of a second.
+"""
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ttrl_pop.config import Config, load_config, parse_assignment
+from ttrl_pop.errors import UsageError
+from ttrl_pop.read.problems import ProblemSet, read_problems
+from ttrl_pop.vote.rewards.base import needs_gold
+
+Overrides = Mapping[str, Any]
+"""Configuration values by dotted key, from flags; None means not given."""
+
+CONFIG = "config.toml"
+FIXED = ("population.name", "population.options", "learn.lora.")
+"""Settings that belong to the trained weights of a run."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunInputs:
+    """For a new run."""
+
+    config: Config
+    problems: ProblemSet
+    source: str
+    out: Path | None
+    """None: the first free one of runs/NAME-NUMBER."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingInputs:
+    """For `eval` and `sample`, where nothing learns."""
+
+    config: Config
+    problems: ProblemSet
+    source: str
+    run: Path | None
+    """A run directory or a checkpoint; None is the base model."""
+    noise: bool
+    """Whether the minds differ; without it the mean mind writes all rollouts."""
+
+
+def for_run(
+    source: str | None,
+    gold: str | None,
+    out: Path | None,
+    config_file: Path | None,
+    overrides: Overrides,
+    settings: Sequence[str],
+) -> RunInputs:
+    """Read configuration and problems of a new run.
+
+    Args:
+        source: as for `read_problems`.
+        gold: file of gold answers.
+        out: directory to be, which must not exist or be empty.
+        settings: `KEY=VALUE` texts, which win over `overrides`.
+
+    Raises:
+        UsageError: whatever of it is wrong.
+    """
+    if source is None:
+        raise UsageError("run needs PROBLEMS: a file, - for standard input, or hf:NAME (or --resume RUN)")
+    config = configured(config_file, overrides, settings)
+    _check_free(out)
+    problems = read_problems(source, config.problems, gold)
+    if needs_gold(config.vote.reward):
+        _check_all_gold(problems)
+    return RunInputs(config, problems, source, out)
+
+
+def for_reading(
+    source: str,
+    gold: str | None,
+    run: Path | None,
+    config_file: Path | None,
+    overrides: Overrides,
+    settings: Sequence[str],
+) -> ReadingInputs:
+    """Read configuration and problems for a base model or, where `run` is given, for what it trained.
+
+    Raises:
+        UsageError: whatever of it is wrong; also a setting that the run's weights do not go with.
+    """
+    # Nothing learns here, so a run that was rewarded by gold answers can be measured where there are none.
+    overrides = {**overrides, "vote.reward": "majority"}
+    if run is None:
+        config = configured(config_file, overrides, settings)
+        return ReadingInputs(config, read_problems(source, config.problems, gold), source, None, True)
+    if config_file is not None:
+        raise UsageError("--run takes its configuration from the run directory; use --set for single values")
+    folders = (run, *run.resolve().parents)[:3]
+    home = next((folder for folder in folders if (folder / CONFIG).is_file()), None)
+    if home is None:
+        raise UsageError(f"--run {run}: neither a run directory nor a checkpoint in one (no {CONFIG})")
+    saved = load_config(home / CONFIG, {})
+    config = configured(home / CONFIG, overrides, settings)
+    noise = config.population.name != "none" or saved.population.name == "none"
+    if not noise:
+        # A trained adapter without noise is the mean mind; it needs the population's mu.
+        trained = {"name": saved.population.name, "options": saved.population.options}
+        population = config.population.model_copy(update=trained)
+        config = config.model_copy(update={"population": population})
+    for key, before, now in changes(saved, config):
+        if key.startswith(FIXED):
+            raise UsageError(f"--run {run}: {key} was {before!r} in training, cannot become {now!r}")
+    return ReadingInputs(config, read_problems(source, config.problems, gold), source, run, noise)
+
+
+def configured(config_file: Path | None, overrides: Overrides, settings: Sequence[str]) -> Config:
+    """Defaults < file < flags < `--set`.
+
+    Raises:
+        UsageError: a file or a value that is no configuration.
+    """
+    given = {**overrides, **dict(parse_assignment(text) for text in settings)}
+    name = given.get("population.name")
+    if config_file is not None and name not in (None, load_config(config_file, {}).population.name):
+        # The options in the file belong to the population that it names.
+        given = {"population.options": {}, **given}
+    return load_config(config_file, given)
+
+
+def changes(before: Config, after: Config) -> list[tuple[str, Any, Any]]:
+    """(dotted key, value before, value after) of each setting that differs."""
+    old, new = (_flat(config.model_dump()) for config in (before, after))
+    return [(key, old[key], value) for key, value in new.items() if value != old[key]]
+
+
+def check_writable(path: Path, flag: str) -> None:
+    """Try it: permission bits say nothing of read-only mounts, of /proc, or of what root may do.
+
+    Raises:
+        UsageError: `path`, or the nearest folder above it that exists, takes no files.
+    """
+    try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            # A name that is too long is no name, and nothing above it tells.
+            path.lstat()
+        parent = next(p for p in (path.absolute(), *path.absolute().parents) if os.path.lexists(p))
+        if not parent.is_dir():
+            raise UsageError(f"{flag}: {parent} is not a directory")
+        os.rmdir(tempfile.mkdtemp(prefix=".ttrl-pop-", dir=parent))
+    except OSError as error:
+        raise UsageError(f"{flag}: cannot be written to ({error.strerror}); name another directory") from error
+
+
+def _check_free(out: Path | None) -> None:
+    if out is None:
+        check_writable(Path("runs"), "run directory runs")
+        return
+    check_writable(out, f"--out {out}")
+    if out.is_dir() and any(out.iterdir()):
+        resumable = f"--resume {out} or " if (out / CONFIG).exists() else ""
+        raise UsageError(f"--out {out}: exists and is not empty; pass {resumable}another --out")
+
+
+def _check_all_gold(problems: ProblemSet) -> None:
+    missing = [problem.id for problem in problems.problems if problems.answers.get(problem.id) is None]
+    if missing:
+        raise UsageError(
+            f"reward gold needs a gold answer for every problem; {len(missing)} of {len(problems.problems)} have none "
+            f"(first: {missing[0]!r}). Pass --gold, or leave them out"
+        )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and key != "options":
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

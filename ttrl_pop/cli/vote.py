@@ -1,0 +1,136 @@
+"""`ttrl-pop vote`: label rollouts that something else made, by the votes of training. Needs no torch.
+
+A problem's row is printed once its rollouts are voted on, and nothing of them is kept: sums are.
+
+Simplifications:
+
+1. Labels are those of the rollouts' own majority, whatever `vote.labels` says: there is no model to ask.
+2. Rewards that look at lengths know the token limit only where a configuration gives one.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from ttrl_pop.cli import interrupts
+from ttrl_pop.cli.display.live import answers_table, console_on, measures_table
+from ttrl_pop.cli.inputs import Overrides, configured
+from ttrl_pop.cli.stdout import print_row, print_rows
+from ttrl_pop.config import Config
+from ttrl_pop.errors import UsageError
+from ttrl_pop.read.problems import read_gold
+from ttrl_pop.read.rollouts import Layout, read_rollouts
+from ttrl_pop.report.measures import outcome_table
+from ttrl_pop.report.step import answer_row, gold_metrics, label_correct, vote_row
+from ttrl_pop.types import AnswerKey, Tally
+from ttrl_pop.vote.rules import build_rules
+from ttrl_pop.vote.vote import Rules, vote
+
+
+@dataclass(slots=True)
+class Totals:
+    """Sums over the problems of one source."""
+
+    problems: int = 0
+    rollouts: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    right: dict[str, bool] = field(default_factory=dict)
+    """Problem id → whether its label is right, where gold is known."""
+
+    def add(self, tally: Tally, rules: Rules, answers: AnswerKey) -> None:
+        against_gold = gold_metrics([tally], answers, rules.grader.same)
+        figures = {
+            "agreement": tally.agreement,
+            "margin": tally.margin,
+            "no answer": tally.abstained / len(tally.answers_G),
+            "label accuracy": against_gold["vote/label_accuracy"],
+            "rollout accuracy": against_gold["rollout/accuracy"],
+            "reward accuracy": against_gold["vote/reward_accuracy"],
+        }
+        self.problems += 1
+        self.rollouts += len(tally.answers_G)
+        for name, value in figures.items():
+            if value is not None:
+                self.sums[name] = self.sums.get(name, 0.0) + value
+                self.counts[name] = self.counts.get(name, 0) + 1
+        if (correct := label_correct(tally, answers, rules.grader.same)) is not None:
+            self.right[tally.group.problem.id] = correct
+
+    def row(self, name: str) -> dict[str, Any]:
+        """Means over problems, as `measures_table` takes them."""
+        return {"system": name, "intervals": {}, **{key: self.sums[key] / self.counts[key] for key in self.sums}}
+
+
+def label(
+    rollouts: str,
+    before: str | None,
+    gold: str | None,
+    layout: Layout,
+    config_file: Path | None,
+    overrides: Overrides,
+    settings: Sequence[str],
+    quiet: bool,
+) -> None:
+    """Vote on each problem and print its row; figures on stderr at the end.
+
+    Args:
+        rollouts: file or `-`.
+        before: rollouts to compare with, voted on first.
+        gold: file of gold answers.
+        layout: of both; its form is that of the configuration.
+
+    Raises:
+        UsageError: whatever of it is wrong; rows before the wrong one have been printed.
+    """
+    if [rollouts, before, gold].count("-") > 1:
+        raise UsageError("standard input can be one of ROLLOUTS, --before and --gold; name files for the others")
+    config = configured(config_file, overrides, settings)
+    answers = AnswerKey() if gold is None else read_gold(gold, config.problems)
+    layout = replace(layout, form=config.problems.form)
+    rules = build_rules(config.vote, answers, token_limit=_token_limit(config))
+    earlier, later = Totals(), Totals()
+    if before is not None:
+        for tally in _tallies(before, layout, rules):
+            earlier.add(tally, rules, answers)
+    shown: list[dict[str, Any]] = []
+    for tally in _tallies(rollouts, layout, rules):
+        later.add(tally, rules, answers)
+        if sys.stdout.isatty():
+            shown.append(answer_row(tally, answers, rules.grader.same))
+        else:
+            print_row(vote_row(tally, answers, rules.grader.same))
+    if shown:
+        print_rows(shown, answers_table)
+    if not quiet:
+        _print_totals(None if before is None else earlier, later, len(answers))
+
+
+def _token_limit(config: Config) -> int | None:
+    return config.sampling.max_new_tokens if "max_new_tokens" in config.sampling.model_fields_set else None
+
+
+def _tallies(source: str, layout: Layout, rules: Rules) -> Iterator[Tally]:
+    for group in read_rollouts(source, layout):
+        interrupts.check()
+        yield vote(group, rules)
+
+
+def _print_totals(before: Totals | None, after: Totals, gold: int) -> None:
+    console = console_on(sys.stderr)
+    for name, totals in (("before: ", before), ("", after)):
+        if totals is not None:
+            console.print(Text(f"{name}{totals.problems} problems, {totals.rollouts} rollouts"))
+    if gold and not after.right:
+        console.print(Text(f"no problem has an id of the {gold} gold answers"))
+    if before is None:
+        rows = [after.row("votes")]
+    else:
+        rows = [before.row("before"), after.row("after")]
+        if after.right:
+            rows[-1]["labels"] = outcome_table(before.right, after.right)
+    console.print(measures_table(rows))

@@ -1,0 +1,1 @@
+"""Before step 1: what a population must learn of this model."""

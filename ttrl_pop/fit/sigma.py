@@ -1,0 +1,146 @@
+"""Find sigma: the largest whose minds stay near the base model on the user's own problems.
+
+Near means: mean KL(base ‖ mind) within `target_kl` nats per token *and* a share of changed most-likely tokens within
+`target_flips`, both on completions that the base model samples itself. The KL grows as sigma² while it is small, so a
+few evaluations suffice. One absolute sigma does not travel between models or problem sets (docs/METHOD.md has figures).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ttrl_pop.errors import UsageError
+from ttrl_pop.model.policy import LOGIT_ROWS, Policy
+from ttrl_pop.packing.pack import Branch, Tree, pack
+from ttrl_pop.run.session import Session
+from ttrl_pop.sample.sample import sample
+from ttrl_pop.types import Mind, Rollout
+
+PROBLEMS = 16
+MINDS = 4
+LONGEST = 64
+"""Completion tokens of each problem that are measured."""
+FIRST_GUESS = 0.005
+CLOSE = 0.85
+"""A sigma within its targets and at least this near to the tighter one is good enough."""
+EVALUATIONS = 6
+"""Of a sigma, once one within the targets is known; until then the search goes on, faster, down to nothing."""
+MOST_EVALUATIONS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    sigma: float
+    kl: float
+    """Mean KL(base ‖ mind), nats per token."""
+    flips: float
+    """Share of tokens whose most likely next token differs."""
+    evaluations: int
+
+
+def calibrate(session: Session) -> Calibration | None:
+    """Set the population's scale where its options leave it open; None where there is nothing to set.
+
+    Raises:
+        UsageError: no sigma that was tried meets the targets.
+    """
+    population = session.policy.population
+    if not population.needs_calibration:
+        return None
+    rollouts = base_rollouts(session)
+    minds = population.spawn(session.config.seed, 0, MINDS)
+    options = population.options
+    low = high = None
+    sigma = FIRST_GUESS
+    best: Calibration | None = None
+    for evaluation in range(1, MOST_EVALUATIONS + 1):
+        if best is not None and evaluation > EVALUATIONS:
+            break
+        population.set_scale(sigma)
+        kl, flips = distance(session.policy, rollouts, minds, session.config.learn.token_budget)
+        excess = max(kl / options.target_kl, flips / options.target_flips)
+        if excess <= 1:
+            low, best = sigma, Calibration(sigma, kl, flips, evaluation)
+            if excess >= CLOSE:
+                break
+        else:
+            high = sigma
+        # The square law, kept inside what is already known to be too small or too large.
+        guess = sigma * min(4.0, max(0.25, (0.95 / excess) ** 0.5 if excess > 0 else 4.0))
+        if low is None and evaluation >= 3:
+            # Few tokens, or near ties among them: the share of changes falls in steps, not by the law.
+            guess = min(guess, sigma / 2)
+        if low is not None and guess <= low:
+            guess = (low * high) ** 0.5 if high is not None else low * 1.5
+        if high is not None and guess >= high:
+            guess = (low * high) ** 0.5 if low is not None else high / 2
+        sigma = guess
+    if best is None:
+        raise UsageError(
+            f"no sigma down to {high:.2g} keeps minds within target_kl {options.target_kl} and target_flips "
+            f"{options.target_flips} of the base model; raise them, or give population.options.sigma a number"
+        )
+    population.set_scale(best.sigma)
+    return best
+
+
+def base_rollouts(session: Session) -> list[Rollout]:
+    """One completion of the base model for each of up to `PROBLEMS` problems, evenly spaced over the input."""
+    every = session.problems.problems
+    count = min(PROBLEMS, len(every))
+    chosen = [every[i * len(every) // count] for i in range(count)]
+    with session.policy.as_base():
+        groups = list(sample(session.backend, session.prompts, chosen, [None], 1, session.config.seed, 0))
+    groups.sort(key=lambda group: group.problem.index)
+    return [shortened(group.rollouts_G[0]) for group in groups]
+
+
+def shortened(rollout: Rollout) -> Rollout:
+    return Rollout(
+        rollout.mind,
+        rollout.prompt_ids,
+        rollout.completion_ids[:LONGEST],
+        rollout.logprobs[:LONGEST],
+        rollout.text,
+        rollout.finish_reason,
+        rollout.policy_version,
+    )
+
+
+@torch.no_grad()
+def distance(
+    policy: Policy, rollouts: Sequence[Rollout], minds: Sequence[Mind], token_budget: int
+) -> tuple[float, float]:
+    """Mean KL(base ‖ mind) in nats per token, and share of changed most-likely tokens, over completions × minds."""
+    longest = max(len(r.prompt_ids) + len(r.completion_ids) for r in rollouts)
+    rows = max(1, token_budget // longest)
+    kl = flips = 0.0
+    count = 0
+    with policy.as_base():
+        for start in range(0, len(rollouts), rows):
+            part = rollouts[start : start + rows]
+            base_ND = _hidden(policy, part, None)
+            count += len(base_ND) * len(minds)
+            for mind in minds:
+                own_ND = _hidden(policy, part, mind)
+                for base, own in zip(torch.split(base_ND, LOGIT_ROWS), torch.split(own_ND, LOGIT_ROWS), strict=True):
+                    base_logp, own_logp = _log_softmax(policy.logits(base)), _log_softmax(policy.logits(own))
+                    kl += float((base_logp.exp() * (base_logp - own_logp)).sum())
+                    flips += float((base_logp.argmax(-1) != own_logp.argmax(-1)).sum())
+    return kl / count, flips / count
+
+
+def _hidden(policy: Policy, rollouts: Sequence[Rollout], mind: Mind | None) -> Float[Tensor, "N D"]:
+    """Before every completion token, as `mind` reads prompts and completions."""
+    reader = None if mind is None else policy.population.reader(mind)
+    packed = pack([Tree(r.prompt_ids, reader, (Branch(r.completion_ids[:-1], mind),)) for r in rollouts], policy.device)
+    wanted = [token for s, (b,) in zip(packed.stems, packed.branches, strict=True) for token in (s[-1][-1], *chain(*b))]
+    return policy.hidden(packed)[torch.tensor(wanted, device=policy.device)]
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)

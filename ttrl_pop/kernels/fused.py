@@ -1,0 +1,240 @@
+"""Layers in forms that pass over memory less often, with gradients of their own.
+
+Values are those of the layers that they stand for (of norms and rotations to the bit in float32 and bf16), but for
+float64, in which norms of transformers pass through float32 and these do not. Frozen weights get no gradient.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from ttrl_pop.kernels.matmul import PackedWeight, product
+
+Gain = Literal["weight", "one plus weight"]
+"""What an RMSNorm multiplies by; the second is Gemma's."""
+
+
+@dataclass(slots=True)
+class Projection:
+    """A linear layer x·Wᵀ + b, or with an adapter x·Wᵀ + b + scale · x·Aᵀ·Bᵀ (arXiv 2106.09685)."""
+
+    weight: Float[Tensor, "O I"]
+    bias: Float[Tensor, "O"] | None = None
+    down: Float[Tensor, "R I"] | None = None
+    """A."""
+    up: Float[Tensor, "O R"] | None = None
+    """B."""
+    scale: float = 1.0
+    merged: Float[Tensor, "O I"] | None = None
+    """Memory for W' = W + scale · B · A; None where the adapter is computed beside W."""
+    packed: PackedWeight | None = None
+    """Of what multiplies x: W' where it is kept, else W."""
+    _merged_at: tuple[int, int] = field(default=(-1, -1), init=False)
+
+    def multiplier(self) -> Float[Tensor, "O I"]:
+        """W', which is made anew where A or B have changed, or W."""
+        if self.merged is None or self.down is None or self.up is None:
+            return self.weight
+        # In-place updates raise a tensor's version.
+        versions = (self.down._version, self.up._version)
+        if versions != self._merged_at:
+            with torch.no_grad():
+                torch.addmm(self.weight, self.up, self.down, alpha=self.scale, out=self.merged)
+            self._merged_at = versions
+        return self.merged
+
+    def times(self, x: Float[Tensor, "N I"]) -> Float[Tensor, "N O"]:
+        """What the layer computes, without gradient."""
+        weight = self.multiplier()
+        y = self.packed.times(x, self.bias) if self.packed else product(x, weight, self.bias)
+        if self.down is None or self.up is None or self.merged is not None:
+            return y
+        # The adapter may be wider than the weights: the sum is taken in its type.
+        narrow = product(x.to(self.down.dtype), self.down)
+        return torch.addmm(y.to(self.up.dtype), narrow, self.up.t(), alpha=self.scale).to(y.dtype)
+
+
+def linear(x: Float[Tensor, "*B I"], layer: Projection) -> Float[Tensor, "*B O"]:
+    """`layer` of x, with gradients for x, A and B."""
+    y: Tensor = _Linear.apply(x, layer, layer.down, layer.up)  # type: ignore[no-untyped-call]
+    return y
+
+
+def gated_mlp(x: Float[Tensor, "*B D"], gate: Projection, up: Projection, down: Projection) -> Float[Tensor, "*B D"]:
+    """down(silu(gate(x)) ∘ up(x)) (SwiGLU, arXiv 2002.05202), with gradients for x and every A and B.
+
+    What `down` reads is not kept for the backward pass, but computed again there.
+    """
+    adapters = [matrix for layer in (gate, up, down) for matrix in (layer.down, layer.up)]
+    # Within a function gradients are always off.
+    learns = torch.is_grad_enabled()
+    y: Tensor = _GatedMlp.apply(x, (gate, up, down), learns, *adapters)  # type: ignore[no-untyped-call]
+    return y
+
+
+def rms_norm(x: Float[Tensor, "*B D"], weight: Float[Tensor, "D"], eps: float, gain: Gain) -> Float[Tensor, "*B D"]:
+    """x / √(mean(x²) + eps) · gain (arXiv 1910.07467), computed in float32 or wider."""
+    y: Tensor = _RmsNorm.apply(x, weight, eps, gain)  # type: ignore[no-untyped-call]
+    return y
+
+
+def rotate(
+    queries: Float[Tensor, "*B H N D"],
+    keys: Float[Tensor, "*B K N D"],
+    cos: Float[Tensor, "*B N D"],
+    sin: Float[Tensor, "*B N D"],
+) -> tuple[Float[Tensor, "*B H N D"], Float[Tensor, "*B K N D"]]:
+    """Rotary position embedding (arXiv 2104.09864) of pairs (i, i + D / 2): x·cos + (-x₂, x₁)·sin for x = (x₁, x₂)."""
+    rotated: tuple[Tensor, Tensor] = _Rotation.apply(queries, keys, cos.unsqueeze(-3), sin.unsqueeze(-3))  # type: ignore[no-untyped-call]
+    return rotated
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, gain: Gain) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(eps))
+        normed = wide * inverse
+        if not ctx.needs_input_grad[0]:
+            factor = weight if gain == "weight" else 1.0 + weight.to(normed.dtype)
+            return normed.to(x.dtype).mul_(factor) if gain == "weight" else normed.mul_(factor).to(x.dtype)
+        ctx.save_for_backward(normed, inverse, weight)
+        ctx.gain = gain
+        if gain == "weight":
+            return weight * normed.to(x.dtype)
+        return (normed * (1.0 + weight.to(normed.dtype))).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        normed, inverse, weight = ctx.saved_tensors
+        factor = weight.to(normed.dtype)
+        scaled = grad.to(normed.dtype) * (factor if ctx.gain == "weight" else 1.0 + factor)
+        along = (scaled * normed).mean(-1, keepdim=True)
+        return scaled.addcmul_(normed, along, value=-1).mul_(inverse).to(grad.dtype), None, None, None
+
+
+class _Rotation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, keys: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(cos, sin)
+        return _turned(queries, cos, sin), _turned(keys, cos, sin)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_queries: Tensor, grad_keys: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        # A pair has one angle, so the halves of sin are alike and the transpose is the opposite turn.
+        return _turned(grad_queries, cos, -sin), _turned(grad_keys, cos, -sin), None, None
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    y = x * cos
+    # Rounded product by product, as transformers does; `addcmul_` would round once.
+    y[..., :half].sub_(x[..., half:] * sin[..., :half])
+    y[..., half:].add_(x[..., :half] * sin[..., half:])
+    return y
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: Projection, *adapter: Tensor | None) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        y = layer.times(rows)
+        ctx.scale, ctx.is_merged = layer.scale, layer.merged is not None
+        ctx.save_for_backward(rows, layer.multiplier(), *adapter)
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, multiplier, down, up = ctx.saved_tensors
+        layer = _Backward(multiplier, down, up, ctx.scale, ctx.is_merged)
+        grad_rows = grad.reshape(-1, grad.shape[-1])
+        narrow = layer.narrow(grad_rows)
+        grad_down, grad_up = layer.adapter_grads(grad_rows, narrow, rows)
+        grad_x = layer.input_grad(grad_rows, narrow) if ctx.needs_input_grad[0] else None
+        return None if grad_x is None else grad_x.view(*grad.shape[:-1], rows.shape[-1]), None, grad_down, grad_up
+
+
+class _GatedMlp(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, layers: tuple[Projection, Projection, Projection], learns: bool, *adapters: Tensor | None
+    ) -> Tensor:
+        gate, up, down = layers
+        rows = x.reshape(-1, x.shape[-1])
+        gates, ups = gate.times(rows), up.times(rows)
+        y = down.times(nn.functional.silu(gates, inplace=not learns).mul_(ups))
+        if learns:
+            ctx.settings = [(layer.scale, layer.merged is not None) for layer in layers]
+            ctx.save_for_backward(rows, gates, ups, *(layer.multiplier() for layer in layers), *adapters)
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, gates, ups, *matrices = ctx.saved_tensors
+        gate, up, down = (
+            _Backward(multiplier, a, b, scale, is_merged)
+            for multiplier, a, b, (scale, is_merged) in zip(
+                matrices[:3], matrices[3::2], matrices[4::2], ctx.settings, strict=True
+            )
+        )
+        grad_rows = grad.reshape(-1, grad.shape[-1])
+        narrow = down.narrow(grad_rows)
+        grad_product = down.input_grad(grad_rows, narrow)
+        opened = nn.functional.silu(gates)
+        grad_ups = grad_product * opened
+        # From here on memory is used again: fresh memory costs a pass of its own.
+        of_down = down.adapter_grads(grad_rows, narrow, opened.mul_(ups))
+        grad_gates = grad_product.mul_(ups)
+        torch.ops.aten.silu_backward.grad_input(grad_gates, gates, grad_input=grad_gates)
+        narrow_gates, narrow_ups = gate.narrow(grad_gates), up.narrow(grad_ups)
+        of_gate, of_up = (
+            gate.adapter_grads(grad_gates, narrow_gates, rows),
+            up.adapter_grads(grad_ups, narrow_ups, rows),
+        )
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = up.input_grad(grad_ups, narrow_ups, onto=gate.input_grad(grad_gates, narrow_gates))
+            grad_x = grad_x.view(*grad.shape[:-1], rows.shape[-1])
+        return grad_x, None, None, *of_gate, *of_up, *of_down
+
+
+@dataclass(frozen=True, slots=True)
+class _Backward:
+    """A `Projection` as its backward pass sees it."""
+
+    multiplier: Tensor
+    down: Tensor | None
+    up: Tensor | None
+    scale: float
+    is_merged: bool
+
+    def narrow(self, grad_NO: Tensor) -> Tensor | None:
+        """[N, R]: the gradient of x·Aᵀ; None without an adapter."""
+        return None if self.up is None else product(grad_NO.to(self.up.dtype), self.up.t()).mul_(self.scale)
+
+    def adapter_grads(self, grad_NO: Tensor, narrow_NR: Tensor | None, x_NI: Tensor) -> tuple[Tensor | None, ...]:
+        """[R, I] and [O, R]: the gradients of A and B."""
+        if narrow_NR is None or self.down is None:
+            return None, None
+        x = x_NI.to(self.down.dtype)
+        # With the thin side first, products over all rows are at their fastest.
+        grad_up = product(product(x, self.down).t(), grad_NO.to(self.down.dtype).t())
+        return product(narrow_NR.t(), x.t()), grad_up.mul_(self.scale).t()
+
+    def input_grad(self, grad_NO: Tensor, narrow_NR: Tensor | None, onto: Tensor | None = None) -> Tensor:
+        """[N, I]: the gradient of x, added to `onto` in place."""
+        grad_x = product(grad_NO, self.multiplier.t())
+        if onto is not None:
+            grad_x = onto.add_(grad_x)
+        if self.is_merged or narrow_NR is None or self.down is None:
+            return grad_x
+        return torch.addmm(grad_x.to(self.down.dtype), narrow_NR, self.down).to(grad_x.dtype)

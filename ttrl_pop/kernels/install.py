@@ -1,0 +1,159 @@
+"""Which layers of a model are computed by the functions of `ttrl_pop.kernels.fused`.
+
+`fuse(network)` gives RMSNorm, linear layers with and without LoRA, gated feed-forward layers and rotary position
+embeddings their faster forwards. All but linear layers are known by what they compute, not by their names: they are
+replaced where their output agrees.
+
+An adapter is taken into its weights: W' = W + scale · B · A stands beside W, and is made anew where A or B have
+changed, so that a forward has no products for adapters, and a backward pass only those of their own gradients. Where
+weights are narrower than adapters, as in bf16, the sum would lose what is learned; there, and where all W' would take
+too much memory, adapters are computed beside W. W', and weights without adapters, are packed for products where that
+is known and there is room (`ttrl_pop.kernels.matmul`).
+"""
+
+from collections.abc import Callable
+from types import FunctionType, MethodType
+from typing import Any
+
+import torch
+from peft.tuners import lora
+from torch import Tensor, nn
+
+from ttrl_pop.kernels import matmul
+from ttrl_pop.kernels.fused import Gain, Projection, gated_mlp, linear, rms_norm, rotate
+from ttrl_pop.kernels.matmul import PackedWeight
+from ttrl_pop.kernels.memory import limit_bytes
+
+MERGED_SHARE = 0.125
+"""Of the memory that a process may have: what merged weights take at most."""
+PACKED_SHARE = 0.125
+"""Of the memory that a process may have: what packed weights take at most."""
+ROTATION = "apply_rotary_pos_emb"
+"""What the attention layers of transformers call the function that rotates queries and keys."""
+GATED = ("gate_proj", "up_proj", "down_proj")
+"""What feed-forward layers of transformers call their linear layers."""
+
+
+def fuse(network: nn.Module) -> None:
+    """Give the layers of `network` that are known here their faster forward. Their frozen weights get no gradient."""
+    projections = _projections(network)
+    for module, projection in projections.items():
+        _fuse_linear(module, projection)
+    for module in network.modules():
+        if "rmsnorm" in type(module).__name__.lower():
+            _fuse_norm(module)
+        elif ROTATION in getattr(getattr(type(module).forward, "__code__", None), "co_names", ()):
+            _fuse_rotation(module)
+        elif all(getattr(module, name, None) in projections for name in GATED):
+            _fuse_mlp(module, [projections[getattr(module, name)] for name in GATED])
+
+
+def _projections(network: nn.Module) -> dict[nn.Module, Projection]:
+    """The linear layers whose weights are frozen, with the adapters in them."""
+    adapted: list[Any] = []
+    frozen: list[nn.Linear] = []
+    for module in network.modules():
+        if isinstance(module, lora.Linear) and type(module.base_layer) is nn.Linear:
+            adapted.append(module)
+        elif type(module) is nn.Linear and not module.weight.requires_grad:
+            frozen.append(module)
+    limit = limit_bytes(next(network.parameters()).device)
+    weights: list[Tensor] = [module.base_layer.weight for module in adapted]
+    merge = sum(weight.numel() * weight.element_size() for weight in weights) <= MERGED_SHARE * limit
+    room = PACKED_SHARE * limit
+
+    def packed(weight: Tensor) -> PackedWeight | None:
+        nonlocal room
+        if matmul.packed_bytes(weight) > room:
+            return None
+        laid_out = matmul.packed(weight)
+        room -= 0 if laid_out is None else matmul.packed_bytes(weight)
+        return laid_out
+
+    found: dict[nn.Module, Projection] = {}
+    for module in adapted:
+        (name,) = module.active_adapters
+        weight, bias = module.base_layer.weight, module.base_layer.bias
+        down, up, scale = module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]
+        merged = torch.empty_like(weight, requires_grad=False) if merge and weight.dtype == up.dtype else None
+        pack = None if merged is None else packed(merged)
+        found[module] = Projection(weight, bias, down, up, scale, merged, pack)
+    bases = {module.base_layer for module in adapted}
+    for module in frozen:
+        if module not in bases:
+            found[module] = Projection(module.weight, module.bias, packed=packed(module.weight))
+    return found
+
+
+def _fuse_linear(module: Any, projection: Projection) -> None:
+    """Replace the forward of `module`, which is `projection`."""
+    if projection.up is None:
+        if projection.packed:
+            module.forward = lambda x: linear(x, projection)
+        return
+    own = module.forward
+    module.forward = lambda x: own(x) if module.disable_adapters else linear(x, projection)
+
+
+def _fuse_mlp(module: Any, projections: list[Projection]) -> None:
+    """Replace the forward of `module` if it computes a feed-forward layer gated by SiLU."""
+    own = module.forward
+    adapted = [layer for layer in map(module.get_submodule, GATED) if isinstance(layer, lora.Linear)]
+    weight = projections[0].weight
+    probe = torch.linspace(-2, 3, 2 * weight.shape[1], dtype=weight.dtype, device=weight.device).view(2, -1)
+    try:
+        with torch.no_grad():
+            expected = own(probe)
+            gap = (gated_mlp(probe, *projections) - expected).abs().max()
+            agrees = bool(gap <= 1e-5 * expected.abs().max())
+    except (TypeError, ValueError, IndexError, RuntimeError):
+        # Its layers fit together in another way.
+        return
+    if agrees:
+        module.forward = lambda x: (
+            own(x) if any(layer.disable_adapters for layer in adapted) else gated_mlp(x, *projections)
+        )
+
+
+def _fuse_norm(module: Any) -> None:
+    """Replace the forward of `module` if it computes an RMSNorm."""
+    weight = getattr(module, "weight", None)
+    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    if not isinstance(weight, Tensor) or weight.ndim != 1 or eps is None:
+        return
+    probe = torch.linspace(-2, 3, 2 * weight.numel(), dtype=weight.dtype, device=weight.device).view(2, -1)
+    gains: tuple[Gain, ...] = ("weight", "one plus weight")
+    with torch.no_grad():
+        expected = module(probe)
+        fitting = [g for g in gains if torch.allclose(rms_norm(probe, weight, eps, g), expected, rtol=1e-5, atol=1e-6)]
+    if fitting:
+        module.forward = lambda x: rms_norm(x, weight, eps, fitting[0])
+
+
+def _fuse_rotation(module: Any) -> None:
+    """Let the attention layer `module` rotate by `rotate` if that is what it does."""
+    forward = type(module).forward
+    own: Callable[..., tuple[Tensor, Tensor]] = forward.__globals__[ROTATION]
+    heads, angles = torch.linspace(-2, 3, 48).view(1, 2, 3, 8), torch.linspace(0, 5, 12).view(1, 3, 4)
+    probe = (heads, heads[:, :1], *(f(angles).repeat(1, 1, 2) for f in (torch.cos, torch.sin)))
+    turned = rotate(*probe)
+    try:
+        pairs = [*zip(turned, own(*probe), strict=True)]
+        agrees = all(torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6) for ours, theirs in pairs)
+    except (TypeError, ValueError, IndexError, RuntimeError):
+        # It takes its angles, or gives its results, in another form.
+        return
+    if not agrees:
+        return
+
+    def rotated(queries: Tensor, keys: Tensor, cos: Tensor, sin: Tensor, *more: Any, **named: Any) -> Any:
+        # Some families turn a part of each head, and say nothing of it here but by the shape of the angles.
+        if more or named or cos.shape[-1] != queries.shape[-1]:
+            return own(queries, keys, cos, sin, *more, **named)
+        return rotate(queries, keys, cos, sin)
+
+    # The layer looks the function up by its name: its forward gets names of its own, in which that one means ours.
+    names = {**forward.__globals__, ROTATION: rotated}
+    bound = FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
+    bound.__kwdefaults__ = forward.__kwdefaults__
+    module.forward = MethodType(bound, module)

@@ -1,0 +1,1 @@
+"""LEARN: tallies become an update."""

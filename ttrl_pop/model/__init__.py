@@ -1,0 +1,1 @@
+"""Base weights, adapter and population as one policy."""

@@ -1,0 +1,1 @@
+"""Many sequences as one row without padding."""

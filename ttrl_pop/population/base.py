@@ -1,0 +1,100 @@
+"""The interface of a population, and the population without noise.
+
+A population owns what sets the minds of one model apart. It is one file: its `Options`, the parameters that it adds,
+and three methods: `spawn` minds, `embody` them in the tokens of a forward, and `kl_to_prior`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ttrl_pop import randomness
+from ttrl_pop.config import Section
+from ttrl_pop.types import Metrics, Mind
+
+MEAN = Mind(seed=0)
+"""The mean mind: the population's mean, without noise. `spawn` never returns it."""
+
+
+class Population(nn.Module, ABC):
+    """Trainable parameters shared by all minds, and the hooks by which a mind enters the forward pass."""
+
+    Options: ClassVar[type[Section]]
+
+    def __init__(self, options: Any) -> None:
+        super().__init__()
+        self.options = options
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether `set_scale` must be called before minds are embodied."""
+        return False
+
+    def set_scale(self, sigma: float) -> None:
+        """Make `sigma` the standard deviation of the prior and of every mind's noise."""
+        raise ValueError(f"population {type(self).__name__} has no scale to set to {sigma}")
+
+    @abstractmethod
+    def attach(self, network: nn.Module) -> None:
+        """Add parameters and hooks to a causal language model. Called once, before an adapter renames modules."""
+
+    def spawn(self, run_seed: int, step: int, count: int) -> tuple[Mind, ...]:
+        """The `count` minds of a step, a pure function of its arguments."""
+        return tuple(Mind(randomness.seed("mind", run_seed, step, m)) for m in range(count))
+
+    @abstractmethod
+    def embody(
+        self, minds_M: Sequence[Mind], place_N: Int[Tensor, "N"], positions_N: Int[Tensor, "N"]
+    ) -> AbstractContextManager[None]:
+        """While active, token n of a forward [1, N] is read by mind `minds_M[place_N[n]]`. Outside, the model is the
+        base model.
+
+        The context must span the backward pass where activations are recomputed.
+
+        Args:
+            minds_M: different minds; `MEAN` is the mean mind.
+            positions_N: place of each token in its sequence, from 0; only populations whose noise differs between
+                tokens read it.
+        """
+
+    @abstractmethod
+    def kl_to_prior(self) -> Float[Tensor, ""]:
+        """KL(population ‖ prior) in nats per dimension."""
+
+    def reader(self, mind: Mind) -> Mind:
+        """Who reads the prompt for this mind. Minds with one reader share its cache."""
+        return mind
+
+    def held(self) -> object:
+        """What the last forward has read beside parameters and buffers: a CUDA graph of it needs that alive."""
+        return None
+
+    def metrics(self) -> Metrics:
+        """Figures for metrics.jsonl, keyed `population/...`."""
+        return {}
+
+
+class NoPopulation(Population):
+    """The base model alone: minds differ by what they sample, not by what they are. For baselines."""
+
+    class Options(Section):
+        pass
+
+    def attach(self, network: nn.Module) -> None:
+        return
+
+    def embody(
+        self, minds_M: Sequence[Mind], place_N: Int[Tensor, "N"], positions_N: Int[Tensor, "N"]
+    ) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def kl_to_prior(self) -> Float[Tensor, ""]:
+        return torch.zeros(())
+
+    def reader(self, mind: Mind) -> Mind:
+        return MEAN

@@ -1,0 +1,226 @@
+"""B-Trans: a Gaussian offset after every norm layer, drawn once per sequence and frozen (arXiv 2512.25063).
+
+    y = Norm(x) + z,   z = mu + sigma · eps,   eps ~ N(0, I) a pure function of (mind seed, site)
+
+Departures from the paper:
+1. mu and log sigma are parameters with a gradient (mean-field Gaussian, reparameterised); the paper fixes mu = 0 and
+   sigma = 0.02 and names that as its limit. KL to the prior N(0, sigma0²) is available in closed form.
+2. sigma = "auto" is found on the user's problems (`ttrl_pop.fit.sigma`): no absolute value travels between models.
+3. A mind may answer many problems; the paper draws anew for every sequence. `level = "token"` is its ablation: an
+   offset for every token of a sequence.
+
+Sites are the norms over the hidden size, found by name and width; norms of queries and keys are left alone even
+where they are as wide as the hidden size.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+
+from ttrl_pop import randomness
+from ttrl_pop.config import Section
+from ttrl_pop.errors import UsageError
+from ttrl_pop.learn.grpo import gaussian_kl
+from ttrl_pop.population.base import MEAN, Population
+from ttrl_pop.types import Metrics, Mind
+
+Sigma = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class NormNoiseOptions(Section):
+    sigma: Literal["auto"] | Sigma = "auto"
+    """Standard deviation of the noise; `auto` calibrates it on the given problems."""
+    target_kl: Annotated[float, Field(gt=0)] = 0.04
+    """`auto`: largest mean KL(base ‖ mind), nats per token."""
+    target_flips: Annotated[float, Field(gt=0, le=1)] = 0.03
+    """`auto`: largest share of tokens whose most likely next token changes."""
+    spread: Literal["site", "dim"] = "site"
+    """One log sigma for each site, or one for each dimension of each site."""
+    level: Literal["sequence", "token"] = "sequence"
+    """`sequence`: an offset is frozen for the whole sequence; `token`: a new one for every token (ablation)."""
+    scope: Literal["sequence", "completion"] = "sequence"
+    """`completion`: the mean mind reads the prompt, once for all minds; noise begins behind it."""
+
+
+class NormNoise(Population):
+    """Parameters: `mu` [S, D] and `log_sigma` [S, D] or [S, 1], for S sites of width D, in float32 or wider."""
+
+    Options = NormNoiseOptions
+    options: NormNoiseOptions
+    sigma0: Tensor
+    mu: nn.Parameter
+    log_sigma: nn.Parameter
+
+    LARGEST_CACHE: ClassVar[int] = 2**26
+    """Numbers of standard noise that are kept: 256 MB in float32."""
+
+    def __init__(self, options: NormNoiseOptions) -> None:
+        super().__init__(options)
+        self.sites: tuple[str, ...] = ()
+        self._eps: dict[int, Tensor] = {}
+        self._offsets: list[Tensor] | None = None
+        self._place_N: Tensor | None = None
+        self._scale_seen = -1
+        """Version of `sigma0` when it was last looked at."""
+        self._has_scale = False
+        self._table: tuple[object, list[Tensor]] | None = None
+
+    @property
+    def needs_calibration(self) -> bool:
+        # Asked for every forward, and a look at the buffer stops a GPU: looked at once for each value.
+        if self._scale_seen != self.sigma0._version:
+            self._scale_seen = self.sigma0._version
+            self._has_scale = bool(torch.isfinite(self.sigma0))
+        return not self._has_scale
+
+    def set_scale(self, sigma: float) -> None:
+        with torch.no_grad():
+            self.sigma0.fill_(sigma)
+            self.log_sigma.fill_(math.log(sigma) if sigma > 0 else -math.inf)
+            self.mu.zero_()
+        # log 0 has no useful gradient: a population without spread keeps none.
+        self.log_sigma.requires_grad_(sigma > 0)
+
+    def attach(self, network: nn.Module) -> None:
+        """Find the sites, allocate mu and log sigma, and hook every site.
+
+        Raises:
+            UsageError: the model has no norm over its hidden size.
+        """
+        found = norm_sites(network)
+        if not found:
+            raise UsageError(
+                f"population norm-noise needs norm layers over the hidden size; {type(network).__name__} has none"
+            )
+        self.sites = tuple(name for name, _ in found)
+        width = hidden_size(network)
+        weight = next(network.parameters())
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        spread = width if self.options.spread == "dim" else 1
+        self.mu = nn.Parameter(torch.zeros(len(found), width, dtype=dtype, device=weight.device))
+        self.log_sigma = nn.Parameter(torch.zeros(len(found), spread, dtype=dtype, device=weight.device))
+        self.register_buffer("sigma0", torch.tensor(math.nan, dtype=dtype, device=weight.device))
+        if self.options.sigma != "auto":
+            self.set_scale(self.options.sigma)
+        for index, (_, module) in enumerate(found):
+            module.register_forward_hook(self._hook(index))
+
+    @contextmanager
+    def embody(
+        self, minds_M: Sequence[Mind], place_N: Int[Tensor, "N"], positions_N: Int[Tensor, "N"]
+    ) -> Iterator[None]:
+        if self.needs_calibration:
+            raise UsageError('sigma is "auto" and has not been calibrated; pass a number or calibrate first')
+        seeds = tuple(mind.seed for mind in minds_M)
+        length = 1 if self.options.level == "sequence" else int(positions_N.max()) + 1
+        outer = (self._offsets, self._place_N)
+        self._offsets = self._noise(seeds, length)
+        # One row of the offsets for each mind, or for each mind and position.
+        self._place_N = place_N if length == 1 else place_N * length + positions_N
+        try:
+            yield
+        finally:
+            self._offsets, self._place_N = outer
+
+    def reader(self, mind: Mind) -> Mind:
+        return mind if self.options.scope == "sequence" else MEAN
+
+    @torch.no_grad()
+    def offsets(self, minds: Sequence[Mind]) -> Float[Tensor, "S M D"]:
+        """z of each mind at each site, in the order of `sites`, for an engine with a model of its own."""
+        if self.needs_calibration:
+            raise UsageError('sigma is "auto" and has not been calibrated; pass a number or calibrate first')
+        return torch.stack(self._noise(tuple(mind.seed for mind in minds), 1))
+
+    def kl_to_prior(self) -> Float[Tensor, ""]:
+        if float(self.sigma0) == 0:
+            return self.mu.new_zeros(())
+        return gaussian_kl(self.mu, self.log_sigma.expand_as(self.mu), self.sigma0).mean()
+
+    def held(self) -> object:
+        return self._table
+
+    def metrics(self) -> Metrics:
+        with torch.no_grad():
+            return {
+                "population/sigma": float(self.log_sigma.mean().exp()),
+                "population/mu_rms": float(self.mu.square().mean().sqrt()),
+                "population/kl_prior": float(self.kl_to_prior()),
+            }
+
+    def standard_noise(self, seed: int, length: int = 1) -> Float[Tensor, "S L D"]:
+        """eps of one mind: float32 on the CPU's stream, so that every device and backend draws the same.
+
+        A longer draw begins with the shorter one. Seed 0, the mean mind, is zero everywhere.
+        """
+        kept = self._eps.get(seed)
+        if kept is not None and kept.shape[1] >= length:
+            return kept[:, :length]
+        sites, width = self.mu.shape
+        # A sequence grows token by token: drawing twice as far as before keeps the work linear in its length.
+        wanted, length = length, max(length, 2 * kept.shape[1] if kept is not None else 1)
+        if seed == MEAN.seed:
+            draw = np.zeros((sites, length, width), np.float32)
+        else:
+            draw = np.stack(
+                [
+                    randomness.stream("noise", seed, site).standard_normal((length, width), np.float32)
+                    for site in self.sites
+                ]
+            )
+        if sum(eps.numel() for eps in self._eps.values()) + draw.size > self.LARGEST_CACHE:
+            self._eps.clear()
+        self._eps[seed] = torch.from_numpy(draw).to(self.mu.device, self.mu.dtype)
+        return self._eps[seed][:, :wanted]
+
+    def _noise(self, seeds: tuple[int, ...], length: int) -> list[Tensor]:
+        """Offsets of each site, [M · L, D] for M minds and L positions."""
+        # In-place updates raise a tensor's version: offsets are computed once for each setting of the parameters.
+        key = (seeds, length, self.mu._version, self.log_sigma._version)
+        if not torch.is_grad_enabled() and self._table is not None and self._table[0] == key:
+            return self._table[1]
+        eps = torch.stack([self.standard_noise(seed, length) for seed in seeds], dim=1)
+        z = self.mu[:, None, None, :] + self.log_sigma.exp()[:, None, None, :] * eps
+        offsets = list(z.flatten(1, 2).unbind(0))
+        if not torch.is_grad_enabled():
+            self._table = (key, offsets)
+        return offsets
+
+    def _hook(self, index: int) -> Any:
+        def add_offset(module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
+            if self._offsets is None or self._place_N is None:
+                return None
+            # The sum is taken in the wider type: in bf16 half of a small offset would be rounded away.
+            offsets_ND = self._offsets[index].index_select(0, self._place_N)
+            # Added to the copies themselves: in place on a view of them the backward pass would copy its gradient.
+            return offsets_ND.add_(output.flatten(0, -2)).view(output.shape).to(output.dtype)
+
+        return add_offset
+
+
+def hidden_size(network: nn.Module) -> int:
+    """Width of the residual stream."""
+    config: Any = network.config
+    return int(config.get_text_config().hidden_size)
+
+
+def norm_sites(network: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The norm layers over the hidden size by name, in the order of the modules; norms of queries and keys left out."""
+    width = hidden_size(network)
+    sites = []
+    for name, module in network.named_modules():
+        weight = getattr(module, "weight", None)
+        kind = type(module).__name__.lower()
+        leaf = name.rpartition(".")[2].lower()
+        if "norm" not in kind or not isinstance(weight, Tensor) or any(True for _ in module.children()):
+            continue
+        if tuple(weight.shape) == (width,) and not leaf.startswith(("q_", "k_", "query_", "key_")):
+            sites.append((name, module))
+    return sites

@@ -1,0 +1,1 @@
+"""READ: files, pipes and hubs become problems."""

@@ -1,0 +1,1 @@
+"""REPORT: what is said of a step and of an evaluation."""

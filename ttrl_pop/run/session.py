@@ -1,0 +1,98 @@
+"""Configuration and problems → everything that a command works with, checked before anything is written."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from ttrl_pop.config import Config, validate
+from ttrl_pop.errors import UsageError
+from ttrl_pop.model.load import load_model
+from ttrl_pop.model.policy import Policy
+from ttrl_pop.plugins import load
+from ttrl_pop.read.problems import ProblemSet
+from ttrl_pop.sample.auto import backend_name
+from ttrl_pop.sample.backend import Backend
+from ttrl_pop.sample.sample import Prompts
+from ttrl_pop.types import AnswerKey, Group, Tally
+from ttrl_pop.vote.graders.base import Grader
+from ttrl_pop.vote.rules import build_rules
+from ttrl_pop.vote.vote import Labels, Rules, vote, vote_in_background
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What a command works with."""
+
+    config: Config
+    """With the backend's choices in the place of what was left open."""
+    problems: ProblemSet
+    policy: Policy
+    backend: Backend
+    prompts: Prompts
+    rules: Rules
+    """Of the vote."""
+
+    @property
+    def grader(self) -> Grader:
+        return self.rules.grader
+
+    @property
+    def answers(self) -> AnswerKey:
+        return self.problems.answers
+
+    def tally(self, group: Group, labels: Labels | None = None) -> Tally:
+        """Vote on one group."""
+        return vote(group, self.rules, labels)
+
+    def tallies(self, groups: Iterable[Group], labels: Labels | None = None) -> Iterator[Tally]:
+        """Vote on each group while the next ones are being sampled."""
+        return vote_in_background(groups, lambda group: vote(group, self.rules, labels))
+
+
+def open_session(config: Config, problems: ProblemSet, adapter: bool) -> Session:
+    """Load the model, attach population and (where `adapter`) LoRA, and choose backend, grader and reward.
+
+    Raises:
+        UsageError: whatever of it cannot be had as asked for.
+    """
+    # Without a model yet: what is wrong here is said at once.
+    rules = build_rules(config.vote, problems.answers, token_limit=config.sampling.max_new_tokens)
+    kind = load("population", config.population.name)
+    options = validate(kind.Options, config.population.options, source="population.options")
+    config = config.model_copy(update={"backend": backend_name(config.backend, config.device)})
+    backend_kind = load("backend", config.backend)
+    backend_options = validate(backend_kind.Options, config.backend_options, source="backend_options")
+    policy = Policy(
+        load_model(config.model, config.device, config.dtype),
+        kind(options),
+        config.learn.lora if adapter else None,
+        config.seed,
+    )
+    backend = backend_kind(policy, config.sampling, backend_options)
+    chosen = {name: value for name, value in backend.learner_defaults().items() if getattr(config.learn, name) is None}
+    return Session(
+        config=config.model_copy(update={"learn": config.learn.model_copy(update=chosen)}),
+        problems=problems,
+        policy=policy,
+        backend=backend,
+        prompts=Prompts(policy, problems.problems, config.sampling.max_new_tokens),
+        rules=replace(rules, thinking=policy.opens_thoughts) if config.vote.thinking is None else rules,
+    )
+
+
+def check_trainable(config: Config) -> None:
+    """What holds for training only.
+
+    Raises:
+        UsageError: a group of one, or a sampling setting that would bias the importance ratio.
+    """
+    if config.group_size < 2:
+        raise UsageError(
+            "a group needs at least 2 rollouts to vote and to have an advantage; got minds × samples_per_mind = "
+            f"{config.population.minds} × {config.population.samples_per_mind} = 1. Pass --minds 16"
+        )
+    if config.sampling.top_p < 1:
+        raise UsageError(
+            f"sampling.top_p must be 1 in training (it biases the importance ratio), got {config.sampling.top_p}"
+        )
+    if config.sampling.temperature == 0:
+        raise UsageError("sampling.temperature must be above 0 in training, got 0; rollouts would not differ")

@@ -1,0 +1,83 @@
+"""The interface of a rollout engine."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ttrl_pop.config import SamplingConfig, Section
+from ttrl_pop.model.policy import Policy
+from ttrl_pop.population.base import MEAN
+from ttrl_pop.types import FinishReason, Mind, Rollout
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One rollout to write."""
+
+    prompt_ids: tuple[int, ...]
+    mind: Mind | None
+    """None: the base model without a mind (z = 0); its rollouts carry the mean mind."""
+    stream_key: tuple[int | str, ...]
+    """Key of the stream of its token choices; two requests with equal key, mind and prompt are the same rollout."""
+
+
+class NoOptions(Section):
+    """Of a backend that has nothing to set."""
+
+
+class Backend(ABC):
+    """Writes rollouts from the policy's current weights."""
+
+    Options: ClassVar[type[Section]] = NoOptions
+    """What stands in the table `backend_options`."""
+
+    def __init__(self, policy: Policy, sampling: SamplingConfig, options: Any = None) -> None:
+        """
+        Args:
+            options: an instance of `Options`; None for its defaults.
+        """
+        self.policy = policy
+        self.sampling = sampling
+        self.options = self.Options() if options is None else options
+
+    @abstractmethod
+    def rollouts(self, requests: Sequence[Request]) -> Iterator[tuple[int, Rollout]]:
+        """Yield (index into `requests`, rollout) as they finish, each index once, each with the version of the
+        policy that wrote it. What a rollout says does not depend on which others are in the batch."""
+
+    def refresh(self) -> None:
+        """Take over the policy's weights after an update. An engine that shares them has nothing to do."""
+        return
+
+    def learner_defaults(self) -> dict[str, Any]:
+        """Values for settings of `learn` that were left open (None), by name: what this engine's log-probabilities
+        call for. An engine that shares the learner's weights and code calls for nothing."""
+        return {}
+
+    def ended(self, ids: Sequence[int]) -> bool:
+        """Whether a completion of these tokens, whose beginnings had not, has come to its end."""
+        if ids[-1] in self.policy.eos_ids:
+            return True
+        if not self.sampling.stop:
+            return False
+        # A stop string of n bytes lies in the last n tokens; some more complete a character cut at the edge.
+        tail = max(len(stop.encode()) for stop in self.sampling.stop) + 4
+        text = self.policy.decode(ids[-tail:])
+        return any(stop in text for stop in self.sampling.stop)
+
+    def rollout(
+        self, request: Request, ids: Sequence[int], logprobs: Sequence[float], reason: FinishReason, version: int
+    ) -> Rollout:
+        """A completion as the rollout of `request`, its text cut before the first stop string."""
+        text = self.policy.decode(ids)
+        cuts = [text.index(stop) for stop in self.sampling.stop if stop in text]
+        return Rollout(
+            mind=request.mind or MEAN,
+            prompt_ids=request.prompt_ids,
+            completion_ids=tuple(ids),
+            logprobs=tuple(logprobs),
+            text=text[: min(cuts)] if cuts else text,
+            finish_reason=reason,
+            policy_version=version,
+        )

@@ -1,0 +1,1 @@
+"""Rollouts by our own loop over transformers."""

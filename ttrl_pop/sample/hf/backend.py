@@ -1,0 +1,329 @@
+"""Rollouts by our own batched loop over a transformers model, with weights shared with the learner.
+
+Each prompt is read once by each mind that reads it differently, many prompts in one forward without padding, and what
+they begin with alike once for all of them; keys and values go to the slots of all rollouts that begin so. Then a token
+is decoded for each slot a turn. Finished rollouts leave their slots and waiting ones enter, so that products stay wide.
+A token is the inverse of the cumulative distribution at a uniform number that belongs to that rollout and position
+alone: the batch decides how fast a rollout is written, and never what it says. Where memory runs out, half as many
+slots go on, and prompts are read in half as large parts.
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ttrl_pop import randomness
+from ttrl_pop.config import SamplingConfig, Section
+from ttrl_pop.errors import DivergenceError, UsageError
+from ttrl_pop.kernels.memory import is_exhausted, limit_bytes, transfer
+from ttrl_pop.model.policy import LOGIT_ROWS, Policy, at_temperature
+from ttrl_pop.packing.pack import Load, Tree, pack
+from ttrl_pop.sample.backend import Backend, Request
+from ttrl_pop.sample.hf.cache import KeyValueCache, prefill
+from ttrl_pop.sample.hf.decode import DecodeGraphs, DecodeStep
+from ttrl_pop.types import FinishReason, Mind, Rollout
+
+ENTER = 0.25
+"""Waiting rollouts enter when at least this share of the slots is free: reading prompts in larger parts is faster."""
+CACHE_SHARE = 0.25
+"""Of the memory that a process may have: what keys and values take at most."""
+CDF_NUMBERS = {"cuda": 2**25, "mps": 2**25}
+"""Numbers of the distributions that are held at once; 2²⁰ on others, which a core's own cache holds."""
+CHECK_EVERY = {"cuda": 8, "mps": 4}
+"""Tokens between two looks at what was written, which stop the device; 1 on others. Tokens behind an end are thrown
+away."""
+
+
+@dataclass(slots=True)
+class Writing:
+    """A rollout on its way."""
+
+    index: int
+    """Of its request."""
+    request: Request
+    uniforms: Float[np.ndarray, "T"] = field(default_factory=lambda: np.empty(0))
+    """Of its tokens, drawn when it enters."""
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    reason: FinishReason | None = None
+    """Why it is finished; None while it is not."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and completion, of which all but the last are in the cache."""
+        return len(self.request.prompt_ids) + len(self.ids)
+
+
+class HfOptions(Section):
+    graphs: bool = False
+    """Record decode steps as CUDA graphs."""
+
+
+class HfBackend(Backend):
+    Options = HfOptions
+    options: HfOptions
+    most_slots: int | None = None
+    """Rollouts that can be written together, once memory has run out."""
+
+    def __init__(self, policy: Policy, sampling: SamplingConfig, options: HfOptions | None = None) -> None:
+        """
+        Raises:
+            UsageError: an option asks for what the device has not.
+        """
+        super().__init__(policy, sampling, options)
+        self.prefill_tokens = sampling.prefill_tokens
+        if self.options.graphs and policy.device.type != "cuda":
+            raise UsageError(f"backend_options.graphs takes a CUDA GPU, got {policy.device.type}; leave it out")
+
+    def rollouts(self, requests: Sequence[Request]) -> Iterator[tuple[int, Rollout]]:
+        if len({request.mind is None for request in requests}) > 1:
+            raise ValueError("one call of rollouts takes requests with a mind or without, not both")
+        waiting = self._trees([Writing(index, request) for index, request in enumerate(requests)])
+        longest = max((len(r.prompt_ids) for r in requests), default=0) + self.sampling.max_new_tokens
+        slots = self._slots(longest)
+        while waiting:
+            try:
+                yield from self._write(waiting, min(slots, len(requests)), longest)
+            except (RuntimeError, MemoryError) as error:
+                if slots == 1 or not is_exhausted(error):
+                    raise
+                self.most_slots = slots = max(1, min(slots, len(requests)) // 2)
+                self.prefill_tokens //= 2
+
+    def _slots(self, longest: int) -> int:
+        """Rollouts of up to `longest` tokens that are written together: as many as asked for and as fit into the memory
+        for keys and values."""
+        room = CACHE_SHARE * limit_bytes(self.policy.device) / (longest * self.policy.cache_bytes_per_token)
+        return max(1, min(self.sampling.max_rows, int(room), self.most_slots or self.sampling.max_rows))
+
+    def _trees(self, writings: Sequence[Writing]) -> deque[list[Writing]]:
+        """Rollouts by the prompt that they share, short prompts first: rows of nearly equal length waste little
+        attention, and the order of requests keeps the rollouts of a problem together."""
+        trees: dict[tuple[object, ...], list[Writing]] = {}
+        for writing in writings:
+            trees.setdefault((writing.request.prompt_ids, self._reader(writing.request)), []).append(writing)
+        return deque(sorted(trees.values(), key=lambda tree: (len(tree[0].request.prompt_ids), tree[0].index)))
+
+    def _reader(self, request: Request) -> Mind | None:
+        return None if request.mind is None else self.policy.population.reader(request.mind)
+
+    def _write(self, waiting: deque[list[Writing]], slots: int, longest: int) -> Iterator[tuple[int, Rollout]]:
+        """Write all that waits, in `slots` slots; yield what is finished. After a failure what was under way waits."""
+        cache = KeyValueCache(slots, longest)
+        graphs = None
+        if self.options.graphs:
+            minds = (w.request.mind for w in chain(*waiting) if w.request.mind is not None)
+            graphs = DecodeGraphs(self.policy, cache, [*dict.fromkeys(minds)], self._draw_all)
+        active: list[Writing] = []
+        entering: deque[list[Writing]] = deque()
+        try:
+            while waiting or entering or active:
+                entering = entering or self._entering(waiting, slots - len(active), slots)
+                if entering:
+                    trees = self._forward(entering)
+                    active += (rows := [writing for tree in trees for writing in tree])
+                    tokens, logprobs = self._read(trees, cache, len(active) - len(rows))
+                    self._extend(rows, tokens, logprobs)
+                else:
+                    self._extend(active, *self._decode(active, cache, graphs))
+                finished = [
+                    (w.index, self.rollout(w.request, w.ids, w.logprobs, w.reason, self.policy.version))
+                    for w in active
+                    if w.reason is not None
+                ]
+                # They leave only once nothing of this can fail, and before the caller sees them.
+                active = self._close_gaps(active, cache)
+                yield from finished
+        except (RuntimeError, MemoryError):
+            begun = [*active, *chain(*entering)]
+            waiting.extendleft(reversed(self._trees([Writing(w.index, w.request) for w in begun])))
+            raise
+
+    def _entering(self, waiting: deque[list[Writing]], free: int, slots: int) -> deque[list[Writing]]:
+        """Take the trees whose prompts are read now, those of one reader together; none where it is better to go on
+        decoding."""
+        if not waiting:
+            return deque()
+        # A tree is read once if it enters whole: that is worth some empty slots.
+        if free < slots and free < max(ENTER * slots, min(len(waiting[0]), slots / 2)):
+            return deque()
+        if len(waiting[0]) > free:
+            tree = waiting.popleft()
+            waiting.extendleft([tree[free:], tree[:free]])
+        taken: dict[Mind | None, list[list[Writing]]] = {}
+        while waiting and len(waiting[0]) <= free:
+            tree = waiting.popleft()
+            taken.setdefault(self._reader(tree[0].request), []).append(tree)
+            free -= len(tree)
+        return deque(chain(*taken.values()))
+
+    def _forward(self, entering: deque[list[Writing]]) -> list[list[Writing]]:
+        """Take the trees whose prompts are read in one forward."""
+        load = Load(tree[0].request.prompt_ids for tree in entering)
+        trees: list[list[Writing]] = []
+        while entering:
+            request = entering[0][0].request
+            prompt = request.prompt_ids, self._reader(request)
+            if trees and load.with_more(*prompt) > self.prefill_tokens:
+                break
+            load.add(*prompt)
+            trees.append(entering.popleft())
+        return trees
+
+    @torch.no_grad()
+    def _read(
+        self, trees: Sequence[Sequence[Writing]], cache: KeyValueCache, first: int
+    ) -> tuple[Int[Tensor, "B 1"], Float[Tensor, "B 1"]]:
+        """Read the prompts of `trees` into the slots from `first` on, and draw the first token of each rollout."""
+        prompts = [tree[0].request for tree in trees]
+        packed = pack([Tree(request.prompt_ids, self._reader(request)) for request in prompts], self.policy.device)
+        slots = []
+        for tree in trees:
+            slots.append(range(first, first + len(tree)))
+            first += len(tree)
+        hidden_ND = self.policy.hidden(prefill(packed, cache, slots))
+        rows = [writing for tree in trees for writing in tree]
+        for writing in rows:
+            writing.uniforms = randomness.stream(*writing.request.stream_key).random(self.sampling.max_new_tokens)
+        # One row of hidden states for each tree, and the place of each rollout's among them.
+        last_MD = hidden_ND[transfer([pieces[-1][-1] for pieces in packed.stems], torch.long, self.policy.device)]
+        trees_B = [number for number, tree in enumerate(trees) for _ in tree]
+        tokens_B, logprobs_B = self._draw(last_MD, trees_B, self._uniforms(rows, 1)[:, 0])
+        return tokens_B[:, None], logprobs_B[:, None]
+
+    @torch.no_grad()
+    def _decode(
+        self, active: Sequence[Writing], cache: KeyValueCache, graphs: DecodeGraphs | None
+    ) -> tuple[Int[Tensor, "B T"], Float[Tensor, "B T"]]:
+        """Write some more tokens of each active rollout, one in each slot."""
+        policy, limit, count = self.policy, self.sampling.max_new_tokens, len(active)
+        turns = min(CHECK_EVERY.get(policy.device.type, 1), max(limit - len(writing.ids) for writing in active))
+        lengths = [writing.length for writing in active]
+        columns = min(max(lengths) + turns - 1, cache.longest)
+        minds = [writing.request.mind for writing in active if writing.request.mind is not None]
+        if graphs is None:
+            even = turns == 1 and min(lengths) == columns
+            step = DecodeStep(policy, cache, [*dict.fromkeys(minds)], self._draw_all, count, columns, even)
+        else:
+            step = graphs.step(count, columns)
+        known = {mind: place for place, mind in enumerate(step.minds_M)}
+        step.load(
+            tokens=[writing.ids[-1] for writing in active],
+            positions=[length - 1 for length in lengths],
+            ends=[len(writing.request.prompt_ids) + limit - 2 for writing in active],
+            places=[known[mind] for mind in minds] or [0] * count,
+        )
+        uniforms_BT = self._uniforms(active, turns)
+        tokens, logprobs = [], []
+        for turn in range(turns):
+            step.uniforms_B[:count] = uniforms_BT[:, turn]
+            step()
+            tokens.append(step.tokens_B[:count].clone())
+            logprobs.append(step.logprobs_B[:count].clone())
+        return torch.stack(tokens, dim=1), torch.stack(logprobs, dim=1)
+
+    def _draw_all(
+        self, hidden_BD: Float[Tensor, "B D"], uniforms_B: Float[Tensor, "B"]
+    ) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
+        return self._draw(hidden_BD, range(len(hidden_BD)), uniforms_B)
+
+    def _draw(
+        self, hidden_MD: Float[Tensor, "M D"], row_B: Sequence[int], uniforms_B: Float[Tensor, "B"]
+    ) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
+        """A token for each rollout from the hidden state in its row; `row_B` ascends."""
+        drawn = []
+        for start in range(0, len(row_B), LOGIT_ROWS):
+            rows = row_B[start : start + LOGIT_ROWS]
+            logits_RV = self.policy.logits(hidden_MD[rows[0] : rows[-1] + 1])
+            if len(logits_RV) < len(rows):
+                logits_RV = logits_RV[[row - rows[0] for row in rows]]
+            uniforms_R = uniforms_B[start : start + LOGIT_ROWS]
+            drawn.append(draw(logits_RV, uniforms_R, self.sampling.temperature, self.sampling.top_p))
+        tokens, logprobs = zip(*drawn, strict=True)
+        return torch.cat(tokens), torch.cat(logprobs)
+
+    def _uniforms(self, rows: Sequence[Writing], count: int) -> Float[Tensor, "B T"]:
+        """Of the next `count` tokens of each row; behind the last, any."""
+        last = self.sampling.max_new_tokens - 1
+        drawn = [w.uniforms[np.minimum(np.arange(len(w.ids), len(w.ids) + count), last)] for w in rows]
+        weight = next(self.policy.network.parameters())
+        return transfer(np.stack(drawn), torch.promote_types(weight.dtype, torch.float32), weight.device)
+
+    def _extend(
+        self, rows: Sequence[Writing], tokens_BT: Int[Tensor, "B T"], logprobs_BT: Float[Tensor, "B T"]
+    ) -> None:
+        """Append what was drawn, up to the end of each rollout.
+
+        Raises:
+            DivergenceError: a log-probability is not a number.
+        """
+        for writing, tokens, logprobs in zip(rows, tokens_BT.tolist(), logprobs_BT.tolist(), strict=True):
+            for token, logprob in zip(tokens, logprobs, strict=True):
+                if math.isnan(logprob):
+                    raise DivergenceError(
+                        "the model's logits are not finite; lower learn.lr or population.options.sigma"
+                    )
+                writing.ids.append(token)
+                writing.logprobs.append(logprob)
+                ended = self.ended(writing.ids)
+                if ended or len(writing.ids) == self.sampling.max_new_tokens:
+                    writing.reason = "stop" if ended else "length"
+                    break
+
+    def _close_gaps(self, active: list[Writing], cache: KeyValueCache) -> list[Writing]:
+        """The rollouts that go on, in the first slots: the last ones move to the slots of finished ones."""
+        kept = [writing for writing in active if writing.reason is None]
+        gaps = [slot for slot, writing in enumerate(active[: len(kept)]) if writing.reason is not None]
+        movers = [slot for slot in range(len(kept), len(active)) if active[slot].reason is None]
+        if not gaps:
+            return active[: len(kept)]
+        cache.move(movers, gaps, max(active[slot].length for slot in movers))
+        for mover, gap in zip(movers, gaps, strict=True):
+            active[gap] = active[mover]
+        return active[: len(kept)]
+
+
+def draw(
+    logits_BV: Float[Tensor, "B V"], uniforms_B: Float[Tensor, "B"], temperature: float, top_p: float = 1.0
+) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
+    """Choose a token for each row, and its log-probability under the distribution that it was drawn from.
+
+    Inverse transform sampling: the first token whose cumulative probability exceeds the row's uniform number in
+    [0, 1). Temperature 0 takes the likeliest token and gives its log-probability at temperature 1. `top_p` keeps the
+    likeliest tokens that together reach it (nucleus sampling, arXiv 1904.09751), in the renormalised distribution.
+    Where logits are not finite the log-probability is not a number.
+    """
+    tokens, logprobs = [], []
+    rows = max(1, CDF_NUMBERS.get(logits_BV.device.type, 2**20) // logits_BV.shape[1])
+    for logits_RV, uniforms_R in zip(torch.split(logits_BV, rows), torch.split(uniforms_B, rows), strict=True):
+        wide = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32))
+        logp = torch.log_softmax(at_temperature(wide, temperature), dim=-1)
+        if temperature == 0:
+            token = logp.argmax(-1)
+        else:
+            if top_p < 1:
+                logp = _nucleus(logp, top_p)
+            cdf = logp.exp().cumsum_(-1)
+            total = cdf[:, -1:]
+            u = uniforms_R.to(cdf.device, cdf.dtype)[:, None]
+            # Strictly below the total, so that rounding cannot select a token of probability zero at the end.
+            point = torch.minimum(u * total, torch.nextafter(total, torch.zeros_like(total)))
+            # Where logits are not finite no token is right; the log-probability says so.
+            token = torch.searchsorted(cdf, point, right=True)[:, 0].clamp_(max=cdf.shape[-1] - 1)
+        tokens.append(token)
+        logprobs.append(logp.gather(-1, token[:, None])[:, 0])
+    return torch.cat(tokens), torch.cat(logprobs)
+
+
+def _nucleus(logp_BV: Tensor, top_p: float) -> Tensor:
+    ordered, index = logp_BV.sort(-1, descending=True)
+    before = ordered.exp().cumsum(-1) - ordered.exp()
+    kept = torch.zeros_like(before, dtype=torch.bool).scatter(-1, index, before < top_p)
+    return torch.log_softmax(logp_BV.masked_fill(~kept, -torch.inf), dim=-1)

@@ -1,0 +1,407 @@
+"""vLLM's engine: started, given adapters and minds, asked for tokens.
+
+Importing this imports vLLM.
+"""
+
+import multiprocessing.connection
+import os
+import shutil
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+# stdout carries our data.
+os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+# vLLM reports to its makers unless told otherwise; that is for the user to ask for.
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+from vllm import SamplingParams
+from vllm.config import VllmConfig
+from vllm.engine.arg_utils import EngineArgs
+from vllm.inputs import TokensPrompt
+from vllm.lora.request import LoRARequest
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind
+from vllm.usage.usage_lib import UsageContext
+from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.engine.llm_engine import LLMEngine
+from vllm.v1.executor.abstract import Executor
+
+from ttrl_pop import __version__
+from ttrl_pop.errors import EngineError, UsageError
+from ttrl_pop.sample.vllm.options import VllmOptions
+from ttrl_pop.sample.vllm.worker.norms import digest
+from ttrl_pop.sample.vllm.worker.worker import OWNER, SETTINGS
+
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Of adapters for which vLLM has room."""
+LONGEST = 32768
+"""Tokens of a sequence that the engine makes room for where nothing is said."""
+CPU_BLOCK = 32
+"""Tokens of a block of the prefix cache on a CPU: the smallest that its attention is made for; 128 is the default, and
+a prompt shorter than a block is never shared."""
+LAST_CALLS = 50
+"""Tenths of a second for which a dead engine is still asked."""
+MEMORY = Path("/dev/shm")
+"""Where a file costs no disk, if it is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What the engine is to run."""
+
+    source: str
+    dtype: str
+    context_length: int
+    sites: tuple[str, ...]
+    """Norms that minds shift; none without a population."""
+    rank: int | None
+    """Of the adapter; None without one."""
+    rows: int
+    """Requests that are written together."""
+    shared_gpu: bool
+    """Whether the learner is on a GPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One completion to write."""
+
+    prompt_ids: tuple[int, ...]
+    slot: int
+    salt: str
+    """Requests of different salts share no cached prompt."""
+    seed: int
+    max_tokens: int
+    temperature: float
+    top_p: float
+    stop_ids: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Progress:
+    """What has been written for an order."""
+
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    cached: int = 0
+    """Prompt tokens that were taken from the cache."""
+    finished: bool = False
+
+
+class Engine:
+    def __init__(self, model: Model, options: VllmOptions) -> None:
+        """Start vLLM.
+
+        Raises:
+            UsageError: vLLM refuses the model or a setting, or is asked for what minds do not go with.
+        """
+        self.options = options
+        self.sites = len(model.sites)
+        self.inside = not (options.own_process if options.own_process is not None else options.tensor_parallel > 1)
+        if self.inside and options.tensor_parallel > 1:
+            raise UsageError("backend_options.own_process must be true with tensor_parallel above 1")
+        self.sleeps = model.shared_gpu if options.sleep is None else options.sleep
+        if self.sleeps and current_platform.is_cpu():
+            raise UsageError("backend_options.sleep: vLLM has no sleep mode on a CPU; leave it out")
+        self.asleep = False
+        self.weights = 0
+        """Counts the times that all cached prompts were dropped: part of every salt."""
+        self.adapter: Any = None
+        self._adapters = 0
+        self._requests = 0
+        with _settings(self.inside):
+            try:
+                config = EngineArgs(**self._arguments(model)).create_engine_config(UsageContext.LLM_CLASS)
+            except (ValueError, TypeError) as error:
+                raise UsageError(f"backend vllm refuses model {model.source!r}: {_reason(error)}") from error
+            check(config)
+            self.longest = int(config.model_config.max_model_len)
+            try:
+                self.llm = LLMEngine(
+                    vllm_config=config,
+                    executor_class=Executor.get_class(config),
+                    log_stats=False,
+                    usage_context=UsageContext.LLM_CLASS,
+                    multiprocess_mode=not self.inside,
+                )
+            except (ValueError, RuntimeError) as error:
+                raise EngineError(f"vLLM did not start: {_reason(error)}") from error
+        if not self.inside:
+            watch(self.llm)
+        self.block = int(config.cache_config.block_size)
+        """Tokens of a block of the prefix cache."""
+        if self.sites:
+            self._call("mind_arm")
+
+    def _arguments(self, model: Model) -> dict[str, Any]:
+        options, on_cpu = self.options, current_platform.is_cpu()
+        settings = {"version": __version__, "slots": options.slots, "sites": list(model.sites)}
+        arguments: dict[str, Any] = {
+            "model": model.source,
+            "dtype": model.dtype,
+            "tensor_parallel_size": options.tensor_parallel,
+            "distributed_executor_backend": "uni" if options.tensor_parallel == 1 else "mp",
+            "worker_cls": "ttrl_pop.sample.vllm.worker.worker.MindWorker",
+            "additional_config": {SETTINGS: settings},
+            "enforce_eager": on_cpu if options.eager is None else options.eager,
+            "max_model_len": options.max_model_len or min(model.context_length, LONGEST),
+            "max_num_seqs": model.rows,
+            "logprobs_mode": "processed_logprobs",
+            "skip_tokenizer_init": True,
+            "generation_config": "vllm",
+            "enable_prefix_caching": True,
+            "enable_sleep_mode": self.sleeps,
+            "gpu_memory_utilization": options.gpu_memory,
+            "disable_log_stats": True,
+            "use_tqdm_on_load": False,
+        }
+        if options.batch_tokens is not None:
+            arguments["max_num_batched_tokens"] = options.batch_tokens
+        if model.rank is not None:
+            rank = next((rank for rank in RANKS if rank >= model.rank), None)
+            if rank is None:
+                raise UsageError(f"backend vllm takes adapters of rank up to {RANKS[-1]}, got {model.rank}")
+            arguments |= {"enable_lora": True, "max_loras": 1, "max_cpu_loras": 1, "max_lora_rank": rank}
+        if on_cpu:
+            arguments |= {"kv_cache_memory_bytes": int(options.cpu_cache * 2**30), "block_size": CPU_BLOCK}
+        return {**arguments, **options.engine}
+
+    def load_adapter(self, adapter: Any) -> None:
+        """Make a copy of peft's `adapter` the engine's only one, under a number that it has not had.
+
+        Raises:
+            EngineError: vLLM did not take it.
+        """
+        self._adapters += 1
+        folder = Path(tempfile.mkdtemp(prefix="ttrl-pop-", dir=MEMORY if MEMORY.is_dir() else None))
+        try:
+            adapter.save_pretrained(folder, save_embedding_layers=False)
+            request = LoRARequest(f"policy-{self._adapters}", self._adapters, str(folder))
+            with alive():
+                if self.adapter is not None:
+                    self.llm.remove_lora(self.adapter.lora_int_id)
+                self.llm.add_lora(request)
+                held = set(self.llm.list_loras())
+        finally:
+            shutil.rmtree(folder)
+        if held != {self._adapters}:
+            raise EngineError(f"vLLM holds adapters {sorted(held)} where it was given number {self._adapters} alone")
+        self.adapter = request
+
+    def write_minds(self, offsets_SMD: torch.Tensor) -> None:
+        """Make row m of every site the offset of slot m + 1.
+
+        Raises:
+            EngineError: a worker holds other numbers afterwards.
+        """
+        numbers = offsets_SMD.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()
+        expected = digest(numbers)
+        for held in self._call("mind_write", numbers, offsets_SMD.shape[1]):
+            if held != expected:
+                raise EngineError(
+                    f"a worker of vLLM holds other minds than it was sent (digest {held}, not {expected})"
+                )
+
+    def fill(self, slot: int | None) -> None:
+        """All tokens to come belong to `slot`; None: each to the slot of its request."""
+        self._call("mind_fill", slot)
+
+    def forget(self) -> None:
+        """Drop all cached prompts, for what the engine holds has changed.
+
+        Raises:
+            EngineError: some are in use.
+        """
+        with alive():
+            if not self.llm.reset_prefix_cache():
+                raise EngineError("vLLM's prefix cache cannot be reset: requests of an earlier policy are unfinished")
+        self.weights += 1
+
+    def sleep(self) -> None:
+        """Leave the GPU to the learner, where the engine is to sleep; weights wait in the machine's memory."""
+        if self.sleeps and not self.asleep:
+            with alive():
+                self.llm.sleep(level=1)
+            self.asleep = True
+
+    def wake(self) -> bool:
+        """Take up the weights again; whether the engine had slept, after which minds must be written anew."""
+        if not self.asleep:
+            return False
+        with alive():
+            self.llm.wake_up()
+        self.asleep = False
+        if self.sites:
+            self._call("mind_clear")
+        return True
+
+    def write(self, orders: Sequence[Order], as_base: bool) -> Iterator[tuple[int, Progress]]:
+        """Yield (index into `orders`, progress) whenever a token was added; an order whose progress the caller marks
+        as finished gets no more.
+
+        Raises:
+            EngineError: the engine died, or wrote tokens whose mind it was not told.
+        """
+        lora = None if as_base else self.adapter
+        if self.sites:
+            self._call("mind_tagged")
+        places: dict[str, int] = {}
+        progress = [Progress() for _ in orders]
+        try:
+            with alive():
+                for place, order in enumerate(orders):
+                    self._requests += 1
+                    name = str(self._requests)
+                    places[name] = place
+                    self.llm.add_request(name, _prompt(order), _params(order), lora_request=lora)
+                while places:
+                    for output in self.llm.step():
+                        if output.request_id not in places:
+                            continue
+                        place = places[output.request_id]
+                        written = progress[place]
+                        _add(written, output)
+                        yield place, written
+                        if written.finished:
+                            del places[output.request_id]
+                            if not output.finished:
+                                self.llm.abort_request([output.request_id])
+        finally:
+            if places:
+                self._abort(list(places))
+        self._check_tagged(sum(len(written.ids) for written in progress))
+
+    def close(self) -> None:
+        """End the engine and its processes."""
+        self.llm.engine_core.shutdown()
+
+    def _abort(self, names: list[str]) -> None:
+        try:
+            self.llm.abort_request(names)
+        except EngineDeadError:
+            # It is the reason for being here, and already on its way up.
+            return
+
+    def _check_tagged(self, tokens: int) -> None:
+        if (
+            self.sites
+            and self.options.minds == "batched"
+            and any(tagged < tokens for tagged in self._call("mind_tagged"))
+        ):
+            raise EngineError(
+                "vLLM computed tokens whose mind it was not told: its scheduler is not the one that this backend "
+                "knows; pass --set backend_options.minds=serial, or --backend hf"
+            )
+
+    def _call(self, method: str, *args: Any) -> list[Any]:
+        with alive():
+            results: list[Any] = self.llm.collective_rpc(method, args=args)
+        return results
+
+
+def check(config: VllmConfig) -> None:
+    """Refuse what vLLM's configuration came to, where minds do not go with it.
+
+    Raises:
+        UsageError: a model with state beside its cache, or a pass that cuts sequences.
+    """
+    if config.model_config.is_hybrid or config.model_config.is_attention_free:
+        raise UsageError("backend vllm does not know minds in models with recurrent state; use --backend hf")
+    # By its name in earlier versions of vLLM; later ones have no such pass.
+    if getattr(config.compilation_config.pass_config, "enable_sp", False):
+        raise UsageError(
+            "backend vllm: sequence parallelism is refused: a rank would see a part of the tokens, the index of minds "
+            "all of them"
+        )
+
+
+def watch(llm: Any) -> None:
+    """Let whoever waits for an engine's process know when it has died: killed, it says nothing, and vLLM 0.32 waits for
+    its answer for ever."""
+    client = llm.engine_core
+
+    def wait() -> None:
+        multiprocessing.connection.wait([process.sentinel for process in client.resources.engine_manager.processes])
+        # From here on nothing more is sent; what was on its way is answered once and again, until it has all come in.
+        client.resources.engine_dead = True
+        client.outputs_queue.put(EngineDeadError())
+        for _ in range(LAST_CALLS):
+            for answer in list(client.utility_results.values()):
+                if not answer.done():
+                    answer.set_exception(EngineDeadError())
+            time.sleep(0.1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@contextmanager
+def alive() -> Iterator[None]:
+    """Turn the death of the engine's process into an error of ours.
+
+    Raises:
+        EngineError: it died.
+    """
+    try:
+        yield
+    except EngineDeadError as error:
+        raise EngineError("vLLM's process died; what it last said is above. Go on with --resume") from error
+
+
+@contextmanager
+def _settings(inside: bool) -> Iterator[None]:
+    """vLLM takes some settings from the environment, and on a CPU it changes how many threads torch uses."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if inside else "1"
+    os.environ[OWNER] = str(os.getpid())
+    threads, set_threads = torch.get_num_threads(), torch.set_num_threads
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.set_num_threads = set_threads
+        torch.set_num_threads(threads)
+
+
+def _prompt(order: Order) -> Any:
+    return TokensPrompt(prompt_token_ids=list(order.prompt_ids), cache_salt=order.salt)
+
+
+def _params(order: Order) -> Any:
+    return SamplingParams(
+        temperature=order.temperature,
+        top_p=order.top_p,
+        seed=order.seed,
+        max_tokens=order.max_tokens,
+        logprobs=0,
+        stop_token_ids=list(order.stop_ids),
+        ignore_eos=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+        extra_args={"mind": order.slot},
+    )
+
+
+def _add(written: Progress, output: Any) -> None:
+    (completion,) = output.outputs
+    written.ids += completion.token_ids
+    written.logprobs += [
+        position[token].logprob for token, position in zip(completion.token_ids, completion.logprobs, strict=True)
+    ]
+    written.cached = output.num_cached_tokens or 0
+    written.finished = output.finished
+
+
+def _reason(error: BaseException) -> str:
+    """The line of an error that says why; pydantic, with which vLLM checks, puts a heading above it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return next((line for line in lines if line.startswith("Value error")), lines[0])

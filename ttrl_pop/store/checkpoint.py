@@ -1,0 +1,302 @@
+"""The run directory: atomic saves, exact resume.
+
+    RUN/  config.toml  problems.jsonl  gold.jsonl  identity.json  calibration.json  baseline.jsonl
+          metrics.jsonl  rollouts/step_0001.jsonl.zst
+          checkpoints/step_0010/{adapter/, population.safetensors, optimizer.safetensors, problems.jsonl, state.json,
+                                 MANIFEST}
+          best → checkpoints/step_0010   answers.jsonl
+
+Every file is written under a temporary name, synced and renamed. A checkpoint is a folder renamed into place whose
+MANIFEST, written last, lists the hash of every file: without it, or with another hash, it is not a checkpoint and the
+one before counts.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import peft
+import safetensors.torch
+import zstandard
+from torch import Tensor
+
+from ttrl_pop.errors import CheckpointError, UsageError
+from ttrl_pop.model.policy import Policy
+
+FORMAT = 2
+PROBLEMS = "problems.jsonl"
+"""State of each problem, in a checkpoint."""
+
+
+class RunDirectory:
+    """Paths and files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def problems(self) -> Path:
+        return self.path / "problems.jsonl"
+
+    @property
+    def gold(self) -> Path:
+        """Gold answers that the user gave, for reports after a resume."""
+        return self.path / "gold.jsonl"
+
+    @property
+    def identity(self) -> Path:
+        """Fingerprints of model and problems. Written last when a run is created."""
+        return self.path / "identity.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def answers(self) -> Path:
+        return self.path / "answers.jsonl"
+
+    @property
+    def baseline(self) -> Path:
+        return self.path / "baseline.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step_{step:04d}"
+
+    def rollouts(self, step: int) -> Path:
+        return self.path / "rollouts" / f"step_{step:04d}.jsonl.zst"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run directory for this process; the lock ends with the process, however it ends.
+
+        Raises:
+            UsageError: another process holds it.
+        """
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UsageError(f"{self.path}: another process is working in this run directory") from error
+            yield
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Make `path` hold `content`, or stay as it was, whenever the process or the machine stops."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _sync_folder(path.parent)
+
+
+def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """JSON Lines, atomically; compressed where the name ends in .zst."""
+    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    write_atomic(path, zstandard.ZstdCompressor().compress(content) if path.suffix == ".zst" else content)
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a JSON Lines file, compressed or not."""
+    content = path.read_bytes()
+    if path.suffix == ".zst":
+        content = zstandard.ZstdDecompressor().decompress(content)
+    for line in content.decode("utf-8").splitlines():
+        yield json.loads(line)
+
+
+def append_line(path: Path, row: dict[str, Any]) -> None:
+    """Add one JSON line and sync it. A line torn by a kill is dropped by `truncate_lines` at resume."""
+    with path.open("ab") as file:
+        file.write(json.dumps(row).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def truncate_lines(path: Path, last_step: int) -> list[dict[str, Any]]:
+    """Drop the rows of steps after `last_step` and a torn last line; returns the rows that stay."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        row = json.loads(line)
+        if row["step"] <= last_step:
+            rows.append(row)
+    write_lines(path, rows)
+    return rows
+
+
+def save(
+    run: RunDirectory,
+    step: int,
+    policy: Policy,
+    optimizer: dict[str, Tensor],
+    problems: Iterable[dict[str, Any]],
+    state: dict[str, Any],
+) -> Path:
+    """Write the checkpoint of `step`; it appears whole or not at all. `problems` has a row for each problem seen."""
+    target = run.checkpoint(step)
+    work = run.checkpoints / f".saving-{target.name}"
+    shutil.rmtree(work, ignore_errors=True)
+    (work / "adapter").mkdir(parents=True)
+    if policy.adapter is not None:
+        # The vocabulary is never resized; left to itself, peft asks the hub whether it was.
+        policy.adapter.save_pretrained(work / "adapter", save_embedding_layers=False)
+        # peft's model card is an empty form, with the model's local path in it.
+        (work / "adapter" / "README.md").unlink(missing_ok=True)
+    safetensors.torch.save_file(
+        {name: value.detach().cpu().contiguous() for name, value in policy.population.state_dict().items()},
+        work / "population.safetensors",
+    )
+    safetensors.torch.save_file(
+        {name: value.detach().cpu().contiguous() for name, value in optimizer.items()},
+        work / "optimizer.safetensors",
+    )
+    whole = {"format": FORMAT, "step": step, "policy_version": policy.version, **state}
+    (work / "state.json").write_text(json.dumps(whole, indent=1) + "\n")
+    (work / PROBLEMS).write_text("".join(json.dumps(row) + "\n" for row in problems))
+    files = sorted(file for file in work.rglob("*") if file.is_file())
+    manifest = {str(file.relative_to(work)): _hash(file) for file in files}
+    for file in files:
+        _sync_file(file)
+    write_atomic(work / "MANIFEST", (json.dumps(manifest, indent=1) + "\n").encode())
+    shutil.rmtree(target, ignore_errors=True)
+    work.rename(target)
+    _sync_folder(run.checkpoints)
+    return target
+
+
+def latest(run: RunDirectory) -> int | None:
+    """Step of the newest whole checkpoint, or None."""
+    for step in reversed(_steps(run)):
+        if is_whole(run.checkpoint(step)):
+            return step
+    return None
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether the MANIFEST is there and every file that it lists has the hash that it says."""
+    manifest = folder / "MANIFEST"
+    if not manifest.is_file():
+        return False
+    listed: dict[str, str] = json.loads(manifest.read_text())
+    return all((folder / name).is_file() and _hash(folder / name) == digest for name, digest in listed.items())
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """state.json of a checkpoint.
+
+    Raises:
+        CheckpointError: the folder is not a whole checkpoint, or of another format.
+    """
+    if not is_whole(folder):
+        raise CheckpointError(f"{folder} is not a whole checkpoint (no MANIFEST, or a file that differs from it)")
+    state: dict[str, Any] = json.loads((folder / "state.json").read_text())
+    if state["format"] != FORMAT:
+        raise CheckpointError(f"{folder} has checkpoint format {state['format']}; this version reads {FORMAT}")
+    return state
+
+
+def load_policy(folder: Path, policy: Policy) -> None:
+    """Put a checkpoint's adapter, population and version into `policy`.
+
+    Raises:
+        CheckpointError: not a whole checkpoint, or its tensors do not fit this policy.
+    """
+    state = load_state(folder)
+
+    weights = safetensors.torch.load_file(folder / "adapter" / "adapter_model.safetensors")
+    result = peft.set_peft_model_state_dict(policy.adapter, weights)
+    if result.unexpected_keys:
+        raise CheckpointError(f"{folder}: adapter does not fit the model (unexpected {result.unexpected_keys[0]})")
+    try:
+        policy.population.load_state_dict(safetensors.torch.load_file(folder / "population.safetensors"))
+    except RuntimeError as error:
+        raise CheckpointError(f"{folder}: population does not fit: {error}") from error
+    policy.version = state["policy_version"]
+
+
+def find(path: Path) -> tuple[Path, RunDirectory]:
+    """The newest checkpoint of a run directory, or `path` itself where it is a checkpoint; and the run directory.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if (path / "MANIFEST").is_file():
+        return path.resolve(), RunDirectory(path.resolve().parents[1])
+    run = RunDirectory(path)
+    step = latest(run)
+    if step is None:
+        raise UsageError(f"{path}: neither a run directory with a checkpoint nor a checkpoint")
+    return run.checkpoint(step), run
+
+
+def load_scale(folder: Path, policy: Policy) -> None:
+    """Give the untrained population of `policy` the sigma that the run of this checkpoint began with."""
+    tensors = safetensors.torch.load_file(folder / "population.safetensors")
+    if "sigma0" in tensors:
+        policy.population.set_scale(float(tensors["sigma0"]))
+
+
+def load_optimizer(folder: Path) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = safetensors.torch.load_file(folder / "optimizer.safetensors")
+    return tensors
+
+
+def point_best(run: RunDirectory, step: int) -> None:
+    """Let `best` point to the checkpoint of `step`, atomically."""
+    temporary = run.path / ".best.tmp"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(Path("checkpoints") / run.checkpoint(step).name)
+    os.replace(temporary, run.path / "best")
+
+
+def prune(run: RunDirectory, keep: int, best: int | None) -> None:
+    """Remove what an interrupted save left, and all checkpoints but the newest `keep` and the best."""
+    for leftover in run.checkpoints.glob(".saving-*"):
+        shutil.rmtree(leftover)
+    for step in _steps(run)[:-keep]:
+        if step != best:
+            # The MANIFEST goes first: a half-removed checkpoint must not look whole.
+            (run.checkpoint(step) / "MANIFEST").unlink(missing_ok=True)
+            shutil.rmtree(run.checkpoint(step))
+
+
+def _steps(run: RunDirectory) -> list[int]:
+    """Steps that have a checkpoint folder, ascending; a copy that a user made beside them has another name."""
+    numbers = (folder.name.removeprefix("step_") for folder in run.checkpoints.glob("step_*"))
+    return sorted(int(number) for number in numbers if number.isdecimal())
+
+
+def _hash(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _sync_file(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    _sync_file(folder)

@@ -1,0 +1,1 @@
+"""VOTE: a group becomes answers, clusters, a label and rewards."""

@@ -1,0 +1,500 @@
+r"""Equality of two answers by algebra: an answer's text becomes a form, and forms are compared part by part.
+
+The outer shape (lists, sets, tuples, intervals, unions, matrices, relations) is read here, because LaTeX parsers guess
+at it: to them `(1,2)` is an interval, a tuple and a set. Only its innermost parts go to latex2sympy, one expression
+each. Two expressions are equal if math-verify says so both ways and 50 digits at fixed rational points do not refute
+it. Nothing is passed to a parser that evaluates Python.
+
+Simplifications:
+
+1. A list without brackets is unordered, so `1,-2` is `-2,1` and `\{1,-2\}`; brackets of tuples and intervals must
+   agree.
+2. `x=` before an answer is a label, as for the exact grader, except where a list carries several labels.
+3. Symbols are real, `i` is the imaginary unit, an upper-case letter is not the lower-case one.
+4. What may mean two things is not parsed and equals only its own spelling: `1/2x`, `f(2)`, a prime, two `\pm`, degrees
+   inside a function, more than two letters in a row.
+
+    python -c 'from ttrl_pop.vote.graders.algebra.reading import equal, read; print(equal(read("x+1"), read("1+x")))'
+"""
+
+import hashlib
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from typing import TypeAlias
+
+import mpmath
+import sympy
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
+from math_verify import verify
+
+from ttrl_pop.vote.graders.exact import ExactGrader, clean, is_unit, quantity, unwrapped
+
+DIGITS = 50
+"""Of the values that are compared."""
+AGREE = 40
+"""Leading digits that must agree."""
+POINTS = 4
+"""Places at which an expression with symbols is evaluated; half of them have positive coordinates only."""
+
+_KEY = ExactGrader().key
+_CONVERSION = ConversionConfig(lowercase_symbols=False, interpret_as_mixed_fractions=False)
+
+_OPENING = {"(", "[", "{", r"\{"}
+_CLOSING = {")", "]", "}", r"\}"}
+_TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|.", re.DOTALL)
+_OR = re.compile(r"\\text\s*\{\s*,?\s*(?:and|or)\s*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])")
+_GROUPED = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])")
+_PLUS_MINUS = re.compile(r"\\pm(?![a-zA-Z])")
+_MATRIX = re.compile(r"\\begin\s*\{([pb]?)matrix\}(.*)\\end\s*\{\1matrix\}", re.DOTALL)
+_RELATIONS = {
+    "=": "=",
+    "<": "<",
+    ">": ">",
+    r"\lt": "<",
+    r"\gt": ">",
+    r"\le": "<=",
+    r"\leq": "<=",
+    r"\leqslant": "<=",
+    r"\ge": ">=",
+    r"\geq": ">=",
+    r"\geqslant": ">=",
+    r"\in": "in",
+}
+_MIRRORED = {"=": "=", "<": ">", ">": "<", "<=": ">=", ">=": "<="}
+_SYMPY_RELATIONS = {"=": sympy.Eq, "<": sympy.Lt, ">": sympy.Gt, "<=": sympy.Le, ">=": sympy.Ge}
+_LABEL = re.compile(r"[A-Za-z](?:_\{[A-Za-z0-9]+\})?(?:\([a-z](?:,[a-z])*\))?|\\[a-zA-Z]+")
+_UNIT_BEHIND = re.compile(r"(?:\s|\\text|\\mathrm|\\mbox|\\%|%|\^\s*\{?\s*\\circ)[^()=+]*$")
+_REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\overline\s*\{([0-9]+)\}")
+_FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp"
+_NAMED = re.compile(rf"(?<![a-zA-Z\\])({_FUNCTIONS}|pi|infty)(?![a-zA-Z])")
+_COMMANDS = frozenset(
+    f"""frac sqrt binom cdot times div pi left right lvert rvert lfloor rfloor lceil rceil
+    alpha beta delta epsilon varepsilon zeta eta theta kappa lambda mu nu xi rho sigma tau phi varphi chi psi omega
+    Delta Theta Lambda Sigma Phi Psi Omega {_FUNCTIONS.replace("|", " ")}""".split()
+)
+_COMMAND = re.compile(r"\\([a-zA-Z]+)")
+_OPAQUE = re.compile(
+    r"""[a-zA-Z]{3} | I | [^-\w\s+*/^(){}\[\]|!.~] | [0-9]\s+[0-9.] | \}\s*[0-9] | \}\s*\([0-9.\s]*\)
+    | /\s*[0-9.]+\s*[a-zA-Z~(] | !\s*! | [0-9]\}?\s*_ | \^\s*\{[^{}]*\}\s*\^ | \^\s*\w\s*\^
+    | \.(?![0-9]) | \.[0-9]+\.""",
+    re.VERBOSE,
+)
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """An expression without shape. `key` is its canonical key; the rest is None where it was not understood."""
+
+    key: str
+    number: Fraction | None = None
+    expression: sympy.Basic | None = None
+    values: tuple[mpmath.mpc, ...] | None = None
+    """At the points, `DIGITS` digits each."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A tuple or an interval: elements in order between an opening and a closing bracket."""
+
+    opener: str
+    closer: str
+    elements: tuple["Form", ...]
+
+
+@dataclass(frozen=True)
+class Bag:
+    """Elements without order: `listed` keeps repeated ones, a set does not."""
+
+    elements: tuple["Form", ...]
+    listed: bool
+
+
+@dataclass(frozen=True)
+class Union:
+    parts: tuple["Form", ...]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    rows: tuple[tuple["Form", ...], ...]
+
+
+@dataclass(frozen=True)
+class Relation:
+    """`operators[i]` stands between `sides[i]` and `sides[i + 1]`; a `label` is a symbol that gets a value."""
+
+    operators: tuple[str, ...]
+    sides: tuple["Form", ...]
+    label: str | None = None
+
+
+Form: TypeAlias = Leaf | Row | Bag | Union | Matrix | Relation
+
+
+@lru_cache(maxsize=4096)
+def read(answer: str) -> Form:
+    """The form of an answer; never an error: what is not understood is a `Leaf` that only has its key."""
+    text = clean(answer)
+    text = _OR.sub(",", text)
+    text = _GROUPED.sub(lambda number: number[0].replace(",", ""), text) if not set("([{") & set(text) else text
+    return _read_list(re.sub(r"_\s*([A-Za-z0-9])", r"_{\1}", text))
+
+
+def equal(a: Form, b: Form) -> bool:
+    """Whether two forms are equal; symmetric."""
+    if isinstance(a, Relation) and not isinstance(b, Relation):
+        return equal(b, a)
+    if isinstance(b, Relation):
+        return _equal_relations(a, b) if isinstance(a, Relation) else b.label is not None and equal(a, b.sides[-1])
+    if isinstance(a, Leaf) and isinstance(b, Leaf):
+        return _equal_leaves(a, b)
+    if isinstance(a, Row) and isinstance(b, Row):
+        return (a.opener, a.closer) == (b.opener, b.closer) and _all_equal(a.elements, b.elements)
+    if isinstance(a, Bag) and isinstance(b, Bag):
+        return _equal_bags(a, b)
+    if isinstance(a, Union) and isinstance(b, Union):
+        return _matched(a.parts, b.parts, equal)
+    if isinstance(a, Matrix) and isinstance(b, Matrix):
+        return len(a.rows) == len(b.rows) and all(map(_all_equal, a.rows, b.rows))
+    return False
+
+
+# Reading
+
+
+def _read_list(text: str) -> Form:
+    text = text.strip().strip(",").strip()
+    pieces = [piece for piece in _split(text, {","}) if piece.strip()]
+    if len(pieces) < 2 or quantity(text) is not None:
+        return _read_item(text)
+    return Bag(_elements(pieces), listed=True)
+
+
+def _elements(pieces: Sequence[str]) -> tuple[Form, ...]:
+    r"""Forms of the pieces; what `\pm` makes of one piece stands beside the others."""
+    forms: list[Form] = []
+    for piece in pieces:
+        form = _read_item(piece)
+        forms.extend(form.elements if isinstance(form, Bag) and form.listed else [form])
+    return tuple(forms)
+
+
+def _read_item(text: str) -> Form:
+    text = text.strip()
+    operators = [_RELATIONS[token] for token, depth in _tokens(text) if depth == 0 and token in _RELATIONS]
+    if operators:
+        return _read_relation(text, operators)
+    parts = _split(text, {r"\cup"})
+    if len(parts) > 1:
+        return Union(tuple(_read_item(part) for part in parts))
+    if matrix := _MATRIX.fullmatch(text):
+        rows = [row for row in matrix[2].split(r"\\") if row.strip()]
+        return Matrix(tuple(tuple(_read_item(cell) for cell in row.split("&")) for row in rows))
+    return _read_bracket(text) or _read_expression(text)
+
+
+def _read_relation(text: str, operators: list[str]) -> Form:
+    pieces = _split(text, set(_RELATIONS))
+    if "in" in operators:
+        return _read_item(pieces[1]) if len(pieces) == 2 and _LABEL.fullmatch(pieces[0].strip()) else Leaf(_KEY(text))
+    names = [piece.strip() if _LABEL.fullmatch(piece.strip()) else None for piece in pieces]
+    if set(operators) == {"="}:
+        if len(pieces) == 2 and names[0] is None and names[1] is not None:
+            names, pieces = names[::-1], pieces[::-1]
+        if names[0] is not None:
+            return Relation(("=",), (_read_item(pieces[0]), _read_item(pieces[-1])), names[0])
+    elif interval := _read_interval(pieces, names, operators):
+        return interval
+    return Relation(tuple(operators), tuple(_read_item(piece) for piece in pieces))
+
+
+def _read_interval(pieces: list[str], names: list[str | None], operators: list[str]) -> Row | None:
+    """`x>2` and `1<x\\le 2` as intervals."""
+    if all(operator[0] == ">" for operator in operators):
+        pieces, names, operators = pieces[::-1], names[::-1], [_MIRRORED[operator] for operator in operators[::-1]]
+    elif not all(operator[0] == "<" for operator in operators):
+        return None
+    brackets = {"<": "()", "<=": "[]"}
+    if len(pieces) == 3 and names[1] and not names[0] and not names[2]:
+        ends = (_read_item(pieces[0]), _read_item(pieces[2]))
+        return Row(brackets[operators[0]][0], brackets[operators[1]][1], ends)
+    if len(pieces) == 2 and names[0] and not names[1]:
+        return Row("(", brackets[operators[0]][1], (Leaf(_KEY(r"-\infty")), _read_item(pieces[1])))
+    if len(pieces) == 2 and names[1] and not names[0]:
+        return Row(brackets[operators[0]][0], ")", (_read_item(pieces[0]), Leaf(_KEY(r"\infty"))))
+    return None
+
+
+def _read_bracket(text: str) -> Form | None:
+    """The form of a text that one pair of brackets encloses."""
+    tokens = list(_tokens(text))
+    if len(tokens) < 2 or tokens[0][0] not in _OPENING or tokens[-1][0] not in _CLOSING:
+        return None
+    if any(depth == 0 for _, depth in tokens[1:-1]) or tokens[-1][1] != 0:
+        return None
+    opener, closer = tokens[0][0], tokens[-1][0]
+    inside = text[len(opener) : -len(closer)]
+    pieces = _split(inside, {","})
+    if (opener, closer) == ("{", "}"):
+        return _read_list(inside) if len(pieces) == 1 else Bag(_elements(pieces), listed=False)
+    if (opener, closer) == (r"\{", r"\}"):
+        return Bag(_elements(pieces), listed=False)
+    if len(pieces) == 1 and (opener, closer) == ("(", ")"):
+        return _read_list(inside)
+    return Row(opener, closer, tuple(_read_item(piece) for piece in pieces))
+
+
+def _read_expression(text: str) -> Form:
+    signs = _PLUS_MINUS.findall(text)
+    if len(signs) == 1 and r"\mp" not in text:
+        return Bag(tuple(_leaf(_PLUS_MINUS.sub(sign, text).strip().removeprefix("+")) for sign in "+-"), listed=True)
+    return _leaf(text)
+
+
+def _tokens(text: str) -> Iterator[tuple[str, int]]:
+    """Tokens with the depth of the brackets around them; a bracket has the depth outside it."""
+    depth = 0
+    for token in _TOKEN.findall(text):
+        if token in _CLOSING:
+            depth -= 1
+        yield token, depth
+        if token in _OPENING:
+            depth += 1
+
+
+def _split(text: str, separators: set[str]) -> list[str]:
+    """Pieces between the separators that stand outside all brackets."""
+    pieces = [""]
+    for token, depth in _tokens(text):
+        if depth == 0 and token in separators:
+            pieces.append("")
+        else:
+            pieces[-1] += token
+    return pieces
+
+
+@lru_cache(maxsize=4096)
+def _leaf(text: str) -> Leaf:
+    key = _KEY(text)
+    number = quantity(text)
+    if number is None:
+        text = _without_unit(text)
+        number = quantity(text)
+    if number is None and (repeating := _REPEATING.fullmatch(text)):
+        number = _repeating(*repeating.groups())
+    if number is None:
+        parsed = _parse(_for_parser(text))
+        if parsed is None:
+            return Leaf(key)
+        expression, number = parsed
+        if number is None:
+            values = _values(expression)
+            return Leaf(key, None, expression, values) if values else Leaf(key)
+    expression = sympy.Rational(number.numerator, number.denominator)
+    with mpmath.workdps(DIGITS):
+        value = mpmath.mpc(mpmath.mpf(number.numerator) / number.denominator)
+    return Leaf(key, number, expression, (value,) * POINTS)
+
+
+def _without_unit(text: str) -> str:
+    r"""`2\pi \text{ cm}` without its unit; a function's argument keeps its degrees."""
+    behind = _UNIT_BEHIND.search(text)
+    if behind and not re.search(rf"\\?(?:{_FUNCTIONS})", text) and is_unit(behind[0].strip()):
+        return text[: behind.start()].strip()
+    return text
+
+
+def _repeating(whole: str, fixed: str, period: str) -> Fraction:
+    shift = 10 ** len(fixed)
+    return Fraction(int(whole + fixed or 0), shift) + Fraction(int(period), shift * (10 ** len(period) - 1))
+
+
+def _for_parser(text: str) -> str | None:
+    """The text in a spelling at which latex2sympy need not guess (to it `2(3)` is a sum), or None."""
+    text = unwrapped(text)
+    text = text.replace("**", "^").replace("√", "sqrt")
+    text = re.sub(r"(?<![\\a-zA-Z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
+    text = re.sub(r"(?<![\\a-zA-Z])sqrt\s*([0-9]+)", r"\\sqrt{\1}", text)
+    text = _NAMED.sub(r"\\\1 ", text)
+    text = re.sub(r"(\\log\s*_\{[^{}]*\})\s*([0-9]+|[a-zA-Z])", r"\1{\2}", text)
+    if not _COMMANDS.issuperset(_COMMAND.findall(text)) or _OPAQUE.search(_COMMAND.sub("~", text)):
+        return None
+    text = re.sub(r"\^\s*\(([^()]*)\)", r"^{\1}", text)
+    text = re.sub(r"\^\s*(-?[0-9]+|[a-zA-Z])", r"^{\1}", text)
+    text = re.sub(r"([0-9]*)\.([0-9]+)", lambda m: rf"\frac{{{int(m[1] + m[2])}}}{{{10 ** len(m[2])}}}", text)
+    text = re.sub(r"(?<![0-9a-zA-Z}])([0-9]+)\s*(\\frac\{[0-9]+\}\{[0-9]+\})", r"(\1+\2)", text)
+    return re.sub(r"(?<=[0-9)])\s*(?=\()|(?<=\))\s*(?=[0-9])", r"\\cdot ", text)
+
+
+def _parse(text: str | None) -> tuple[sympy.Basic, Fraction | None] | None:
+    """The expression, and its value where that is rational; None where a library gives up."""
+    if text is None:
+        return None
+    try:
+        parsed = latex2sympy(
+            text, is_real=True, convert_degrees=False, normalization_config=None, conversion_config=_CONVERSION
+        )
+        expression = parsed.xreplace({sympy.Symbol("i", real=True): sympy.I})
+        if not isinstance(expression, sympy.Expr):
+            return None
+        value = expression.doit() if not expression.free_symbols else expression
+    except Exception:  # latex2sympy raises bare Exception for a syntax error, sympy whatever it meets
+        return None
+    return expression, Fraction(int(value.p), int(value.q)) if isinstance(value, sympy.Rational) else None
+
+
+def _values(expression: sympy.Expr) -> tuple[mpmath.mpc, ...] | None:
+    """At the points; None where one of them gives no finite number."""
+    symbols = expression.free_symbols
+    found = []
+    for index in range(POINTS if symbols else 1):
+        at = {symbol: _coordinate(str(symbol), index) for symbol in symbols}
+        try:
+            real, imaginary = expression.evalf(DIGITS, subs=at).as_real_imag()
+        except Exception:  # as above
+            return None
+        if not (isinstance(real, sympy.Number) and isinstance(imaginary, sympy.Number)):
+            return None
+        if not (real.is_finite and imaginary.is_finite):
+            return None
+        with mpmath.workdps(DIGITS):
+            found.append(mpmath.mpc(_mpf(real), _mpf(imaginary)))
+    return tuple(found) if symbols else (found[0],) * POINTS
+
+
+def _coordinate(name: str, index: int) -> sympy.Rational:
+    """A rational number that depends on the symbol's name and the point alone."""
+    digest = hashlib.sha256(f"{index}:{name}".encode()).digest()
+    value = sympy.Rational(101 + digest[0] * 7, 211 + digest[1])
+    return -value if index >= POINTS // 2 and digest[2] % 2 else value
+
+
+def _mpf(number: sympy.Number) -> mpmath.mpf:
+    # A precision of 1 is how sympy says that not one digit is certain: it is zero as far as anyone can tell.
+    return mpmath.mpf(0 if getattr(number, "_prec", DIGITS) == 1 else number._to_mpmath(mpmath.mp.prec))
+
+
+# Comparing
+
+
+def _all_equal(a: Sequence[Form], b: Sequence[Form]) -> bool:
+    return len(a) == len(b) and all(map(equal, a, b))
+
+
+def _matched(a: Sequence[Form], b: Sequence[Form], same: Callable[[Form, Form], bool]) -> bool:
+    """Whether each element finds a partner of its own; equality is transitive enough for the first to do."""
+    left = list(b)
+    for form in a:
+        partner = next((i for i, other in enumerate(left) if same(form, other)), None)
+        if partner is None:
+            return False
+        del left[partner]
+    return not left
+
+
+def _equal_bags(a: Bag, b: Bag) -> bool:
+    labels = [{form.label if isinstance(form, Relation) else None for form in bag.elements} for bag in (a, b)]
+
+    def same(x: Form, y: Form) -> bool:
+        names = [form.label if isinstance(form, Relation) else None for form in (x, y)]
+        several = any(len(found - {None}) > 1 for found in labels)
+        return (not several or names[0] == names[1]) and equal(x, y)
+
+    if a.listed and b.listed:
+        return _matched(a.elements, b.elements, same)
+    return all(any(same(x, y) for y in b.elements) for x in a.elements) and all(
+        any(same(x, y) for x in a.elements) for y in b.elements
+    )
+
+
+def _equal_leaves(a: Leaf, b: Leaf) -> bool:
+    if a.key == b.key:
+        return bool(a.key)
+    if a.number is not None and b.number is not None:
+        return a.number == b.number
+    if a.values is None or b.values is None or not all(map(_close, a.values, b.values)):
+        return False
+    return _verified(a.expression, b.expression)
+
+
+def _equal_relations(a: Relation, b: Relation) -> bool:
+    if a.label is not None and b.label is not None:
+        return equal(a.sides[-1], b.sides[-1])
+    if len(a.operators) > 1 or len(b.operators) > 1:
+        backwards = tuple(_MIRRORED[operator] for operator in b.operators[::-1])
+        return (a.operators == b.operators and _all_equal(a.sides, b.sides)) or (
+            a.operators == backwards and _all_equal(a.sides, b.sides[::-1])
+        )
+    same_way = a.operators == b.operators
+    if not same_way and a.operators[0] != _MIRRORED[b.operators[0]]:
+        return False
+    difference_a, difference_b = _difference(a), _difference(b)
+    if difference_a is None or difference_b is None:
+        return _all_equal(a.sides, b.sides if same_way else b.sides[::-1])
+    ratio = _ratio(difference_a, difference_b)
+    if ratio is None or (a.operators[0] != "=" and (ratio.imag != 0 or (ratio.real > 0) != same_way)):
+        return False
+    factor = _rational(ratio)
+    if factor is None:
+        return _verified(_sympy_relation(a), _sympy_relation(b))
+    return _verified(_sympy_difference(a), factor * _sympy_difference(b))
+
+
+def _difference(relation: Relation) -> tuple[mpmath.mpc, ...] | None:
+    """Left side minus right side at the points."""
+    left, right = relation.sides
+    if not (isinstance(left, Leaf) and isinstance(right, Leaf)) or left.values is None or right.values is None:
+        return None
+    with mpmath.workdps(DIGITS):
+        return tuple(x - y for x, y in zip(left.values, right.values, strict=True))
+
+
+def _ratio(a: tuple[mpmath.mpc, ...], b: tuple[mpmath.mpc, ...]) -> mpmath.mpc | None:
+    """The constant by which a is a multiple of b, or None."""
+    with mpmath.workdps(DIGITS):
+        if any(value == 0 for value in (*a, *b)):
+            return None
+        ratios = [x / y for x, y in zip(a, b, strict=True)]
+        return ratios[0] if all(_close(ratio, ratios[0]) for ratio in ratios) else None
+
+
+def _rational(ratio: mpmath.mpc) -> sympy.Rational | None:
+    with mpmath.workdps(DIGITS):
+        near = Fraction(str(ratio.real)).limit_denominator(10**6)
+        return (
+            sympy.Rational(near.numerator, near.denominator)
+            if _close(ratio, mpmath.mpf(near.numerator) / near.denominator)
+            else None
+        )
+
+
+def _sympy_sides(relation: Relation) -> tuple[sympy.Expr, sympy.Expr]:
+    left, right = (side.expression for side in relation.sides if isinstance(side, Leaf))
+    return left, right
+
+
+def _sympy_difference(relation: Relation) -> sympy.Expr:
+    left, right = _sympy_sides(relation)
+    return left - right
+
+
+def _sympy_relation(relation: Relation) -> sympy.Basic:
+    return _SYMPY_RELATIONS[relation.operators[0]](*_sympy_sides(relation), evaluate=False)
+
+
+def _close(a: mpmath.mpc, b: mpmath.mpc) -> bool:
+    """Equal to `AGREE` digits; relative, so that two tiny numbers differ as large ones do."""
+    with mpmath.workdps(DIGITS):
+        return bool(abs(a - b) <= mpmath.mpf(10) ** -AGREE * max(abs(a), abs(b)))
+
+
+def _verified(a: sympy.Basic | None, b: sympy.Basic | None) -> bool:
+    # No time-out of its own: it works by SIGALRM, and a process around this one has a better clock.
+    return bool(verify(a, b, timeout_seconds=None)) and bool(verify(b, a, timeout_seconds=None))
+
+
+logging.getLogger("math_verify").setLevel(logging.ERROR)

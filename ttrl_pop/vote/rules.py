@@ -1,0 +1,40 @@
+"""Configuration → the rules of the vote, the same for training, evaluation and rollouts from elsewhere. No torch."""
+
+from ttrl_pop.config import VoteConfig
+from ttrl_pop.errors import UsageError
+from ttrl_pop.plugins import load
+from ttrl_pop.types import AnswerKey
+from ttrl_pop.vote.extract import resolve_extract
+from ttrl_pop.vote.graders.base import Grader
+from ttrl_pop.vote.rewards.base import build_reward
+from ttrl_pop.vote.vote import Rules
+
+
+def build_grader(config: VoteConfig) -> Grader:
+    """The grader from the configuration.
+
+    Raises:
+        UsageError: there is none of that name, or it is no grader.
+    """
+    kind = load("grader", config.grader)
+    if not (isinstance(kind, type) and issubclass(kind, Grader)):
+        raise UsageError(
+            f"vote.grader {config.grader!r} must be a class derived from ttrl_pop.vote.graders.base.Grader"
+        )
+    grader: Grader = kind()
+    return grader
+
+
+def build_rules(
+    config: VoteConfig, answers: AnswerKey, thinking: bool = False, token_limit: int | None = None
+) -> Rules:
+    """Rules from the configuration.
+
+    Raises:
+        UsageError: a grader, reward or extraction that does not exist or cannot be had.
+    """
+    grader = build_grader(config)
+    reward = build_reward(config.reward, answers, grader)
+    resolve_extract(config.extract, is_chat=True)
+    thinking = thinking if config.thinking is None else config.thinking
+    return Rules(grader, reward, config.extract, config.weight, thinking, token_limit)
