@@ -29,13 +29,12 @@ from benchmarks.machine import peak_bytes
 from benchmarks.workload import EXAMPLES, QUESTIONS, completion_lengths, distinct_work, times_table
 from ttrl_pop.config import Config
 from ttrl_pop.learn.learner import Learner
-from ttrl_pop.packing.pack import alike
+from ttrl_pop.packing.radix import alike
 from ttrl_pop.population.base import NoPopulation
-from ttrl_pop.read.problems import ProblemSet
 from ttrl_pop.run.session import Session, check_trainable, open_session
 from ttrl_pop.sample.hf.backend import HfBackend, Writing
 from ttrl_pop.sample.sample import sample
-from ttrl_pop.types import AnswerKey, FinishReason, Group, Mind, Problem, Rollout, Tally, Update
+from ttrl_pop.types import AnswerKey, FinishReason, Group, Mind, Problem, ProblemSet, Rollout, Tally, Update
 from ttrl_pop.vote.rewards.base import Ballot
 
 Record = dict[str, list[float]]

@@ -29,9 +29,10 @@ from benchmarks.workload import completion_lengths, times_table
 from ttrl_pop import randomness
 from ttrl_pop.model.load import load_model
 from ttrl_pop.model.policy import Policy
-from ttrl_pop.packing.pack import alike
+from ttrl_pop.packing.radix import alike
 from ttrl_pop.population.norm_noise import NormNoise, NormNoiseOptions
-from ttrl_pop.sample.vllm.engine import Engine, Model, Order
+from ttrl_pop.sample.vllm.engine import Engine, Order
+from ttrl_pop.sample.vllm.launch import Model
 from ttrl_pop.sample.vllm.options import VllmOptions
 
 SIGMA = 0.005

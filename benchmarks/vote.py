@@ -36,8 +36,9 @@ from ttrl_pop.types import Group, Mind, Problem, Rollout
 from ttrl_pop.vote.graders.base import Grader
 from ttrl_pop.vote.graders.exact import ExactGrader
 from ttrl_pop.vote.graders.math import MathGrader
-from ttrl_pop.vote.rewards.base import majority
-from ttrl_pop.vote.vote import Rules, vote
+from ttrl_pop.vote.rewards.consensus import majority
+from ttrl_pop.vote.rules import Rules
+from ttrl_pop.vote.vote import vote
 
 Record = dict[str, Any]
 """What was measured of one side."""

@@ -10,22 +10,23 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models
 
-from ttrl_pop.config import Config, LoraConfig, load_config
+from ttrl_pop.config import Config, LoraConfig
+from ttrl_pop.config_file import load_config
 from ttrl_pop.model.load import LoadedModel, fingerprint
 from ttrl_pop.model.policy import Policy
+from ttrl_pop.model.prompts import Prompts
 from ttrl_pop.packing import attention
 from ttrl_pop.packing.pack import Tree, pack
 from ttrl_pop.population.base import MEAN, Population
 from ttrl_pop.population.norm_noise import NormNoise, NormNoiseOptions
-from ttrl_pop.read.problems import ProblemSet
 from ttrl_pop.run.session import Session
 from ttrl_pop.sample.backend import Backend, Request
-from ttrl_pop.sample.sample import Prompts
-from ttrl_pop.types import AnswerKey, Group, Mind, Problem, Rollout, Tally
+from ttrl_pop.types import AnswerKey, Group, Mind, Problem, ProblemSet, Rollout, Tally
 from ttrl_pop.vote.graders.exact import ExactGrader
-from ttrl_pop.vote.rewards.base import Ballot, majority
-from ttrl_pop.vote.rules import build_rules
-from ttrl_pop.vote.vote import Rules, vote
+from ttrl_pop.vote.rewards.base import Ballot
+from ttrl_pop.vote.rewards.consensus import majority
+from ttrl_pop.vote.rules import Rules, build_rules
+from ttrl_pop.vote.vote import vote
 
 ALPHABET = " 0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,:?=+*\n#$\\{}/<>|-_'()"
 SPECIAL = ["<s>", "</s>", "<unk>"]

@@ -27,8 +27,9 @@ from benchmarks.workload import (
     work_of,
 )
 from ttrl_pop.config import Section
+from ttrl_pop.model.logprobs import token_logprobs
 from ttrl_pop.model.policy import Policy
-from ttrl_pop.packing.pack import alike
+from ttrl_pop.packing.radix import alike
 from ttrl_pop.population.base import NoPopulation, Population
 from ttrl_pop.run.session import Session
 from ttrl_pop.types import Group
@@ -145,7 +146,7 @@ def test_the_learner_computes_the_tokens_that_are_counted() -> None:
     prompt_tokens = [len(group.rollouts_G[0].prompt_ids) for group in groups]
     counts = counted(policy)
     rollouts = [rollout for group in groups for rollout in group.rollouts_G]
-    policy.token_logprobs(rollouts, [rollout.mind for rollout in rollouts], 1.0)
+    token_logprobs(policy, rollouts, [rollout.mind for rollout in rollouts], 1.0)
     nominal = forward_work(prompt_tokens, alike([g.rollouts_G[0].prompt_ids for g in groups]), 2, lengths)
     must = work_that_must_be_done(session, groups)
     assert must.layer_tokens <= counts["layers"] <= min(1.05 * must.layer_tokens, nominal.layer_tokens)

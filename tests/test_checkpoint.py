@@ -14,9 +14,10 @@ from ttrl_pop.config import LoraConfig
 from ttrl_pop.errors import CheckpointError, UsageError
 from ttrl_pop.model.load import load_model
 from ttrl_pop.model.policy import Policy
-from ttrl_pop.store import checkpoint
-from ttrl_pop.store.checkpoint import RunDirectory
-from ttrl_pop.train import Progress, train
+from ttrl_pop.run.progress import Progress
+from ttrl_pop.store import checkpoint, files
+from ttrl_pop.store.directory import RunDirectory
+from ttrl_pop.train import train
 
 IDS = torch.arange(3, 21).reshape(2, 9)
 
@@ -110,12 +111,12 @@ def test_the_adapter_opens_in_plain_peft(tmp_path: Path) -> None:
 def test_torn_and_later_rows_are_cut(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     for step in (1, 2, 3):
-        checkpoint.append_line(path, {"step": step})
+        files.append_line(path, {"step": step})
     with path.open("ab") as file:
         file.write(b'{"step": 4, "vote/agr')
-    assert [row["step"] for row in checkpoint.truncate_lines(path, 2)] == [1, 2]
+    assert [row["step"] for row in files.truncate_lines(path, 2)] == [1, 2]
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
-    assert checkpoint.truncate_lines(tmp_path / "none.jsonl", 2) == []
+    assert files.truncate_lines(tmp_path / "none.jsonl", 2) == []
 
 
 TEXT = st.text(st.characters(exclude_categories=[]), max_size=20)
@@ -127,8 +128,8 @@ def test_lines_come_back_as_they_were(
 ) -> None:
     # Lone surrogates, line separators and NUL are among what models write.
     path = tmp_path_factory.mktemp("lines") / name
-    checkpoint.write_lines(path, rows)
-    assert list(checkpoint.read_lines(path)) == rows
+    files.write_lines(path, rows)
+    assert list(files.read_lines(path)) == rows
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

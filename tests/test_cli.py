@@ -16,9 +16,10 @@ from fakes import save_tiny
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
-from ttrl_pop.cli.app import app, one_line
+from ttrl_pop.cli.app import app
 from ttrl_pop.config import Config
-from ttrl_pop.store.checkpoint import RunDirectory
+from ttrl_pop.store.directory import RunDirectory
+from ttrl_pop.text import one_line
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("run", "eval", "sample")

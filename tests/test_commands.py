@@ -22,6 +22,7 @@ import pytest
 from fakes import PROBLEMS, ScriptedBackend, save_tiny
 from typer.testing import CliRunner, Result
 
+from ttrl_pop.cli import opening
 from ttrl_pop.cli import run as commands
 from ttrl_pop.cli.app import app
 from ttrl_pop.cli.run import LARGE_SET
@@ -29,8 +30,8 @@ from ttrl_pop.errors import UsageError
 from ttrl_pop.run import collapse
 from ttrl_pop.sample.backend import Request
 from ttrl_pop.sample.hf.backend import HfBackend
-from ttrl_pop.store import checkpoint
-from ttrl_pop.store.checkpoint import RunDirectory
+from ttrl_pop.store import checkpoint, files
+from ttrl_pop.store.directory import RunDirectory
 from ttrl_pop.types import Rollout
 
 pytestmark = pytest.mark.slow
@@ -79,9 +80,7 @@ def final(out: Path) -> dict[str, Any]:
     step = checkpoint.latest(run)
     assert step is not None
     folder = run.checkpoint(step)
-    metrics = [
-        {k: v for k, v in row.items() if not k.startswith("time/")} for row in checkpoint.read_lines(run.metrics)
-    ]
+    metrics = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in files.read_lines(run.metrics)]
     return {
         "step": step,
         "adapter": (folder / "adapter" / "adapter_model.safetensors").read_bytes(),
@@ -144,17 +143,15 @@ def test_the_summary_says_which_labels_were_learned_and_lost(
     run_dir = RunDirectory(copied)
     ids = [row["id"] for row in rows_of(trained[1].stdout)]
     for path, right in ((run_dir.baseline, "100100"), (run_dir.answers, "110110")):
-        rows = [{**row, "correct": bool(int(c))} for row, c in zip(checkpoint.read_lines(path), right, strict=True)]
+        rows = [{**row, "correct": bool(int(c))} for row, c in zip(files.read_lines(path), right, strict=True)]
         assert [row["id"] for row in rows] == ids
-        checkpoint.write_lines(path, rows)
+        files.write_lines(path, rows)
     said = ttrl("run", "--resume", copied).stderr.splitlines()
     assert said.count("labels: learned 2, kept 2, lost 0, never 2") == 1
     assert sum(line.startswith("labels: ") for line in trained[1].stderr.splitlines()) == 1
     for path in (run_dir.baseline, run_dir.answers):
-        without = [
-            {k: v for k, v in row.items() if k not in ("gold", "correct")} for row in checkpoint.read_lines(path)
-        ]
-        checkpoint.write_lines(path, without)
+        without = [{k: v for k, v in row.items() if k not in ("gold", "correct")} for row in files.read_lines(path)]
+        files.write_lines(path, without)
     assert "labels: " not in ttrl("run", "--resume", copied).stderr
 
 
@@ -162,7 +159,7 @@ def test_without_gold_nothing_is_said_about_accuracy(place: Path, tmp_path: Path
     result = run(place, tmp_path / "run")
     assert "accuracy" not in result.stderr
     assert not {"gold", "correct", "accuracy"} & set(rows_of(result.stdout)[0])
-    assert all(row["rollout/accuracy"] is None for row in checkpoint.read_lines(tmp_path / "run" / "metrics.jsonl"))
+    assert all(row["rollout/accuracy"] is None for row in files.read_lines(tmp_path / "run" / "metrics.jsonl"))
 
 
 def test_runs_are_numbered_where_no_directory_is_named(place: Path, tmp_path: Path) -> None:
@@ -201,9 +198,7 @@ def test_gold_answers_do_not_reach_the_learner(place: Path, trained: tuple[Path,
     answers = list(GOLD.values())
     shuffled = dict(zip(GOLD, answers[1:] + answers[:1], strict=True))
     # Something that the model did say in training, so that accuracies differ.
-    rows = [
-        row for step in range(1, STEPS + 1) for row in checkpoint.read_lines(RunDirectory(trained[0]).rollouts(step))
-    ]
+    rows = [row for step in range(1, STEPS + 1) for row in files.read_lines(RunDirectory(trained[0]).rollouts(step))]
     said = {row["id"]: row["answer"] for row in rows if row["answer"]}
     for name, gold in {"shuffled": shuffled, "none": {}, "said": said}.items():
         file = write_lines(tmp_path / f"{name}.jsonl", [{"id": i, "answer": a} for i, a in gold.items()])
@@ -313,7 +308,7 @@ def test_problems_shows_what_a_run_knows_of_each(place: Path, trained: tuple[Pat
 
 
 def test_a_run_that_another_process_works_on_is_left_alone(copied: Path) -> None:
-    prepared = commands.prepare_resume(copied, None, None, None, {"steps": STEPS + 1}, [])
+    prepared = opening.prepare_resume(copied, None, None, None, {"steps": STEPS + 1}, [])
     identity = RunDirectory(copied).identity
     identity.write_text(json.dumps({**json.loads(identity.read_text()), "model": "another"}))
     before = snapshot(copied)

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ttrl_pop.config import Config, dump_config, load_config, parse_assignment, validate
+from ttrl_pop.config import Config
+from ttrl_pop.config_file import dump_config, load_config, parse_assignment, validate
 from ttrl_pop.errors import UsageError
 from ttrl_pop.population.norm_noise import NormNoiseOptions
 

@@ -14,8 +14,9 @@ from torch.nn.functional import cross_entropy
 from ttrl_pop.config import LoraConfig
 from ttrl_pop.model.load import LoadedModel
 from ttrl_pop.model.policy import Policy
-from ttrl_pop.store.checkpoint import RunDirectory
-from ttrl_pop.train import Progress, train
+from ttrl_pop.run.progress import Progress
+from ttrl_pop.store.directory import RunDirectory
+from ttrl_pop.train import train
 from ttrl_pop.types import Problem, StepReport
 
 PROBLEMS = tuple(Problem(f"p{i}", f"Q{i} A", i) for i in range(6))

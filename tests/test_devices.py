@@ -12,9 +12,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.packing.pack import Branch, Tree, pack
 from ttrl_pop.population.norm_noise import NormNoise
-from ttrl_pop.sample.hf.backend import draw
 from ttrl_pop.sample.hf.cache import KeyValueCache, prefill
 from ttrl_pop.sample.hf.decode import DecodeStep
+from ttrl_pop.sample.hf.draw import draw
 from ttrl_pop.types import Mind
 
 DEVICE = torch.device("meta")

@@ -17,24 +17,13 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from ttrl_pop.cli.display.live import (
-    BLOCKS,
-    CURVES,
-    POINTS,
-    ROWS,
-    Display,
-    Lines,
-    Live,
-    Quiet,
-    answers_table,
-    bar,
-    clock_time,
-    number,
-    open_display,
-    safe,
-    sparkline,
-    summary_table,
-)
+from ttrl_pop.cli.display import open_display
+from ttrl_pop.cli.display.base import Display, Quiet
+from ttrl_pop.cli.display.lines import Lines
+from ttrl_pop.cli.display.live import CURVES, ROWS, Live
+from ttrl_pop.cli.display.marks import BLOCKS, POINTS, bar, clock_time, number, sparkline
+from ttrl_pop.cli.display.tables import answers_table, summary_table
+from ttrl_pop.text import safe
 from ttrl_pop.types import Cluster, Group, Problem, StepReport, Tally
 
 SGR = re.compile(r"\x1b\[[\d;]*m")

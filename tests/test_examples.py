@@ -18,12 +18,13 @@ import typer.main
 from fakes import ballot, logits_of, one_mind, save_tiny, tiny_policy
 
 from ttrl_pop.cli.app import app
-from ttrl_pop.config import load_config
+from ttrl_pop.config_file import load_config
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.plugins import load
 from ttrl_pop.population.base import MEAN, Population
 from ttrl_pop.run.session import check_trainable
-from ttrl_pop.store.checkpoint import RunDirectory, read_lines
+from ttrl_pop.store.directory import RunDirectory
+from ttrl_pop.store.files import read_lines
 from ttrl_pop.types import Mind
 
 pytestmark = pytest.mark.slow

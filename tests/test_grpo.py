@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ttrl_pop.learn import grpo
+from ttrl_pop.population import norm_noise
 
 LOSSES = ("grpo", "dapo", "dr_grpo", "gspo")
 
@@ -104,5 +105,5 @@ def test_gaussian_kl_equals_torch() -> None:
     own = torch.distributions.Normal(mu, log_sigma.exp())
     prior = torch.distributions.Normal(torch.zeros(2), torch.full((2,), 0.7))
     torch.testing.assert_close(
-        grpo.gaussian_kl(mu, log_sigma, torch.tensor(0.7)), torch.distributions.kl_divergence(own, prior)
+        norm_noise.gaussian_kl(mu, log_sigma, torch.tensor(0.7)), torch.distributions.kl_divergence(own, prior)
     )

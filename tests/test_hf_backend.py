@@ -13,20 +13,24 @@ from hypothesis import strategies as st
 
 from ttrl_pop.config import SamplingConfig
 from ttrl_pop.errors import DivergenceError
+from ttrl_pop.model.logprobs import token_logprobs
 from ttrl_pop.model.policy import Policy
+from ttrl_pop.model.prompts import decode, encode
 from ttrl_pop.packing.attention import single
-from ttrl_pop.packing.pack import KEYS, Pack, alike
+from ttrl_pop.packing.pack import Pack
+from ttrl_pop.packing.radix import KEYS, alike
 from ttrl_pop.population.base import MEAN, NoPopulation
 from ttrl_pop.sample.backend import Request
 from ttrl_pop.sample.hf import backend as hf
-from ttrl_pop.sample.hf.backend import HfBackend, draw
+from ttrl_pop.sample.hf.backend import HfBackend
+from ttrl_pop.sample.hf.draw import draw
 from ttrl_pop.sample.sample import sample
 from ttrl_pop.types import Mind, Rollout
 
 
 def requests(policy: Policy, minds: int = 3, samples: int = 2) -> list[Request]:
     return [
-        Request(policy.encode(problem), mind, ("token", 0, problem.id, mind.seed, s))
+        Request(encode(policy.tokenizer, problem), mind, ("token", 0, problem.id, mind.seed, s))
         for problem in PROBLEMS[:4]
         for mind in policy.population.spawn(0, 1, minds)
         for s in range(samples)
@@ -56,7 +60,7 @@ def test_cached_decode_equals_full_forward(family: str) -> None:
     rollouts = written(policy, requests(policy))
     assert len({len(r.prompt_ids) for r in rollouts}) > 1, "the batch must be uneven"
     for rollout in rollouts:
-        logprobs, mask = policy.token_logprobs([rollout], [rollout.mind], 1.0)
+        logprobs, mask = token_logprobs(policy, [rollout], [rollout.mind], 1.0)
         assert mask.all()
         assert list(rollout.logprobs) == pytest.approx(logprobs[0].tolist(), abs=1e-10)
 
@@ -71,7 +75,7 @@ def test_cached_decode_equals_full_forward_for_other_populations(population: str
     policy = tiny_policy(population=kinds[population])
     for rollout in written(policy, requests(policy)):
         with torch.no_grad():
-            logprobs, _ = policy.token_logprobs([rollout], [rollout.mind], 1.0)
+            logprobs, _ = token_logprobs(policy, [rollout], [rollout.mind], 1.0)
         assert list(rollout.logprobs) == pytest.approx(logprobs[0].tolist(), abs=1e-10)
 
 
@@ -100,7 +104,7 @@ def test_a_query_sees_its_keys_through_the_heads_that_share_them(dtype: torch.dt
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_rollouts_of_the_base_model_are_those_of_generate(family: str) -> None:
     policy = tiny_policy(family)
-    asked = [Request(policy.encode(problem), None, ("greedy", problem.id)) for problem in PROBLEMS]
+    asked = [Request(encode(policy.tokenizer, problem), None, ("greedy", problem.id)) for problem in PROBLEMS]
     with policy.as_base():
         rollouts = written(policy, asked, temperature=0.0, max_new_tokens=12)
     network = tiny_network(family)
@@ -117,7 +121,7 @@ def test_in_float32_sampler_and_learner_agree(family: str) -> None:
     policy = tiny_policy(family, dtype=torch.float32)
     rollouts = written(policy, requests(policy), temperature=0.7)
     with torch.no_grad():
-        logprobs, mask = policy.token_logprobs(rollouts, [r.mind for r in rollouts], 0.7)
+        logprobs, mask = token_logprobs(policy, rollouts, [r.mind for r in rollouts], 0.7)
     sampled = torch.tensor([value for r in rollouts for value in r.logprobs])
     assert float((logprobs[mask] - sampled).abs().max()) < 1e-4
 
@@ -171,13 +175,13 @@ def test_a_prompt_is_read_once_for_all_who_read_it_alike(
     hidden = policy.hidden
     monkeypatch.setattr(policy, "hidden", lambda packed: tokens.append(len(packed.ids_N)) or hidden(packed))
     written(policy, requests(policy, minds=3, samples=4), max_new_tokens=1)
-    prompts = [policy.encode(problem) for problem in PROBLEMS[:4]]
+    prompts = [encode(policy.tokenizer, problem) for problem in PROBLEMS[:4]]
     shared = alike(prompts)
     assert shared > 2
     beginnings = {prompt[: i + 1] for prompt in prompts for i in range(len(prompt))}
     assert readers * len(beginnings) <= sum(tokens) <= readers * (sum(map(len, prompts)) - 3 * shared)
     tokens.clear()
-    monkeypatch.setattr("ttrl_pop.packing.pack.PARTING_KEYS", 10**6)
+    monkeypatch.setattr("ttrl_pop.packing.radix.PARTING_KEYS", 10**6)
     written(policy, requests(policy, minds=3, samples=4), max_new_tokens=1)
     assert sum(tokens) == readers * len(beginnings)
 
@@ -187,8 +191,8 @@ def test_noise_that_begins_behind_the_prompt_leaves_its_reading_to_the_mean_mind
     rollouts = written(policy, requests(policy))
     for rollout in rollouts:
         with torch.no_grad():
-            logprobs, _ = policy.token_logprobs([rollout], [rollout.mind], 1.0)
-            (as_mean, *_), _ = policy.token_logprobs([rollout], [MEAN], 1.0)
+            logprobs, _ = token_logprobs(policy, [rollout], [rollout.mind], 1.0)
+            (as_mean, *_), _ = token_logprobs(policy, [rollout], [MEAN], 1.0)
         assert list(rollout.logprobs) == pytest.approx(logprobs[0].tolist(), abs=1e-10)
         assert rollout.logprobs[0] == pytest.approx(float(as_mean[0]), abs=1e-10)
         if len(rollout.logprobs) > 1:
@@ -303,7 +307,7 @@ def test_stop_strings_cut_the_text_and_keep_the_tokens() -> None:
         index = next(
             i for i, r in enumerate(free) if r.completion_ids[: len(rollout.completion_ids)] == rollout.completion_ids
         )
-        whole = policy.decode(rollout.completion_ids)
+        whole = decode(policy.tokenizer, rollout.completion_ids)
         if rollout.finish_reason == "stop" and rollout.completion_ids[-1] not in policy.eos_ids:
             assert whole.endswith(("a", "3."))
             assert rollout.text == whole[: -1 if whole.endswith("a") else -2]
@@ -392,7 +396,7 @@ EVERYTHING = {
 
 def test_a_mind_is_the_same_in_another_population_object() -> None:
     one, other = (tiny_policy(population=norm_noise(0.3)) for _ in range(2))
-    asked = [Request(one.encode(PROBLEMS[0]), Mind(123), ("k",))]
+    asked = [Request(encode(one.tokenizer, PROBLEMS[0]), Mind(123), ("k",))]
     assert_same(written(one, asked), written(other, asked))
 
 

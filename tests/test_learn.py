@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ttrl_pop.errors import DivergenceError, StaleRolloutError
-from ttrl_pop.learn import grpo
-from ttrl_pop.learn.learner import Learner, Sample, Sums, micro_batches, schedule_factor
-from ttrl_pop.model.policy import grow
+from ttrl_pop.learn import grpo, objective
+from ttrl_pop.learn.learner import Learner, schedule_factor
+from ttrl_pop.learn.micro_batches import Sample, micro_batches
+from ttrl_pop.model.logprobs import grow, token_logprobs
+from ttrl_pop.model.policy import Policy
 from ttrl_pop.packing.pack import pack
 from ttrl_pop.population.base import MEAN
 from ttrl_pop.run.session import Session
@@ -23,6 +25,12 @@ from ttrl_pop.types import Mind, Problem, Rollout, Tally
 
 SLOW = [pytest.mark.slow]
 LOSSES = ("grpo", "dapo", "dr_grpo", "gspo")
+
+
+def without_numbers(*given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities that are not finite, in place of the right ones."""
+    logprobs, mask = token_logprobs(*given)
+    return logprobs * math.nan, mask
 
 
 def tallies_of(session: Session, step: int = 1, problems: Sequence[Problem] = PROBLEMS) -> list[Tally]:
@@ -44,7 +52,7 @@ def gradients(
     """Gradients of one update, caught before the optimizer uses them."""
     caught: dict[str, torch.Tensor] = {}
     learner = Learner(session.policy, session.config)
-    named = {**learner.adapter, **learner.population}
+    named = learner.trained.by_name
 
     def catch(*_: Any) -> None:
         caught.update({name: p.grad.clone() for name, p in named.items() if p.grad is not None})
@@ -193,8 +201,9 @@ def test_skipped_groups_change_no_gradient_and_cost_nothing(monkeypatch: pytest.
     tallies = tallies_of(session)
     flat = [dataclasses.replace(t, rewards_G=(1.0,) * len(t.rewards_G)) if i < 3 else t for i, t in enumerate(tallies)]
     seen: list[Rollout] = []
-    original = session.policy.token_logprobs
-    monkeypatch.setattr(session.policy, "token_logprobs", lambda r, *a: seen.extend(r) or original(r, *a))
+    monkeypatch.setattr(
+        "ttrl_pop.learn.objective.token_logprobs", lambda p, r, *a: seen.extend(r) or token_logprobs(p, r, *a)
+    )
     skipping = gradients(session, flat)
     assert len(seen) == sum(len(t.rewards_G) for t in flat[3:])
     monkeypatch.setattr(grpo, "has_signal", lambda rewards: True)
@@ -247,27 +256,28 @@ def test_the_mean_gap_does_not_depend_on_the_number_of_updates() -> None:
 
 
 def test_the_base_model_reads_rollouts_once_for_all_updates(monkeypatch: pytest.MonkeyPatch) -> None:
-    own, backward = Learner._read_by_base, Learner._backward
+    own, backward = objective.base_logprobs, Learner._backward
 
     def learned(forgets: bool) -> tuple[int, int, list[torch.Tensor]]:
         read = []
 
-        def noted(learner: Learner, batch: list[Sample]) -> None:
+        def noted(policy: Policy, batch: list[Sample], temperature: float) -> list[torch.Tensor]:
             read.extend(batch)
-            own(learner, batch)
+            return own(policy, batch, temperature)
 
-        def forgetful(learner: Learner, batch: list[Sample], sums: Sums) -> None:
-            backward(learner, batch, sums)
+        def forgetful(learner: Learner, batch: list[Sample]) -> objective.Sums:
+            found = backward(learner, batch)
             for each in batch if forgets else ():
                 each.base = None
+            return found
 
-        monkeypatch.setattr(Learner, "_read_by_base", noted)
+        monkeypatch.setattr("ttrl_pop.learn.learner.base_logprobs", noted)
         monkeypatch.setattr(Learner, "_backward", forgetful)
         session = tiny_session(tiny_policy(), learn__updates_per_step=3, learn__kl=0.1, learn__token_budget=120)
         tallies, learner = tallies_of(session), Learner(session.policy, session.config)
         learner.learn(tallies, 1)
         rollouts = sum(len(tally.group.rollouts_G) for tally in tallies)
-        return len(read), rollouts, [parameter.detach() for parameter in learner.adapter.values()]
+        return len(read), rollouts, [parameter.detach() for parameter in learner.trained.adapter.values()]
 
     (read, rollouts, kept), (again, _, forgotten) = learned(False), learned(True)
     assert (read, again) == (rollouts, 3 * rollouts)
@@ -328,9 +338,8 @@ def test_a_bad_gradient_skips_the_update_and_three_in_a_row_stop_the_run(monkeyp
     policy = session.policy
     learner = Learner(policy, session.config)
     tallies = tallies_of(session)
-    before = {name: p.detach().clone() for name, p in {**learner.adapter, **learner.population}.items()}
-    original = policy.token_logprobs
-    monkeypatch.setattr(policy, "token_logprobs", lambda *a: (original(*a)[0] * math.nan, original(*a)[1]))
+    before = {name: p.detach().clone() for name, p in learner.trained.by_name.items()}
+    monkeypatch.setattr("ttrl_pop.learn.objective.token_logprobs", without_numbers)
     for bad in (1, 2):
         update = learner.learn(tallies, bad)
         assert (update.updates, update.bad_updates) == (0, 1)
@@ -338,7 +347,7 @@ def test_a_bad_gradient_skips_the_update_and_three_in_a_row_stop_the_run(monkeyp
         assert update.tokens == 0
     with pytest.raises(DivergenceError, match="3 updates in a row"):
         learner.learn(tallies, 3)
-    for name, parameter in {**learner.adapter, **learner.population}.items():
+    for name, parameter in learner.trained.by_name.items():
         assert torch.equal(parameter, before[name])
     monkeypatch.undo()
     assert learner.learn(tallies, 4).updates == 1
@@ -347,19 +356,18 @@ def test_a_bad_gradient_skips_the_update_and_three_in_a_row_stop_the_run(monkeyp
 
 def test_a_bad_later_update_leaves_what_ratios_are_measured_by(monkeypatch: pytest.MonkeyPatch) -> None:
     session = tiny_session(tiny_policy())
-    learner, policy = Learner(session.policy, session.config), session.policy
+    learner = Learner(session.policy, session.config)
     samples, _, _ = learner._samples(tallies_of(session), {})
-    sums = Sums()
-    assert learner._update(samples, sums)
+    first = learner._update(samples)
+    assert first is not None
     olds = [sample.old for sample in samples]
-    original = policy.token_logprobs
-    monkeypatch.setattr(policy, "token_logprobs", lambda *a: (original(*a)[0] * math.nan, original(*a)[1]))
-    assert not learner._update(samples, sums)
+    monkeypatch.setattr("ttrl_pop.learn.objective.token_logprobs", without_numbers)
+    assert learner._update(samples) is None
     assert all(sample.old is old for sample, old in zip(samples, olds, strict=True))
     monkeypatch.undo()
-    tokens = sums.gap_tokens
-    assert learner._update(samples, sums)
-    assert sums.gap_tokens == tokens, "the sampler is compared with the policy that sampled"
+    again = learner._update(samples)
+    assert again is not None
+    assert first.gap_tokens > again.gap_tokens == 0, "the sampler is compared with the policy that sampled"
 
 
 def test_the_weight_of_a_problem_scales_its_part_of_the_gradient() -> None:
@@ -387,13 +395,13 @@ def test_the_average_follows_the_policy_and_survives_a_round_trip() -> None:
         learner.learn(tallies_of(session, step), step)
         values.append(mu.detach().clone())
     expected = 0.75 * (0.75 * values[0] + 0.25 * values[1]) + 0.25 * values[2]
-    with learner.averaged():
+    with learner.trained.averaged():
         torch.testing.assert_close(mu.detach(), expected)
     assert torch.equal(mu, values[2])
     state = {name: value.clone() for name, value in learner.state_tensors().items()}
     other = Learner(session.policy, session.config)
     other.load_state_tensors(state)
-    with other.averaged():
+    with other.trained.averaged():
         torch.testing.assert_close(mu.detach(), expected)
 
 
@@ -451,7 +459,7 @@ def test_packed_gradients_are_those_of_rollouts_one_by_one(data: st.DataObject, 
     def slopes(parts: list[list[Rollout]]) -> list[torch.Tensor]:
         total = torch.zeros((), dtype=torch.float64)
         for part in parts:
-            logprobs, mask = policy.token_logprobs(part, [r.mind for r in part], 1.3)
+            logprobs, mask = token_logprobs(policy, part, [r.mind for r in part], 1.3)
             # Another weight for each token, told by what it is: a value in the wrong place would be seen.
             for row, kept, rollout in zip(logprobs, mask, part, strict=True):
                 total = total + (row[kept] * torch.tensor(rollout.completion_ids).sin()).sum()
@@ -474,16 +482,16 @@ def test_micro_batches_that_do_not_fit_are_halved_for_good_and_change_no_gradien
     session = tiny_session(tiny_policy(), learn__max_grad_norm=1e9, learn__kl=0.1)
     tallies = tallies_of(session)
     whole = gradients(session, tallies)
-    original, sizes = session.policy.token_logprobs, []
+    sizes: list[int] = []
 
-    def small_only(rollouts: Sequence[Rollout], *rest: Any) -> Any:
+    def small_only(policy: Policy, rollouts: Sequence[Rollout], *rest: Any) -> Any:
         sizes.append(len(rollouts))
-        found = original(rollouts, *rest)
+        found = token_logprobs(policy, rollouts, *rest)
         if len(rollouts) > 5:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
         return found
 
-    monkeypatch.setattr(session.policy, "token_logprobs", small_only)
+    monkeypatch.setattr("ttrl_pop.learn.objective.token_logprobs", small_only)
     halved = gradients(session, tallies)
     assert sizes[0] > 5
     # What did not fit once is not tried again.
@@ -526,11 +534,11 @@ def test_another_error_than_lack_of_memory_is_not_tried_again(monkeypatch: pytes
     tallies = tallies_of(session)
     calls: list[int] = []
 
-    def broken(rollouts: Sequence[Rollout], *_: Any) -> Any:
+    def broken(policy: Policy, rollouts: Sequence[Rollout], *_: Any) -> Any:
         calls.append(len(rollouts))
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(session.policy, "token_logprobs", broken)
+    monkeypatch.setattr("ttrl_pop.learn.objective.token_logprobs", broken)
     with pytest.raises(RuntimeError, match="shapes"):
         gradients(session, tallies)
     assert len(calls) == 1
@@ -541,7 +549,7 @@ def test_the_optimizer_state_survives_a_round_trip() -> None:
     learner = Learner(session.policy, session.config)
     learner.learn(tallies_of(session), 1)
     state = {name: value.clone() for name, value in learner.state_tensors().items()}
-    assert len(state) == 3 * (len(learner.adapter) + len(learner.population))
+    assert len(state) == 3 * len(learner.trained.by_name)
     other = Learner(session.policy, session.config)
     other.load_state_tensors(state)
     assert other.state_tensors().keys() == state.keys()

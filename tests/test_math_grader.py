@@ -24,17 +24,19 @@ from math_verify import LatexExtractionConfig, parse, verify
 from rich.console import Console
 from rich.text import Text
 
-from ttrl_pop.cli.display.live import safe
 from ttrl_pop.config import Config
 from ttrl_pop.plugins import load
+from ttrl_pop.text import safe
 from ttrl_pop.types import Group, Mind, Problem, Rollout, Tally
 from ttrl_pop.vote.extract import extract_chat
+from ttrl_pop.vote.graders.algebra import comparing
 from ttrl_pop.vote.graders.algebra import reading as algebra
 from ttrl_pop.vote.graders.base import Grader
 from ttrl_pop.vote.graders.exact import ExactGrader
 from ttrl_pop.vote.graders.math import MAX_DEPTH, MAX_LENGTH, MathGrader, is_refused
-from ttrl_pop.vote.rewards.base import majority
-from ttrl_pop.vote.vote import Rules, vote
+from ttrl_pop.vote.rewards.consensus import majority
+from ttrl_pop.vote.rules import Rules
+from ttrl_pop.vote.vote import vote
 
 CASES = Path(__file__).parent / "cases"
 MATH_500 = Path(__file__).parents[1].parent / "shared" / "data" / "ttrl" / "math500.json"
@@ -380,7 +382,7 @@ def test_gold_answers_of_math_500_are_equal_only_where_listed(grader: MathGrader
     held = [
         list(pair)
         for pair in itertools.combinations([spellings[0] for spellings in spellings_of.values()], 2)
-        if algebra.equal(*map(algebra.read, pair))
+        if comparing.equal(*map(algebra.read, pair))
     ]
     assert held == cases("math500_equal")
     assert all(grader.same(a, b) for a, b in held)

@@ -11,15 +11,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ttrl_pop.report.measures import (
-    avg_at_n,
-    bootstrap_difference,
-    bootstrap_interval,
-    maj_at_k,
-    measure,
-    outcome_table,
-    pass_at_k,
-)
+from ttrl_pop.report.estimators import avg_at_n, bootstrap_difference, bootstrap_interval, maj_at_k, pass_at_k
+from ttrl_pop.report.gold import outcome_table
+from ttrl_pop.report.measures import measure
 from ttrl_pop.types import AnswerKey, Cluster, Group, Mind, Problem, Rollout, Tally
 
 CASES = json.loads((Path(__file__).parent / "cases" / "measures.json").read_text())

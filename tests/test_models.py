@@ -12,6 +12,7 @@ from ttrl_pop.errors import UsageError
 from ttrl_pop.model import load as models
 from ttrl_pop.model.load import LoadedModel, converted, demo_gguf, fingerprint, load_model, locate, resolve_device
 from ttrl_pop.model.policy import Policy
+from ttrl_pop.model.prompts import decode
 from ttrl_pop.population.base import NoPopulation
 
 DEMO = importlib.util.find_spec(models.DEMO_PACKAGE) is not None
@@ -100,6 +101,6 @@ def test_the_demo_model_is_converted_once_and_knows_its_tables(tmp_path: Path, m
     for expected in (" ", "8"):
         with torch.no_grad():
             token = int(logits_of(policy, torch.tensor([ids]), None)[0, -1].argmax())
-        assert policy.decode([token]) == expected
+        assert decode(policy.tokenizer, [token]) == expected
         ids.append(token)
     assert policy.tokenizer.chat_template

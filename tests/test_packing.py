@@ -14,11 +14,13 @@ from torch import nn
 from ttrl_pop.config import LoraConfig
 from ttrl_pop.errors import UsageError
 from ttrl_pop.model.load import LoadedModel
-from ttrl_pop.model.policy import Policy, selected_logprobs
-from ttrl_pop.packing import attention
-from ttrl_pop.packing import pack as packing
+from ttrl_pop.model.logprobs import selected_logprobs
+from ttrl_pop.model.policy import Policy
+from ttrl_pop.packing import attention, radix
 from ttrl_pop.packing.attention import BlockPlan
-from ttrl_pop.packing.pack import PARTING_KEYS, SLACK, Branch, Pack, Tree, alike, pack
+from ttrl_pop.packing.pack import Branch, Pack, Tree, pack
+from ttrl_pop.packing.plan import SLACK
+from ttrl_pop.packing.radix import PARTING_KEYS, alike
 from ttrl_pop.population.base import MEAN, NoPopulation
 from ttrl_pop.types import Mind
 
@@ -88,8 +90,8 @@ def test_where_keys_cost_nothing_every_beginning_is_read_once(drawn: Any) -> Non
     # At most all sequences side by side: a short prompt is read again for a long completion.
     assert len(beginnings) <= len(packed.ids_N) <= sum(map(len, sequences))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "ALIKE", 0.0)
-        patch.setattr(packing, "PARTING_KEYS", 10**6)
+        patch.setattr(radix, "ALIKE", 0.0)
+        patch.setattr(radix, "PARTING_KEYS", 10**6)
         whole = pack(forest, CPU)
     assert len(whole.ids_N) == len(beginnings)
     assert {place for _, places in sequences_of(forest, whole) for place in places} == set(range(len(beginnings)))
@@ -355,12 +357,12 @@ def test_states_that_predict_several_tokens_have_the_slopes_of_states_apart(
     policy = Policy(loaded((KNOBS.get(knob) or KNOBS["logits_scaling"])()), NoPopulation(NoPopulation.Options()))
     if knob == "bias":
         policy.network.get_output_embeddings().bias = nn.Parameter(torch.randn(40), requires_grad=False)
-    monkeypatch.setattr("ttrl_pop.model.policy.LOGIT_ROWS", 2)
+    monkeypatch.setattr("ttrl_pop.model.logprobs.LOGIT_ROWS", 2)
     torch.manual_seed(0)
     hidden = torch.randn(5, 16, requires_grad=True)
     # The third state predicts nothing, the last two are of a chunk that ends with one.
     states, targets = torch.tensor([0, 0, 0, 1, 3, 3, 4]), torch.tensor([7, 8, 7, 39, 0, 2, 5])
-    got = selected_logprobs(policy, hidden, states, targets, temperature)
+    got = selected_logprobs(policy.network, hidden, states, targets, temperature)
     expected = (policy.logits(hidden) / temperature).log_softmax(-1)[states, targets]
     torch.testing.assert_close(got, expected)
     weights = torch.randn(7)
@@ -368,4 +370,4 @@ def test_states_that_predict_several_tokens_have_the_slopes_of_states_apart(
     torch.testing.assert_close(slopes, own)
     assert slopes[2].eq(0).all()
     nothing = torch.zeros(0, dtype=torch.long)
-    assert len(selected_logprobs(policy, hidden[:0], nothing, nothing, temperature)) == 0
+    assert len(selected_logprobs(policy.network, hidden[:0], nothing, nothing, temperature)) == 0

@@ -18,16 +18,8 @@ from hypothesis import strategies as st
 
 from ttrl_pop.config import ProblemsConfig
 from ttrl_pop.errors import UsageError
-from ttrl_pop.read.problems import (
-    GOLD_FIELDS,
-    ID_FIELDS,
-    INSTRUCTION,
-    PROMPT_FIELDS,
-    ProblemSet,
-    read_problems,
-    write_problems,
-)
-from ttrl_pop.types import Problem
+from ttrl_pop.read.problems import GOLD_FIELDS, ID_FIELDS, INSTRUCTION, PROMPT_FIELDS, read_problems, write_problems
+from ttrl_pop.types import Problem, ProblemSet
 
 ROOT = Path(__file__).parent.parent
 CASES = json.loads((ROOT / "tests/cases/problems.json").read_text(encoding="utf-8"))

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from fakes import PROBLEMS, save_tiny
 
-from ttrl_pop.store import checkpoint
-from ttrl_pop.store.checkpoint import RunDirectory
+from ttrl_pop.store import checkpoint, files
+from ttrl_pop.store.directory import RunDirectory
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +46,7 @@ def work(model: str, problems: str, out: str) -> None:
     """One process of the run: begin it, or go on with it."""
     import torch
 
-    from ttrl_pop.cli import inputs
+    from ttrl_pop.cli import inputs, opening
     from ttrl_pop.cli import run as commands
 
     torch.set_num_threads(1)
@@ -55,12 +55,12 @@ def work(model: str, problems: str, out: str) -> None:
     os.dup2(null, 2)
     path = Path(out)
     if (path / "identity.json").exists():
-        prepared = commands.prepare_resume(path, None, None, None, {}, [])
+        prepared = opening.prepare_resume(path, None, None, None, {}, [])
     else:
         # Killed before the run existed: what is there is an incomplete folder.
         for leftover in path.glob("*") if path.exists() else ():
             leftover.unlink()
-        prepared = commands.create_run(inputs.for_run(problems, None, path, None, {"model": model, **SETTINGS}, []))
+        prepared = opening.create_run(inputs.for_run(problems, None, path, None, {"model": model, **SETTINGS}, []))
     commands.run(prepared, quiet=True)
 
 
@@ -97,13 +97,11 @@ def content(out: Path) -> dict[str, Any]:
         last / "optimizer.safetensors",
     ]
     files += [last / "state.json", last / "problems.jsonl", run.answers, run.baseline]
-    metrics = [
-        {k: v for k, v in row.items() if not k.startswith("time/")} for row in checkpoint.read_lines(run.metrics)
-    ]
+    metrics = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in files.read_lines(run.metrics)]
     return {
         "files": [file.read_bytes() for file in files],
         "metrics": metrics,
-        "rollouts": [list(checkpoint.read_lines(run.rollouts(step))) for step in range(1, STEPS + 1)],
+        "rollouts": [list(files.read_lines(run.rollouts(step))) for step in range(1, STEPS + 1)],
         "best": (out / "best").resolve().name,
         "checkpoints": sorted(folder.name for folder in run.checkpoints.iterdir()),
     }
@@ -118,7 +116,7 @@ def undisturbed(context: Any, place: tuple[str, str], tmp_path_factory: pytest.T
     first.join()
     start = time.perf_counter()
     finish(context, place, out)
-    assert [row["step"] for row in checkpoint.read_lines(RunDirectory(out).metrics)] == list(range(1, STEPS + 1))
+    assert [row["step"] for row in files.read_lines(RunDirectory(out).metrics)] == list(range(1, STEPS + 1))
     return out, time.perf_counter() - start
 
 

@@ -10,8 +10,9 @@ from fakes import ballot
 from ttrl_pop.errors import UsageError
 from ttrl_pop.types import AnswerKey
 from ttrl_pop.vote.graders.exact import ExactGrader
-from ttrl_pop.vote.rewards import base as rewards
-from ttrl_pop.vote.rewards.base import build_reward, form, frequency, gated, majority, overlong
+from ttrl_pop.vote.rewards import consensus
+from ttrl_pop.vote.rewards.base import build_reward
+from ttrl_pop.vote.rewards.consensus import form, frequency, gated, majority, overlong
 from ttrl_pop.vote.rewards.novelty import novelty_rewards, tfidf_similarity
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "plugins"
@@ -143,7 +144,7 @@ def test_gold_refuses_an_empty_answer_key() -> None:
 
 @pytest.mark.parametrize("name", ["majority", "frequency"])
 def test_built_in_rewards_need_no_gold(name: str) -> None:
-    assert build_reward(name, AnswerKey(), ExactGrader()) is getattr(rewards, name)
+    assert build_reward(name, AnswerKey(), ExactGrader()) is getattr(consensus, name)
 
 
 @pytest.fixture

@@ -16,14 +16,15 @@ from ttrl_pop.learn.learner import Learner
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.population.base import MEAN
 from ttrl_pop.run import collapse
+from ttrl_pop.run.progress import Progress, load_history, resume
 from ttrl_pop.run.session import Session
 from ttrl_pop.run.survey import summarise, survey
 from ttrl_pop.sample.backend import Request
 from ttrl_pop.sample.hf.backend import HfBackend
 from ttrl_pop.sample.sample import sample
-from ttrl_pop.store import checkpoint
-from ttrl_pop.store.checkpoint import RunDirectory
-from ttrl_pop.train import Progress, load_history, resume, train
+from ttrl_pop.store import checkpoint, files
+from ttrl_pop.store.directory import RunDirectory
+from ttrl_pop.train import train
 from ttrl_pop.types import Problem, Rollout, StepReport, Tally
 
 
@@ -35,7 +36,7 @@ def run(tmp_path: Path) -> RunDirectory:
 
 def weights(session: Session) -> dict[str, torch.Tensor]:
     learner = Learner(session.policy, session.config)
-    return {name: p.detach().clone() for name, p in {**learner.adapter, **learner.population}.items()}
+    return {name: p.detach().clone() for name, p in learner.trained.by_name.items()}
 
 
 def test_every_step_yields_its_tallies_and_then_its_report(run: RunDirectory) -> None:
@@ -48,9 +49,9 @@ def test_what_is_written_is_what_was_yielded(run: RunDirectory) -> None:
     session = tiny_session(steps=2, gold={p.id: "56" for p in PROBLEMS})
     events = list(train(session, run, Progress()))
     reports = [event for event in events if isinstance(event, StepReport)]
-    assert [{"step": r.step, **r.metrics} for r in reports] == list(checkpoint.read_lines(run.metrics))
+    assert [{"step": r.step, **r.metrics} for r in reports] == list(files.read_lines(run.metrics))
     tallies = [event for event in events if isinstance(event, Tally)]
-    rows = [row for step in (1, 2) for row in checkpoint.read_lines(run.rollouts(step))]
+    rows = [row for step in (1, 2) for row in files.read_lines(run.rollouts(step))]
     texts = {(r.policy_version, t.group.problem.id, r.mind.seed, r.text) for t in tallies for r in t.group.rollouts_G}
     assert {(row["policy_version"], row["id"], row["mind"], row["text"]) for row in rows} == texts
     for report, part in zip(reports, (tallies[:3], tallies[3:]), strict=True):
@@ -264,7 +265,7 @@ def test_a_collapse_is_told_is_not_the_best_and_stops_the_run_if_asked_to(
         reports.extend(events)
     reports = [event for event in reports if isinstance(event, StepReport)]
     assert [report.alarm for report in reports] == [None] * 5 + ["all the same"]
-    assert [row.get("alarm") for row in checkpoint.read_lines(run.metrics)] == [None] * 5 + ["all the same"]
+    assert [row.get("alarm") for row in files.read_lines(run.metrics)] == [None] * 5 + ["all the same"]
     assert checkpoint.latest(run) == 6
     # Step 6 measured the checkpoint of step 5, the only one there was.
     assert not (run.path / "best").exists()
@@ -395,11 +396,11 @@ def test_a_step_whose_row_was_not_written_is_repeated(run: RunDirectory, monkeyp
     events = train(session, run, Progress())
     for _ in range(4):
         next(events)
-    monkeypatch.setattr(checkpoint, "append_line", interrupted)
+    monkeypatch.setattr(files, "append_line", interrupted)
     with pytest.raises(KeyboardInterrupt):
         list(events)
     assert checkpoint.latest(run) == 1
-    assert [row["step"] for row in checkpoint.read_lines(run.metrics)] == [1]
+    assert [row["step"] for row in files.read_lines(run.metrics)] == [1]
 
 
 def test_a_template_that_refuses_a_prompt_is_a_usage_error() -> None:

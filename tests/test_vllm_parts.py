@@ -11,11 +11,12 @@ import torch
 from fakes import logits_of, norm_noise, tiny_policy, tiny_session
 from torch import Tensor, nn
 
-from ttrl_pop.config import SamplingConfig, validate
+from ttrl_pop.config import SamplingConfig
+from ttrl_pop.config_file import validate
 from ttrl_pop.errors import SamplerMismatchError, UsageError
 from ttrl_pop.learn.learner import Learner
 from ttrl_pop.population.base import NoPopulation
-from ttrl_pop.sample.auto import backend_name
+from ttrl_pop.sample.backend import backend_name
 from ttrl_pop.sample.hf.backend import HfBackend
 from ttrl_pop.sample.vllm import VllmBackend
 from ttrl_pop.sample.vllm.backend import noisy_sites

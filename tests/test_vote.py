@@ -15,8 +15,10 @@ from ttrl_pop.errors import UsageError
 from ttrl_pop.types import FinishReason, Group, Mind, Problem, Rollout, Tally
 from ttrl_pop.vote.graders.base import Grader
 from ttrl_pop.vote.graders.exact import ExactGrader
-from ttrl_pop.vote.rewards.base import Ballot, frequency, majority
-from ttrl_pop.vote.vote import Rules, elect, vote, vote_in_background
+from ttrl_pop.vote.rewards.base import Ballot
+from ttrl_pop.vote.rewards.consensus import frequency, majority
+from ttrl_pop.vote.rules import Rules
+from ttrl_pop.vote.vote import elect, vote, vote_in_background
 
 
 def group(texts: Sequence[str], finish: FinishReason = "stop", is_chat: bool = True) -> Group:

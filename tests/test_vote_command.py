@@ -20,10 +20,10 @@ from typer.testing import CliRunner, Result
 
 from ttrl_pop.cli.app import app
 from ttrl_pop.report.measures import measure
-from ttrl_pop.report.step import rollout_rows, vote_row
+from ttrl_pop.report.rows import rollout_rows, vote_row
 from ttrl_pop.run.survey import survey
-from ttrl_pop.store import checkpoint
-from ttrl_pop.store.checkpoint import RunDirectory
+from ttrl_pop.store import files
+from ttrl_pop.store.directory import RunDirectory
 from ttrl_pop.types import AnswerKey, Problem
 
 GOLD = {"p0": "56", "p1": "36", "p2": "16", "p3": "132", "p4": "45", "p5": "200"}
@@ -102,7 +102,7 @@ def test_what_sample_and_run_wrote_is_voted_on_as_it_stands(tmp_path: Path) -> N
     short = ("--steps", 1, "--set", "sampling.max_new_tokens=4", "--extract", "last-number")
     answers = rows_of(ttrl("run", tmp_path / "p.jsonl", "--out", out.path, *flags, *short).stdout)
     config = ("--config", out.config, "--quiet")
-    logged = list(checkpoint.read_lines(out.rollouts(1)))
+    logged = list(files.read_lines(out.rollouts(1)))
     found = rows_of(ttrl("vote", out.rollouts(1), *config).stdout)
     assert [reward for row in found for reward in row["rewards"]] == [row["reward"] for row in logged]
     sampled = ttrl("sample", tmp_path / "p.jsonl", "--run", out.path, "--quiet").stdout_bytes

@@ -27,14 +27,14 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "choice": "ttrl_pop.vote.graders.choice:ChoiceGrader",
     },
     "reward": {
-        "majority": "ttrl_pop.vote.rewards.base:majority",
-        "frequency": "ttrl_pop.vote.rewards.base:frequency",
-        "gated": "ttrl_pop.vote.rewards.base:gated",
+        "majority": "ttrl_pop.vote.rewards.consensus:majority",
+        "frequency": "ttrl_pop.vote.rewards.consensus:frequency",
+        "gated": "ttrl_pop.vote.rewards.consensus:gated",
         "novelty": "ttrl_pop.vote.rewards.novelty:Novelty",
         "novelty-embedding": "ttrl_pop.vote.rewards.novelty:NoveltyEmbedding",
-        "gold": "ttrl_pop.vote.rewards.base:GoldReward",
-        "format": "ttrl_pop.vote.rewards.base:form",
-        "overlong": "ttrl_pop.vote.rewards.base:overlong",
+        "gold": "ttrl_pop.vote.rewards.gold:GoldReward",
+        "format": "ttrl_pop.vote.rewards.consensus:form",
+        "overlong": "ttrl_pop.vote.rewards.consensus:overlong",
     },
 }
 

@@ -1,6 +1,7 @@
-r"""`\boxed{}`, the place where chat models and worked solutions put the final answer."""
+"""What a model or a file wrote, made fit to be shown or read: one printable line of it, or its last box."""
 
 import re
+import unicodedata
 
 # `\{` and `\}` print a brace; `\\` ends a line, unless a doubled backslash wrote `\\boxed`.
 _BOXES = re.compile(r"(\\boxed\s*+\{)|\\[{}]|\\\\(?!boxed)|[{}]")
@@ -21,3 +22,38 @@ def last_box(text: str) -> str | None:
             if start > best and (inside := text[start : token.start()].strip()):
                 best, content = start, inside
     return content
+
+
+def shown(text: str, limit: int = 40) -> str:
+    """`text` fit for one line of a terminal: what does not print is escaped, what is too long is cut."""
+    safe = "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text[: limit + 1]
+    )
+    return safe if len(safe) <= limit else safe[: limit - 1] + "…"
+
+
+def safe(text: str, limit: int = 60) -> str:
+    """`text` as at most `limit` printable characters on one line.
+
+    Control characters become their pictures (ESC is ␛, a line feed ␊). Other characters that are invisible
+    or change how their neighbours look (C1 controls, bidi marks, zero-width characters, variation selectors,
+    line separators, lone surrogates) become �. A text that was shortened ends in …
+    """
+    head = "".join(map(_visible, text[:limit]))
+    return head if len(text) <= limit else head[: limit - 1] + "…"
+
+
+def _visible(character: str) -> str:
+    code = ord(character)
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if code == 0x7F:
+        return "␡"
+    hidden = unicodedata.category(character) in {"Cc", "Cf", "Cs", "Zl", "Zp"}
+    selector = 0xFE00 <= code <= 0xFE0F or 0xE0100 <= code <= 0xE01EF
+    return "�" if hidden or selector else character
+
+
+def one_line(text: str) -> str:
+    """An error as one printable line: it may quote what stood in a file."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

@@ -186,3 +186,19 @@ class StepReport:
     metrics: Metrics
     alarm: str | None = None
     """Why the run looks like a collapse, if it does."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemSet:
+    """What a source holds."""
+
+    problems: tuple[Problem, ...]
+    answers: AnswerKey
+    """Gold answers of those problems that have one."""
+    fingerprint: str
+    """SHA-256 (hex) over ids and prompts in order; gold answers do not enter it."""
+
+
+def mean_logprob(rollout: Rollout) -> float | None:
+    """Mean log-probability of the completion's tokens, nats; None without tokens."""
+    return math.fsum(rollout.logprobs) / len(rollout.logprobs) if rollout.logprobs else None

@@ -20,9 +20,8 @@ from torch import Tensor, nn
 
 from ttrl_pop import randomness
 from ttrl_pop.config import Section
-from ttrl_pop.learn.grpo import gaussian_kl
 from ttrl_pop.population.base import MEAN, Population
-from ttrl_pop.population.norm_noise import hidden_size, norm_sites
+from ttrl_pop.population.norm_noise import gaussian_kl, hidden_size, norm_sites
 from ttrl_pop.types import Metrics, Mind
 
 

@@ -10,9 +10,11 @@ import torch
 from conftest import Models, changed, sampling, tight
 from fakes import PROBLEMS
 
-from ttrl_pop.config import validate
+from ttrl_pop.config_file import validate
 from ttrl_pop.errors import UsageError
+from ttrl_pop.model.logprobs import token_logprobs
 from ttrl_pop.model.policy import Policy
+from ttrl_pop.model.prompts import decode
 from ttrl_pop.population.base import NoPopulation
 from ttrl_pop.sample.backend import Request
 from ttrl_pop.sample.hf.backend import HfBackend
@@ -58,7 +60,7 @@ def gap(policy: Policy, rollouts: Sequence[Rollout], minds: Sequence[Mind | None
     total, count = 0.0, 0
     for rollout, mind in zip(rollouts, minds, strict=True):
         with torch.no_grad():
-            learner, mask = policy.token_logprobs([rollout], None if mind is None else [mind], temperature)
+            learner, mask = token_logprobs(policy, [rollout], None if mind is None else [mind], temperature)
         total += float((learner[mask] - torch.tensor(rollout.logprobs)).abs().sum())
         count += len(rollout.logprobs)
     return total / count
@@ -233,14 +235,14 @@ def test_completions_end_as_those_of_hf(backend: VllmBackend) -> None:
     reasons = {r.finish_reason for r in rollouts}
     assert "stop" in reasons
     for rollout in rollouts:
-        text = policy.decode(rollout.completion_ids)
+        text = decode(policy.tokenizer, rollout.completion_ids)
         assert not any(stop in rollout.text for stop in stops.stop)
         assert text.startswith(rollout.text)
         assert len(rollout.logprobs) == len(rollout.completion_ids) <= 12
         by_eos = rollout.completion_ids[-1] in policy.eos_ids
         assert (by_eos or rollout.text != text) == (rollout.finish_reason == "stop")
         assert rollout.finish_reason == "stop" or len(rollout.completion_ids) == 12
-        earlier = policy.decode(rollout.completion_ids[:-1])
+        earlier = decode(policy.tokenizer, rollout.completion_ids[:-1])
         assert not any(stop in earlier for stop in stops.stop), "it must end at the first token that completes a stop"
 
 

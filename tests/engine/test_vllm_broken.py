@@ -10,7 +10,7 @@ from conftest import Models, changed, sampling, tight
 from fakes import PROBLEMS, tiny_session
 
 from ttrl_pop import randomness
-from ttrl_pop.config import validate
+from ttrl_pop.config_file import validate
 from ttrl_pop.errors import EngineError, SamplerMismatchError, StaleRolloutError
 from ttrl_pop.learn.learner import Learner
 from ttrl_pop.model.policy import Policy

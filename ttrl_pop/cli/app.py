@@ -16,8 +16,32 @@ from typer.core import TyperGroup
 
 from ttrl_pop import __version__
 from ttrl_pop.cli import interrupts
+from ttrl_pop.cli.flags import (
+    AnswerKeyName,
+    Backend,
+    ConfigFile,
+    Extract,
+    Gold,
+    IdKey,
+    Minds,
+    Model,
+    OptionalProblems,
+    Population,
+    Problems,
+    PromptKey,
+    Quiet,
+    Raw,
+    Reward,
+    Samples,
+    Seed,
+    Set,
+    Template,
+    Trained,
+    reading_settings,
+)
 from ttrl_pop.errors import TtrlPopError, UsageError
 from ttrl_pop.kernels import malloc
+from ttrl_pop.text import one_line
 
 
 class Commands(TyperGroup):
@@ -38,96 +62,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-SOURCE = "JSONL or JSON file, - for standard input, or hf:NAME[:config][:split]."
-Problems = Annotated[str, typer.Argument(metavar="PROBLEMS", help=SOURCE)]
-OptionalProblems = Annotated[
-    str | None, typer.Argument(metavar="PROBLEMS", help=f"{SOURCE} Not needed with --resume.", show_default=False)
-]
-ConfigFile = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE", help="TOML file, such as RUN/config.toml; flags win over it.")
-]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, as in learn.loss=grpo. May be repeated."),
-]
-Model = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="Hub id, folder, .gguf file, or smollm2 (built in).  [default: smollm2]"),
-]
-Backend = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help="Rollout engine: hf, vllm, auto (vllm where it is installed and a GPU is there, else hf), or "
-        "package.module:Name.  [default: hf]",
-    ),
-]
-Population = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="norm-noise (B-Trans), none, or package.module:Name.  [default: norm-noise]"),
-]
-Minds = Annotated[int | None, typer.Option(metavar="N", help="Minds that answer each problem.  [default: 16]")]
-Samples = Annotated[
-    int | None,
-    typer.Option(metavar="N", help="Rollouts of each mind; a problem gets minds × this many votes.  [default: 1]"),
-]
-Gold = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FILE",
-        help="Gold answers (JSON lines with id and answer), for measuring: only --reward gold learns from them.",
-    ),
-]
-Seed = Annotated[int | None, typer.Option(metavar="N", help="Of every random draw.  [default: 0]")]
-Raw = Annotated[
-    bool | None,
-    typer.Option(
-        "--raw/--chat",
-        help="Text prompts as they stand, for the model to continue (base and very small models, few-shot prompts), or "
-        "as chat turns that ask for a boxed answer (instruction-tuned models).  [default: raw where the field is named "
-        "prompt, else chat]",
-    ),
-]
-Extract = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help="How an answer is read: auto, first-number, last-number, choice, regex:PATTERN, or "
-        "package.module:function.  [default: auto]",
-    ),
-]
-Reward = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help="majority, frequency, gated, novelty, gold, package.module:Name, or a sum: majority+0.2*format.  "
-        "[default: majority]",
-    ),
-]
-PromptKey = Annotated[
-    str | None, typer.Option(metavar="FIELD", help="Field that holds the prompt.  [default: detected]")
-]
-AnswerKeyName = Annotated[
-    str | None,
-    typer.Option("--answer-key", metavar="FIELD", help="Field that holds the gold answer.  [default: detected]"),
-]
-IdKey = Annotated[
-    str | None, typer.Option(metavar="FIELD", help="Field that holds the id.  [default: detected, or the line number]")
-]
-Template = Annotated[
-    str | None,
-    typer.Option("--prompt-template", metavar="TEXT", help="Text with {prompt} in it, put around every prompt."),
-]
-Trained = Annotated[
-    Path | None,
-    typer.Option(
-        "--run",
-        metavar="RUN",
-        help="Run directory (its newest checkpoint), RUN/best, or any checkpoint; without it, the base model.",
-    ),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Nothing on stderr but errors.")]
 
 
 def _version(wanted: bool) -> bool:
@@ -212,22 +146,24 @@ def run(
         "vote.reward": reward,
         "guard.stop_on_collapse": stop_on_collapse,
         "vote.extract": extract,
-        **_reading(raw, prompt_key, answer_key, id_key, prompt_template),
+        **reading_settings(raw, prompt_key, answer_key, id_key, prompt_template),
     }
     if resume is not None:
         if out is not None:
             raise UsageError("--resume goes on in its own run directory; leave --out out")
-        from ttrl_pop.cli import run as commands
+        from ttrl_pop.cli import opening
 
-        prepared = commands.prepare_resume(resume, problems, gold, config, overrides, settings or [])
+        prepared = opening.prepare_resume(resume, problems, gold, config, overrides, settings or [])
     else:
         from ttrl_pop.cli import inputs
 
         given = inputs.for_run(problems, gold, out, config, overrides, settings or [])
-        from ttrl_pop.cli import run as commands
+        from ttrl_pop.cli import opening
 
-        prepared = commands.create_run(given)
-    commands.run(prepared, quiet)
+        prepared = opening.create_run(given)
+    from ttrl_pop.cli import run as command
+
+    command.run(prepared, quiet)
 
 
 @app.command("eval", short_help="Measure a model or a run; gold answers optional.")
@@ -268,16 +204,16 @@ def evaluate(
         "population.minds": minds,
         "population.samples_per_mind": samples_per_mind,
         "vote.extract": extract,
-        **_reading(raw, prompt_key, answer_key, id_key, prompt_template),
+        **reading_settings(raw, prompt_key, answer_key, id_key, prompt_template),
     }
     if compare and run is None:
         raise UsageError("--compare puts a run beside the base model; pass --run RUN")
     from ttrl_pop.cli import inputs
 
     given = inputs.for_reading(problems, gold, run, config, overrides, settings or [])
-    from ttrl_pop.cli import run as commands
+    from ttrl_pop.cli import eval as command
 
-    commands.evaluate(given, compare, quiet)
+    command.evaluate(given, compare, quiet)
 
 
 @app.command(short_help="Rollouts only, one JSON line each.")
@@ -312,14 +248,14 @@ def sample(
         "population.minds": minds,
         "population.samples_per_mind": samples_per_mind,
         "vote.extract": extract,
-        **_reading(raw, prompt_key, None, id_key, prompt_template),
+        **reading_settings(raw, prompt_key, None, id_key, prompt_template),
     }
     from ttrl_pop.cli import inputs
 
     given = inputs.for_reading(problems, None, run, config, overrides, settings or [])
-    from ttrl_pop.cli import run as commands
+    from ttrl_pop.cli import sample as command
 
-    commands.sample(given, quiet)
+    command.sample(given, quiet)
 
 
 @app.command(short_help="What a run knows of each problem.")
@@ -332,9 +268,9 @@ def problems(
     and margin of the last visit, visits, flips (visits at which the label had changed), the step last seen, and the
     weight that its last update had.
     """
-    from ttrl_pop.cli import run as commands
+    from ttrl_pop.cli import problems as command
 
-    commands.problems(run)
+    command.problems(run)
 
 
 @app.command(short_help="Label rollouts made elsewhere.")
@@ -409,29 +345,13 @@ def vote(
         "vote.grader": grader,
         "vote.reward": reward,
         "vote.weight": weight,
-        **_reading(raw, None, answer_key, None, None),
+        **reading_settings(raw, None, answer_key, None, None),
     }
     from ttrl_pop.cli import vote as vote_command
     from ttrl_pop.read.rollouts import Layout
 
     layout = Layout(id_key, text_key, shuffled=shuffled)
     vote_command.label(rollouts, before, gold, layout, config, overrides, settings or [], quiet)
-
-
-def _reading(
-    raw: bool | None,
-    prompt_key: str | None,
-    answer_key: str | None,
-    id_key: str | None,
-    prompt_template: str | None,
-) -> dict[str, Any]:
-    return {
-        "problems.form": None if raw is None else "raw" if raw else "chat",
-        "problems.prompt_key": prompt_key,
-        "problems.answer_key": answer_key,
-        "problems.id_key": id_key,
-        "problems.prompt_template": prompt_template,
-    }
 
 
 def main() -> None:
@@ -458,8 +378,3 @@ def _exit_codes() -> Iterator[None]:
         # The reader has left: nothing more to say. Python would complain when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
-
-
-def one_line(text: str) -> str:
-    """An error as one printable line: it may quote what stood in a file."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ttrl_pop.config import Config, load_config, parse_assignment
+from ttrl_pop.config import Config
+from ttrl_pop.config_file import load_config, parse_assignment
 from ttrl_pop.errors import UsageError
-from ttrl_pop.read.problems import ProblemSet, read_problems
+from ttrl_pop.read.problems import read_problems
+from ttrl_pop.types import ProblemSet
 from ttrl_pop.vote.rewards.base import needs_gold
 
 Overrides = Mapping[str, Any]

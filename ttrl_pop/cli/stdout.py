@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from ttrl_pop.cli.display.live import console_on
+from ttrl_pop.cli.display.console import console_on
 
 
 def print_rows(

@@ -17,18 +17,19 @@ from typing import Any
 from rich.text import Text
 
 from ttrl_pop.cli import interrupts
-from ttrl_pop.cli.display.live import answers_table, console_on, measures_table
+from ttrl_pop.cli.display.console import console_on
+from ttrl_pop.cli.display.tables import answers_table, measures_table
 from ttrl_pop.cli.inputs import Overrides, configured
 from ttrl_pop.cli.stdout import print_row, print_rows
 from ttrl_pop.config import Config
 from ttrl_pop.errors import UsageError
 from ttrl_pop.read.problems import read_gold
 from ttrl_pop.read.rollouts import Layout, read_rollouts
-from ttrl_pop.report.measures import outcome_table
-from ttrl_pop.report.step import answer_row, gold_metrics, label_correct, vote_row
+from ttrl_pop.report.gold import gold_metrics, label_correct, outcome_table
+from ttrl_pop.report.rows import answer_row, vote_row
 from ttrl_pop.types import AnswerKey, Tally
-from ttrl_pop.vote.rules import build_rules
-from ttrl_pop.vote.vote import Rules, vote
+from ttrl_pop.vote.rules import Rules, build_rules
+from ttrl_pop.vote.vote import vote
 
 
 @dataclass(slots=True)

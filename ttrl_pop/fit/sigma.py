@@ -14,21 +14,23 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ttrl_pop.errors import UsageError
-from ttrl_pop.model.policy import LOGIT_ROWS, Policy
+from ttrl_pop.fit.base_rollouts import base_rollouts
+from ttrl_pop.model.logprobs import LOGIT_ROWS
+from ttrl_pop.model.policy import Policy
 from ttrl_pop.packing.pack import Branch, Tree, pack
 from ttrl_pop.run.session import Session
-from ttrl_pop.sample.sample import sample
 from ttrl_pop.types import Mind, Rollout
 
-PROBLEMS = 16
 MINDS = 4
-LONGEST = 64
-"""Completion tokens of each problem that are measured."""
+
 FIRST_GUESS = 0.005
+
 CLOSE = 0.85
 """A sigma within its targets and at least this near to the tighter one is good enough."""
+
 EVALUATIONS = 6
 """Of a sigma, once one within the targets is known; until then the search goes on, faster, down to nothing."""
+
 MOST_EVALUATIONS = 20
 
 
@@ -86,29 +88,6 @@ def calibrate(session: Session) -> Calibration | None:
         )
     population.set_scale(best.sigma)
     return best
-
-
-def base_rollouts(session: Session) -> list[Rollout]:
-    """One completion of the base model for each of up to `PROBLEMS` problems, evenly spaced over the input."""
-    every = session.problems.problems
-    count = min(PROBLEMS, len(every))
-    chosen = [every[i * len(every) // count] for i in range(count)]
-    with session.policy.as_base():
-        groups = list(sample(session.backend, session.prompts, chosen, [None], 1, session.config.seed, 0))
-    groups.sort(key=lambda group: group.problem.index)
-    return [shortened(group.rollouts_G[0]) for group in groups]
-
-
-def shortened(rollout: Rollout) -> Rollout:
-    return Rollout(
-        rollout.mind,
-        rollout.prompt_ids,
-        rollout.completion_ids[:LONGEST],
-        rollout.logprobs[:LONGEST],
-        rollout.text,
-        rollout.finish_reason,
-        rollout.policy_version,
-    )
 
 
 @torch.no_grad()

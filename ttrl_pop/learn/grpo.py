@@ -89,12 +89,3 @@ def truncated_importance(
     distribution than the one that learns (truncated importance sampling, Ionides 2008; for parameter noise:
     PSN-RLVR, arXiv 2602.02555)."""
     return (learner_BT - sampler_BT).detach().exp().clamp(max=cap)
-
-
-def gaussian_kl(
-    mu: Float[Tensor, "*D"], log_sigma: Float[Tensor, "*D"], sigma0: Float[Tensor, ""]
-) -> Float[Tensor, "*D"]:
-    """KL(N(mu, sigma²) ‖ N(0, sigma0²)) per dimension, in nats:
-    log(sigma0/sigma) + (sigma² + mu²)/(2 sigma0²) − 1/2."""
-    variance = (2 * log_sigma).exp()
-    return sigma0.log() - log_sigma + (variance + mu.square()) / (2 * sigma0.square()) - 0.5

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from ttrl_pop import randomness
 from ttrl_pop.config import Section
 from ttrl_pop.errors import UsageError
-from ttrl_pop.learn.grpo import gaussian_kl
 from ttrl_pop.population.base import MEAN, Population
 from ttrl_pop.types import Metrics, Mind
 
@@ -224,3 +223,12 @@ def norm_sites(network: nn.Module) -> list[tuple[str, nn.Module]]:
         if tuple(weight.shape) == (width,) and not leaf.startswith(("q_", "k_", "query_", "key_")):
             sites.append((name, module))
     return sites
+
+
+def gaussian_kl(
+    mu: Float[Tensor, "*D"], log_sigma: Float[Tensor, "*D"], sigma0: Float[Tensor, ""]
+) -> Float[Tensor, "*D"]:
+    """KL(N(mu, sigma²) ‖ N(0, sigma0²)) per dimension, in nats:
+    log(sigma0/sigma) + (sigma² + mu²)/(2 sigma0²) − 1/2."""
+    variance = (2 * log_sigma).exp()
+    return sigma0.log() - log_sigma + (variance + mu.square()) / (2 * sigma0.square()) - 0.5

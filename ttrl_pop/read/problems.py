@@ -13,17 +13,15 @@ chat. Gold answers go into the `AnswerKey` and never into a `Problem`.
 
 import hashlib
 import json
-import re
 import shlex
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import Container, Iterable, Iterator, Sequence
+from typing import Any
 
 from ttrl_pop.config import ProblemsConfig
 from ttrl_pop.errors import UsageError
+from ttrl_pop.read.hub import DatasetLoader, hub_rows, load_from_hub
 from ttrl_pop.read.rows import (
     ID_FIELDS,
-    PATH_LIMIT,
     ByteStream,
     Row,
     is_text,
@@ -31,14 +29,14 @@ from ttrl_pop.read.rows import (
     kind,
     read_rows,
     rows_of,
-    shown,
     source_name,
     spelling,
 )
-from ttrl_pop.text import last_box
-from ttrl_pop.types import AnswerKey, Message, Problem
+from ttrl_pop.text import last_box, shown
+from ttrl_pop.types import AnswerKey, Message, Problem, ProblemSet
 
 PROMPT_FIELDS = ("problem", "question", "prompt", "Problem", "Question", "input", "query", "messages")
+
 GOLD_FIELDS = (
     *("answer", "label", "gold", "target", "ground_truth", "final_answer", "Answer", "expected_answer"),
     *("solution", "reward_model.ground_truth"),
@@ -46,22 +44,6 @@ GOLD_FIELDS = (
 
 INSTRUCTION = r"Please reason step by step, and put your final answer in \boxed{}."
 """Stands below a text that becomes a chat turn, after a blank line."""
-
-DatasetLoader: TypeAlias = Callable[[str, str | None, str | None], Iterable[Any]]
-"""(name, config, split) → the rows of that split; where it is None, a dict from each split to its rows."""
-
-_SPLIT = re.compile(r"(test|train|validation|dev)(\[.*\])?")
-
-
-@dataclass(frozen=True, slots=True)
-class ProblemSet:
-    """What a source holds."""
-
-    problems: tuple[Problem, ...]
-    answers: AnswerKey
-    """Gold answers of those problems that have one."""
-    fingerprint: str
-    """SHA-256 (hex) over ids and prompts in order; gold answers do not enter it."""
 
 
 def read_problems(
@@ -131,39 +113,9 @@ def write_problems(problems: Sequence[Problem]) -> Iterator[str]:
 
 def _read_rows(source: str, stdin: ByteStream | None, load_dataset: DatasetLoader | None) -> Iterator[Row]:
     if source.startswith("hf:"):
-        found = _hub_rows(source, load_dataset or _load_from_hub)
+        found = hub_rows(source, load_dataset or load_from_hub)
         return rows_of(enumerate(found, 1), source_name(source), "row")
     return read_rows(source, stdin)
-
-
-def _hub_rows(source: str, load: DatasetLoader) -> Iterable[Any]:
-    name, _, rest = source.removeprefix("hf:").partition(":")
-    config, split = ("", rest) if _SPLIT.fullmatch(rest) else rest.partition(":")[::2]
-    if not name:
-        raise UsageError(f"{source_name(source)}: no dataset name. Write hf:NAME[:config][:split].")
-    found = load(name, config or None, split or None)
-    if not isinstance(found, dict):
-        return found
-    for default in ("test", "train"):
-        if default in found:
-            rows: Iterable[Any] = found[default]
-            return rows
-    splits = ", ".join(map(shown, found))
-    raise UsageError(f"{source_name(source)}: no test or train split (found: {splits}). Write hf:NAME:config:split.")
-
-
-def _load_from_hub(name: str, config: str | None, split: str | None) -> Iterable[Any]:
-    place = f"hf:{shown(name, limit=PATH_LIMIT)}"
-    try:
-        import datasets
-    except ImportError as error:
-        raise UsageError(f"{place}: needs the datasets package. Install ttrl-pop[hub].") from error
-    try:
-        rows: Iterable[Any] = datasets.load_dataset(name, config, split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = shown(" ".join(str(error).split()), limit=300)
-        raise UsageError(f"{place}: cannot be loaded ({reason}).") from error
-    return rows
 
 
 # --- row → id, prompt, gold ---

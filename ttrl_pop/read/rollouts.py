@@ -28,7 +28,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ttrl_pop.read.rows import ID_FIELDS, ByteStream, Number, Row, is_text, joined, kind, read_rows, shown
+from ttrl_pop.read.rows import ID_FIELDS, ByteStream, Number, Row, is_text, joined, kind, read_rows
+from ttrl_pop.text import shown
 from ttrl_pop.types import FinishReason, Group, Message, Mind, Problem, Rollout
 
 PROBLEM_ID_FIELDS = ("problem_id", "question_id", "prompt_id", *ID_FIELDS)

@@ -24,14 +24,17 @@ from typing import Any, BinaryIO, Literal, Protocol, TypeAlias, runtime_checkabl
 import zstandard
 
 from ttrl_pop.errors import UsageError
+from ttrl_pop.text import shown
 
 ID_FIELDS = ("id", "unique_id", "ID", "uid", "problem_idx", "idx", "index")
+
 PATH_LIMIT = 4096
 """Characters of a source's name that are shown."""
 
 Unit: TypeAlias = Literal["line", "element", "row"]
 
 _SHOWN_FIELDS = 8
+
 _CHUNK = 1 << 16
 
 
@@ -196,14 +199,6 @@ def kind(value: Any) -> str:
             return "a list"
         case _:
             return "an object"
-
-
-def shown(text: str, limit: int = 40) -> str:
-    """`text` fit for one line of a terminal: what does not print is escaped, what is too long is cut."""
-    safe = "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text[: limit + 1]
-    )
-    return safe if len(safe) <= limit else safe[: limit - 1] + "…"
 
 
 # --- source → lines → values ---

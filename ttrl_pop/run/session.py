@@ -3,19 +3,18 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from ttrl_pop.config import Config, validate
+from ttrl_pop.config import Config
+from ttrl_pop.config_file import validate
 from ttrl_pop.errors import UsageError
 from ttrl_pop.model.load import load_model
 from ttrl_pop.model.policy import Policy
+from ttrl_pop.model.prompts import Prompts, opens_thoughts
 from ttrl_pop.plugins import load
-from ttrl_pop.read.problems import ProblemSet
-from ttrl_pop.sample.auto import backend_name
-from ttrl_pop.sample.backend import Backend
-from ttrl_pop.sample.sample import Prompts
-from ttrl_pop.types import AnswerKey, Group, Tally
+from ttrl_pop.sample.backend import Backend, backend_name
+from ttrl_pop.types import AnswerKey, Group, ProblemSet, Tally
 from ttrl_pop.vote.graders.base import Grader
-from ttrl_pop.vote.rules import build_rules
-from ttrl_pop.vote.vote import Labels, Rules, vote, vote_in_background
+from ttrl_pop.vote.rules import Labels, Rules, build_rules
+from ttrl_pop.vote.vote import vote, vote_in_background
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +74,7 @@ def open_session(config: Config, problems: ProblemSet, adapter: bool) -> Session
         policy=policy,
         backend=backend,
         prompts=Prompts(policy, problems.problems, config.sampling.max_new_tokens),
-        rules=replace(rules, thinking=policy.opens_thoughts) if config.vote.thinking is None else rules,
+        rules=replace(rules, thinking=opens_thoughts(policy.tokenizer)) if config.vote.thinking is None else rules,
     )
 
 

@@ -1,12 +1,16 @@
 """The interface of a rollout engine."""
 
+import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
+
 from ttrl_pop.config import SamplingConfig, Section
 from ttrl_pop.model.policy import Policy
+from ttrl_pop.model.prompts import decode
 from ttrl_pop.population.base import MEAN
 from ttrl_pop.types import FinishReason, Mind, Rollout
 
@@ -63,14 +67,14 @@ class Backend(ABC):
             return False
         # A stop string of n bytes lies in the last n tokens; some more complete a character cut at the edge.
         tail = max(len(stop.encode()) for stop in self.sampling.stop) + 4
-        text = self.policy.decode(ids[-tail:])
+        text = decode(self.policy.tokenizer, ids[-tail:])
         return any(stop in text for stop in self.sampling.stop)
 
     def rollout(
         self, request: Request, ids: Sequence[int], logprobs: Sequence[float], reason: FinishReason, version: int
     ) -> Rollout:
         """A completion as the rollout of `request`, its text cut before the first stop string."""
-        text = self.policy.decode(ids)
+        text = decode(self.policy.tokenizer, ids)
         cuts = [text.index(stop) for stop in self.sampling.stop if stop in text]
         return Rollout(
             mind=request.mind or MEAN,
@@ -81,3 +85,12 @@ class Backend(ABC):
             finish_reason=reason,
             policy_version=version,
         )
+
+
+def backend_name(name: str, device: str) -> str:
+    """`vllm` for `auto` where it is installed, a CUDA GPU is there and `device` does not say otherwise, else `hf`; any
+    other name as it is."""
+    if name != "auto":
+        return name
+    on_gpu = torch.cuda.is_available() and (device == "auto" or torch.device(device).type == "cuda")
+    return "vllm" if on_gpu and importlib.util.find_spec("vllm") is not None else "hf"

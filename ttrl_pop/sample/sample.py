@@ -2,13 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from ttrl_pop.errors import UsageError
-from ttrl_pop.model.policy import Policy
 from ttrl_pop.sample.backend import Backend, Request
 from ttrl_pop.types import Group, Mind, Problem, Rollout
-
-TEMPLATE_ALLOWANCE = 256
-"""Tokens that a chat template may add without the prompt's length being measured."""
 
 
 def sample(
@@ -50,48 +45,3 @@ def sample(
             del waiting[place]
     if done < len(problems):
         raise RuntimeError(f"the backend left {len(problems) - done} of {len(problems)} problems without all rollouts")
-
-
-class Prompts(Mapping[str, tuple[int, ...]]):
-    """Token ids by problem id, encoded when asked for: a file of 100,000 problems costs nothing until it is visited."""
-
-    def __init__(self, policy: Policy, problems: Sequence[Problem], max_new_tokens: int) -> None:
-        """
-        Raises:
-            UsageError: a prompt and `max_new_tokens` together do not fit the model's context.
-        """
-        self._policy = policy
-        self._problems = {problem.id: problem for problem in problems}
-        room = policy.context_length - max_new_tokens
-        if room < 1:
-            raise UsageError(
-                f"sampling.max_new_tokens {max_new_tokens} leaves no room for a prompt in the model's context of "
-                f"{policy.context_length} tokens"
-            )
-        # The chat template can be missing or refuse an order of roles: say so before anything is written.
-        kinds = {() if isinstance(p.prompt, str) else tuple(m["role"] for m in p.prompt): p for p in reversed(problems)}
-        for problem in kinds.values():
-            policy.encode(problem)
-        for problem in problems:
-            # No tokenizer makes more tokens than bytes, so only long prompts need to be encoded to be checked.
-            if _bytes(problem) + TEMPLATE_ALLOWANCE > room and len(self[problem.id]) > room:
-                raise UsageError(
-                    f"problem {problem.id!r}: prompt of {len(self[problem.id])} tokens and {max_new_tokens} new ones "
-                    f"do not fit the model's context of {policy.context_length}; shorten it or lower "
-                    "sampling.max_new_tokens"
-                )
-
-    def __getitem__(self, problem_id: str) -> tuple[int, ...]:
-        return self._policy.encode(self._problems[problem_id])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._problems)
-
-    def __len__(self) -> int:
-        return len(self._problems)
-
-
-def _bytes(problem: Problem) -> int:
-    if isinstance(problem.prompt, str):
-        return len(problem.prompt.encode())
-    return sum(len(message["content"].encode()) for message in problem.prompt)

@@ -11,136 +11,27 @@ MANIFEST, written last, lists the hash of every file: without it, or with anothe
 one before counts.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import peft
 import safetensors.torch
-import zstandard
 from torch import Tensor
 
 from ttrl_pop.errors import CheckpointError, UsageError
 from ttrl_pop.model.policy import Policy
+from ttrl_pop.store.directory import RunDirectory
+from ttrl_pop.store.files import sync_file, sync_folder, write_atomic
 
 FORMAT = 2
+
 PROBLEMS = "problems.jsonl"
 """State of each problem, in a checkpoint."""
-
-
-class RunDirectory:
-    """Paths and files of one run."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.toml"
-
-    @property
-    def problems(self) -> Path:
-        return self.path / "problems.jsonl"
-
-    @property
-    def gold(self) -> Path:
-        """Gold answers that the user gave, for reports after a resume."""
-        return self.path / "gold.jsonl"
-
-    @property
-    def identity(self) -> Path:
-        """Fingerprints of model and problems. Written last when a run is created."""
-        return self.path / "identity.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def answers(self) -> Path:
-        return self.path / "answers.jsonl"
-
-    @property
-    def baseline(self) -> Path:
-        return self.path / "baseline.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    def checkpoint(self, step: int) -> Path:
-        return self.checkpoints / f"step_{step:04d}"
-
-    def rollouts(self, step: int) -> Path:
-        return self.path / "rollouts" / f"step_{step:04d}.jsonl.zst"
-
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the run directory for this process; the lock ends with the process, however it ends.
-
-        Raises:
-            UsageError: another process holds it.
-        """
-        with (self.path / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UsageError(f"{self.path}: another process is working in this run directory") from error
-            yield
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Make `path` hold `content`, or stay as it was, whenever the process or the machine stops."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync_folder(path.parent)
-
-
-def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """JSON Lines, atomically; compressed where the name ends in .zst."""
-    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    write_atomic(path, zstandard.ZstdCompressor().compress(content) if path.suffix == ".zst" else content)
-
-
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a JSON Lines file, compressed or not."""
-    content = path.read_bytes()
-    if path.suffix == ".zst":
-        content = zstandard.ZstdDecompressor().decompress(content)
-    for line in content.decode("utf-8").splitlines():
-        yield json.loads(line)
-
-
-def append_line(path: Path, row: dict[str, Any]) -> None:
-    """Add one JSON line and sync it. A line torn by a kill is dropped by `truncate_lines` at resume."""
-    with path.open("ab") as file:
-        file.write(json.dumps(row).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def truncate_lines(path: Path, last_step: int) -> list[dict[str, Any]]:
-    """Drop the rows of steps after `last_step` and a torn last line; returns the rows that stay."""
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_bytes().split(b"\n")[:-1]:
-        row = json.loads(line)
-        if row["step"] <= last_step:
-            rows.append(row)
-    write_lines(path, rows)
-    return rows
 
 
 def save(
@@ -175,11 +66,11 @@ def save(
     files = sorted(file for file in work.rglob("*") if file.is_file())
     manifest = {str(file.relative_to(work)): _hash(file) for file in files}
     for file in files:
-        _sync_file(file)
+        sync_file(file)
     write_atomic(work / "MANIFEST", (json.dumps(manifest, indent=1) + "\n").encode())
     shutil.rmtree(target, ignore_errors=True)
     work.rename(target)
-    _sync_folder(run.checkpoints)
+    sync_folder(run.checkpoints)
     return target
 
 
@@ -288,15 +179,3 @@ def _steps(run: RunDirectory) -> list[int]:
 def _hash(file: Path) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _sync_file(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync_folder(folder: Path) -> None:
-    _sync_file(folder)

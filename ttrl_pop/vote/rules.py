@@ -1,13 +1,35 @@
 """Configuration → the rules of the vote, the same for training, evaluation and rollouts from elsewhere. No torch."""
 
-from ttrl_pop.config import VoteConfig
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ttrl_pop.config import VoteConfig, Weight
 from ttrl_pop.errors import UsageError
 from ttrl_pop.plugins import load
 from ttrl_pop.types import AnswerKey
 from ttrl_pop.vote.extract import resolve_extract
 from ttrl_pop.vote.graders.base import Grader
-from ttrl_pop.vote.rewards.base import build_reward
-from ttrl_pop.vote.vote import Rules
+from ttrl_pop.vote.rewards.base import Reward, build_reward
+
+Labels = Mapping[str, str | None]
+"""Labels that others elected, by problem id; None where they all abstained."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How a group is voted on."""
+
+    grader: Grader
+    """Decides which answers are equal."""
+    reward: Reward
+    """Gives one finite number per rollout."""
+    extract: str = "auto"
+    """As `ttrl_pop.vote.extract.resolve_extract` takes it."""
+    weight: Weight = "rollout"
+    thinking: bool = False
+    """Chat prompts end inside the thoughts."""
+    token_limit: int | None = None
+    """Longest completion, for rewards that look at lengths."""
 
 
 def build_grader(config: VoteConfig) -> Grader:

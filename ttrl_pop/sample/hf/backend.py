@@ -23,19 +23,22 @@ from ttrl_pop import randomness
 from ttrl_pop.config import SamplingConfig, Section
 from ttrl_pop.errors import DivergenceError, UsageError
 from ttrl_pop.kernels.memory import is_exhausted, limit_bytes, transfer
-from ttrl_pop.model.policy import LOGIT_ROWS, Policy, at_temperature
-from ttrl_pop.packing.pack import Load, Tree, pack
+from ttrl_pop.model.logprobs import LOGIT_ROWS
+from ttrl_pop.model.policy import Policy
+from ttrl_pop.packing.budget import Load
+from ttrl_pop.packing.pack import Tree, pack
 from ttrl_pop.sample.backend import Backend, Request
 from ttrl_pop.sample.hf.cache import KeyValueCache, prefill
 from ttrl_pop.sample.hf.decode import DecodeGraphs, DecodeStep
+from ttrl_pop.sample.hf.draw import draw
 from ttrl_pop.types import FinishReason, Mind, Rollout
 
 ENTER = 0.25
 """Waiting rollouts enter when at least this share of the slots is free: reading prompts in larger parts is faster."""
+
 CACHE_SHARE = 0.25
 """Of the memory that a process may have: what keys and values take at most."""
-CDF_NUMBERS = {"cuda": 2**25, "mps": 2**25}
-"""Numbers of the distributions that are held at once; 2²⁰ on others, which a core's own cache holds."""
+
 CHECK_EVERY = {"cuda": 8, "mps": 4}
 """Tokens between two looks at what was written, which stop the device; 1 on others. Tokens behind an end are thrown
 away."""
@@ -288,42 +291,3 @@ class HfBackend(Backend):
         for mover, gap in zip(movers, gaps, strict=True):
             active[gap] = active[mover]
         return active[: len(kept)]
-
-
-def draw(
-    logits_BV: Float[Tensor, "B V"], uniforms_B: Float[Tensor, "B"], temperature: float, top_p: float = 1.0
-) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
-    """Choose a token for each row, and its log-probability under the distribution that it was drawn from.
-
-    Inverse transform sampling: the first token whose cumulative probability exceeds the row's uniform number in
-    [0, 1). Temperature 0 takes the likeliest token and gives its log-probability at temperature 1. `top_p` keeps the
-    likeliest tokens that together reach it (nucleus sampling, arXiv 1904.09751), in the renormalised distribution.
-    Where logits are not finite the log-probability is not a number.
-    """
-    tokens, logprobs = [], []
-    rows = max(1, CDF_NUMBERS.get(logits_BV.device.type, 2**20) // logits_BV.shape[1])
-    for logits_RV, uniforms_R in zip(torch.split(logits_BV, rows), torch.split(uniforms_B, rows), strict=True):
-        wide = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32))
-        logp = torch.log_softmax(at_temperature(wide, temperature), dim=-1)
-        if temperature == 0:
-            token = logp.argmax(-1)
-        else:
-            if top_p < 1:
-                logp = _nucleus(logp, top_p)
-            cdf = logp.exp().cumsum_(-1)
-            total = cdf[:, -1:]
-            u = uniforms_R.to(cdf.device, cdf.dtype)[:, None]
-            # Strictly below the total, so that rounding cannot select a token of probability zero at the end.
-            point = torch.minimum(u * total, torch.nextafter(total, torch.zeros_like(total)))
-            # Where logits are not finite no token is right; the log-probability says so.
-            token = torch.searchsorted(cdf, point, right=True)[:, 0].clamp_(max=cdf.shape[-1] - 1)
-        tokens.append(token)
-        logprobs.append(logp.gather(-1, token[:, None])[:, 0])
-    return torch.cat(tokens), torch.cat(logprobs)
-
-
-def _nucleus(logp_BV: Tensor, top_p: float) -> Tensor:
-    ordered, index = logp_BV.sort(-1, descending=True)
-    before = ordered.exp().cumsum(-1) - ordered.exp()
-    kept = torch.zeros_like(before, dtype=torch.bool).scatter(-1, index, before < top_p)
-    return torch.log_softmax(logp_BV.masked_fill(~kept, -torch.inf), dim=-1)

@@ -47,7 +47,8 @@ class VllmBackend(Backend):
         if policy.dtype_name not in GAPS:
             raise UsageError(f"backend vllm runs in {' or '.join(GAPS)}, got dtype {policy.dtype_name}")
         try:
-            from ttrl_pop.sample.vllm.engine import Engine, Model
+            from ttrl_pop.sample.vllm.engine import Engine
+            from ttrl_pop.sample.vllm.launch import Model
         except ImportError as error:
             raise UsageError(f"backend vllm needs vLLM ({error}); run: pip install 'ttrl-pop[vllm]'") from error
         self.engine = Engine(

@@ -3,13 +3,9 @@
 Importing this imports vLLM.
 """
 
-import multiprocessing.connection
 import os
 import shutil
 import tempfile
-import threading
-import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,15 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-# stdout carries our data.
-os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
-# vLLM reports to its makers unless told otherwise; that is for the user to ask for.
-os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-
 from vllm import SamplingParams
-from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.inputs import TokensPrompt
 from vllm.lora.request import LoRARequest
@@ -38,38 +26,23 @@ from vllm.v1.executor.abstract import Executor
 
 from ttrl_pop import __version__
 from ttrl_pop.errors import EngineError, UsageError
+from ttrl_pop.sample.vllm.launch import CPU_BLOCK, LONGEST, RANKS, Model, check, reason, settings_of_vllm, watch
 from ttrl_pop.sample.vllm.options import VllmOptions
 from ttrl_pop.sample.vllm.worker.norms import digest
-from ttrl_pop.sample.vllm.worker.worker import OWNER, SETTINGS
+from ttrl_pop.sample.vllm.worker.worker import SETTINGS
 
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""Of adapters for which vLLM has room."""
-LONGEST = 32768
-"""Tokens of a sequence that the engine makes room for where nothing is said."""
-CPU_BLOCK = 32
-"""Tokens of a block of the prefix cache on a CPU: the smallest that its attention is made for; 128 is the default, and
-a prompt shorter than a block is never shared."""
-LAST_CALLS = 50
-"""Tenths of a second for which a dead engine is still asked."""
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+
+
+# stdout carries our data.
+os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+
+
+# vLLM reports to its makers unless told otherwise; that is for the user to ask for.
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
 MEMORY = Path("/dev/shm")
 """Where a file costs no disk, if it is there."""
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """What the engine is to run."""
-
-    source: str
-    dtype: str
-    context_length: int
-    sites: tuple[str, ...]
-    """Norms that minds shift; none without a population."""
-    rank: int | None
-    """Of the adapter; None without one."""
-    rows: int
-    """Requests that are written together."""
-    shared_gpu: bool
-    """Whether the learner is on a GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +92,11 @@ class Engine:
         self.adapter: Any = None
         self._adapters = 0
         self._requests = 0
-        with _settings(self.inside):
+        with settings_of_vllm(self.inside):
             try:
                 config = EngineArgs(**self._arguments(model)).create_engine_config(UsageContext.LLM_CLASS)
             except (ValueError, TypeError) as error:
-                raise UsageError(f"backend vllm refuses model {model.source!r}: {_reason(error)}") from error
+                raise UsageError(f"backend vllm refuses model {model.source!r}: {reason(error)}") from error
             check(config)
             self.longest = int(config.model_config.max_model_len)
             try:
@@ -135,7 +108,7 @@ class Engine:
                     multiprocess_mode=not self.inside,
                 )
             except (ValueError, RuntimeError) as error:
-                raise EngineError(f"vLLM did not start: {_reason(error)}") from error
+                raise EngineError(f"vLLM did not start: {reason(error)}") from error
         if not self.inside:
             watch(self.llm)
         self.block = int(config.cache_config.block_size)
@@ -309,41 +282,6 @@ class Engine:
         return results
 
 
-def check(config: VllmConfig) -> None:
-    """Refuse what vLLM's configuration came to, where minds do not go with it.
-
-    Raises:
-        UsageError: a model with state beside its cache, or a pass that cuts sequences.
-    """
-    if config.model_config.is_hybrid or config.model_config.is_attention_free:
-        raise UsageError("backend vllm does not know minds in models with recurrent state; use --backend hf")
-    # By its name in earlier versions of vLLM; later ones have no such pass.
-    if getattr(config.compilation_config.pass_config, "enable_sp", False):
-        raise UsageError(
-            "backend vllm: sequence parallelism is refused: a rank would see a part of the tokens, the index of minds "
-            "all of them"
-        )
-
-
-def watch(llm: Any) -> None:
-    """Let whoever waits for an engine's process know when it has died: killed, it says nothing, and vLLM 0.32 waits for
-    its answer for ever."""
-    client = llm.engine_core
-
-    def wait() -> None:
-        multiprocessing.connection.wait([process.sentinel for process in client.resources.engine_manager.processes])
-        # From here on nothing more is sent; what was on its way is answered once and again, until it has all come in.
-        client.resources.engine_dead = True
-        client.outputs_queue.put(EngineDeadError())
-        for _ in range(LAST_CALLS):
-            for answer in list(client.utility_results.values()):
-                if not answer.done():
-                    answer.set_exception(EngineDeadError())
-            time.sleep(0.1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
 @contextmanager
 def alive() -> Iterator[None]:
     """Turn the death of the engine's process into an error of ours.
@@ -355,21 +293,6 @@ def alive() -> Iterator[None]:
         yield
     except EngineDeadError as error:
         raise EngineError("vLLM's process died; what it last said is above. Go on with --resume") from error
-
-
-@contextmanager
-def _settings(inside: bool) -> Iterator[None]:
-    """vLLM takes some settings from the environment, and on a CPU it changes how many threads torch uses."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if inside else "1"
-    os.environ[OWNER] = str(os.getpid())
-    threads, set_threads = torch.get_num_threads(), torch.set_num_threads
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        torch.set_num_threads = set_threads
-        torch.set_num_threads(threads)
 
 
 def _prompt(order: Order) -> Any:
@@ -399,9 +322,3 @@ def _add(written: Progress, output: Any) -> None:
     ]
     written.cached = output.num_cached_tokens or 0
     written.finished = output.finished
-
-
-def _reason(error: BaseException) -> str:
-    """The line of an error that says why; pydantic, with which vLLM checks, puts a heading above it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return next((line for line in lines if line.startswith("Value error")), lines[0])

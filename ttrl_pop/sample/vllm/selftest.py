@@ -15,6 +15,7 @@ import torch
 from ttrl_pop import randomness
 from ttrl_pop.config import SamplingConfig
 from ttrl_pop.errors import EngineError
+from ttrl_pop.model.logprobs import token_logprobs
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.population.base import MEAN
 from ttrl_pop.population.norm_noise import NormNoise
@@ -125,7 +126,7 @@ def far_apart(policy: Policy, prompt: tuple[int, ...], minds: Sequence[Mind]) ->
 def logprobs(policy: Policy, rollouts: Sequence[Rollout], mind: Mind | None) -> torch.Tensor:
     """The learner's log-probabilities of all tokens of these rollouts under one mind, one after another."""
     minds = None if mind is None else [mind] * len(rollouts)
-    rows, mask = policy.token_logprobs(rollouts, minds, 1.0)
+    rows, mask = token_logprobs(policy, rollouts, minds, 1.0)
     return rows[mask].cpu()
 
 

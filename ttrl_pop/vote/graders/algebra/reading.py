@@ -20,36 +20,35 @@ Simplifications:
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from functools import lru_cache
-from typing import TypeAlias
 
 import mpmath
 import sympy
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
-from math_verify import verify
 
+from ttrl_pop.vote.graders.algebra.forms import DIGITS, MIRRORED, POINTS, Bag, Form, Leaf, Matrix, Relation, Row, Union
 from ttrl_pop.vote.graders.exact import ExactGrader, clean, is_unit, quantity, unwrapped
 
-DIGITS = 50
-"""Of the values that are compared."""
-AGREE = 40
-"""Leading digits that must agree."""
-POINTS = 4
-"""Places at which an expression with symbols is evaluated; half of them have positive coordinates only."""
-
 _KEY = ExactGrader().key
+
 _CONVERSION = ConversionConfig(lowercase_symbols=False, interpret_as_mixed_fractions=False)
 
 _OPENING = {"(", "[", "{", r"\{"}
+
 _CLOSING = {")", "]", "}", r"\}"}
+
 _TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|.", re.DOTALL)
+
 _OR = re.compile(r"\\text\s*\{\s*,?\s*(?:and|or)\s*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])")
+
 _GROUPED = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])")
+
 _PLUS_MINUS = re.compile(r"\\pm(?![a-zA-Z])")
+
 _MATRIX = re.compile(r"\\begin\s*\{([pb]?)matrix\}(.*)\\end\s*\{\1matrix\}", re.DOTALL)
+
 _RELATIONS = {
     "=": "=",
     "<": "<",
@@ -64,75 +63,31 @@ _RELATIONS = {
     r"\geqslant": ">=",
     r"\in": "in",
 }
-_MIRRORED = {"=": "=", "<": ">", ">": "<", "<=": ">=", ">=": "<="}
-_SYMPY_RELATIONS = {"=": sympy.Eq, "<": sympy.Lt, ">": sympy.Gt, "<=": sympy.Le, ">=": sympy.Ge}
+
 _LABEL = re.compile(r"[A-Za-z](?:_\{[A-Za-z0-9]+\})?(?:\([a-z](?:,[a-z])*\))?|\\[a-zA-Z]+")
+
 _UNIT_BEHIND = re.compile(r"(?:\s|\\text|\\mathrm|\\mbox|\\%|%|\^\s*\{?\s*\\circ)[^()=+]*$")
+
 _REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\overline\s*\{([0-9]+)\}")
+
 _FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp"
+
 _NAMED = re.compile(rf"(?<![a-zA-Z\\])({_FUNCTIONS}|pi|infty)(?![a-zA-Z])")
+
 _COMMANDS = frozenset(
     f"""frac sqrt binom cdot times div pi left right lvert rvert lfloor rfloor lceil rceil
     alpha beta delta epsilon varepsilon zeta eta theta kappa lambda mu nu xi rho sigma tau phi varphi chi psi omega
     Delta Theta Lambda Sigma Phi Psi Omega {_FUNCTIONS.replace("|", " ")}""".split()
 )
+
 _COMMAND = re.compile(r"\\([a-zA-Z]+)")
+
 _OPAQUE = re.compile(
     r"""[a-zA-Z]{3} | I | [^-\w\s+*/^(){}\[\]|!.~] | [0-9]\s+[0-9.] | \}\s*[0-9] | \}\s*\([0-9.\s]*\)
     | /\s*[0-9.]+\s*[a-zA-Z~(] | !\s*! | [0-9]\}?\s*_ | \^\s*\{[^{}]*\}\s*\^ | \^\s*\w\s*\^
     | \.(?![0-9]) | \.[0-9]+\.""",
     re.VERBOSE,
 )
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """An expression without shape. `key` is its canonical key; the rest is None where it was not understood."""
-
-    key: str
-    number: Fraction | None = None
-    expression: sympy.Basic | None = None
-    values: tuple[mpmath.mpc, ...] | None = None
-    """At the points, `DIGITS` digits each."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A tuple or an interval: elements in order between an opening and a closing bracket."""
-
-    opener: str
-    closer: str
-    elements: tuple["Form", ...]
-
-
-@dataclass(frozen=True)
-class Bag:
-    """Elements without order: `listed` keeps repeated ones, a set does not."""
-
-    elements: tuple["Form", ...]
-    listed: bool
-
-
-@dataclass(frozen=True)
-class Union:
-    parts: tuple["Form", ...]
-
-
-@dataclass(frozen=True)
-class Matrix:
-    rows: tuple[tuple["Form", ...], ...]
-
-
-@dataclass(frozen=True)
-class Relation:
-    """`operators[i]` stands between `sides[i]` and `sides[i + 1]`; a `label` is a symbol that gets a value."""
-
-    operators: tuple[str, ...]
-    sides: tuple["Form", ...]
-    label: str | None = None
-
-
-Form: TypeAlias = Leaf | Row | Bag | Union | Matrix | Relation
 
 
 @lru_cache(maxsize=4096)
@@ -142,25 +97,6 @@ def read(answer: str) -> Form:
     text = _OR.sub(",", text)
     text = _GROUPED.sub(lambda number: number[0].replace(",", ""), text) if not set("([{") & set(text) else text
     return _read_list(re.sub(r"_\s*([A-Za-z0-9])", r"_{\1}", text))
-
-
-def equal(a: Form, b: Form) -> bool:
-    """Whether two forms are equal; symmetric."""
-    if isinstance(a, Relation) and not isinstance(b, Relation):
-        return equal(b, a)
-    if isinstance(b, Relation):
-        return _equal_relations(a, b) if isinstance(a, Relation) else b.label is not None and equal(a, b.sides[-1])
-    if isinstance(a, Leaf) and isinstance(b, Leaf):
-        return _equal_leaves(a, b)
-    if isinstance(a, Row) and isinstance(b, Row):
-        return (a.opener, a.closer) == (b.opener, b.closer) and _all_equal(a.elements, b.elements)
-    if isinstance(a, Bag) and isinstance(b, Bag):
-        return _equal_bags(a, b)
-    if isinstance(a, Union) and isinstance(b, Union):
-        return _matched(a.parts, b.parts, equal)
-    if isinstance(a, Matrix) and isinstance(b, Matrix):
-        return len(a.rows) == len(b.rows) and all(map(_all_equal, a.rows, b.rows))
-    return False
 
 
 # Reading
@@ -215,7 +151,7 @@ def _read_relation(text: str, operators: list[str]) -> Form:
 def _read_interval(pieces: list[str], names: list[str | None], operators: list[str]) -> Row | None:
     """`x>2` and `1<x\\le 2` as intervals."""
     if all(operator[0] == ">" for operator in operators):
-        pieces, names, operators = pieces[::-1], names[::-1], [_MIRRORED[operator] for operator in operators[::-1]]
+        pieces, names, operators = pieces[::-1], names[::-1], [MIRRORED[operator] for operator in operators[::-1]]
     elif not all(operator[0] == "<" for operator in operators):
         return None
     brackets = {"<": "()", "<=": "[]"}
@@ -376,125 +312,6 @@ def _coordinate(name: str, index: int) -> sympy.Rational:
 def _mpf(number: sympy.Number) -> mpmath.mpf:
     # A precision of 1 is how sympy says that not one digit is certain: it is zero as far as anyone can tell.
     return mpmath.mpf(0 if getattr(number, "_prec", DIGITS) == 1 else number._to_mpmath(mpmath.mp.prec))
-
-
-# Comparing
-
-
-def _all_equal(a: Sequence[Form], b: Sequence[Form]) -> bool:
-    return len(a) == len(b) and all(map(equal, a, b))
-
-
-def _matched(a: Sequence[Form], b: Sequence[Form], same: Callable[[Form, Form], bool]) -> bool:
-    """Whether each element finds a partner of its own; equality is transitive enough for the first to do."""
-    left = list(b)
-    for form in a:
-        partner = next((i for i, other in enumerate(left) if same(form, other)), None)
-        if partner is None:
-            return False
-        del left[partner]
-    return not left
-
-
-def _equal_bags(a: Bag, b: Bag) -> bool:
-    labels = [{form.label if isinstance(form, Relation) else None for form in bag.elements} for bag in (a, b)]
-
-    def same(x: Form, y: Form) -> bool:
-        names = [form.label if isinstance(form, Relation) else None for form in (x, y)]
-        several = any(len(found - {None}) > 1 for found in labels)
-        return (not several or names[0] == names[1]) and equal(x, y)
-
-    if a.listed and b.listed:
-        return _matched(a.elements, b.elements, same)
-    return all(any(same(x, y) for y in b.elements) for x in a.elements) and all(
-        any(same(x, y) for x in a.elements) for y in b.elements
-    )
-
-
-def _equal_leaves(a: Leaf, b: Leaf) -> bool:
-    if a.key == b.key:
-        return bool(a.key)
-    if a.number is not None and b.number is not None:
-        return a.number == b.number
-    if a.values is None or b.values is None or not all(map(_close, a.values, b.values)):
-        return False
-    return _verified(a.expression, b.expression)
-
-
-def _equal_relations(a: Relation, b: Relation) -> bool:
-    if a.label is not None and b.label is not None:
-        return equal(a.sides[-1], b.sides[-1])
-    if len(a.operators) > 1 or len(b.operators) > 1:
-        backwards = tuple(_MIRRORED[operator] for operator in b.operators[::-1])
-        return (a.operators == b.operators and _all_equal(a.sides, b.sides)) or (
-            a.operators == backwards and _all_equal(a.sides, b.sides[::-1])
-        )
-    same_way = a.operators == b.operators
-    if not same_way and a.operators[0] != _MIRRORED[b.operators[0]]:
-        return False
-    difference_a, difference_b = _difference(a), _difference(b)
-    if difference_a is None or difference_b is None:
-        return _all_equal(a.sides, b.sides if same_way else b.sides[::-1])
-    ratio = _ratio(difference_a, difference_b)
-    if ratio is None or (a.operators[0] != "=" and (ratio.imag != 0 or (ratio.real > 0) != same_way)):
-        return False
-    factor = _rational(ratio)
-    if factor is None:
-        return _verified(_sympy_relation(a), _sympy_relation(b))
-    return _verified(_sympy_difference(a), factor * _sympy_difference(b))
-
-
-def _difference(relation: Relation) -> tuple[mpmath.mpc, ...] | None:
-    """Left side minus right side at the points."""
-    left, right = relation.sides
-    if not (isinstance(left, Leaf) and isinstance(right, Leaf)) or left.values is None or right.values is None:
-        return None
-    with mpmath.workdps(DIGITS):
-        return tuple(x - y for x, y in zip(left.values, right.values, strict=True))
-
-
-def _ratio(a: tuple[mpmath.mpc, ...], b: tuple[mpmath.mpc, ...]) -> mpmath.mpc | None:
-    """The constant by which a is a multiple of b, or None."""
-    with mpmath.workdps(DIGITS):
-        if any(value == 0 for value in (*a, *b)):
-            return None
-        ratios = [x / y for x, y in zip(a, b, strict=True)]
-        return ratios[0] if all(_close(ratio, ratios[0]) for ratio in ratios) else None
-
-
-def _rational(ratio: mpmath.mpc) -> sympy.Rational | None:
-    with mpmath.workdps(DIGITS):
-        near = Fraction(str(ratio.real)).limit_denominator(10**6)
-        return (
-            sympy.Rational(near.numerator, near.denominator)
-            if _close(ratio, mpmath.mpf(near.numerator) / near.denominator)
-            else None
-        )
-
-
-def _sympy_sides(relation: Relation) -> tuple[sympy.Expr, sympy.Expr]:
-    left, right = (side.expression for side in relation.sides if isinstance(side, Leaf))
-    return left, right
-
-
-def _sympy_difference(relation: Relation) -> sympy.Expr:
-    left, right = _sympy_sides(relation)
-    return left - right
-
-
-def _sympy_relation(relation: Relation) -> sympy.Basic:
-    return _SYMPY_RELATIONS[relation.operators[0]](*_sympy_sides(relation), evaluate=False)
-
-
-def _close(a: mpmath.mpc, b: mpmath.mpc) -> bool:
-    """Equal to `AGREE` digits; relative, so that two tiny numbers differ as large ones do."""
-    with mpmath.workdps(DIGITS):
-        return bool(abs(a - b) <= mpmath.mpf(10) ** -AGREE * max(abs(a), abs(b)))
-
-
-def _verified(a: sympy.Basic | None, b: sympy.Basic | None) -> bool:
-    # No time-out of its own: it works by SIGALRM, and a process around this one has a better clock.
-    return bool(verify(a, b, timeout_seconds=None)) and bool(verify(b, a, timeout_seconds=None))
 
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)

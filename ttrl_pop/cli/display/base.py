@@ -1,0 +1,64 @@
+"""What a display is shown, and the one that shows nothing."""
+
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import TypeAlias
+
+from ttrl_pop.types import StepReport, Tally
+
+Figure: TypeAlias = float | int | None
+
+
+class Display(ABC):
+    """Shows a run while it happens. Leaving its context, also by an exception, restores the terminal."""
+
+    def __enter__(self) -> "Display":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        return None
+
+    @abstractmethod
+    def begin(self, title: str, steps: int, done: int) -> None:
+        """A run of `steps` steps starts, `done` of which an earlier process has finished; 0 steps: no training."""
+
+    @abstractmethod
+    def phase(self, text: str, total: int) -> None:
+        """A stretch of work starts; each tally is one of its `total` parts. 0: it has none to count."""
+
+    @abstractmethod
+    def tally(self, tally: Tally, correct: bool | None) -> None:
+        """A problem was voted on; `correct` compares its label with gold, None where gold is unknown."""
+
+    @abstractmethod
+    def step(self, report: StepReport) -> None:
+        """A step, counted from 1, is finished. One up to `done` is history that was shown before: it only
+        fills the curves."""
+
+    @abstractmethod
+    def notice(self, text: str) -> None:
+        """Something to be read once, which stays on the screen."""
+
+
+class Quiet(Display):
+    """Shows nothing."""
+
+    def begin(self, title: str, steps: int, done: int) -> None:
+        pass
+
+    def phase(self, text: str, total: int) -> None:
+        pass
+
+    def tally(self, tally: Tally, correct: bool | None) -> None:
+        pass
+
+    def step(self, report: StepReport) -> None:
+        pass
+
+    def notice(self, text: str) -> None:
+        pass

@@ -1,0 +1,94 @@
+"""`ttrl-pop eval`: measure the base model, a run, and the difference."""
+
+import sys
+from typing import Any
+
+from ttrl_pop.cli import interrupts
+from ttrl_pop.cli.display import open_display
+from ttrl_pop.cli.display.base import Display
+from ttrl_pop.cli.display.tables import measures_table
+from ttrl_pop.cli.inputs import ReadingInputs
+from ttrl_pop.cli.opening import announce, open_for_reading
+from ttrl_pop.cli.stdout import print_rows
+from ttrl_pop.fit.sigma import calibrate
+from ttrl_pop.report.estimators import bootstrap_difference
+from ttrl_pop.report.gold import label_correct, outcome_table
+from ttrl_pop.report.measures import Measures
+from ttrl_pop.run.session import Session
+from ttrl_pop.run.survey import summarise, survey
+from ttrl_pop.store import checkpoint
+
+
+def evaluate(given: ReadingInputs, compare: bool, quiet: bool) -> None:
+    """Measure the run, else the base model, and print a row; `compare` measures both and adds their difference.
+
+    Raises:
+        UsageError: the model or the run does not go with the inputs.
+    """
+    session, folder = open_for_reading(given)
+    noise = given.noise
+    rows: list[dict[str, Any]] = []
+    measured: dict[str, Measures] = {}
+    with open_display(quiet, sys.stderr) as display:
+        display.begin(f"eval {given.source}", 0, 0)
+        if folder is None or compare:
+            with session.policy.as_base():
+                measured["base"] = _measure(session, display, "base", noise)
+            rows.append(_measures_row("base", 0, session, measured["base"], noise))
+        if folder is not None:
+            checkpoint.load_policy(folder, session.policy)
+            measured["run"] = _measure(session, display, "run", noise)
+            step = checkpoint.load_state(folder)["step"]
+            rows.append(_measures_row("run", step, session, measured["run"], noise))
+    if compare:
+        rows.append(_difference_row(session, measured["base"], measured["run"]))
+    print_rows(rows, measures_table)
+
+
+def _measure(session: Session, display: Display, name: str, noise: bool) -> Measures:
+    if session.policy.population.needs_calibration:
+        announce(calibrate(session), display)
+    display.phase(f"{name}: sampling", len(session.problems.problems))
+    tallies = []
+    for tally in survey(session, noise):
+        interrupts.check()
+        display.tally(tally, label_correct(tally, session.answers, session.grader.same))
+        tallies.append(tally)
+    return summarise(session, tallies)
+
+
+def _measures_row(name: str, step: int, session: Session, measures: Measures, noise: bool) -> dict[str, Any]:
+    config = session.config
+    return {
+        "system": name,
+        "model": config.model,
+        "step": step,
+        "population": config.population.name if noise else "none",
+        "problems": len(session.problems.problems),
+        "rollouts": config.group_size,
+        **measures.values,
+        "intervals": {key: list(pair) for key, pair in measures.intervals.items() if pair is not None},
+    }
+
+
+def _difference_row(session: Session, base: Measures, trained: Measures) -> dict[str, Any]:
+    """Run minus base, paired over problems, with 95 % intervals."""
+    values: dict[str, float | None] = {}
+    intervals: dict[str, list[float]] = {}
+    ids = list(base.per_problem)
+    for key in base.values:
+        before, after = ({i: m.per_problem[i].get(key) for i in ids} for m in (base, trained))
+        difference = bootstrap_difference(before, after, session.config.seed)
+        values[key] = None if difference is None else difference[0]
+        if difference is not None:
+            intervals[key] = [difference[1], difference[2]]
+    row: dict[str, Any] = {"system": "run - base", **values, "intervals": intervals}
+    if session.answers:
+        row["labels"] = outcome_table(_right(base), _right(trained))
+    return row
+
+
+def _right(measures: Measures) -> dict[str, bool]:
+    """Whether the label is right, for each problem with a gold answer."""
+    figures = {problem: row["label_accuracy"] for problem, row in measures.per_problem.items()}
+    return {problem: bool(figure) for problem, figure in figures.items() if figure is not None}

@@ -1,0 +1,32 @@
+"""`ttrl-pop problems`: what a run knows of each problem."""
+
+from pathlib import Path
+from typing import Any
+
+from ttrl_pop.cli.display.tables import states_table
+from ttrl_pop.cli.stdout import print_rows
+from ttrl_pop.config_file import load_config
+from ttrl_pop.run.history import group_weight
+from ttrl_pop.run.progress import load_history
+from ttrl_pop.store import checkpoint, files
+from ttrl_pop.vote.rules import build_grader
+
+
+def problems(path: Path) -> None:
+    """Print what a run knows of each problem that it has visited, in the order of first visits.
+
+    Raises:
+        UsageError: `path` is neither a run with a checkpoint nor a checkpoint.
+    """
+    folder, run_dir = checkpoint.find(path)
+    history = load_history(folder)
+    config = load_config(run_dir.config, {})
+    same = build_grader(config.vote).same
+    gold = {row["id"]: row["answer"] for row in files.read_lines(run_dir.gold)} if run_dir.gold.exists() else {}
+    rows: list[dict[str, Any]] = []
+    for state, row in zip(history.values(), history.rows(), strict=True):
+        row |= {"flip_rate": state.flip_rate, "weight": group_weight(state, config.guard)}
+        if state.id in gold:
+            row |= {"gold": gold[state.id], "correct": same(state.label, gold[state.id])}
+        rows.append(row)
+    print_rows(rows, states_table)

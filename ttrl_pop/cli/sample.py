@@ -1,0 +1,37 @@
+"""`ttrl-pop sample`: rollouts, as they are written."""
+
+import json
+import sys
+
+from ttrl_pop.cli import interrupts
+from ttrl_pop.cli.display import open_display
+from ttrl_pop.cli.inputs import ReadingInputs
+from ttrl_pop.cli.opening import announce, open_for_reading
+from ttrl_pop.fit.sigma import calibrate
+from ttrl_pop.report.rows import rollout_rows
+from ttrl_pop.run.survey import survey
+from ttrl_pop.store import checkpoint
+
+
+def sample(given: ReadingInputs, quiet: bool) -> None:
+    """Print rollouts, a problem's as soon as the last of them and those of the problems before it are written.
+
+    Raises:
+        UsageError: the model or the run does not go with the inputs.
+    """
+    session, folder = open_for_reading(given)
+    if folder is not None:
+        checkpoint.load_policy(folder, session.policy)
+    # On a terminal the rows themselves show how far it is; a live view would be drawn among them.
+    with open_display(quiet or sys.stdout.isatty(), sys.stderr) as display:
+        display.begin(f"sample {given.source}", 0, 0)
+        if session.policy.population.needs_calibration:
+            announce(calibrate(session), display)
+        display.phase("sampling", len(session.problems.problems))
+        for tally in survey(session, given.noise):
+            interrupts.check()
+            display.tally(tally, None)
+            for row in rollout_rows(tally):
+                del row["reward"]
+                print(json.dumps(row))
+            sys.stdout.flush()

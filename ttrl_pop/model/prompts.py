@@ -1,0 +1,105 @@
+"""Problems → token ids, tokens → text."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jinja2
+
+from ttrl_pop.errors import UsageError
+from ttrl_pop.model.policy import Policy
+from ttrl_pop.types import Problem
+
+TEMPLATE_ALLOWANCE = 256
+"""Tokens that a chat template may add without the prompt's length being measured."""
+
+
+def encode(tokenizer: Any, problem: Problem) -> tuple[int, ...]:
+    """Token ids of the prompt: text as it stands, with what the tokenizer puts before any text; chat messages by
+    the model's chat template, up to where the answer begins.
+
+    Raises:
+        UsageError: the prompt is chat and the tokenizer has no chat template, or it has no tokens.
+    """
+    if isinstance(problem.prompt, str):
+        ids = tokenizer(problem.prompt)["input_ids"]
+    else:
+        if not tokenizer.chat_template:
+            raise UsageError(
+                f"problem {problem.id!r} is a chat prompt, but the model has no chat template; pass --raw "
+                "if its prompt is text, else name an instruct model"
+            )
+        try:
+            text = tokenizer.apply_chat_template(list(problem.prompt), tokenize=False, add_generation_prompt=True)
+        except jinja2.TemplateError as error:
+            raise UsageError(
+                f"problem {problem.id!r}: the model's chat template refuses it ({error}); change its messages"
+            ) from error
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise UsageError(f"problem {problem.id!r} has an empty prompt; a prompt needs at least one token")
+    return tuple(ids)
+
+
+def opens_thoughts(tokenizer: Any) -> bool:
+    """Whether the chat template ends a prompt inside the thoughts, so that a completion begins with them."""
+    if not tokenizer.chat_template:
+        return False
+    try:
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": "?"}], tokenize=False, add_generation_prompt=True
+        )
+    except jinja2.TemplateError:
+        # It takes other conversations than this one; `encode` says so where it matters.
+        return False
+    return bool(text.rstrip().endswith("<think>"))
+
+
+def decode(tokenizer: Any, completion_ids: Sequence[int]) -> str:
+    """Text of a completion, special tokens left out."""
+    text: str = tokenizer.decode(completion_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text
+
+
+class Prompts(Mapping[str, tuple[int, ...]]):
+    """Token ids by problem id, encoded when asked for: a file of 100,000 problems costs nothing until it is visited."""
+
+    def __init__(self, policy: Policy, problems: Sequence[Problem], max_new_tokens: int) -> None:
+        """
+        Raises:
+            UsageError: a prompt and `max_new_tokens` together do not fit the model's context.
+        """
+        self._policy = policy
+        self._problems = {problem.id: problem for problem in problems}
+        room = policy.context_length - max_new_tokens
+        if room < 1:
+            raise UsageError(
+                f"sampling.max_new_tokens {max_new_tokens} leaves no room for a prompt in the model's context of "
+                f"{policy.context_length} tokens"
+            )
+        # The chat template can be missing or refuse an order of roles: say so before anything is written.
+        kinds = {() if isinstance(p.prompt, str) else tuple(m["role"] for m in p.prompt): p for p in reversed(problems)}
+        for problem in kinds.values():
+            encode(policy.tokenizer, problem)
+        for problem in problems:
+            # No tokenizer makes more tokens than bytes, so only long prompts need to be encoded to be checked.
+            if _bytes(problem) + TEMPLATE_ALLOWANCE > room and len(self[problem.id]) > room:
+                raise UsageError(
+                    f"problem {problem.id!r}: prompt of {len(self[problem.id])} tokens and {max_new_tokens} new ones "
+                    f"do not fit the model's context of {policy.context_length}; shorten it or lower "
+                    "sampling.max_new_tokens"
+                )
+
+    def __getitem__(self, problem_id: str) -> tuple[int, ...]:
+        return encode(self._policy.tokenizer, self._problems[problem_id])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._problems)
+
+    def __len__(self) -> int:
+        return len(self._problems)
+
+
+def _bytes(problem: Problem) -> int:
+    if isinstance(problem.prompt, str):
+        return len(problem.prompt.encode())
+    return sum(len(message["content"].encode()) for message in problem.prompt)

@@ -1,0 +1,50 @@
+"""Labels elected by others than the minds that learn: the base model, or an average of the policy."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+from ttrl_pop.learn.learner import Learner
+from ttrl_pop.population.base import MEAN
+from ttrl_pop.run.session import Session
+from ttrl_pop.sample.sample import sample
+from ttrl_pop.types import Mind, Problem
+from ttrl_pop.vote.rules import Labels
+from ttrl_pop.vote.vote import elect
+
+
+class Labellers:
+    """Elect labels for problems where others than the learning minds do so (`vote.labels`)."""
+
+    def __init__(self, session: Session, learner: Learner, known: dict[str, str | None]) -> None:
+        """`known` holds the base model's labels so far, and grows."""
+        self.session = session
+        self.learner = learner
+        self.known = known
+
+    def elect(self, problems: Sequence[Problem], step: int) -> Labels | None:
+        """Labels of these problems by id; None where each group labels itself."""
+        kind = self.session.config.vote.labels
+        if kind == "minds":
+            return None
+        if kind == "average":
+            return self._vote(self.learner.trained.averaged(), problems, MEAN, step)
+        new = [problem for problem in problems if problem.id not in self.known]
+        self.known |= self._vote(self.session.policy.as_base(), new, None, 0)
+        return self.known
+
+    def _vote(
+        self, weights: AbstractContextManager[None], problems: Sequence[Problem], mind: Mind | None, step: int
+    ) -> dict[str, str | None]:
+        """Labels of the policy that it is inside `weights`."""
+        config, backend = self.session.config, self.session.backend
+        count = config.vote.label_rollouts or config.group_size
+        try:
+            with weights:
+                backend.refresh()
+                groups = sample(
+                    backend, self.session.prompts, problems, [mind], count, config.seed, step, stream="label"
+                )
+                return {group.problem.id: elect(group, self.session.rules) for group in groups}
+        finally:
+            # An engine with weights of its own would go on with those of the labellers.
+            backend.refresh()

@@ -1,0 +1,104 @@
+"""How vLLM is started: its settings, what is refused, the watch over its process."""
+
+import multiprocessing.connection
+import os
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from vllm.config import VllmConfig
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from ttrl_pop.errors import UsageError
+from ttrl_pop.sample.vllm.worker.worker import OWNER
+
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Of adapters for which vLLM has room."""
+
+LONGEST = 32768
+"""Tokens of a sequence that the engine makes room for where nothing is said."""
+
+CPU_BLOCK = 32
+"""Tokens of a block of the prefix cache on a CPU: the smallest that its attention is made for; 128 is the default, and
+a prompt shorter than a block is never shared."""
+
+LAST_CALLS = 50
+"""Tenths of a second for which a dead engine is still asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What the engine is to run."""
+
+    source: str
+    dtype: str
+    context_length: int
+    sites: tuple[str, ...]
+    """Norms that minds shift; none without a population."""
+    rank: int | None
+    """Of the adapter; None without one."""
+    rows: int
+    """Requests that are written together."""
+    shared_gpu: bool
+    """Whether the learner is on a GPU."""
+
+
+def check(config: VllmConfig) -> None:
+    """Refuse what vLLM's configuration came to, where minds do not go with it.
+
+    Raises:
+        UsageError: a model with state beside its cache, or a pass that cuts sequences.
+    """
+    if config.model_config.is_hybrid or config.model_config.is_attention_free:
+        raise UsageError("backend vllm does not know minds in models with recurrent state; use --backend hf")
+    # By its name in earlier versions of vLLM; later ones have no such pass.
+    if getattr(config.compilation_config.pass_config, "enable_sp", False):
+        raise UsageError(
+            "backend vllm: sequence parallelism is refused: a rank would see a part of the tokens, the index of minds "
+            "all of them"
+        )
+
+
+def watch(llm: Any) -> None:
+    """Let whoever waits for an engine's process know when it has died: killed, it says nothing, and vLLM 0.32 waits for
+    its answer for ever."""
+    client = llm.engine_core
+
+    def wait() -> None:
+        multiprocessing.connection.wait([process.sentinel for process in client.resources.engine_manager.processes])
+        # From here on nothing more is sent; what was on its way is answered once and again, until it has all come in.
+        client.resources.engine_dead = True
+        client.outputs_queue.put(EngineDeadError())
+        for _ in range(LAST_CALLS):
+            for answer in list(client.utility_results.values()):
+                if not answer.done():
+                    answer.set_exception(EngineDeadError())
+            time.sleep(0.1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@contextmanager
+def settings_of_vllm(inside: bool) -> Iterator[None]:
+    """vLLM takes some settings from the environment, and on a CPU it changes how many threads torch uses."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if inside else "1"
+    os.environ[OWNER] = str(os.getpid())
+    threads, set_threads = torch.get_num_threads(), torch.set_num_threads
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.set_num_threads = set_threads
+        torch.set_num_threads(threads)
+
+
+def reason(error: BaseException) -> str:
+    """The line of an error that says why; pydantic, with which vLLM checks, puts a heading above it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return next((line for line in lines if line.startswith("Value error")), lines[0])

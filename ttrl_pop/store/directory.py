@@ -1,0 +1,118 @@
+"""RUN/ on disk: the names of its files, its lock, and how a new one is made."""
+
+import fcntl
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+
+from ttrl_pop.errors import UsageError
+from ttrl_pop.store.files import write_atomic
+
+
+class RunDirectory:
+    """Paths and files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def problems(self) -> Path:
+        return self.path / "problems.jsonl"
+
+    @property
+    def gold(self) -> Path:
+        """Gold answers that the user gave, for reports after a resume."""
+        return self.path / "gold.jsonl"
+
+    @property
+    def identity(self) -> Path:
+        """Fingerprints of model and problems. Written last when a run is created."""
+        return self.path / "identity.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def answers(self) -> Path:
+        return self.path / "answers.jsonl"
+
+    @property
+    def baseline(self) -> Path:
+        return self.path / "baseline.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step_{step:04d}"
+
+    def rollouts(self, step: int) -> Path:
+        return self.path / "rollouts" / f"step_{step:04d}.jsonl.zst"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run directory for this process; the lock ends with the process, however it ends.
+
+        Raises:
+            UsageError: another process holds it.
+        """
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UsageError(f"{self.path}: another process is working in this run directory") from error
+            yield
+
+
+def create(path: Path | None, source: str, files: Mapping[str, str]) -> RunDirectory:
+    """Make a run directory and write `files` into it, the last of which makes it one.
+
+    Args:
+        path: None takes the first free one of runs/NAME-NUMBER, named after `source`.
+
+    Raises:
+        UsageError: it cannot be made, or another process was faster.
+    """
+    try:
+        if path is None:
+            path = next(free for free in _names(source) if _made(free))
+        else:
+            path.mkdir(parents=True, exist_ok=True)
+        run = RunDirectory(path)
+        with run.lock():
+            if run.config.exists():
+                raise UsageError(f"--out {path}: another process has begun a run in it; pass another --out")
+            try:
+                for name, content in files.items():
+                    if content:
+                        write_atomic(path / name, content.encode())
+            except BaseException:
+                shutil.rmtree(path, ignore_errors=True)
+                raise
+    except OSError as error:
+        raise UsageError(f"run directory {path or 'runs'} cannot be made ({error.strerror}); pass --out") from error
+    return run
+
+
+def _names(source: str) -> Iterator[Path]:
+    """runs/NAME-1, runs/NAME-2, …"""
+    stem = "stdin" if source == "-" else Path(source.removeprefix("hf:")).stem
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem)[:100].strip("-.") or "run"
+    return (Path("runs") / f"{name}-{n}" for n in count(1))
+
+
+def _made(path: Path) -> bool:
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    return True

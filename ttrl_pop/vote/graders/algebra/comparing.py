@@ -1,0 +1,153 @@
+"""Whether two forms are equal."""
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+
+import mpmath
+import sympy
+from math_verify import verify
+
+from ttrl_pop.vote.graders.algebra.forms import DIGITS, MIRRORED, Bag, Form, Leaf, Matrix, Relation, Row, Union
+
+AGREE = 40
+"""Leading digits that must agree."""
+
+_SYMPY_RELATIONS = {"=": sympy.Eq, "<": sympy.Lt, ">": sympy.Gt, "<=": sympy.Le, ">=": sympy.Ge}
+
+
+def equal(a: Form, b: Form) -> bool:
+    """Whether two forms are equal; symmetric."""
+    if isinstance(a, Relation) and not isinstance(b, Relation):
+        return equal(b, a)
+    if isinstance(b, Relation):
+        return _equal_relations(a, b) if isinstance(a, Relation) else b.label is not None and equal(a, b.sides[-1])
+    if isinstance(a, Leaf) and isinstance(b, Leaf):
+        return _equal_leaves(a, b)
+    if isinstance(a, Row) and isinstance(b, Row):
+        return (a.opener, a.closer) == (b.opener, b.closer) and _all_equal(a.elements, b.elements)
+    if isinstance(a, Bag) and isinstance(b, Bag):
+        return _equal_bags(a, b)
+    if isinstance(a, Union) and isinstance(b, Union):
+        return _matched(a.parts, b.parts, equal)
+    if isinstance(a, Matrix) and isinstance(b, Matrix):
+        return len(a.rows) == len(b.rows) and all(map(_all_equal, a.rows, b.rows))
+    return False
+
+
+# Comparing
+
+
+def _all_equal(a: Sequence[Form], b: Sequence[Form]) -> bool:
+    return len(a) == len(b) and all(map(equal, a, b))
+
+
+def _matched(a: Sequence[Form], b: Sequence[Form], same: Callable[[Form, Form], bool]) -> bool:
+    """Whether each element finds a partner of its own; equality is transitive enough for the first to do."""
+    left = list(b)
+    for form in a:
+        partner = next((i for i, other in enumerate(left) if same(form, other)), None)
+        if partner is None:
+            return False
+        del left[partner]
+    return not left
+
+
+def _equal_bags(a: Bag, b: Bag) -> bool:
+    labels = [{form.label if isinstance(form, Relation) else None for form in bag.elements} for bag in (a, b)]
+
+    def same(x: Form, y: Form) -> bool:
+        names = [form.label if isinstance(form, Relation) else None for form in (x, y)]
+        several = any(len(found - {None}) > 1 for found in labels)
+        return (not several or names[0] == names[1]) and equal(x, y)
+
+    if a.listed and b.listed:
+        return _matched(a.elements, b.elements, same)
+    return all(any(same(x, y) for y in b.elements) for x in a.elements) and all(
+        any(same(x, y) for x in a.elements) for y in b.elements
+    )
+
+
+def _equal_leaves(a: Leaf, b: Leaf) -> bool:
+    if a.key == b.key:
+        return bool(a.key)
+    if a.number is not None and b.number is not None:
+        return a.number == b.number
+    if a.values is None or b.values is None or not all(map(_close, a.values, b.values)):
+        return False
+    return _verified(a.expression, b.expression)
+
+
+def _equal_relations(a: Relation, b: Relation) -> bool:
+    if a.label is not None and b.label is not None:
+        return equal(a.sides[-1], b.sides[-1])
+    if len(a.operators) > 1 or len(b.operators) > 1:
+        backwards = tuple(MIRRORED[operator] for operator in b.operators[::-1])
+        return (a.operators == b.operators and _all_equal(a.sides, b.sides)) or (
+            a.operators == backwards and _all_equal(a.sides, b.sides[::-1])
+        )
+    same_way = a.operators == b.operators
+    if not same_way and a.operators[0] != MIRRORED[b.operators[0]]:
+        return False
+    difference_a, difference_b = _difference(a), _difference(b)
+    if difference_a is None or difference_b is None:
+        return _all_equal(a.sides, b.sides if same_way else b.sides[::-1])
+    ratio = _ratio(difference_a, difference_b)
+    if ratio is None or (a.operators[0] != "=" and (ratio.imag != 0 or (ratio.real > 0) != same_way)):
+        return False
+    factor = _rational(ratio)
+    if factor is None:
+        return _verified(_sympy_relation(a), _sympy_relation(b))
+    return _verified(_sympy_difference(a), factor * _sympy_difference(b))
+
+
+def _difference(relation: Relation) -> tuple[mpmath.mpc, ...] | None:
+    """Left side minus right side at the points."""
+    left, right = relation.sides
+    if not (isinstance(left, Leaf) and isinstance(right, Leaf)) or left.values is None or right.values is None:
+        return None
+    with mpmath.workdps(DIGITS):
+        return tuple(x - y for x, y in zip(left.values, right.values, strict=True))
+
+
+def _ratio(a: tuple[mpmath.mpc, ...], b: tuple[mpmath.mpc, ...]) -> mpmath.mpc | None:
+    """The constant by which a is a multiple of b, or None."""
+    with mpmath.workdps(DIGITS):
+        if any(value == 0 for value in (*a, *b)):
+            return None
+        ratios = [x / y for x, y in zip(a, b, strict=True)]
+        return ratios[0] if all(_close(ratio, ratios[0]) for ratio in ratios) else None
+
+
+def _rational(ratio: mpmath.mpc) -> sympy.Rational | None:
+    with mpmath.workdps(DIGITS):
+        near = Fraction(str(ratio.real)).limit_denominator(10**6)
+        return (
+            sympy.Rational(near.numerator, near.denominator)
+            if _close(ratio, mpmath.mpf(near.numerator) / near.denominator)
+            else None
+        )
+
+
+def _sympy_sides(relation: Relation) -> tuple[sympy.Expr, sympy.Expr]:
+    left, right = (side.expression for side in relation.sides if isinstance(side, Leaf))
+    return left, right
+
+
+def _sympy_difference(relation: Relation) -> sympy.Expr:
+    left, right = _sympy_sides(relation)
+    return left - right
+
+
+def _sympy_relation(relation: Relation) -> sympy.Basic:
+    return _SYMPY_RELATIONS[relation.operators[0]](*_sympy_sides(relation), evaluate=False)
+
+
+def _close(a: mpmath.mpc, b: mpmath.mpc) -> bool:
+    """Equal to `AGREE` digits; relative, so that two tiny numbers differ as large ones do."""
+    with mpmath.workdps(DIGITS):
+        return bool(abs(a - b) <= mpmath.mpf(10) ** -AGREE * max(abs(a), abs(b)))
+
+
+def _verified(a: sympy.Basic | None, b: sympy.Basic | None) -> bool:
+    # No time-out of its own: it works by SIGALRM, and a process around this one has a better clock.
+    return bool(verify(a, b, timeout_seconds=None)) and bool(verify(b, a, timeout_seconds=None))

@@ -1,0 +1,66 @@
+"""What an answer can be: an expression, a tuple, a list, a set, a union, a matrix, a relation."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TypeAlias
+
+import mpmath
+import sympy
+
+DIGITS = 50
+"""Of the values that are compared."""
+
+POINTS = 4
+"""Places at which an expression with symbols is evaluated; half of them have positive coordinates only."""
+
+MIRRORED = {"=": "=", "<": ">", ">": "<", "<=": ">=", ">=": "<="}
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """An expression without shape. `key` is its canonical key; the rest is None where it was not understood."""
+
+    key: str
+    number: Fraction | None = None
+    expression: sympy.Basic | None = None
+    values: tuple[mpmath.mpc, ...] | None = None
+    """At the points, `DIGITS` digits each."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A tuple or an interval: elements in order between an opening and a closing bracket."""
+
+    opener: str
+    closer: str
+    elements: tuple["Form", ...]
+
+
+@dataclass(frozen=True)
+class Bag:
+    """Elements without order: `listed` keeps repeated ones, a set does not."""
+
+    elements: tuple["Form", ...]
+    listed: bool
+
+
+@dataclass(frozen=True)
+class Union:
+    parts: tuple["Form", ...]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    rows: tuple[tuple["Form", ...], ...]
+
+
+@dataclass(frozen=True)
+class Relation:
+    """`operators[i]` stands between `sides[i]` and `sides[i + 1]`; a `label` is a symbol that gets a value."""
+
+    operators: tuple[str, ...]
+    sides: tuple["Form", ...]
+    label: str | None = None
+
+
+Form: TypeAlias = Leaf | Row | Bag | Union | Matrix | Relation

@@ -1,0 +1,33 @@
+"""The oracle that label-free rewards are measured against, and the only reward that receives a key."""
+
+from typing import ClassVar
+
+from ttrl_pop.errors import UsageError
+from ttrl_pop.types import AnswerKey
+from ttrl_pop.vote.graders.base import Grader
+from ttrl_pop.vote.rewards.base import Ballot
+
+
+class GoldReward:
+    """1 for an answer equal to gold, else 0: RLVR, the oracle that label-free runs are measured against."""
+
+    needs_gold: ClassVar[bool] = True
+
+    def __init__(self, answers: AnswerKey, grader: Grader) -> None:
+        self._answers = answers
+        self._grader = grader
+
+    def __call__(self, ballot: Ballot) -> tuple[float, ...]:
+        """
+        Raises:
+            UsageError: the problem has no gold answer.
+        """
+        gold = self._answers.get(ballot.problem_id)
+        if gold is None:
+            raise UsageError(
+                f"reward gold needs a gold answer for every problem, problem {ballot.problem_id!r} has none; "
+                "add it or leave the problem out"
+            )
+        # A grader may be slow: each spelling is graded once.
+        correct = {answer: float(self._grader.same(answer, gold)) for answer in set(ballot.answers_G)}
+        return tuple(correct[answer] for answer in ballot.answers_G)
