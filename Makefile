@@ -19,7 +19,7 @@ test-fast: .venv/.test  ## without the real model, many processes and long compu
 	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-vllm: .venv-vllm/.done  ## the backend vllm against the real engine, on the CPU; SOME='-m "not slow"' for the quick part
-	TORCHDYNAMO_DISABLE=1 OMP_NUM_THREADS=2 .venv-vllm/bin/python -m pytest -q tests/engine $(SOME)
+	TORCHDYNAMO_DISABLE=1 OMP_NUM_THREADS=2 .venv-vllm/bin/python -m pytest -q tests/sample/vllm/engine $(SOME)
 
 lint: .venv/.test
 	$(BIN)/ruff format --check .

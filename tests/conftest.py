@@ -1,6 +1,7 @@
 """Shape and type annotations are checked in tests only."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Workers run side by side, and so do the processes that they start: threads that wait for each other at every product
@@ -14,13 +15,14 @@ install_import_hook("ttrl_pop", "beartype.beartype")
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-FIRST = ("test_demo.py", "test_math_grader.py", "test_commands.py", "test_resume.py")
+FIRST = ("test_demo.py", "vote/graders/test_math.py", "cli/test_run.py", "test_resume.py")
 """Files that take longest; begun last, one process would be left alone with them."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
     order = {name: place for place, name in enumerate(FIRST)}
-    items.sort(key=lambda item: order.get(item.path.name, len(FIRST)))
+    items.sort(key=lambda item: order.get(item.path.relative_to(here).as_posix(), len(FIRST)))
 
 
 @pytest.fixture(autouse=True, scope="session")

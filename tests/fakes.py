@@ -1,26 +1,30 @@
 """Small real things in place of large ones: TinyLM (random weights, every supported family) and ScriptedBackend."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models
 
 from ttrl_pop.config import Config, LoraConfig
 from ttrl_pop.config_file import load_config
+from ttrl_pop.learn.learner import Learner
 from ttrl_pop.model.load import LoadedModel, fingerprint
 from ttrl_pop.model.policy import Policy
-from ttrl_pop.model.prompts import Prompts
+from ttrl_pop.model.prompts import Prompts, encode
 from ttrl_pop.packing import attention
 from ttrl_pop.packing.pack import Tree, pack
 from ttrl_pop.population.base import MEAN, Population
 from ttrl_pop.population.norm_noise import NormNoise, NormNoiseOptions
 from ttrl_pop.run.session import Session
 from ttrl_pop.sample.backend import Backend, Request
+from ttrl_pop.sample.sample import sample
 from ttrl_pop.types import AnswerKey, Group, Mind, Problem, ProblemSet, Rollout, Tally
 from ttrl_pop.vote.graders.exact import ExactGrader
 from ttrl_pop.vote.rewards.base import Ballot
@@ -28,6 +32,8 @@ from ttrl_pop.vote.rewards.consensus import majority
 from ttrl_pop.vote.rules import Rules, build_rules
 from ttrl_pop.vote.vote import vote
 
+ROOT = Path(__file__).parents[1]
+CASES = ROOT / "tests" / "cases"
 ALPHABET = " 0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,:?=+*\n#$\\{}/<>|-_'()"
 SPECIAL = ["<s>", "</s>", "<unk>"]
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
@@ -242,3 +248,56 @@ class ScriptedBackend(Backend):
 def kind_of_letter(text: str, finish_reason: str) -> str:
     """An extraction by a rule of its own."""
     return "capital" if text[:1].isupper() else "other"
+
+
+def tallies_of(session: Session, step: int = 1, problems: Sequence[Problem] = PROBLEMS) -> list[Tally]:
+    config = session.config
+    minds = session.policy.population.spawn(config.seed, step, config.population.minds)
+    groups = sample(session.backend, session.prompts, problems, minds, config.population.samples_per_mind, 0, step)
+    return [with_mixed_rewards(session.tally(group)) for group in groups]
+
+
+def with_mixed_rewards(tally: Tally) -> Tally:
+    """TinyLM's answers rarely agree: rewards by hand, so that every group has a signal of its own size."""
+    rewards = tuple(float((i + tally.group.problem.index) % 3) for i in range(len(tally.answers_G)))
+    return dataclasses.replace(tally, rewards_G=rewards, label="x")
+
+
+def gradients(
+    session: Session, tallies: Sequence[Tally], weights: dict[str, float] | None = None
+) -> dict[str, torch.Tensor]:
+    """Gradients of one update, caught before the optimizer uses them."""
+    caught: dict[str, torch.Tensor] = {}
+    learner = Learner(session.policy, session.config)
+    named = learner.trained.by_name
+
+    def catch(*_: Any) -> None:
+        caught.update({name: p.grad.clone() for name, p in named.items() if p.grad is not None})
+
+    learner.optimizer.step = catch  # type: ignore[method-assign]
+    learner.learn(tallies, 1, weights)
+    session.policy.version -= 1
+    return caught
+
+
+MANY_STOPS = {"temperature": 3.0, "stop": tuple("abcdefgh12345")}
+"""Sampling in which rollouts end at many different lengths."""
+
+
+def stripped(rollouts: list[Rollout]) -> list[object]:
+    return [(r.mind, r.prompt_ids, r.completion_ids, r.text, r.finish_reason, r.policy_version) for r in rollouts]
+
+
+def requests(policy: Policy, minds: int = 3, samples: int = 2) -> list[Request]:
+    return [
+        Request(encode(policy.tokenizer, problem), mind, ("token", 0, problem.id, mind.seed, s))
+        for problem in PROBLEMS[:4]
+        for mind in policy.population.spawn(0, 1, minds)
+        for s in range(samples)
+    ]
+
+
+def assert_same(one: list[Rollout], other: list[Rollout]) -> None:
+    assert stripped(one) == stripped(other)
+    for a, b in zip(one, other, strict=True):
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-10)

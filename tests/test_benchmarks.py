@@ -6,12 +6,11 @@ import platform
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fakes import norm_noise, save_tiny, tiny_policy, tiny_session, tiny_tokenizer
+from fakes import ROOT, norm_noise, save_tiny, tiny_policy, tiny_session, tiny_tokenizer
 
 from benchmarks import rounds, scaling
 from benchmarks.ours import WORK, Planned, Silent, made_groups, note_work, sampled_groups
@@ -34,7 +33,6 @@ from ttrl_pop.population.base import NoPopulation, Population
 from ttrl_pop.run.session import Session
 from ttrl_pop.types import Group
 
-ROOT = Path(__file__).parents[1]
 MACHINE = {
     "layer_parameters": 100,
     "layer_flops_per_second": 1000.0,

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import ROOT
 
 from ttrl_pop.model.load import DEMO_PACKAGE
 
-ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data" / "ttrl"
 SMALL = " --steps 1 --minds 6"
 """Appended to the README's first command: the same run, cut short. `make demo`, which CI runs, is the whole of it."""

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import ROOT
 from pydantic import BaseModel
 
 from ttrl_pop.config import Config
 from ttrl_pop.plugins import BUILT_IN, load
 
-ROOT = Path(__file__).parents[1]
 METHOD = ROOT / "docs" / "METHOD.md"
 DOCUMENTS = sorted([*ROOT.glob("README.md"), *ROOT.glob("docs/*.md")])
 NAME = re.compile(r"\bttrl_pop(?:\.[A-Za-z_]\w*)+")

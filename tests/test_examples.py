@@ -15,7 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 import typer.main
-from fakes import ballot, logits_of, one_mind, save_tiny, tiny_policy
+from fakes import ROOT, ballot, logits_of, one_mind, save_tiny, tiny_policy
 
 from ttrl_pop.cli.app import app
 from ttrl_pop.config_file import load_config
@@ -28,7 +28,6 @@ from ttrl_pop.store.files import read_lines
 from ttrl_pop.types import Mind
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 PLUGINS = EXAMPLES / "plugins"
 SMALL = [
@@ -103,7 +102,7 @@ def population_tensors(run: RunDirectory, step: int) -> dict[str, torch.Tensor]:
 
 
 def test_every_example_is_named_in_a_test() -> None:
-    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     files = [path for path in EXAMPLES.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     assert len(files) >= 7
     assert [path.name for path in files if path.name not in tests] == []

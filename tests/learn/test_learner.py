@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import FAMILIES, PROBLEMS, norm_noise, one_mind, own_attention, tiny_policy, tiny_session
+from fakes import (
+    FAMILIES,
+    PROBLEMS,
+    gradients,
+    norm_noise,
+    one_mind,
+    own_attention,
+    tallies_of,
+    tiny_policy,
+    tiny_session,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,8 +30,7 @@ from ttrl_pop.model.policy import Policy
 from ttrl_pop.packing.pack import pack
 from ttrl_pop.population.base import MEAN
 from ttrl_pop.run.session import Session
-from ttrl_pop.sample.sample import sample
-from ttrl_pop.types import Mind, Problem, Rollout, Tally
+from ttrl_pop.types import Mind, Rollout, Tally
 
 SLOW = [pytest.mark.slow]
 LOSSES = ("grpo", "dapo", "dr_grpo", "gspo")
@@ -31,36 +40,6 @@ def without_numbers(*given: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities that are not finite, in place of the right ones."""
     logprobs, mask = token_logprobs(*given)
     return logprobs * math.nan, mask
-
-
-def tallies_of(session: Session, step: int = 1, problems: Sequence[Problem] = PROBLEMS) -> list[Tally]:
-    config = session.config
-    minds = session.policy.population.spawn(config.seed, step, config.population.minds)
-    groups = sample(session.backend, session.prompts, problems, minds, config.population.samples_per_mind, 0, step)
-    return [with_mixed_rewards(session.tally(group)) for group in groups]
-
-
-def with_mixed_rewards(tally: Tally) -> Tally:
-    """TinyLM's answers rarely agree: rewards by hand, so that every group has a signal of its own size."""
-    rewards = tuple(float((i + tally.group.problem.index) % 3) for i in range(len(tally.answers_G)))
-    return dataclasses.replace(tally, rewards_G=rewards, label="x")
-
-
-def gradients(
-    session: Session, tallies: Sequence[Tally], weights: dict[str, float] | None = None
-) -> dict[str, torch.Tensor]:
-    """Gradients of one update, caught before the optimizer uses them."""
-    caught: dict[str, torch.Tensor] = {}
-    learner = Learner(session.policy, session.config)
-    named = learner.trained.by_name
-
-    def catch(*_: Any) -> None:
-        caught.update({name: p.grad.clone() for name, p in named.items() if p.grad is not None})
-
-    learner.optimizer.step = catch  # type: ignore[method-assign]
-    learner.learn(tallies, 1, weights)
-    session.policy.version -= 1
-    return caught
 
 
 def all_gradients(policy_options: dict[str, Any], **settings: Any) -> dict[str, torch.Tensor]:

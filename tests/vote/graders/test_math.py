@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from fakes import CASES, ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from math_verify import LatexExtractionConfig, parse, verify
@@ -38,8 +39,7 @@ from ttrl_pop.vote.rewards.consensus import majority
 from ttrl_pop.vote.rules import Rules
 from ttrl_pop.vote.vote import vote
 
-CASES = Path(__file__).parent / "cases"
-MATH_500 = Path(__file__).parents[1].parent / "shared" / "data" / "ttrl" / "math500.json"
+MATH_500 = ROOT.parent / "shared" / "data" / "ttrl" / "math500.json"
 
 
 def cases(name: str) -> Any:

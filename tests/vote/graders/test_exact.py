@@ -4,9 +4,9 @@ import json
 import time
 from fractions import Fraction
 from itertools import combinations
-from pathlib import Path
 
 import pytest
+from fakes import CASES, ROOT
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -14,8 +14,7 @@ from ttrl_pop.plugins import load
 from ttrl_pop.vote.graders.base import Grader
 from ttrl_pop.vote.graders.exact import ExactGrader
 
-CASES = Path(__file__).parent / "cases"
-EXAMPLES = Path(__file__).parents[1] / "examples" / "plugins"
+EXAMPLES = ROOT / "examples" / "plugins"
 EQUAL = json.loads((CASES / "exact_equal.json").read_text(encoding="utf-8"))
 DIFFERENT = json.loads((CASES / "exact_different.json").read_text(encoding="utf-8"))
 

@@ -12,7 +12,7 @@ from functools import reduce
 from pathlib import Path
 
 import pytest
-from fakes import save_tiny
+from fakes import ROOT, save_tiny
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
@@ -21,7 +21,6 @@ from ttrl_pop.config import Config
 from ttrl_pop.store.directory import RunDirectory
 from ttrl_pop.text import one_line
 
-ROOT = Path(__file__).parents[1]
 COMMANDS = ("run", "eval", "sample")
 """Those that take problems."""
 GOOD = {"id": "a", "prompt": "Q: 1+1?\nA:"}

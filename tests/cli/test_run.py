@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from fakes import PROBLEMS, ScriptedBackend, save_tiny
+from fakes import PROBLEMS, ROOT, ScriptedBackend, save_tiny
 from typer.testing import CliRunner, Result
 
 from ttrl_pop.cli import opening
@@ -692,7 +692,7 @@ def test_a_hundred_thousand_problems_start_at_once(place: Path, tmp_path: Path, 
 @pytest.mark.slow
 def test_the_pipe_of_the_readme(place: Path, tmp_path: Path) -> None:
     """A real shell, a real process: nothing but JSON on stdout, nothing on stderr."""
-    problems = Path(__file__).parents[1] / "examples" / "times-table.jsonl"
+    problems = ROOT / "examples" / "times-table.jsonl"
     reader = (
         "jq -r .id"
         if shutil.which("jq")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import zstandard
+from fakes import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +20,7 @@ from ttrl_pop.read.rollouts import PROBLEM_ID_FIELDS, TEXT_FIELDS, Layout, read_
 from ttrl_pop.read.rows import read_rows
 from ttrl_pop.types import Group
 
-CASES = json.loads((Path(__file__).parent / "cases/rollouts.json").read_text(encoding="utf-8"))
+CASES = json.loads((ROOT / "tests/cases" / "rollouts.json").read_text(encoding="utf-8"))
 COLUMNS = {
     "texts": lambda rollout: rollout.text,
     "finished": lambda rollout: rollout.finish_reason == "stop",

@@ -7,7 +7,17 @@ from itertools import groupby
 
 import pytest
 import torch
-from fakes import FAMILIES, PROBLEMS, norm_noise, tiny_network, tiny_policy, tiny_session
+from fakes import (
+    FAMILIES,
+    MANY_STOPS,
+    PROBLEMS,
+    assert_same,
+    norm_noise,
+    requests,
+    tiny_network,
+    tiny_policy,
+    tiny_session,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,30 +38,11 @@ from ttrl_pop.sample.sample import sample
 from ttrl_pop.types import Mind, Rollout
 
 
-def requests(policy: Policy, minds: int = 3, samples: int = 2) -> list[Request]:
-    return [
-        Request(encode(policy.tokenizer, problem), mind, ("token", 0, problem.id, mind.seed, s))
-        for problem in PROBLEMS[:4]
-        for mind in policy.population.spawn(0, 1, minds)
-        for s in range(samples)
-    ]
-
-
 def written(policy: Policy, asked: list[Request], **options: object) -> list[Rollout]:
     sampling = SamplingConfig(**{"max_new_tokens": 7, **options})
     pairs = list(HfBackend(policy, sampling).rollouts(asked))
     assert sorted(index for index, _ in pairs) == list(range(len(asked)))
     return [rollout for _, rollout in sorted(pairs, key=lambda pair: pair[0])]
-
-
-def stripped(rollouts: list[Rollout]) -> list[object]:
-    return [(r.mind, r.prompt_ids, r.completion_ids, r.text, r.finish_reason, r.policy_version) for r in rollouts]
-
-
-def assert_same(one: list[Rollout], other: list[Rollout]) -> None:
-    assert stripped(one) == stripped(other)
-    for a, b in zip(one, other, strict=True):
-        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-10)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -151,7 +142,6 @@ def test_the_batch_does_not_change_what_is_written(
 
 
 POLICY = tiny_policy()
-MANY_STOPS = {"temperature": 3.0, "stop": tuple("abcdefgh12345")}
 EXPECTED = written(POLICY, requests(POLICY), max_rows=1, **MANY_STOPS)
 
 

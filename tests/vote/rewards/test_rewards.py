@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import ballot
+from fakes import ROOT, ballot
 
 from ttrl_pop.errors import UsageError
 from ttrl_pop.types import AnswerKey
@@ -15,7 +15,7 @@ from ttrl_pop.vote.rewards.base import build_reward
 from ttrl_pop.vote.rewards.consensus import form, frequency, gated, majority, overlong
 from ttrl_pop.vote.rewards.novelty import novelty_rewards, tfidf_similarity
 
-EXAMPLES = Path(__file__).parents[1] / "examples" / "plugins"
+EXAMPLES = ROOT / "examples" / "plugins"
 GOLD = AnswerKey({"p": "1/3"})
 
 

@@ -5,12 +5,13 @@ import time
 from pathlib import Path
 
 import pytest
+from fakes import CASES
 
 from ttrl_pop.errors import UsageError
 from ttrl_pop.types import FinishReason
 from ttrl_pop.vote.extract import NAMED, Extract, extract_chat, extract_raw, resolve_extract
 
-EXTRACT_CASES = json.loads((Path(__file__).parent / "cases" / "extract.json").read_text(encoding="utf-8"))
+EXTRACT_CASES = json.loads((CASES / "extract.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("case", EXTRACT_CASES, ids=lambda case: f"{case['form']}:{case['finish']}:{case['text'][:30]}")

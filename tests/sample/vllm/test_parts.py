@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from fakes import logits_of, norm_noise, tiny_policy, tiny_session
+from fakes import gradients, logits_of, norm_noise, tallies_of, tiny_policy, tiny_session
 from torch import Tensor, nn
 
 from ttrl_pop.config import SamplingConfig
@@ -265,7 +265,6 @@ def test_a_gap_above_the_limit_stops_the_run_and_weights_are_truncated_where_ask
     def update(**settings: object) -> object:
         session = tiny_session(**settings)
         learner = Learner(session.policy, session.config)
-        from test_learn import tallies_of
 
         return learner.learn(tallies_of(session), 1)
 
@@ -278,8 +277,6 @@ def test_a_gap_above_the_limit_stops_the_run_and_weights_are_truncated_where_ask
 
 def test_importance_weights_correct_what_a_second_engine_wrote() -> None:
     import dataclasses
-
-    from test_learn import gradients, tallies_of
 
     session = tiny_session(learn__max_grad_norm=1e9)
     tallies = tallies_of(session)

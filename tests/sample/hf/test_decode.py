@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import FAMILIES, norm_noise, tiny_policy
-from test_hf_backend import MANY_STOPS, assert_same, requests
+from fakes import FAMILIES, MANY_STOPS, assert_same, norm_noise, requests, tiny_policy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 

@@ -4,10 +4,10 @@ import itertools
 import json
 import math
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes import ROOT
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +16,7 @@ from ttrl_pop.report.gold import outcome_table
 from ttrl_pop.report.measures import measure
 from ttrl_pop.types import AnswerKey, Cluster, Group, Mind, Problem, Rollout, Tally
 
-CASES = json.loads((Path(__file__).parent / "cases" / "measures.json").read_text())
+CASES = json.loads((ROOT / "tests/cases" / "measures.json").read_text())
 
 groups = st.tuples(st.lists(st.integers(1, 4), max_size=5), st.integers(0, 3)).filter(
     lambda group: 1 <= sum(group[0]) + group[1] <= 11

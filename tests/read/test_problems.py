@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,7 +22,6 @@ from ttrl_pop.errors import UsageError
 from ttrl_pop.read.problems import GOLD_FIELDS, ID_FIELDS, INSTRUCTION, PROMPT_FIELDS, read_problems, write_problems
 from ttrl_pop.types import Problem, ProblemSet
 
-ROOT = Path(__file__).parent.parent
 CASES = json.loads((ROOT / "tests/cases/problems.json").read_text(encoding="utf-8"))
 AUTO = ProblemsConfig()
 

@@ -1,15 +1,15 @@
 """The choice grader: spellings of one choice, and text that is none."""
 
 import json
-from pathlib import Path
 
 import pytest
+from fakes import ROOT
 
 from ttrl_pop.plugins import load
 from ttrl_pop.vote.graders.choice import ChoiceGrader
 from ttrl_pop.vote.graders.exact import ExactGrader
 
-CASES = json.loads((Path(__file__).parent / "cases" / "choice.json").read_text(encoding="utf-8"))
+CASES = json.loads((ROOT / "tests/cases" / "choice.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize(("answer", "letter"), CASES["choices"])
