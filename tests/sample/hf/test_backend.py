@@ -249,11 +249,43 @@ def test_the_memory_for_keys_and_values_limits_the_rows(monkeypatch: pytest.Monk
     assert policy.cache_bytes_per_token == 2 * 2 * 4 * 2 * 8
     room = 5 * longest * policy.cache_bytes_per_token / hf.CACHE_SHARE
     monkeypatch.setattr(hf, "limit_bytes", lambda device: int(room) + 1)
-    slots = []
-    cache = hf.KeyValueCache
-    monkeypatch.setattr(hf, "KeyValueCache", lambda count, longest: slots.append(count) or cache(count, longest))
+    caches = note_caches(monkeypatch)
     assert_same(written(policy, asked, **MANY_STOPS), written(policy, asked, max_rows=5, **MANY_STOPS))
-    assert slots == [5, 5]
+    assert [slots for slots, _ in caches] == [5, 5]
+
+
+def test_one_long_prompt_does_not_narrow_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, limit = tiny_policy(), 7
+    short = requests(policy)
+    long = Request(tuple(3 + i % 50 for i in range(policy.context_length - limit)), short[0].mind, ("long",))
+    asked = [*short[:5], long, *short[5:]]
+    expected = written(policy, asked, **MANY_STOPS)
+    fitting = 2 * policy.context_length // (max(len(request.prompt_ids) for request in short) + limit)
+    assert 2 < fitting < len(short), "memory must be short"
+    memory = (2 * policy.context_length + 1) * policy.cache_bytes_per_token / hf.CACHE_SHARE
+    monkeypatch.setattr(hf, "limit_bytes", lambda device: memory)
+    caches = note_caches(monkeypatch)
+    assert_same(written(policy, asked, **MANY_STOPS), expected)
+    assert caches == [(fitting, len(short[-1].prompt_ids) + limit), (1, policy.context_length)]
+    # Where there is room enough, or nearly, they all go together.
+    for factor in (1000, fitting):
+        caches.clear()
+        monkeypatch.setattr(hf, "limit_bytes", lambda device, factor=factor: factor * memory)
+        written(policy, asked, **MANY_STOPS)
+        assert len(caches) == 1
+
+
+def note_caches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Slots and longest sequence of each cache from now on."""
+    made: list[tuple[int, int]] = []
+    cache = hf.KeyValueCache
+
+    def noted(slots: int, longest: int) -> hf.KeyValueCache:
+        made.append((slots, longest))
+        return cache(slots, longest)
+
+    monkeypatch.setattr(hf, "KeyValueCache", noted)
+    return made
 
 
 def test_looking_at_the_tokens_less_often_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,9 @@ Each prompt is read once by each mind that reads it differently, many prompts in
 they begin with alike once for all of them; keys and values go to the slots of all rollouts that begin so. Then a token
 is decoded for each slot a turn. Finished rollouts leave their slots and waiting ones enter, so that products stay wide.
 A token is the inverse of the cumulative distribution at a uniform number that belongs to that rollout and position
-alone: the batch decides how fast a rollout is written, and never what it says. Where memory runs out, half as many
-slots go on, and prompts are read in half as large parts.
+alone: the batch decides how fast a rollout is written, and never what it says. Every slot has room for the longest
+rollout of its cache, so rollouts are written in waves of similar length where memory is short, and one long prompt does
+not narrow the rest. Where memory runs out, half as many slots go on, and prompts are read in half as large parts.
 """
 
 import math
@@ -37,7 +38,7 @@ ENTER = 0.25
 """Waiting rollouts enter when at least this share of the slots is free: reading prompts in larger parts is faster."""
 
 CACHE_SHARE = 0.25
-"""Of the memory that a process may have: what keys and values take at most."""
+"""Share of memory that keys and values may take."""
 
 CHECK_EVERY = {"cuda": 8, "mps": 4}
 """Tokens between two looks at what was written, which stop the device; 1 on others. Tokens behind an end are thrown
@@ -72,8 +73,6 @@ class HfOptions(Section):
 class HfBackend(Backend):
     Options = HfOptions
     options: HfOptions
-    most_slots: int | None = None
-    """Rollouts that can be written together, once memory has run out."""
 
     def __init__(self, policy: Policy, sampling: SamplingConfig, options: HfOptions | None = None) -> None:
         """
@@ -81,7 +80,10 @@ class HfBackend(Backend):
             UsageError: an option asks for what the device has not.
         """
         super().__init__(policy, sampling, options)
+        self.cache_tokens: int | None = None
+        """Tokens whose keys and values fit beside all else, known once memory has run out."""
         self.prefill_tokens = sampling.prefill_tokens
+        """Tokens of one forward that reads prompts, fewer once memory has run out."""
         if self.options.graphs and policy.device.type != "cuda":
             raise UsageError(f"backend_options.graphs takes a CUDA GPU, got {policy.device.type}; leave it out")
 
@@ -89,22 +91,40 @@ class HfBackend(Backend):
         if len({request.mind is None for request in requests}) > 1:
             raise ValueError("one call of rollouts takes requests with a mind or without, not both")
         waiting = self._trees([Writing(index, request) for index, request in enumerate(requests)])
-        longest = max((len(r.prompt_ids) for r in requests), default=0) + self.sampling.max_new_tokens
-        slots = self._slots(longest)
         while waiting:
+            wave, slots, longest = self._wave(waiting)
             try:
-                yield from self._write(waiting, min(slots, len(requests)), longest)
+                yield from self._write(wave, slots, longest)
             except (RuntimeError, MemoryError) as error:
                 if slots == 1 or not is_exhausted(error):
                     raise
-                self.most_slots = slots = max(1, min(slots, len(requests)) // 2)
+                self.cache_tokens = slots // 2 * longest
                 self.prefill_tokens //= 2
+                waiting.extendleft(reversed(wave))
 
-    def _slots(self, longest: int) -> int:
-        """Rollouts of up to `longest` tokens that are written together: as many as asked for and as fit into the memory
-        for keys and values."""
-        room = CACHE_SHARE * limit_bytes(self.policy.device) / (longest * self.policy.cache_bytes_per_token)
-        return max(1, min(self.sampling.max_rows, int(room), self.most_slots or self.sampling.max_rows))
+    def _wave(self, waiting: deque[list[Writing]]) -> tuple[deque[list[Writing]], int, int]:
+        """Take the trees that are written next in one cache, and say how many slots of how many tokens it has: trees go
+        together unless the longer ones would leave the shorter ones less than half of the slots that they can fill."""
+        memory = CACHE_SHARE * limit_bytes(self.policy.device)
+        wave: deque[list[Writing]] = deque()
+        count = slots = widest = longest = 0
+        while waiting:
+            length = len(waiting[0][0].request.prompt_ids) + self.sampling.max_new_tokens
+            together = min(self._fitting(length, memory), count + len(waiting[0]))
+            if 2 * together < widest:
+                break
+            slots, widest, longest = together, max(widest, together), length
+            count += len(waiting[0])
+            wave.append(waiting.popleft())
+        return wave, slots, longest
+
+    def _fitting(self, longest: int, memory: float) -> int:
+        """Rollouts of up to `longest` tokens that are written together: as many as asked for and as fit into `memory`
+        bytes of keys and values."""
+        room = int(memory / (longest * self.policy.cache_bytes_per_token))
+        if self.cache_tokens is not None:
+            room = min(room, self.cache_tokens // longest)
+        return max(1, min(self.sampling.max_rows, room))
 
     def _trees(self, writings: Sequence[Writing]) -> deque[list[Writing]]:
         """Rollouts by the prompt that they share, short prompts first: rows of nearly equal length waste little
@@ -118,7 +138,8 @@ class HfBackend(Backend):
         return None if request.mind is None else self.policy.population.reader(request.mind)
 
     def _write(self, waiting: deque[list[Writing]], slots: int, longest: int) -> Iterator[tuple[int, Rollout]]:
-        """Write all that waits, in `slots` slots; yield what is finished. After a failure what was under way waits."""
+        """Write all that waits, in `slots` slots of `longest` tokens; yield what is finished. After a failure what was
+        under way waits again."""
         cache = KeyValueCache(slots, longest)
         graphs = None
         if self.options.graphs:
