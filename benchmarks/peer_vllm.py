@@ -66,7 +66,7 @@ def write(engine: Engine, orders: Sequence[Order]) -> None:
         RuntimeError: not all was written.
     """
     # An order is named again and again while it grows.
-    tokens = sum(len(progress.ids) for progress in dict(engine.write(orders, as_base=True)).values())
+    tokens = sum(len(written.ids) for written in dict(engine.write(orders, weights="base")).values())
     if tokens != sum(order.max_tokens for order in orders):
         raise RuntimeError(f"vLLM wrote {tokens} tokens of {sum(order.max_tokens for order in orders)}")
 

@@ -23,7 +23,7 @@ from ttrl_pop.packing.pack import Tree, pack
 from ttrl_pop.population.base import MEAN, Population
 from ttrl_pop.population.norm_noise import NormNoise, NormNoiseOptions
 from ttrl_pop.run.session import Session
-from ttrl_pop.sample.backend import Backend, Request
+from ttrl_pop.sample.backend import Backend, Request, Weights
 from ttrl_pop.sample.sample import sample
 from ttrl_pop.types import AnswerKey, Group, Mind, Problem, ProblemSet, Rollout, Tally
 from ttrl_pop.vote.graders.exact import ExactGrader
@@ -227,7 +227,7 @@ class ScriptedBackend(Backend):
 
     script: Callable[[int], str] = staticmethod(lambda index: f" {index}\n")
 
-    def rollouts(self, requests: Sequence[Request]) -> Iterator[tuple[int, Rollout]]:
+    def rollouts(self, requests: Sequence[Request], weights: Weights = "policy") -> Iterator[tuple[int, Rollout]]:
         for index, request in enumerate(requests):
             text = self.script(index)
             ids = tuple(self.policy.tokenizer(text)["input_ids"])

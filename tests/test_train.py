@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from ttrl_pop.run import collapse
 from ttrl_pop.run.progress import Progress, load_history, resume
 from ttrl_pop.run.session import Session
 from ttrl_pop.run.survey import summarise, survey
-from ttrl_pop.sample.backend import Request
+from ttrl_pop.sample.backend import Request, Weights
 from ttrl_pop.sample.hf.backend import HfBackend
 from ttrl_pop.sample.sample import sample
 from ttrl_pop.store import checkpoint, files
@@ -156,11 +156,9 @@ def labels_of(events: Sequence[Any]) -> list[dict[str, str | None]]:
 def test_labels_by_the_base_model_are_its_majority_and_never_change(run: RunDirectory) -> None:
     settings: dict[str, Any] = {"steps": 3, "problems_per_step": 6, "vote__labels": "base", "vote__label_rollouts": 5}
     session = tiny_session(**settings)
-    with session.policy.as_base():
-        expected = {}
-        groups = sample(session.backend, session.prompts, PROBLEMS, [None], 5, session.config.seed, 0, stream="label")
-        for group in groups:
-            expected[group.problem.id] = session.tally(group).label
+    seed, prompts = session.config.seed, session.prompts
+    groups = sample(session.backend, prompts, PROBLEMS, [None], 5, seed, 0, purpose="label", weights="base")
+    expected = {group.problem.id: session.tally(group).label for group in groups}
     assert labels_of(list(train(session, run, Progress()))) == [expected] * 3
     own = labels_of(list(train(tiny_session(steps=1, problems_per_step=6), run, Progress())))
     assert own != [expected]
@@ -178,12 +176,12 @@ def test_an_engine_with_weights_of_its_own_samples_the_minds_after_the_labellers
             parameters = {**self.policy.adapter_parameters(), **self.policy.population_parameters()}
             self.copies = {name: (p, p.detach().clone()) for name, p in parameters.items()}
 
-        def rollouts(self, requests: Sequence[Request]) -> Iterator[tuple[int, Rollout]]:
+        def rollouts(self, *asked: Any) -> Iterator[tuple[int, Rollout]]:
             own = {name: p.detach().clone() for name, (p, _) in self.copies.items()}
             with torch.no_grad():
                 for p, copied in self.copies.values():
                     p.copy_(copied)
-                yield from list(super().rollouts(requests))
+                yield from list(super().rollouts(*asked))
                 for name, (p, _) in self.copies.items():
                     p.copy_(own[name])
 
@@ -208,11 +206,29 @@ def test_labels_of_the_base_model_are_elected_once_also_over_a_resume(run: RunDi
     assert (progress.step, len(progress.labels)) == (2, 6)
     requests: list[Request] = []
     original = second.backend.rollouts
-    second.backend.rollouts = lambda new: (requests.extend(new), original(new))[1]  # type: ignore[method-assign]
+    second.backend.rollouts = lambda new, weights: (requests.extend(new), original(new, weights))[1]  # type: ignore
     list(train(second, run, progress))
     assert not [request for request in requests if request.stream_key[0] == "label"]
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(second)[name])
+
+
+def test_labels_that_are_known_ask_nothing_of_the_engine(run: RunDirectory) -> None:
+    class Counting(HfBackend):
+        refreshed = 0
+        asked: ClassVar[list[tuple[int | str, str]]] = []
+
+        def refresh(self) -> None:
+            self.refreshed += 1
+
+        def rollouts(self, requests: Sequence[Request], weights: Weights = "policy") -> Iterator[tuple[int, Rollout]]:
+            self.asked.append((requests[0].stream_key[0], weights))
+            return super().rollouts(requests, weights)
+
+    session = tiny_session(backend=Counting, steps=2, problems_per_step=6, vote__labels="base")
+    list(train(session, run, Progress()))
+    assert Counting.asked == [("label", "base"), ("token", "policy"), ("token", "policy")]
+    assert session.backend.refreshed == 2, "once for each update"  # type: ignore[attr-defined]
 
 
 def test_labels_by_the_average_are_those_of_its_mean_mind(run: RunDirectory) -> None:
@@ -223,7 +239,7 @@ def test_labels_by_the_average_are_those_of_its_mean_mind(run: RunDirectory) -> 
     session = tiny_session(**settings, vote__average_decay=0.0, vote__label_rollouts=5)
     events = train(session, run, Progress())
     steps = [[next(events) for _ in range(7)]]
-    groups = sample(session.backend, session.prompts, PROBLEMS, [MEAN], 5, session.config.seed, 2, stream="label")
+    groups = sample(session.backend, session.prompts, PROBLEMS, [MEAN], 5, session.config.seed, 2, purpose="label")
     expected = {group.problem.id: session.tally(group).label for group in groups}
     steps.append(list(events))
     assert labels_of([*steps[0], *steps[1]])[1] == expected
@@ -297,9 +313,9 @@ def test_best_follows_agreement(run: RunDirectory) -> None:
     scripts = iter([lambda i: f" {i}\n", lambda i: " 4\n", lambda i: f" {i % 3}\n", lambda i: f" {i}\n"])
 
     class Changing(ScriptedBackend):
-        def rollouts(self, requests: Any) -> Any:
+        def rollouts(self, *asked: Any) -> Any:
             self.script = next(scripts)
-            return super().rollouts(requests)
+            return super().rollouts(*asked)
 
     session = tiny_session(steps=4, backend=Changing, checkpoint__keep=2)
     list(train(session, run, Progress()))

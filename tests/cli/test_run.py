@@ -28,7 +28,7 @@ from ttrl_pop.cli.app import app
 from ttrl_pop.cli.run import LARGE_SET
 from ttrl_pop.errors import UsageError
 from ttrl_pop.run import collapse
-from ttrl_pop.sample.backend import Request
+from ttrl_pop.sample.backend import Request, Weights
 from ttrl_pop.sample.hf.backend import HfBackend
 from ttrl_pop.store import checkpoint, files
 from ttrl_pop.store.directory import RunDirectory
@@ -224,7 +224,7 @@ def test_a_large_training_set_is_warned_of_once(place: Path, tmp_path: Path) -> 
 
 
 class Refusing(HfBackend):
-    def rollouts(self, requests: Sequence[Request]) -> Iterator[tuple[int, Rollout]]:
+    def rollouts(self, *asked: Any) -> Iterator[tuple[int, Rollout]]:
         raise UsageError("not with me")
 
 
@@ -449,9 +449,9 @@ class Watched(HfBackend):
 
     events: ClassVar[list[str]] = []
 
-    def rollouts(self, requests: Sequence[Request]) -> Iterator[tuple[int, Rollout]]:
+    def rollouts(self, requests: Sequence[Request], weights: Weights = "policy") -> Iterator[tuple[int, Rollout]]:
         for start in range(0, len(requests), 6):
-            for index, rollout in super().rollouts(requests[start : start + 6]):
+            for index, rollout in super().rollouts(requests[start : start + 6], weights):
                 self.events.append("rollout")
                 yield start + index, rollout
 
@@ -665,9 +665,9 @@ def test_memory_does_not_grow_with_steps(place: Path, tmp_path: Path, start: Cal
 class Timed(ScriptedBackend):
     """Says how much of the processor's time went by before it was asked for anything."""
 
-    def rollouts(self, requests: Sequence[Request]) -> Iterator[tuple[int, Rollout]]:
+    def rollouts(self, *asked: Any) -> Iterator[tuple[int, Rollout]]:
         print(f"cpu {time.process_time()}", file=sys.stderr)
-        return super().rollouts(requests)
+        return super().rollouts(*asked)
 
 
 def test_a_hundred_thousand_problems_start_at_once(place: Path, tmp_path: Path, start: Callable[..., Any]) -> None:

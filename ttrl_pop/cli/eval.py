@@ -16,6 +16,7 @@ from ttrl_pop.report.gold import label_correct, outcome_table
 from ttrl_pop.report.measures import Measures
 from ttrl_pop.run.session import Session
 from ttrl_pop.run.survey import summarise, survey
+from ttrl_pop.sample.backend import Weights
 from ttrl_pop.store import checkpoint
 
 
@@ -32,8 +33,7 @@ def evaluate(given: ReadingInputs, compare: bool, quiet: bool) -> None:
     with open_display(quiet, sys.stderr) as display:
         display.begin(f"eval {given.source}", 0, 0)
         if folder is None or compare:
-            with session.policy.as_base():
-                measured["base"] = _measure(session, display, "base", noise)
+            measured["base"] = _measure(session, display, "base", noise, weights="base")
             rows.append(_measures_row("base", 0, session, measured["base"], noise))
         if folder is not None:
             checkpoint.load_policy(folder, session.policy)
@@ -45,12 +45,12 @@ def evaluate(given: ReadingInputs, compare: bool, quiet: bool) -> None:
     print_rows(rows, measures_table)
 
 
-def _measure(session: Session, display: Display, name: str, noise: bool) -> Measures:
+def _measure(session: Session, display: Display, name: str, noise: bool, weights: Weights = "policy") -> Measures:
     if session.policy.population.needs_calibration:
         announce(calibrate(session), display)
     display.phase(f"{name}: sampling", len(session.problems.problems))
     tallies = []
-    for tally in survey(session, noise):
+    for tally in survey(session, noise, weights):
         interrupts.check()
         display.tally(tally, label_correct(tally, session.answers, session.grader.same))
         tallies.append(tally)

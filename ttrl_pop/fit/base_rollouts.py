@@ -15,8 +15,7 @@ def base_rollouts(session: Session) -> list[Rollout]:
     every = session.problems.problems
     count = min(PROBLEMS, len(every))
     chosen = [every[i * len(every) // count] for i in range(count)]
-    with session.policy.as_base():
-        groups = list(sample(session.backend, session.prompts, chosen, [None], 1, session.config.seed, 0))
+    groups = list(sample(session.backend, session.prompts, chosen, [None], 1, session.config.seed, 0, weights="base"))
     groups.sort(key=lambda group: group.problem.index)
     return [shortened(group.rollouts_G[0]) for group in groups]
 

@@ -1,11 +1,11 @@
 """Labels elected by others than the minds that learn: the base model, or an average of the policy."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 
 from ttrl_pop.learn.learner import Learner
 from ttrl_pop.population.base import MEAN
 from ttrl_pop.run.session import Session
+from ttrl_pop.sample.backend import Weights
 from ttrl_pop.sample.sample import sample
 from ttrl_pop.types import Mind, Problem
 from ttrl_pop.vote.rules import Labels
@@ -27,24 +27,29 @@ class Labellers:
         if kind == "minds":
             return None
         if kind == "average":
-            return self._vote(self.learner.trained.averaged(), problems, MEAN, step)
+            return self._vote_of_average(problems, step)
         new = [problem for problem in problems if problem.id not in self.known]
-        self.known |= self._vote(self.session.policy.as_base(), new, None, 0)
+        if new:
+            self.known |= self._vote(new, None, 0, "base")
         return self.known
 
-    def _vote(
-        self, weights: AbstractContextManager[None], problems: Sequence[Problem], mind: Mind | None, step: int
-    ) -> dict[str, str | None]:
-        """Labels of the policy that it is inside `weights`."""
-        config, backend = self.session.config, self.session.backend
-        count = config.vote.label_rollouts or config.group_size
+    def _vote_of_average(self, problems: Sequence[Problem], step: int) -> dict[str, str | None]:
+        backend = self.session.backend
         try:
-            with weights:
+            with self.learner.trained.averaged():
                 backend.refresh()
-                groups = sample(
-                    backend, self.session.prompts, problems, [mind], count, config.seed, step, stream="label"
-                )
-                return {group.problem.id: elect(group, self.session.rules) for group in groups}
+                return self._vote(problems, MEAN, step, "policy")
         finally:
-            # An engine with weights of its own would go on with those of the labellers.
+            # An engine with weights of its own would go on with the average.
             backend.refresh()
+
+    def _vote(
+        self, problems: Sequence[Problem], mind: Mind | None, step: int, weights: Weights
+    ) -> dict[str, str | None]:
+        """The label that `mind` under `weights` elects for each problem."""
+        config, prompts = self.session.config, self.session.prompts
+        count = config.vote.label_rollouts or config.group_size
+        groups = sample(
+            self.session.backend, prompts, problems, [mind], count, config.seed, step, purpose="label", weights=weights
+        )
+        return {group.problem.id: elect(group, self.session.rules) for group in groups}

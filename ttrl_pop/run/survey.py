@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from ttrl_pop.population.base import MEAN
 from ttrl_pop.report.measures import Measures, measure
 from ttrl_pop.run.session import Session
+from ttrl_pop.sample.backend import Weights
 from ttrl_pop.sample.sample import sample
 from ttrl_pop.types import Mind, Tally
 
@@ -15,7 +16,7 @@ CHUNK = 64
 """Problems whose rollouts are held at once."""
 
 
-def survey(session: Session, noise: bool = True) -> Iterator[Tally]:
+def survey(session: Session, noise: bool = True, weights: Weights = "policy") -> Iterator[Tally]:
     """Yield a tally for every problem, in the order of the input. Without `noise` the mean mind writes all rollouts."""
     config, problems = session.config, session.problems.problems
     minds: tuple[Mind, ...] = (MEAN,)
@@ -33,6 +34,7 @@ def survey(session: Session, noise: bool = True) -> Iterator[Tally]:
             samples,
             config.seed,
             SURVEY_STEP,
+            weights=weights,
         )
         waiting: dict[int, Tally] = {}
         expected = part[0].index

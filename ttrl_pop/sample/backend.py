@@ -1,10 +1,10 @@
-"""The interface of a rollout engine."""
+"""What a rollout engine is: requests in, rollouts out."""
 
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -14,6 +14,9 @@ from ttrl_pop.model.prompts import decode
 from ttrl_pop.population.base import MEAN
 from ttrl_pop.types import FinishReason, Mind, Rollout
 
+Weights = Literal["policy", "base"]
+"""Whose weights write: the policy's as they are now, or the base model's, which are the same with the adapter off."""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -21,20 +24,20 @@ class Request:
 
     prompt_ids: tuple[int, ...]
     mind: Mind | None
-    """None: the base model without a mind (z = 0); its rollouts carry the mean mind."""
+    """None: no mind (z = 0); the rollout carries the mean mind."""
     stream_key: tuple[int | str, ...]
-    """Key of the stream of its token choices; two requests with equal key, mind and prompt are the same rollout."""
+    """Key of the stream of its token choices: equal key, mind, prompt and weights give the same rollout."""
 
 
 class NoOptions(Section):
-    """Of a backend that has nothing to set."""
+    """An empty table `backend_options`, for an engine that has nothing to set."""
 
 
 class Backend(ABC):
-    """Writes rollouts from the policy's current weights."""
+    """A rollout engine for one policy."""
 
     Options: ClassVar[type[Section]] = NoOptions
-    """What stands in the table `backend_options`."""
+    """Model of the table `backend_options`."""
 
     def __init__(self, policy: Policy, sampling: SamplingConfig, options: Any = None) -> None:
         """
@@ -46,12 +49,29 @@ class Backend(ABC):
         self.options = self.Options() if options is None else options
 
     @abstractmethod
-    def rollouts(self, requests: Sequence[Request]) -> Iterator[tuple[int, Rollout]]:
+    def rollouts(self, requests: Sequence[Request], weights: Weights = "policy") -> Iterator[tuple[int, Rollout]]:
         """Yield (index into `requests`, rollout) as they finish, each index once, each with the version of the
-        policy that wrote it. What a rollout says does not depend on which others are in the batch."""
+        policy that wrote it. What a rollout says does not depend on which others are in the batch.
+
+        An engine that shares the policy's network may have it under other weights until the iterator has ended: take
+        all of it, or close it, before the policy is used for anything else.
+        """
 
     def refresh(self) -> None:
         """Take over the policy's weights after an update. An engine that shares them has nothing to do."""
+        return
+
+    def limits(self) -> dict[str, int]:
+        """What this engine has lowered since its start because memory ran out, by name, for a checkpoint: shapes of
+        batches follow from it, and rounding from them."""
+        return {}
+
+    def restore_limits(self, limits: Mapping[str, int]) -> None:
+        """Go on as an engine whose `limits()` these were."""
+        return
+
+    def close(self) -> None:
+        """Give back what the engine holds outside of this process's own memory. It writes nothing afterwards."""
         return
 
     def learner_defaults(self) -> dict[str, Any]:
@@ -60,7 +80,7 @@ class Backend(ABC):
         return {}
 
     def ended(self, ids: Sequence[int]) -> bool:
-        """Whether a completion of these tokens, whose beginnings had not, has come to its end."""
+        """Whether this completion has just ended (call it once per token)."""
         if ids[-1] in self.policy.eos_ids:
             return True
         if not self.sampling.stop:

@@ -2,8 +2,9 @@
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
+from typing import Any
 
 import pytest
 import torch
@@ -96,8 +97,8 @@ def test_a_query_sees_its_keys_through_the_heads_that_share_them(dtype: torch.dt
 def test_greedy_rollouts_of_the_base_model_are_those_of_generate(family: str) -> None:
     policy = tiny_policy(family)
     asked = [Request(encode(policy.tokenizer, problem), None, ("greedy", problem.id)) for problem in PROBLEMS]
-    with policy.as_base():
-        rollouts = written(policy, asked, temperature=0.0, max_new_tokens=12)
+    backend = HfBackend(policy, SamplingConfig(temperature=0.0, max_new_tokens=12))
+    rollouts = [rollout for _, rollout in backend.rollouts(asked, "base")]
     network = tiny_network(family)
     for rollout in rollouts:
         ids = torch.tensor([rollout.prompt_ids])
@@ -234,11 +235,49 @@ def test_where_memory_runs_out_fewer_go_on_and_write_the_same(monkeypatch: pytes
     # Read in parts, so that some prompts wait when it happens.
     sampling = SamplingConfig(max_new_tokens=7, prefill_tokens=100, **MANY_STOPS)
     backend = HfBackend(policy, sampling)
+    assert backend.limits() == {}
     for _ in range(2):
         results = dict(backend.rollouts(requests(policy)))
         assert_same([results[i] for i in range(len(results))], expected)
     assert [slots for slots, _ in groupby(seen)] == [24, 12, 6, 3]
     assert backend.prefill_tokens == 100 // 8
+
+
+def test_an_engine_with_the_limits_of_another_works_in_the_same_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = tiny_policy()
+    sampling = SamplingConfig(max_new_tokens=7, prefill_tokens=100, **MANY_STOPS)
+    hidden = policy.hidden
+    shapes: list[int] = []
+    monkeypatch.setattr(policy, "hidden", lambda packed: shapes.append(len(packed.ids_N)) or hidden(packed))
+
+    def forwards(backend: HfBackend) -> list[int]:
+        shapes.clear()
+        list(backend.rollouts(requests(policy)))
+        return list(shapes)
+
+    unhurt = forwards(HfBackend(policy, sampling))
+    tired = HfBackend(policy, sampling)
+    with monkeypatch.context() as scarce:
+        scarce.setattr(hf, "draw", Failing(hf.draw))
+        forwards(tired)
+    again = HfBackend(policy, sampling)
+    again.restore_limits(tired.limits())
+    assert again.limits() == tired.limits()
+    assert forwards(again) == forwards(tired) != unhurt
+
+
+class Failing:
+    """`function`, whose third call finds no memory."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.calls = 0
+
+    def __call__(self, *given: Any) -> Any:
+        self.calls += 1
+        if self.calls == 3:
+            raise MemoryError
+        return self.function(*given)
 
 
 def test_the_memory_for_keys_and_values_limits_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -432,8 +471,8 @@ def test_logits_that_are_not_finite_are_an_error_and_no_token() -> None:
 
 def test_a_backend_that_leaves_problems_out_is_an_error() -> None:
     class Lazy(HfBackend):
-        def rollouts(self, asked: list[Request]) -> Iterator[tuple[int, Rollout]]:
-            yield from sorted(super().rollouts(asked))[:4]
+        def rollouts(self, *asked: Any) -> Iterator[tuple[int, Rollout]]:
+            yield from sorted(super().rollouts(*asked))[:4]
 
     session = tiny_session(backend=Lazy)
     with pytest.raises(RuntimeError, match="left 5 of 6 problems"):

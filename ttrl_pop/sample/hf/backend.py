@@ -11,7 +11,8 @@ not narrow the rest. Where memory runs out, half as many slots go on, and prompt
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -28,7 +29,7 @@ from ttrl_pop.model.logprobs import LOGIT_ROWS
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.packing.budget import Load
 from ttrl_pop.packing.pack import Tree, pack
-from ttrl_pop.sample.backend import Backend, Request
+from ttrl_pop.sample.backend import Backend, Request, Weights
 from ttrl_pop.sample.hf.cache import KeyValueCache, prefill
 from ttrl_pop.sample.hf.decode import DecodeGraphs, DecodeStep
 from ttrl_pop.sample.hf.draw import draw
@@ -87,10 +88,14 @@ class HfBackend(Backend):
         if self.options.graphs and policy.device.type != "cuda":
             raise UsageError(f"backend_options.graphs takes a CUDA GPU, got {policy.device.type}; leave it out")
 
-    def rollouts(self, requests: Sequence[Request]) -> Iterator[tuple[int, Rollout]]:
+    def rollouts(self, requests: Sequence[Request], weights: Weights = "policy") -> Iterator[tuple[int, Rollout]]:
         if len({request.mind is None for request in requests}) > 1:
             raise ValueError("one call of rollouts takes requests with a mind or without, not both")
-        waiting = self._trees([Writing(index, request) for index, request in enumerate(requests)])
+        with self.policy.as_base() if weights == "base" else nullcontext():
+            yield from self._write_all(self._trees([Writing(i, request) for i, request in enumerate(requests)]))
+
+    def _write_all(self, waiting: deque[list[Writing]]) -> Iterator[tuple[int, Rollout]]:
+        """Write all that waits, wave by wave; yield what is finished."""
         while waiting:
             wave, slots, longest = self._wave(waiting)
             try:
@@ -101,6 +106,15 @@ class HfBackend(Backend):
                 self.cache_tokens = slots // 2 * longest
                 self.prefill_tokens //= 2
                 waiting.extendleft(reversed(wave))
+
+    def limits(self) -> dict[str, int]:
+        if self.cache_tokens is None:
+            return {}
+        return {"cache_tokens": self.cache_tokens, "prefill_tokens": self.prefill_tokens}
+
+    def restore_limits(self, limits: Mapping[str, int]) -> None:
+        self.cache_tokens = limits.get("cache_tokens", self.cache_tokens)
+        self.prefill_tokens = limits.get("prefill_tokens", self.prefill_tokens)
 
     def _wave(self, waiting: deque[list[Writing]]) -> tuple[deque[list[Writing]], int, int]:
         """Take the trees that are written next in one cache, and say how many slots of how many tokens it has: trees go
@@ -138,7 +152,7 @@ class HfBackend(Backend):
         return None if request.mind is None else self.policy.population.reader(request.mind)
 
     def _write(self, waiting: deque[list[Writing]], slots: int, longest: int) -> Iterator[tuple[int, Rollout]]:
-        """Write all that waits, in `slots` slots of `longest` tokens; yield what is finished. After a failure what was
+        """Write all of a wave, in `slots` slots of `longest` tokens; yield what is finished. After a failure what was
         under way waits again."""
         cache = KeyValueCache(slots, longest)
         graphs = None

@@ -12,15 +12,13 @@ import copy
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
-from peft.tuners.tuners_utils import BaseTunerLayer
-
 from ttrl_pop import randomness
 from ttrl_pop.config import SamplingConfig, Section
 from ttrl_pop.errors import UsageError
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.population.base import NoPopulation, Population
 from ttrl_pop.population.norm_noise import NormNoise
-from ttrl_pop.sample.backend import Backend, Request
+from ttrl_pop.sample.backend import Backend, Request, Weights
 from ttrl_pop.sample.vllm.options import VllmOptions
 from ttrl_pop.sample.vllm.selftest import self_test
 from ttrl_pop.types import FinishReason, Mind, Rollout
@@ -30,6 +28,8 @@ GAPS = {"float32": 1e-3, "bfloat16": 0.05}
 
 
 class VllmBackend(Backend):
+    """vLLM as an engine of rollouts, with a mind for each request."""
+
     Options: ClassVar[type[Section]] = VllmOptions
     options: VllmOptions
 
@@ -70,12 +70,21 @@ class VllmBackend(Backend):
         self._held: tuple[object, ...] | None = None
         self._version = policy.version
         self._minds: tuple[Mind, ...] = ()
-        self_test(self)
+        try:
+            self_test(self)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def block(self) -> int:
+        """Tokens of a block of the engine's prefix cache."""
+        return self.engine.block
 
     def learner_defaults(self) -> dict[str, Any]:
         return {"tis": True, "max_logprob_gap": GAPS[self.policy.dtype_name]}
 
-    def rollouts(self, requests: Sequence[Request]) -> Iterator[tuple[int, Rollout]]:
+    def rollouts(self, requests: Sequence[Request], weights: Weights = "policy") -> Iterator[tuple[int, Rollout]]:
         longest = max((len(request.prompt_ids) for request in requests), default=0) + self.sampling.max_new_tokens
         if longest > self.engine.longest:
             raise UsageError(
@@ -89,12 +98,15 @@ class VllmBackend(Backend):
             self._take_over()
             for minds, part in self._turns(requests):
                 self._embody(minds)
-                yield from self._write(requests, part)
+                yield from self._write(requests, part, weights)
         finally:
             self.engine.sleep()
 
     def refresh(self) -> None:
         self._held = None
+
+    def close(self) -> None:
+        self.engine.close()
 
     def with_sampling(self, sampling: SamplingConfig) -> "VllmBackend":
         """The same engine under other settings, for use before this one or after it."""
@@ -144,11 +156,12 @@ class VllmBackend(Backend):
         if self.options.minds == "serial":
             self.engine.fill(len(minds))
 
-    def _write(self, requests: Sequence[Request], part: Sequence[int]) -> Iterator[tuple[int, Rollout]]:
+    def _write(
+        self, requests: Sequence[Request], part: Sequence[int], weights: Weights
+    ) -> Iterator[tuple[int, Rollout]]:
         from ttrl_pop.sample.vllm.engine import Order
 
         sampling, population = self.sampling, self.policy.population
-        as_base = self._as_base()
         slots = {mind: slot for slot, mind in enumerate(self._minds, start=1)} if self.engine.sites else {}
         stop_ids = tuple(sorted(self.policy.eos_ids))
         orders = []
@@ -159,7 +172,7 @@ class VllmBackend(Backend):
                 Order(
                     prompt_ids=request.prompt_ids,
                     slot=0 if request.mind is None else slots.get(request.mind, 0),
-                    salt=f"{self.policy.fingerprint}:{self.engine.weights}:{'base' if as_base else 'policy'}:{mind}",
+                    salt=f"{self.policy.fingerprint}:{self.engine.weights}:{weights}:{mind}",
                     seed=randomness.seed(*request.stream_key),
                     max_tokens=sampling.max_new_tokens,
                     temperature=sampling.temperature,
@@ -167,22 +180,15 @@ class VllmBackend(Backend):
                     stop_ids=stop_ids,
                 )
             )
-        for place, written in self.engine.write(orders, as_base):
+        for number, written in self.engine.write(orders, weights):
             ended = self.ended(written.ids)
             if not (ended or written.finished):
                 continue
             written.finished = True
             reason: FinishReason = "stop" if ended else "length"
             self.cached_tokens += written.cached
-            index = part[place]
+            index = part[number]
             yield index, self.rollout(requests[index], written.ids, written.logprobs, reason, self._version)
-
-    def _as_base(self) -> bool:
-        """Whether the policy's adapter is off at this moment."""
-        if self.policy.adapter is None:
-            return True
-        layers = (module for module in self.policy.network.modules() if isinstance(module, BaseTunerLayer))
-        return bool(next(layers).disable_adapters)
 
 
 def noisy_sites(population: Population) -> tuple[str, ...]:

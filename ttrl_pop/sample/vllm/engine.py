@@ -13,6 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+# Before vLLM is imported, which reads them then.
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+# stdout carries our data.
+os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+# vLLM reports to its makers unless told otherwise; that is for the user to ask for.
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
 from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
 from vllm.inputs import TokensPrompt
@@ -24,22 +32,11 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.executor.abstract import Executor
 
-from ttrl_pop import __version__
 from ttrl_pop.errors import EngineError, UsageError
-from ttrl_pop.sample.vllm.launch import CPU_BLOCK, LONGEST, RANKS, Model, check, reason, settings_of_vllm, watch
+from ttrl_pop.sample.backend import Weights
+from ttrl_pop.sample.vllm.launch import Model, arguments, check, environment, short_reason, watch
 from ttrl_pop.sample.vllm.options import VllmOptions
 from ttrl_pop.sample.vllm.worker.norms import digest
-from ttrl_pop.sample.vllm.worker.worker import SETTINGS
-
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-
-
-# stdout carries our data.
-os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
-
-
-# vLLM reports to its makers unless told otherwise; that is for the user to ask for.
-os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 MEMORY = Path("/dev/shm")
 """Where a file costs no disk, if it is there."""
@@ -61,8 +58,8 @@ class Order:
 
 
 @dataclass(slots=True)
-class Progress:
-    """What has been written for an order."""
+class Written:
+    """What has been written for an order so far."""
 
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -72,6 +69,8 @@ class Progress:
 
 
 class Engine:
+    """An engine of vLLM with one adapter, the policy's, and a table of minds."""
+
     def __init__(self, model: Model, options: VllmOptions) -> None:
         """Start vLLM.
 
@@ -92,11 +91,12 @@ class Engine:
         self.adapter: Any = None
         self._adapters = 0
         self._requests = 0
-        with settings_of_vllm(self.inside):
+        with environment(self.inside):
             try:
-                config = EngineArgs(**self._arguments(model)).create_engine_config(UsageContext.LLM_CLASS)
+                given = EngineArgs(**arguments(model, options, self.sleeps))
+                config = given.create_engine_config(UsageContext.LLM_CLASS)
             except (ValueError, TypeError) as error:
-                raise UsageError(f"backend vllm refuses model {model.source!r}: {reason(error)}") from error
+                raise UsageError(f"backend vllm refuses model {model.source!r}: {short_reason(error)}") from error
             check(config)
             self.longest = int(config.model_config.max_model_len)
             try:
@@ -108,46 +108,13 @@ class Engine:
                     multiprocess_mode=not self.inside,
                 )
             except (ValueError, RuntimeError) as error:
-                raise EngineError(f"vLLM did not start: {reason(error)}") from error
+                raise EngineError(f"vLLM did not start: {short_reason(error)}") from error
         if not self.inside:
             watch(self.llm)
         self.block = int(config.cache_config.block_size)
         """Tokens of a block of the prefix cache."""
         if self.sites:
             self._call("mind_arm")
-
-    def _arguments(self, model: Model) -> dict[str, Any]:
-        options, on_cpu = self.options, current_platform.is_cpu()
-        settings = {"version": __version__, "slots": options.slots, "sites": list(model.sites)}
-        arguments: dict[str, Any] = {
-            "model": model.source,
-            "dtype": model.dtype,
-            "tensor_parallel_size": options.tensor_parallel,
-            "distributed_executor_backend": "uni" if options.tensor_parallel == 1 else "mp",
-            "worker_cls": "ttrl_pop.sample.vllm.worker.worker.MindWorker",
-            "additional_config": {SETTINGS: settings},
-            "enforce_eager": on_cpu if options.eager is None else options.eager,
-            "max_model_len": options.max_model_len or min(model.context_length, LONGEST),
-            "max_num_seqs": model.rows,
-            "logprobs_mode": "processed_logprobs",
-            "skip_tokenizer_init": True,
-            "generation_config": "vllm",
-            "enable_prefix_caching": True,
-            "enable_sleep_mode": self.sleeps,
-            "gpu_memory_utilization": options.gpu_memory,
-            "disable_log_stats": True,
-            "use_tqdm_on_load": False,
-        }
-        if options.batch_tokens is not None:
-            arguments["max_num_batched_tokens"] = options.batch_tokens
-        if model.rank is not None:
-            rank = next((rank for rank in RANKS if rank >= model.rank), None)
-            if rank is None:
-                raise UsageError(f"backend vllm takes adapters of rank up to {RANKS[-1]}, got {model.rank}")
-            arguments |= {"enable_lora": True, "max_loras": 1, "max_cpu_loras": 1, "max_lora_rank": rank}
-        if on_cpu:
-            arguments |= {"kv_cache_memory_bytes": int(options.cpu_cache * 2**30), "block_size": CPU_BLOCK}
-        return {**arguments, **options.engine}
 
     def load_adapter(self, adapter: Any) -> None:
         """Make a copy of peft's `adapter` the engine's only one, under a number that it has not had.
@@ -218,41 +185,42 @@ class Engine:
             self._call("mind_clear")
         return True
 
-    def write(self, orders: Sequence[Order], as_base: bool) -> Iterator[tuple[int, Progress]]:
-        """Yield (index into `orders`, progress) whenever a token was added; an order whose progress the caller marks
-        as finished gets no more.
+    def write(self, orders: Sequence[Order], weights: Weights) -> Iterator[tuple[int, Written]]:
+        """Yield (index into `orders`, what is written) whenever a token was added; an order that the caller marks as
+        finished gets no more.
 
         Raises:
             EngineError: the engine died, or wrote tokens whose mind it was not told.
         """
-        lora = None if as_base else self.adapter
+        lora = None if weights == "base" else self.adapter
         if self.sites:
             self._call("mind_tagged")
-        places: dict[str, int] = {}
-        progress = [Progress() for _ in orders]
+        # Index of each order by the name of its request.
+        unfinished: dict[str, int] = {}
+        all_written = [Written() for _ in orders]
         try:
             with alive():
-                for place, order in enumerate(orders):
+                for index, order in enumerate(orders):
                     self._requests += 1
                     name = str(self._requests)
-                    places[name] = place
+                    unfinished[name] = index
                     self.llm.add_request(name, _prompt(order), _params(order), lora_request=lora)
-                while places:
+                while unfinished:
                     for output in self.llm.step():
-                        if output.request_id not in places:
+                        if output.request_id not in unfinished:
                             continue
-                        place = places[output.request_id]
-                        written = progress[place]
+                        index = unfinished[output.request_id]
+                        written = all_written[index]
                         _add(written, output)
-                        yield place, written
+                        yield index, written
                         if written.finished:
-                            del places[output.request_id]
+                            del unfinished[output.request_id]
                             if not output.finished:
                                 self.llm.abort_request([output.request_id])
         finally:
-            if places:
-                self._abort(list(places))
-        self._check_tagged(sum(len(written.ids) for written in progress))
+            if unfinished:
+                self._abort(list(unfinished))
+        self._check_tagged(sum(len(written.ids) for written in all_written))
 
     def close(self) -> None:
         """End the engine and its processes."""
@@ -314,7 +282,7 @@ def _params(order: Order) -> Any:
     )
 
 
-def _add(written: Progress, output: Any) -> None:
+def _add(written: Written, output: Any) -> None:
     (completion,) = output.outputs
     written.ids += completion.token_ids
     written.logprobs += [

@@ -12,13 +12,16 @@ from typing import Any
 
 import torch
 from vllm.config import VllmConfig
+from vllm.platforms import current_platform
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from ttrl_pop import __version__
 from ttrl_pop.errors import UsageError
-from ttrl_pop.sample.vllm.worker.worker import OWNER
+from ttrl_pop.sample.vllm.options import VllmOptions
+from ttrl_pop.sample.vllm.worker.worker import OWNER, SETTINGS
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""Of adapters for which vLLM has room."""
+"""Ranks of adapters that vLLM makes room for."""
 
 LONGEST = 32768
 """Tokens of a sequence that the engine makes room for where nothing is said."""
@@ -28,7 +31,7 @@ CPU_BLOCK = 32
 a prompt shorter than a block is never shared."""
 
 LAST_CALLS = 50
-"""Tenths of a second for which a dead engine is still asked."""
+"""How long, in tenths of a second, pending calls to a dead engine are still failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +44,50 @@ class Model:
     sites: tuple[str, ...]
     """Norms that minds shift; none without a population."""
     rank: int | None
-    """Of the adapter; None without one."""
+    """Rank of the adapter; None without one."""
     rows: int
     """Requests that are written together."""
     shared_gpu: bool
     """Whether the learner is on a GPU."""
+
+
+def arguments(model: Model, options: VllmOptions, sleeps: bool) -> dict[str, Any]:
+    """vLLM's engine arguments.
+
+    Raises:
+        UsageError: the adapter's rank is above all that vLLM makes room for.
+    """
+    on_cpu = current_platform.is_cpu()
+    minds = {"version": __version__, "slots": options.slots, "sites": list(model.sites)}
+    chosen: dict[str, Any] = {
+        "model": model.source,
+        "dtype": model.dtype,
+        "tensor_parallel_size": options.tensor_parallel,
+        "distributed_executor_backend": "uni" if options.tensor_parallel == 1 else "mp",
+        "worker_cls": "ttrl_pop.sample.vllm.worker.worker.MindWorker",
+        "additional_config": {SETTINGS: minds},
+        "enforce_eager": on_cpu if options.eager is None else options.eager,
+        "max_model_len": options.max_model_len or min(model.context_length, LONGEST),
+        "max_num_seqs": model.rows,
+        "logprobs_mode": "processed_logprobs",
+        "skip_tokenizer_init": True,
+        "generation_config": "vllm",
+        "enable_prefix_caching": True,
+        "enable_sleep_mode": sleeps,
+        "gpu_memory_utilization": options.gpu_memory,
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+    }
+    if options.batch_tokens is not None:
+        chosen["max_num_batched_tokens"] = options.batch_tokens
+    if model.rank is not None:
+        rank = next((rank for rank in RANKS if rank >= model.rank), None)
+        if rank is None:
+            raise UsageError(f"backend vllm takes adapters of rank up to {RANKS[-1]}, got {model.rank}")
+        chosen |= {"enable_lora": True, "max_loras": 1, "max_cpu_loras": 1, "max_lora_rank": rank}
+    if on_cpu:
+        chosen |= {"kv_cache_memory_bytes": int(options.cpu_cache * 2**30), "block_size": CPU_BLOCK}
+    return {**chosen, **options.engine}
 
 
 def check(config: VllmConfig) -> None:
@@ -62,6 +104,22 @@ def check(config: VllmConfig) -> None:
             "backend vllm: sequence parallelism is refused: a rank would see a part of the tokens, the index of minds "
             "all of them"
         )
+
+
+@contextmanager
+def environment(inside: bool) -> Iterator[None]:
+    """While active, vLLM can be started: it takes some settings from environment variables, and on a CPU it changes how
+    many threads torch uses, which is undone."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if inside else "1"
+    os.environ[OWNER] = str(os.getpid())
+    threads, set_threads = torch.get_num_threads(), torch.set_num_threads
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.set_num_threads = set_threads
+        torch.set_num_threads(threads)
 
 
 def watch(llm: Any) -> None:
@@ -83,22 +141,7 @@ def watch(llm: Any) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-@contextmanager
-def settings_of_vllm(inside: bool) -> Iterator[None]:
-    """vLLM takes some settings from the environment, and on a CPU it changes how many threads torch uses."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if inside else "1"
-    os.environ[OWNER] = str(os.getpid())
-    threads, set_threads = torch.get_num_threads(), torch.set_num_threads
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        torch.set_num_threads = set_threads
-        torch.set_num_threads(threads)
-
-
-def reason(error: BaseException) -> str:
+def short_reason(error: BaseException) -> str:
     """The line of an error that says why; pydantic, with which vLLM checks, puts a heading above it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return next((line for line in lines if line.startswith("Value error")), lines[0])

@@ -8,7 +8,7 @@ or in wrong slots, and for other weights. A prompt must not be read from the cac
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -22,25 +22,48 @@ from ttrl_pop.population.norm_noise import NormNoise
 from ttrl_pop.sample.backend import Request
 from ttrl_pop.types import Mind, Rollout
 
-if TYPE_CHECKING:
-    from ttrl_pop.sample.vllm.backend import VllmBackend
-
 TOKENS = 6
-"""Of a completion."""
+"""Tokens of each completion that the test asks for."""
+
 APART = 0.5
 """Mean |Δ log p|, nats per token, that the noise must put between two minds."""
+
 CLOSE = {"float32": 1e-3, "bfloat16": 0.15}
 """Mean |Δ log p| of the same mind on both sides that rounding explains."""
+
 FIRST_SIGMA = 0.02
+
 DOUBLINGS = 12
+"""Times that sigma is doubled to put minds far enough apart."""
 
 
-def self_test(backend: "VllmBackend") -> None:
-    """
+@runtime_checkable
+class Probe(Protocol):
+    """What the test needs of a backend."""
+
+    policy: Policy
+    sampling: SamplingConfig
+    cached_tokens: int
+    """Prompt tokens of the last call of `rollouts` that the engine had read before."""
+
+    @property
+    def block(self) -> int:
+        """Tokens of a block of the engine's prefix cache."""
+
+    def with_sampling(self, sampling: SamplingConfig) -> "Probe":
+        """The same engine under other settings."""
+
+    def rollouts(self, requests: Sequence[Request]) -> Iterator[tuple[int, Rollout]]:
+        """As of `ttrl_pop.sample.backend.Backend`."""
+
+
+def self_test(backend: Probe) -> None:
+    """Let the engine write under minds and under none, and hold it against the learner.
+
     Raises:
         EngineError: the engine does not write what the learner reads.
     """
-    policy, block = backend.policy, backend.engine.block
+    policy, block = backend.policy, backend.block
     prompts = [made_up(policy, length) for length in (2 * block + 3, 5, block + 1)]
     minds = [Mind(randomness.seed("self-test", i)) for i in range(4)]
     noisy = isinstance(policy.population, NormNoise)
@@ -61,7 +84,8 @@ def self_test(backend: "VllmBackend") -> None:
 
 
 def check_gap(policy: Policy, rollouts: Sequence[Rollout], mind: Mind | None) -> None:
-    """
+    """Hold the engine's log-probabilities of what it wrote under `mind` against the learner's.
+
     Raises:
         EngineError: the learner holds these rollouts of `mind` for less or more likely than the engine did.
     """
@@ -80,8 +104,9 @@ def check_gap(policy: Policy, rollouts: Sequence[Rollout], mind: Mind | None) ->
         )
 
 
-def check_cache(probe: "VllmBackend", prompt: tuple[int, ...], minds: Sequence[Mind]) -> None:
-    """
+def check_cache(probe: Probe, prompt: tuple[int, ...], minds: Sequence[Mind]) -> None:
+    """Let minds that have written nothing yet read the same prompt, one after another.
+
     Raises:
         EngineError: one mind read a prompt from the cache of another.
     """

@@ -196,9 +196,9 @@ def test_seeds_of_tokens_are_those_of_the_stream(whole: VllmBackend) -> None:
     seeds: list[int] = []
     right = whole.engine.write
 
-    def noted(orders: Any, as_base: bool) -> Any:
+    def noted(orders: Any, weights: Any) -> Any:
         seeds.extend(order.seed for order in orders)
-        return right(orders, as_base)
+        return right(orders, weights)
 
     whole.engine.write = noted  # type: ignore[method-assign]
     keys = [("token", 0, 1, "p", 3, s) for s in range(3)]
