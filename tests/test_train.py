@@ -216,13 +216,13 @@ def test_labels_of_the_base_model_are_elected_once_also_over_a_resume(run: RunDi
 def test_labels_that_are_known_ask_nothing_of_the_engine(run: RunDirectory) -> None:
     class Counting(HfBackend):
         refreshed = 0
-        asked: ClassVar[list[tuple[int | str, str]]] = []
+        asked: ClassVar[list[tuple[int | str, ...]]] = []
 
         def refresh(self) -> None:
             self.refreshed += 1
 
         def rollouts(self, requests: Sequence[Request], weights: Weights = "policy") -> Iterator[tuple[int, Rollout]]:
-            self.asked.append((requests[0].stream_key[0], weights))
+            self.asked.append((*{request.stream_key[0] for request in requests}, weights))
             return super().rollouts(requests, weights)
 
     session = tiny_session(backend=Counting, steps=2, problems_per_step=6, vote__labels="base")

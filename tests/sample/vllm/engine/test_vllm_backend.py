@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Models, changed, sampling, tight
 from fakes import PROBLEMS
+from vllm_models import Models, changed, sampling, tight
 
 from ttrl_pop.config_file import validate
 from ttrl_pop.errors import UsageError

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Models, changed, sampling, tight
 from fakes import PROBLEMS, tiny_session
+from vllm_models import Models, changed, sampling, tight
 
 from ttrl_pop import randomness
 from ttrl_pop.config_file import validate

@@ -12,8 +12,8 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import Models
 from fakes import PROBLEMS, ROOT
+from vllm_models import Models
 
 TINY = "--set backend_options.cpu_cache=0.1 --set backend_options.max_model_len=128 --set vote.grader=exact"
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Models
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from vllm_models import Models
 
 from ttrl_pop.sample.vllm.worker import runner_v2
 from ttrl_pop.sample.vllm.worker.norms import Minds
