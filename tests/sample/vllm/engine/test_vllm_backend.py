@@ -1,6 +1,9 @@
 """What vLLM writes under a mind is what the learner reads under it, whatever else is in the batch."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -34,7 +37,7 @@ def backend(request: pytest.FixtureRequest, models: Models) -> Iterator[VllmBack
     policy = models.policy(request.param, sigma=SIGMA.get(request.param, 0.1))
     made = VllmBackend(policy, sampling(), validate(VllmBackend.Options, tight(), "tight"))
     yield made
-    made.engine.close()
+    made.close()
 
 
 def prompts(policy: Policy) -> list[tuple[int, ...]]:
@@ -49,8 +52,8 @@ def mixed(policy: Policy, minds: Sequence[Mind | None] = (None, *MINDS)) -> list
     ]
 
 
-def written(backend: Any, requests: Sequence[Request]) -> list[Rollout]:
-    results = dict(backend.rollouts(requests))
+def written(backend: Any, requests: Sequence[Request], weights: str = "policy") -> list[Rollout]:
+    results = dict(backend.rollouts(requests, weights))
     assert sorted(results) == list(range(len(requests)))
     return [results[i] for i in range(len(requests))]
 
@@ -165,8 +168,8 @@ def test_minds_differ_and_repeat(backend: VllmBackend) -> None:
 def test_a_prompt_is_read_from_the_cache_of_its_own_mind_and_version_only(backend: VllmBackend) -> None:
     ids = prompts(backend.policy)[-1][:70]
 
-    def cached(mind: Mind | None) -> int:
-        written(backend, [Request(ids, mind, ("cache",))])
+    def cached(mind: Mind | None, weights: str = "policy") -> int:
+        written(backend, [Request(ids, mind, ("cache",))], weights)
         return backend.cached_tokens
 
     backend.engine.forget()
@@ -174,8 +177,7 @@ def test_a_prompt_is_read_from_the_cache_of_its_own_mind_and_version_only(backen
     for mind in (MINDS[0], MINDS[1], None):
         assert cached(mind) == 0
         assert cached(mind) >= backend.engine.block
-    with backend.policy.as_base():
-        assert cached(None) == 0
+    assert cached(None, "base") == 0
     changed(backend.policy, 4, 1e-4)
     assert [cached(MINDS[0]), cached(None)] == [0, 0]
 
@@ -190,17 +192,20 @@ def test_samples_of_a_mind_share_its_reading_of_the_prompt(backend: VllmBackend)
 
 
 @ONE_FAMILY
-def test_the_base_model_writes_as_base(backend: VllmBackend) -> None:
+def test_the_base_model_writes_where_it_is_asked_for(backend: VllmBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = backend.policy
     requests = mixed(policy, (None,))
     greedy = sampling(temperature=0.0)
+    ours = backend.with_sampling(greedy)
+    adapted = written(ours, requests)
+    monkeypatch.setattr(backend.engine, "load_adapter", None)
+    monkeypatch.setattr(backend.engine, "forget", None)
+    base = written(ours, requests, "base")
+    assert_same(written(ours, requests), adapted)
+    assert [r.logprobs for r in adapted] != [r.logprobs for r in base]
+    assert agreement(base, written(HfBackend(policy, greedy), requests, "base")) >= 0.99
     with policy.as_base():
-        ours = written(backend.with_sampling(greedy), requests)
-        theirs = written(HfBackend(policy, greedy), requests)
-        assert gap(policy, ours, [None] * len(ours), 0.0) < 1e-3
-    assert agreement(ours, theirs) >= 0.99
-    adapted = written(backend.with_sampling(greedy), requests)
-    assert [r.logprobs for r in adapted] != [r.logprobs for r in ours]
+        assert gap(policy, base, [None] * len(base), 0.0) < 1e-3
 
 
 @ONE_FAMILY
@@ -294,7 +299,17 @@ def test_without_a_population_all_share_their_prompts(models: Models) -> None:
     rollouts = written(made, [Request(ids, mind, ("none", mind.seed)) for mind in MINDS])
     assert made.cached_tokens >= 2 * made.engine.block
     assert gap(policy, rollouts, MINDS, 1.0) < 1e-3
-    made.engine.close()
+    made.close()
+
+
+def test_what_vllm_says_goes_to_stderr_and_is_little() -> None:
+    script = (
+        "import ttrl_pop.sample.vllm.engine; from vllm.logger import DEFAULT_LOGGING_CONFIG as config; "
+        "handler = config['handlers']['vllm']; print(handler['stream'], handler['level'])"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_LOGGING")}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["ext://sys.stderr", "ERROR"]
 
 
 def test_what_a_cpu_or_the_policy_does_not_allow_is_refused(models: Models) -> None:

@@ -35,7 +35,7 @@ def whole(models: Models) -> Iterator[VllmBackend]:
     """An engine that has passed its self-test."""
     backend = start(models.policy("llama", sigma=0.05))
     yield backend
-    backend.engine.close()
+    backend.close()
 
 
 def session_on(backend: VllmBackend) -> Session:
@@ -68,8 +68,12 @@ def test_nothing_is_found_where_nothing_is_broken(whole: VllmBackend) -> None:
 
 def test_a_scheduler_that_is_not_hooked_is_found_at_the_start(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner_v1, "install", lambda runner, minds: None)
+    closed: list[VllmBackend] = []
+    right = VllmBackend.close
+    monkeypatch.setattr(VllmBackend, "close", lambda backend: [closed.append(backend), right(backend)])
     with pytest.raises(EngineError, match="whose mind it was not told"):
         start(models.policy("llama"))
+    assert len(closed) == 1, "an engine that fails its test is ended"
 
 
 def test_code_compiled_before_the_norms_had_minds_is_found_at_the_start(
