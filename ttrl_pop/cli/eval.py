@@ -1,6 +1,7 @@
 """`ttrl-pop eval`: measure the base model, a run, and the difference."""
 
 import sys
+from contextlib import closing
 from typing import Any
 
 from ttrl_pop.cli import interrupts
@@ -30,7 +31,7 @@ def evaluate(given: ReadingInputs, compare: bool, quiet: bool) -> None:
     noise = given.noise
     rows: list[dict[str, Any]] = []
     measured: dict[str, Measures] = {}
-    with open_display(quiet, sys.stderr) as display:
+    with closing(session.backend), open_display(quiet, sys.stderr) as display:
         display.begin(f"eval {given.source}", 0, 0)
         if folder is None or compare:
             measured["base"] = _measure(session, display, "base", noise, weights="base")

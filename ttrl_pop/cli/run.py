@@ -46,7 +46,7 @@ def run(prepared: PreparedRun, quiet: bool) -> None:
     """
     session, run_dir = prepared.session, prepared.run
     config = session.config
-    with run_dir.lock(), open_display(quiet, sys.stderr) as display:
+    with closing(session.backend), run_dir.lock(), open_display(quiet, sys.stderr) as display:
         if prepared.changed:
             # In this order: answers of fewer steps must not outlive a kill in between.
             run_dir.answers.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import closing
 
 from ttrl_pop.cli import interrupts
 from ttrl_pop.cli.display import open_display
@@ -23,7 +24,7 @@ def sample(given: ReadingInputs, quiet: bool) -> None:
     if folder is not None:
         checkpoint.load_policy(folder, session.policy)
     # On a terminal the rows themselves show how far it is; a live view would be drawn among them.
-    with open_display(quiet or sys.stdout.isatty(), sys.stderr) as display:
+    with closing(session.backend), open_display(quiet or sys.stdout.isatty(), sys.stderr) as display:
         display.begin(f"sample {given.source}", 0, 0)
         if session.policy.population.needs_calibration:
             announce(calibrate(session), display)
