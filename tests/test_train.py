@@ -142,6 +142,37 @@ def test_an_update_cut_short_is_undone_and_what_was_finished_is_saved(
     assert [checkpoint.load_state(folder)["policy_version"] for folder in last] == [6, 6]
 
 
+def test_a_run_that_ran_out_of_memory_goes_on_with_what_then_fitted(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"steps": 4, "learn__token_budget": 200}
+    backward = Learner._backward
+    failed: list[int] = []
+
+    def scarce(self: Learner, batch: Any) -> Any:
+        # Once, in the second step, where several rollouts stand together.
+        if self.policy.version == 1 and not failed and len(batch) > 1:
+            failed.append(len(batch))
+            raise MemoryError
+        return backward(self, batch)
+
+    monkeypatch.setattr(Learner, "_backward", scarce)
+    whole = tiny_session(**settings)
+    list(train(whole, RunDirectory(run.path.parent / "whole"), Progress()))
+    assert failed
+    failed.clear()
+    events = train(tiny_session(**settings), run, Progress())
+    while checkpoint.latest(run) != 2:
+        next(events)
+    # As a kill leaves it: nothing more is saved.
+    del events
+    monkeypatch.undo()
+    second = tiny_session(**settings)
+    list(train(second, run, resume(run, second)))
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(second)[name])
+
+
 def labels_of(events: Sequence[Any]) -> list[dict[str, str | None]]:
     """Labels by problem id, step by step."""
     steps: list[dict[str, str | None]] = [{}]

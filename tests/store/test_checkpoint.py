@@ -65,6 +65,23 @@ def test_a_missing_file_is_noticed(trained: RunDirectory, name: str) -> None:
     assert checkpoint.latest(trained) == 3
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b"{}", b'"x"', b'{"state.json": 1}', b"[" * 10**6])
+def test_a_damaged_manifest_makes_a_folder_no_checkpoint(trained: RunDirectory, content: bytes) -> None:
+    (trained.checkpoint(4) / "MANIFEST").write_bytes(content)
+    assert checkpoint.latest(trained) == 3
+
+
+def test_damaged_checkpoints_do_not_count_as_kept(tmp_path: Path) -> None:
+    run, policy = RunDirectory(tmp_path), tiny_policy()
+    for step in (1, 2, 3, 4):
+        checkpoint.save(run, step, policy, {}, [], {})
+    for step in (3, 4):
+        (run.checkpoint(step) / "MANIFEST").write_bytes(b"{")
+    checkpoint.save(run, 5, policy, {}, [], {})
+    checkpoint.prune(run, 2, None)
+    assert [step for step in range(1, 6) if checkpoint.is_whole(run.checkpoint(step))] == [2, 5]
+
+
 def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     policy = tiny_policy()

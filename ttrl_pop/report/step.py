@@ -1,7 +1,7 @@
 """report: tallies, an update and (here only) gold answers → a step in figures."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ttrl_pop.report.estimators import mean
 from ttrl_pop.report.gold import gold_metrics
@@ -18,6 +18,7 @@ def step_report(
     times: Mapping[str, float],
     flips: float | None = None,
     timeouts: int = 0,
+    alarm: Callable[[Metrics], str | None] = lambda metrics: None,
 ) -> StepReport:
     """One row of metrics.jsonl.
 
@@ -70,7 +71,7 @@ def step_report(
         **times,
         "time/tokens_per_s": (tokens + prompts) / times["time/sample"] if times["time/sample"] > 0 else None,
     }
-    return StepReport(step, metrics)
+    return StepReport(step, metrics, alarm(metrics))
 
 
 def _commonest_share(labels: Sequence[str | None]) -> float:

@@ -1,6 +1,6 @@
 """Configuration and problems → everything that a command works with, checked before anything is written."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ttrl_pop.config import Config
@@ -11,7 +11,8 @@ from ttrl_pop.model.policy import Policy
 from ttrl_pop.model.prompts import Prompts, opens_thoughts
 from ttrl_pop.plugins import load
 from ttrl_pop.sample.backend import Backend, backend_name
-from ttrl_pop.types import AnswerKey, Group, ProblemSet, Tally
+from ttrl_pop.sample.sample import sample
+from ttrl_pop.types import AnswerKey, Group, Mind, Problem, ProblemSet, Tally
 from ttrl_pop.vote.graders.base import Grader
 from ttrl_pop.vote.rules import Labels, Rules, build_rules
 from ttrl_pop.vote.vote import vote, vote_in_background
@@ -37,6 +38,11 @@ class Session:
     @property
     def answers(self) -> AnswerKey:
         return self.problems.answers
+
+    def sample(self, problems: Sequence[Problem], minds: Sequence[Mind], step: int) -> Iterator[Group]:
+        """The configured number of rollouts of each mind for each problem; groups as they are whole."""
+        samples = self.config.population.samples_per_mind
+        return sample(self.backend, self.prompts, problems, minds, samples, self.config.seed, step)
 
     def tally(self, group: Group, labels: Labels | None = None) -> Tally:
         """Vote on one group."""

@@ -28,7 +28,7 @@ from ttrl_pop.model.policy import Policy
 from ttrl_pop.store.directory import RunDirectory
 from ttrl_pop.store.files import sync_file, sync_folder, write_atomic
 
-FORMAT = 2
+FORMAT = 3
 
 PROBLEMS = "problems.jsonl"
 """State of each problem, in a checkpoint."""
@@ -87,7 +87,12 @@ def is_whole(folder: Path) -> bool:
     manifest = folder / "MANIFEST"
     if not manifest.is_file():
         return False
-    listed: dict[str, str] = json.loads(manifest.read_text())
+    try:
+        listed = json.loads(manifest.read_bytes())
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(listed, dict) or not listed:
+        return False
     return all((folder / name).is_file() and _hash(folder / name) == digest for name, digest in listed.items())
 
 
@@ -160,14 +165,20 @@ def point_best(run: RunDirectory, step: int) -> None:
 
 
 def prune(run: RunDirectory, keep: int, best: int | None) -> None:
-    """Remove what an interrupted save left, and all checkpoints but the newest `keep` and the best."""
+    """Remove what an interrupted save left, and all checkpoints but the newest `keep` whole ones and the best.
+
+    Damaged ones do not count as kept; they go once `keep` whole ones are newer.
+    """
     for leftover in run.checkpoints.glob(".saving-*"):
         shutil.rmtree(leftover)
-    for step in _steps(run)[:-keep]:
-        if step != best:
+    kept = 0
+    for step in reversed(_steps(run)):
+        if kept >= keep and step != best:
             # The MANIFEST goes first: a half-removed checkpoint must not look whole.
             (run.checkpoint(step) / "MANIFEST").unlink(missing_ok=True)
             shutil.rmtree(run.checkpoint(step))
+        elif kept < keep:
+            kept += is_whole(run.checkpoint(step))
 
 
 def _steps(run: RunDirectory) -> list[int]:
