@@ -20,7 +20,7 @@ from ttrl_pop.cli.stdout import print_rows
 from ttrl_pop.config_file import dump_config
 from ttrl_pop.errors import CollapseError, UsageError
 from ttrl_pop.fit.sigma import calibrate
-from ttrl_pop.report.gold import label_correct, outcome_table
+from ttrl_pop.report.gold import label_correct, outcome_table, rollout_accuracy
 from ttrl_pop.report.rows import answer_row, from_metrics_row
 from ttrl_pop.run.progress import Progress, resume
 from ttrl_pop.run.session import Session
@@ -147,11 +147,8 @@ def _survey(session: Session, display: Display, text: str) -> Iterator[dict[str,
 
 
 def _accuracy(session: Session, tally: Tally) -> dict[str, float]:
-    gold = session.answers.get(tally.group.problem.id)
-    if gold is None:
-        return {}
-    right = sum(session.grader.same(answer, gold) for answer in tally.answers_G)
-    return {"accuracy": right / len(tally.answers_G)}
+    accuracy = rollout_accuracy(tally, session.answers, session.grader.same)
+    return {} if accuracy is None else {"accuracy": accuracy}
 
 
 def _print_summary(prepared: PreparedRun, first: StepReport | None, last: StepReport | None) -> None:

@@ -29,7 +29,7 @@ def answer_row(tally: Tally, answers: AnswerKey, same: Same) -> dict[str, Any]:
         "abstained": tally.abstained,
         "rollouts": len(tally.answers_G),
     }
-    return row | against_gold(tally, answers, same)
+    return row | _gold_fields(tally, answers, same)
 
 
 def vote_row(tally: Tally, answers: AnswerKey, same: Same) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def vote_row(tally: Tally, answers: AnswerKey, same: Same) -> dict[str, Any]:
         ],
         "rewards": list(tally.rewards_G),
     }
-    return row | against_gold(tally, answers, same)
+    return row | _gold_fields(tally, answers, same)
 
 
 def rollout_rows(tally: Tally) -> Iterator[dict[str, Any]]:
@@ -71,6 +71,6 @@ def rollout_rows(tally: Tally) -> Iterator[dict[str, Any]]:
         }
 
 
-def against_gold(tally: Tally, answers: AnswerKey, same: Same) -> dict[str, Any]:
+def _gold_fields(tally: Tally, answers: AnswerKey, same: Same) -> dict[str, Any]:
     correct = label_correct(tally, answers, same)
     return {} if correct is None else {"gold": answers[tally.group.problem.id], "correct": correct}
