@@ -112,6 +112,7 @@ class Tally:
     label_cluster: int | None
     """Index of the cluster that equals the label: 0, unless labellers elected it; None when no cluster does."""
     rewards_G: tuple[float, ...]
+    """Empty where nobody is rewarded."""
 
     @property
     def agreement(self) -> float:

@@ -252,7 +252,7 @@ def sample(
     }
     from ttrl_pop.cli import inputs
 
-    given = inputs.for_reading(problems, None, run, config, overrides, settings or [])
+    given = inputs.for_reading(problems, None, run, config, overrides, settings or [], rewards=False)
     from ttrl_pop.cli import sample as command
 
     command.sample(given, quiet)

@@ -8,8 +8,8 @@ Simplifications:
    interval has no width: the sample shows no spread, which is not to say that the figure is certain.
 2. A mean leaves out the problems on which a figure is undefined (no gold answer, or fewer than k rollouts).
 3. A cluster that wins one of maj@k's draws is elected under the answer that it has in the whole group, whichever of its
-   spellings were drawn. So, with one vote for each rollout, maj@n is the verdict on the group's own label (where several
-   tie, the mean), and maj@1 is avg@n only where the grader gives all members of a cluster one verdict.
+   spellings were drawn. So, with one vote for each rollout, maj@n is the verdict on the group's own label (the mean, if
+   several tie), and maj@1 is avg@n only where the grader gives all members of a cluster one verdict.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,13 +22,15 @@ from ttrl_pop.types import AnswerKey, Same, Tally
 NO_SIGNAL = 1e-6
 """Rewards of one group that differ by less carry no advantage."""
 
-LABEL_FREE: dict[str, Callable[[Tally], float]] = {
+LABEL_FREE: dict[str, Callable[[Tally], float | None]] = {
     "agreement": lambda tally: tally.agreement,
     "margin": lambda tally: tally.margin,
     "answer_entropy": lambda tally: tally.entropy,
     "abstained": lambda tally: tally.abstained / len(tally.answers_G),
     "unique_answers": lambda tally: float(len(tally.clusters)),
-    "no_signal": lambda tally: float(max(tally.rewards_G) - min(tally.rewards_G) < NO_SIGNAL),
+    "no_signal": lambda tally: (
+        float(max(tally.rewards_G) - min(tally.rewards_G) < NO_SIGNAL) if tally.rewards_G else None
+    ),
     "mean_length": lambda tally: (
         sum(len(rollout.completion_ids) for rollout in tally.group.rollouts_G) / len(tally.group.rollouts_G)
     ),
@@ -41,7 +43,7 @@ LABEL_FREE: dict[str, Callable[[Tally], float]] = {
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """Figures of one pass over the problems. A figure that needs gold is None without it, never 0.
+    """Figures of one pass over the problems. What needs gold or rewards is None without them, never 0.
 
     Keys: `agreement margin answer_entropy abstained unique_answers no_signal mean_length truncated`, and,
     from gold, `avg@{n} label_accuracy reward_accuracy pass@{k} maj@{k}`. n is the group size, or the

@@ -53,7 +53,8 @@ def vote_row(tally: Tally, answers: AnswerKey, same: Same) -> dict[str, Any]:
 
 
 def rollout_rows(tally: Tally) -> Iterator[dict[str, Any]]:
-    """Each rollout of a group with its answer and reward, as kept in RUN/rollouts and printed by `sample`."""
+    """Each rollout of a group with its answer and, where it got one, its reward: as kept in RUN/rollouts and printed by
+    `sample`."""
     for sample, rollout in enumerate(tally.group.rollouts_G):
         yield {
             "id": tally.group.problem.id,
@@ -62,7 +63,7 @@ def rollout_rows(tally: Tally) -> Iterator[dict[str, Any]]:
             "mind": rollout.mind.seed,
             "text": rollout.text,
             "answer": tally.answers_G[sample],
-            "reward": tally.rewards_G[sample],
+            **({"reward": tally.rewards_G[sample]} if tally.rewards_G else {}),
             "finish_reason": rollout.finish_reason,
             "policy_version": rollout.policy_version,
             "prompt_tokens": len(rollout.prompt_ids),

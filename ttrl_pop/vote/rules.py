@@ -21,8 +21,8 @@ class Rules:
 
     grader: Grader
     """Decides which answers are equal."""
-    reward: Reward
-    """Gives one finite number per rollout."""
+    reward: Reward | None
+    """Gives one finite number per rollout; None gives none."""
     extract: str = "auto"
     """As `ttrl_pop.vote.extract.resolve_extract` takes it."""
     weight: Weight = "rollout"
@@ -48,15 +48,22 @@ def build_grader(config: VoteConfig) -> Grader:
 
 
 def build_rules(
-    config: VoteConfig, answers: AnswerKey, thinking: bool = False, token_limit: int | None = None
+    config: VoteConfig,
+    answers: AnswerKey,
+    thinking: bool = False,
+    token_limit: int | None = None,
+    rewards: bool = True,
 ) -> Rules:
     """Rules from the configuration.
+
+    Args:
+        rewards: reward the rollouts; without it the configured reward is not looked at.
 
     Raises:
         UsageError: a grader, reward or extraction that does not exist or cannot be had.
     """
     grader = build_grader(config)
-    reward = build_reward(config.reward, answers, grader)
+    reward = build_reward(config.reward, answers, grader) if rewards else None
     resolve_extract(config.extract, is_chat=True)
     thinking = thinking if config.thinking is None else config.thinking
     return Rules(grader, reward, config.extract, config.weight, thinking, token_limit)

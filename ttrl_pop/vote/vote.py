@@ -45,6 +45,8 @@ def vote(group: Group, rules: Rules, labels: Labels | None = None) -> Tally:
     if labels is not None:
         label = labels[group.problem.id]
         label_cluster = cluster_equal_to(label, clusters, keys_G, rules.grader)
+    if rules.reward is None:
+        return Tally(group, tuple(answers_G), clusters, label, label_cluster, ())
     cluster_of = {member: index for index, cluster in enumerate(clusters) for member in cluster.members}
     ballot = Ballot(
         problem_id=group.problem.id,
