@@ -49,6 +49,7 @@ def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[
     try:
         for step, indices in enumerate(order, start=progress.step + 1):
             clock, timeouts = Clock(), session.grader.timeouts
+            session.grader.forget()
             undo = (progress.step, progress.history, learner.snapshot() if progress.step > saved else None)
             batch = [problems[i] for i in sorted(indices)]
             with clock.span("time/vote"), clock.span("time/sample"):
@@ -61,6 +62,7 @@ def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[
                 tallies.append(tally)
                 yield tally
             tallies.sort(key=lambda tally: tally.group.problem.index)
+            session.grader.forget()  # what was asked to compare with gold has no say in what is learned
             history = progress.history.after(tallies, step, session.grader.same, config.guard)
             with clock.span("time/learn"):
                 weights = {problem.id: group_weight(history[problem.id], config.guard) for problem in batch}

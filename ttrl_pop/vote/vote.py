@@ -97,6 +97,7 @@ def vote_in_background(groups: Iterable[Group], tally: Callable[[Group], Tally])
 
 def _answers(group: Group, rules: Rules) -> tuple[list[str | None], list[str]]:
     """Extracted answers and their canonical keys ("" where there is no answer)."""
+    rules.grader.forget()
     extract = resolve_extract(rules.extract, group.problem.is_chat, rules.thinking)
     answers_G: list[str | None] = []
     keys_G: list[str] = []
