@@ -17,10 +17,7 @@ from dataclasses import dataclass
 
 from ttrl_pop.report.estimators import avg_at_n, bootstrap_interval, check_k, maj_at_k, mean, pass_at_k
 from ttrl_pop.report.gold import clusters_correct, label_correct, rewards_correct, rollouts_correct
-from ttrl_pop.types import AnswerKey, Same, Tally
-
-NO_SIGNAL = 1e-6
-"""Rewards of one group that differ by less carry no advantage."""
+from ttrl_pop.types import NO_SIGNAL, AnswerKey, Same, Tally
 
 LABEL_FREE: dict[str, Callable[[Tally], float | None]] = {
     "agreement": lambda tally: tally.agreement,

@@ -24,7 +24,7 @@ class Grader(ABC):
         """Whether answers with different keys are equal all the same. Asked both ways; both must hold."""
         return False
 
-    def forget(self) -> None:
+    def forget(self) -> None:  # noqa: B027 (a grader that remembers nothing has nothing to forget)
         """Drop verdicts that depend on what the calling thread asked before, such as an answer that was given up on.
 
         Called at the start of each step, before each vote, and before labels are compared with earlier ones: a resumed
