@@ -7,7 +7,7 @@ from ttrl_pop.config import VoteConfig, Weight
 from ttrl_pop.errors import UsageError
 from ttrl_pop.plugins import load
 from ttrl_pop.types import AnswerKey
-from ttrl_pop.vote.extract import resolve_extract
+from ttrl_pop.vote.extract import AUTO, Extractor, build_extractor
 from ttrl_pop.vote.graders.base import Grader
 from ttrl_pop.vote.rewards.base import Reward, build_reward
 
@@ -23,8 +23,8 @@ class Rules:
     """Decides which answers are equal."""
     reward: Reward | None
     """Gives one finite number per rollout; None gives none."""
-    extract: str = "auto"
-    """As `ttrl_pop.vote.extract.resolve_extract` takes it."""
+    extractor: Extractor = AUTO
+    """Reads the answer of a completion."""
     weight: Weight = "rollout"
     thinking: bool = False
     """Chat prompts end inside the thoughts."""
@@ -64,6 +64,6 @@ def build_rules(
     """
     grader = build_grader(config)
     reward = build_reward(config.reward, answers, grader) if rewards else None
-    resolve_extract(config.extract, is_chat=True)
+    extractor = build_extractor(config.extract)
     thinking = thinking if config.thinking is None else config.thinking
-    return Rules(grader, reward, config.extract, config.weight, thinking, token_limit)
+    return Rules(grader, reward, extractor, config.weight, thinking, token_limit)

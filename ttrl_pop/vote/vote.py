@@ -21,7 +21,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from ttrl_pop.errors import UsageError
 from ttrl_pop.types import Group, Tally, mean_logprob
 from ttrl_pop.vote.clusters import cluster_answers, cluster_equal_to
-from ttrl_pop.vote.extract import resolve_extract
 from ttrl_pop.vote.rewards.base import Ballot
 from ttrl_pop.vote.rules import Labels, Rules
 
@@ -98,13 +97,10 @@ def vote_in_background(groups: Iterable[Group], tally: Callable[[Group], Tally])
 def _answers(group: Group, rules: Rules) -> tuple[list[str | None], list[str]]:
     """Extracted answers and their canonical keys ("" where there is no answer)."""
     rules.grader.forget()
-    extract = resolve_extract(rules.extract, group.problem.is_chat, rules.thinking)
     answers_G: list[str | None] = []
     keys_G: list[str] = []
     for rollout in group.rollouts_G:
-        answer = extract(rollout.text, rollout.finish_reason)
-        if not isinstance(answer, str | None):
-            raise UsageError(f"extract {rules.extract!r} must return str or None, got {type(answer).__name__}")
+        answer = rules.extractor.answer(rollout.text, rollout.finish_reason, group.problem.is_chat, rules.thinking)
         key = rules.grader.key(answer) if answer is not None else ""
         answers_G.append(answer if key else None)
         keys_G.append(key)
