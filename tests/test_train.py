@@ -108,6 +108,43 @@ def test_closing_after_any_event_keeps_what_is_finished(run: RunDirectory, after
         assert torch.equal(value, weights(second)[name])
 
 
+class Undecided:
+    """In place of the math grader's worker: replies by length, and many pairs hang."""
+
+    def ask(self, *answers: str) -> dict[str, Any] | None:
+        hangs = len(answers) == 2 and sum(map(len, answers)) % 2
+        return None if hangs else {"equal": True}
+
+
+def test_a_resumed_run_equals_one_never_stopped_though_the_grader_gives_answers_up(run: RunDirectory) -> None:
+    def session() -> Session:
+        gold = {problem.id: "n+1" for problem in PROBLEMS}
+        made = tiny_session(
+            steps=4, problems_per_step=6, gold=gold, vote__grader="math", vote__extract="regex:[a-z0-9]+"
+        )
+        made.grader._worker = Undecided()  # type: ignore[attr-defined]
+        return made
+
+    whole, second = session(), session()
+    metrics = []
+    for event in train(whole, RunDirectory(run.path.parent / "whole"), Progress()):
+        metrics += [event.metrics] if isinstance(event, StepReport) else []
+    assert all(row["vote/timeouts"] for row in metrics)
+    events = train(session(), run, Progress())
+    for _ in range(14):
+        next(events)
+    events.close()
+    progress = resume(run, second)
+    assert progress.step == 2
+    resumed = [event.metrics for event in train(second, run, progress) if isinstance(event, StepReport)]
+    for ours, theirs in zip(resumed, metrics[2:], strict=True):
+        assert {k: v for k, v in ours.items() if "time/" not in k} == {
+            k: v for k, v in theirs.items() if "time/" not in k
+        }
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(second)[name])
+
+
 @pytest.mark.parametrize("calls_until", [1, 2, 3, 4, 5, 6])
 def test_an_update_cut_short_is_undone_and_what_was_finished_is_saved(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch, calls_until: int

@@ -26,6 +26,13 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "exact": "ttrl_pop.vote.graders.exact:ExactGrader",
         "choice": "ttrl_pop.vote.graders.choice:ChoiceGrader",
     },
+    "extractor": {
+        "auto": "ttrl_pop.vote.extract:AUTO",
+        "first-number": "ttrl_pop.vote.extract:FIRST_NUMBER",
+        "last-number": "ttrl_pop.vote.extract:LAST_NUMBER",
+        "choice": "ttrl_pop.vote.extract:CHOICE",
+        "regex:PATTERN": "ttrl_pop.vote.extract:extract_regex",  # `build_extractor` takes it with its pattern
+    },
     "reward": {
         "majority": "ttrl_pop.vote.rewards.consensus:majority",
         "frequency": "ttrl_pop.vote.rewards.consensus:frequency",

@@ -1,4 +1,4 @@
-"""What a model or a file wrote, made fit to be shown or read: one printable line of it, or its last box."""
+"""What a model or a file wrote: its last box, and one printable line of it for errors or for the screen."""
 
 import re
 import unicodedata
@@ -24,16 +24,22 @@ def last_box(text: str) -> str | None:
     return content
 
 
-def shown(text: str, limit: int = 40) -> str:
-    """`text` fit for one line of a terminal: what does not print is escaped, what is too long is cut."""
-    safe = "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text[: limit + 1]
-    )
-    return safe if len(safe) <= limit else safe[: limit - 1] + "…"
+def shown(text: str, limit: int | None = 40) -> str:
+    r"""`text` on one line of an error: what does not print is escaped (`\n`, `\u202e`), what is too long is cut.
+
+    Escapes tell characters apart that look alike or do not show, and can be searched for in the file that held them.
+    On the screen, where answers are LaTeX and `\n` may begin `\nu`, `safe` stands in.
+
+    Args:
+        limit: characters that are left, those of escapes counted; None leaves all.
+    """
+    head = text if limit is None else text[: limit + 1]
+    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in head)
+    return escaped if limit is None or len(escaped) <= limit else escaped[: limit - 1] + "…"
 
 
 def safe(text: str, limit: int = 60) -> str:
-    """`text` as at most `limit` printable characters on one line.
+    """`text` in one cell of the screen: at most `limit` printable characters, each where it stood.
 
     Control characters become their pictures (ESC is ␛, a line feed ␊). Other characters that are invisible
     or change how their neighbours look (C1 controls, bidi marks, zero-width characters, variation selectors,
@@ -52,8 +58,3 @@ def _visible(character: str) -> str:
     hidden = unicodedata.category(character) in {"Cc", "Cf", "Cs", "Zl", "Zp"}
     selector = 0xFE00 <= code <= 0xFE0F or 0xE0100 <= code <= 0xE01EF
     return "�" if hidden or selector else character
-
-
-def one_line(text: str) -> str:
-    """An error as one printable line: it may quote what stood in a file."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

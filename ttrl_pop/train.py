@@ -34,6 +34,7 @@ def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[
     try:
         for step, batch in remaining(session, progress.step):
             clock, timeouts = Clock(), grader.timeouts
+            grader.forget()
             with keeper.step():
                 with clock.span("time/sample"):
                     labels = labellers.elect(batch, step)
@@ -44,6 +45,8 @@ def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[
                     tallies.append(tally)
                     yield tally
                 tallies.sort(key=lambda tally: tally.group.problem.index)
+                # What was asked to compare with gold has no say in what is learned.
+                grader.forget()
                 history = progress.history.after(tallies, step, grader.same, config.guard)
                 with clock.span("time/learn"):
                     weights = {problem.id: group_weight(history[problem.id], config.guard) for problem in batch}

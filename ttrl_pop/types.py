@@ -19,6 +19,9 @@ FinishReason: TypeAlias = Literal["stop", "length"]
 Same: TypeAlias = Callable[[str | None, str | None], bool]
 """Whether two answers are equal; None equals nothing."""
 
+NO_SIGNAL = 1e-6
+"""Rewards of a group that differ by less than this are equal: the group has no advantages and teaches nothing."""
+
 Metrics: TypeAlias = dict[str, float | int | None]
 
 
@@ -112,6 +115,7 @@ class Tally:
     label_cluster: int | None
     """Index of the cluster that equals the label: 0, unless labellers elected it; None when no cluster does."""
     rewards_G: tuple[float, ...]
+    """Empty where nobody is rewarded."""
 
     @property
     def agreement(self) -> float:

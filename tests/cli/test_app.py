@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 from ttrl_pop.cli.app import app
 from ttrl_pop.config import Config
 from ttrl_pop.store.directory import RunDirectory
-from ttrl_pop.text import one_line
+from ttrl_pop.text import shown
 
 COMMANDS = ("run", "eval", "sample")
 """Those that take problems."""
@@ -273,7 +273,7 @@ def test_stop_strings_may_hold_line_ends(place: Path, tiny: Path) -> None:
 
 @pytest.mark.parametrize("text", ["a\nb", "\x1b[31mred", "\u202eabc", "\ud800", "nul\x00"])
 def test_an_error_is_one_printable_line_whatever_it_quotes(place: Path, text: str) -> None:
-    assert one_line(text).isprintable()
+    assert shown(text, limit=None).isprintable()
     (place / "p.jsonl").write_text(json.dumps({"id": text, "prompt": 3}))
     assert refused(place, "run", "p.jsonl", *NO_MODEL).rstrip("\n").isprintable()
 

@@ -420,9 +420,28 @@ def test_a_run_is_measured_only_as_what_it_is(place: Path, trained: tuple[Path, 
 
 
 def test_a_run_that_learned_from_gold_is_measured_without_it(place: Path, tmp_path: Path) -> None:
-    run(place, tmp_path / "run", "--gold", place / "gold.jsonl", "--reward", "gold", "--quiet")
-    assert rows_of(ttrl("eval", place / "p.jsonl", "--run", tmp_path / "run", "--quiet").stdout)
+    gold = ("--gold", place / "gold.jsonl")
+    run(place, tmp_path / "run", *gold, "--reward", "gold", "--quiet")
+    (row,) = rows_of(ttrl("eval", place / "p.jsonl", "--run", tmp_path / "run", "--quiet").stdout)
+    assert row["no_signal"] is None, "which groups carry a signal takes the answers that are not there"
+    (row,) = rows_of(ttrl("eval", place / "p.jsonl", "--run", tmp_path / "run", *gold, "--quiet").stdout)
+    assert row["no_signal"] is not None
     assert rows_of(ttrl("sample", place / "p.jsonl", "--run", tmp_path / "run", "--quiet").stdout)
+
+
+def test_the_groups_without_a_signal_are_those_under_the_reward_of_the_run(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "payday.py").write_text(
+        "def flat(ballot): return (1.0,) * len(ballot.answers_G)\n"
+        "def rising(ballot): return tuple(map(float, range(len(ballot.answers_G))))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for reward, share in (("flat", 1.0), ("rising", 0.0)):
+        out = tmp_path / reward
+        run(place, out, "--reward", f"payday:{reward}", "--quiet", "--steps", 1)
+        measured = rows_of(ttrl("eval", place / "p.jsonl", "--run", out, "--compare", "--quiet").stdout)
+        assert [row["no_signal"] for row in measured[:2]] == [share, share]
 
 
 # --- sample ---

@@ -9,7 +9,7 @@ from fakes import CASES
 
 from ttrl_pop.errors import UsageError
 from ttrl_pop.types import FinishReason
-from ttrl_pop.vote.extract import NAMED, Extract, extract_chat, extract_raw, resolve_extract
+from ttrl_pop.vote.extract import AUTO, CHOICE, FIRST_NUMBER, LAST_NUMBER, Extractor, build_extractor
 
 EXTRACT_CASES = json.loads((CASES / "extract.json").read_text(encoding="utf-8"))
 
@@ -18,8 +18,15 @@ EXTRACT_CASES = json.loads((CASES / "extract.json").read_text(encoding="utf-8"))
 def test_extraction(case: dict[str, str]) -> None:
     form = case["form"]
     name = "auto" if form in ("chat", "raw", "thinking") else form
-    extract = resolve_extract(name, is_chat=form != "raw", thinking=form == "thinking")
-    assert extract(case["text"], "length" if case["finish"] == "length" else "stop") == case["answer"]
+    finish: FinishReason = "length" if case["finish"] == "length" else "stop"
+    answer = build_extractor(name).answer(case["text"], finish, is_chat=form != "raw", thinking=form == "thinking")
+    assert answer == case["answer"]
+
+
+@pytest.mark.parametrize("extractor", [AUTO, FIRST_NUMBER, LAST_NUMBER], ids=lambda extractor: extractor.name)
+def test_thoughts_that_a_chat_template_opens_are_none_of_a_raw_prompt(extractor: Extractor) -> None:
+    assert extractor.answer("7", "stop", is_chat=False, thinking=True) == "7"
+    assert extractor.answer("7", "stop", is_chat=True, thinking=True) is None
 
 
 HOSTILE = {
@@ -48,13 +55,17 @@ HOSTILE = {
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
 @pytest.mark.parametrize(
-    "extract", [extract_chat, extract_raw, *NAMED.values()], ids=lambda function: function.__name__
+    ("extractor", "is_chat"),
+    [(AUTO, True), (AUTO, False), (FIRST_NUMBER, True), (LAST_NUMBER, True), (CHOICE, True)],
+    ids=["chat", "raw", "first-number", "last-number", "choice"],
 )
 @pytest.mark.parametrize("finish", ["stop", "length"])
-def test_extraction_of_hostile_text_is_quick(extract: Extract, text: str, finish: FinishReason) -> None:
+def test_extraction_of_hostile_text_is_quick(
+    extractor: Extractor, text: str, finish: FinishReason, is_chat: bool
+) -> None:
     # Of this process: other work on the machine is not the text's fault.
     start = time.process_time()
-    extract(text, finish)
+    extractor.answer(text, finish, is_chat, thinking=False)
     # Linear scans take about 0.1 s; one that backtracks takes minutes.
     assert time.process_time() - start < 2
 
@@ -71,9 +82,9 @@ def plug_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("first", "must be auto, .* or package.module:function, got 'first'"),
-        ("my_extract:", "must be auto, .* or package.module:function"),
-        (":whole", "must be auto, .* or package.module:function"),
+        ("first", "must be one of auto, .*, regex:PATTERN or package.module:Name, got 'first'"),
+        ("my_extract:", "must be one of auto, .* or package.module:Name"),
+        (":whole", "must be one of auto, .* or package.module:Name"),
         ("regex:(", "is not a valid regular expression"),
         ("no_such_module_here:whole", "cannot be imported"),
         ("my_extract:missing", "module my_extract has no 'missing'"),
@@ -82,4 +93,4 @@ def plug_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_wrong_extractor_is_a_usage_error(name: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        resolve_extract(name, is_chat=True)
+        build_extractor(name)

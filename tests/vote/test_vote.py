@@ -11,13 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ttrl_pop.config import VoteConfig
 from ttrl_pop.errors import UsageError
-from ttrl_pop.types import FinishReason, Group, Mind, Problem, Rollout, Tally
+from ttrl_pop.types import AnswerKey, FinishReason, Group, Mind, Problem, Rollout, Tally
+from ttrl_pop.vote.extract import build_extractor
 from ttrl_pop.vote.graders.base import Grader
 from ttrl_pop.vote.graders.exact import ExactGrader
 from ttrl_pop.vote.rewards.base import Ballot
 from ttrl_pop.vote.rewards.consensus import frequency, majority
-from ttrl_pop.vote.rules import Rules
+from ttrl_pop.vote.rules import Rules, build_rules
 from ttrl_pop.vote.vote import elect, vote, vote_in_background
 
 
@@ -337,11 +339,22 @@ def plug_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("plug_ins")
 def test_an_extractor_of_your_own_and_a_blank_answer_of_its_abstains() -> None:
-    tally = vote(group(["", "", "5"]), Rules(ExactGrader(), majority, "my_extract:whole"))
+    tally = vote(group(["", "", "5"]), Rules(ExactGrader(), majority, build_extractor("my_extract:whole")))
     assert (tally.answers_G, tally.label) == ((None, None, "5"), "5")
+
+
+@pytest.mark.usefixtures("plug_ins")
+def test_what_reads_answers_is_found_once_and_not_for_every_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = VoteConfig(extract="my_extract:whole", grader="exact")
+    rules = build_rules(config, AnswerKey())
+    monkeypatch.delattr("my_extract.whole")
+    for is_chat in (True, False):
+        assert vote(group(["5"], is_chat=is_chat), rules).label == "5"
+    with pytest.raises(UsageError, match="has no 'whole'"):
+        build_rules(config, AnswerKey())
 
 
 @pytest.mark.usefixtures("plug_ins")
 def test_an_extractor_must_return_text_or_none() -> None:
     with pytest.raises(UsageError, match="'my_extract:number' must return str or None, got int"):
-        vote(group(["a"]), Rules(ExactGrader(), majority, "my_extract:number"))
+        vote(group(["a"]), Rules(ExactGrader(), majority, build_extractor("my_extract:number")))

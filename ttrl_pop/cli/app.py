@@ -41,7 +41,7 @@ from ttrl_pop.cli.flags import (
 )
 from ttrl_pop.errors import TtrlPopError, UsageError
 from ttrl_pop.kernels import malloc
-from ttrl_pop.text import one_line
+from ttrl_pop.text import shown
 
 
 class Commands(TyperGroup):
@@ -252,7 +252,7 @@ def sample(
     }
     from ttrl_pop.cli import inputs
 
-    given = inputs.for_reading(problems, None, run, config, overrides, settings or [])
+    given = inputs.for_reading(problems, None, run, config, overrides, settings or [], rewards=False)
     from ttrl_pop.cli import sample as command
 
     command.sample(given, quiet)
@@ -370,7 +370,7 @@ def _exit_codes() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except TtrlPopError as error:
-        print(f"ttrl-pop: {one_line(str(error))}", file=sys.stderr)
+        print(f"ttrl-pop: {shown(str(error), limit=None)}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -48,6 +48,8 @@ class ReadingInputs:
     """A run directory or a checkpoint; None is the base model."""
     noise: bool
     """Whether the minds differ; without it the mean mind writes all rollouts."""
+    rewards: bool
+    """Whether rollouts are rewarded as in training. Nothing learns from it: it says which groups carry a signal."""
 
 
 def for_run(
@@ -86,17 +88,21 @@ def for_reading(
     config_file: Path | None,
     overrides: Overrides,
     settings: Sequence[str],
+    rewards: bool = True,
 ) -> ReadingInputs:
     """Read configuration and problems for a base model or, where `run` is given, for what it trained.
+
+    Args:
+        rewards: reward the rollouts as the configuration says, unless that takes gold answers that are not there: a run
+            that learned from them can be measured without.
 
     Raises:
         UsageError: whatever of it is wrong; also a setting that the run's weights do not go with.
     """
-    # Nothing learns here, so a run that was rewarded by gold answers can be measured where there are none.
-    overrides = {**overrides, "vote.reward": "majority"}
     if run is None:
         config = configured(config_file, overrides, settings)
-        return ReadingInputs(config, read_problems(source, config.problems, gold), source, None, True)
+        problems = read_problems(source, config.problems, gold)
+        return ReadingInputs(config, problems, source, None, True, rewards and _can_reward(config, problems))
     if config_file is not None:
         raise UsageError("--run takes its configuration from the run directory; use --set for single values")
     folders = (run, *run.resolve().parents)[:3]
@@ -114,7 +120,8 @@ def for_reading(
     for key, before, now in changes(saved, config):
         if key.startswith(FIXED):
             raise UsageError(f"--run {run}: {key} was {before!r} in training, cannot become {now!r}")
-    return ReadingInputs(config, read_problems(source, config.problems, gold), source, run, noise)
+    problems = read_problems(source, config.problems, gold)
+    return ReadingInputs(config, problems, source, run, noise, rewards and _can_reward(config, problems))
 
 
 def configured(config_file: Path | None, overrides: Overrides, settings: Sequence[str]) -> Config:
@@ -165,9 +172,16 @@ def _check_free(out: Path | None) -> None:
         raise UsageError(f"--out {out}: exists and is not empty; pass {resumable}another --out")
 
 
+def _can_reward(config: Config, problems: ProblemSet) -> bool:
+    return not (needs_gold(config.vote.reward) and _without_gold(problems))
+
+
+def _without_gold(problems: ProblemSet) -> list[str]:
+    return [problem.id for problem in problems.problems if problem.id not in problems.answers]
+
+
 def _check_all_gold(problems: ProblemSet) -> None:
-    missing = [problem.id for problem in problems.problems if problems.answers.get(problem.id) is None]
-    if missing:
+    if missing := _without_gold(problems):
         raise UsageError(
             f"reward gold needs a gold answer for every problem; {len(missing)} of {len(problems.problems)} have none "
             f"(first: {missing[0]!r}). Pass --gold, or leave them out"

@@ -103,11 +103,11 @@ def prepare_resume(
 def open_for_reading(given: ReadingInputs) -> tuple[Session, Path | None]:
     """A session for `eval` and `sample`, and the run's checkpoint, whose sigma is set and nothing else is loaded."""
     if given.run is None:
-        return open_session(given.config, given.problems, adapter=False), None
+        return open_session(given.config, given.problems, adapter=False, rewards=given.rewards), None
     flag = f"--run {given.run}"
     folder, run_dir = checkpoint.find(given.run)
     identity = read_identity(run_dir, flag)
-    session = open_session(given.config, given.problems, adapter=True)
+    session = open_session(given.config, given.problems, adapter=True, rewards=given.rewards)
     check_model(session, identity, flag)
     checkpoint.load_scale(folder, session.policy)
     return session, folder

@@ -4,7 +4,7 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
@@ -20,7 +20,8 @@ from ttrl_pop.cli.stdout import print_rows
 from ttrl_pop.config_file import dump_config
 from ttrl_pop.errors import CollapseError, UsageError
 from ttrl_pop.fit.sigma import calibrate
-from ttrl_pop.report.gold import label_correct, outcome_table
+from ttrl_pop.report.estimators import mean
+from ttrl_pop.report.gold import label_correct, outcome_table, rollout_accuracy
 from ttrl_pop.report.rows import answer_row, from_metrics_row
 from ttrl_pop.run.progress import Progress, resume
 from ttrl_pop.run.session import Session
@@ -147,11 +148,8 @@ def _survey(session: Session, display: Display, text: str) -> Iterator[dict[str,
 
 
 def _accuracy(session: Session, tally: Tally) -> dict[str, float]:
-    gold = session.answers.get(tally.group.problem.id)
-    if gold is None:
-        return {}
-    right = sum(session.grader.same(answer, gold) for answer in tally.answers_G)
-    return {"accuracy": right / len(tally.answers_G)}
+    accuracy = rollout_accuracy(tally, session.answers, session.grader.same)
+    return {} if accuracy is None else {"accuracy": accuracy}
 
 
 def _print_summary(prepared: PreparedRun, first: StepReport | None, last: StepReport | None) -> None:
@@ -162,7 +160,10 @@ def _print_summary(prepared: PreparedRun, first: StepReport | None, last: StepRe
     if run_dir.baseline.exists() and run_dir.answers.exists():
         before, after = (list(files.read_lines(p)) for p in (run_dir.baseline, run_dir.answers))
         keys = {"agreement": "agreement", "accuracy": "rollout accuracy", "correct": "majority accuracy"}
-        rows = [(name, _mean(before, key), _mean(after, key)) for key, name in keys.items()]
+        rows = [
+            (name, mean([row.get(key) for row in before]), mean([row.get(key) for row in after]))
+            for key, name in keys.items()
+        ]
         title = f"all {len(after)} problems, {prepared.session.config.group_size} rollouts each"
         heads = "before", "after"
         outcomes = outcome_table(
@@ -187,8 +188,3 @@ def _print_summary(prepared: PreparedRun, first: StepReport | None, last: StepRe
     for path in paths:
         if path is not None and path.exists():
             console.print(Text(safe(str(path), LONGEST_PATH)), soft_wrap=True)
-
-
-def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
-    values = [float(row[key]) for row in rows if row.get(key) is not None]
-    return sum(values) / len(values) if values else None

@@ -33,6 +33,5 @@ def sample(given: ReadingInputs, quiet: bool) -> None:
             interrupts.check()
             display.tally(tally, None)
             for row in rollout_rows(tally):
-                del row["reward"]
                 print(json.dumps(row))
             sys.stdout.flush()

@@ -11,10 +11,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-Loss = Literal["grpo", "dapo", "dr_grpo", "gspo"]
+from ttrl_pop.types import NO_SIGNAL
 
-NO_SIGNAL = 1e-6
-"""Rewards that differ by less than this are equal: the group carries no signal."""
+Loss = Literal["grpo", "dapo", "dr_grpo", "gspo"]
 
 
 def has_signal(rewards_G: Float[Tensor, "G"]) -> bool:

@@ -1,4 +1,4 @@
-"""avg@n, pass@k, maj@k and bootstrap intervals: formulas, pure."""
+"""Formulas of what is reported, pure: means, avg@n, pass@k, maj@k, and bootstrap intervals over problems."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,6 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats: TypeAlias = NDArray[np.float64]
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """Mean of the values that are known; None where none is."""
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known else None
 
 
 def avg_at_n(correct: int, n: int) -> float:
@@ -114,6 +120,15 @@ def bootstrap_difference(
     return None if interval is None else (math.fsum(differences) / len(differences), *interval)
 
 
+def check_k(k: int) -> None:
+    """
+    Raises:
+        ValueError: k < 1.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+
+
 def _majority_credit(cluster_sizes: Sequence[int], correct: Sequence[bool]) -> float:
     winners = [ok for size, ok in zip(cluster_sizes, correct, strict=True) if size == max(cluster_sizes)]
     return sum(winners) / len(winners) if winners else 0.0
@@ -163,16 +178,6 @@ def _binomial(n: int, p: float) -> Floats:
     )
 
 
-def mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return math.fsum(known) / len(known) if known else None
-
-
 def _check_counts(correct: int, n: int) -> None:
     if n < 1 or not 0 <= correct <= n:
         raise ValueError(f"correct must lie in 0..n with n ≥ 1, got {correct} of {n}")
-
-
-def check_k(k: int) -> None:
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")

@@ -1,4 +1,8 @@
-"""The one comparison with gold answers."""
+"""The one comparison with gold answers: every accuracy that is reported comes from here.
+
+A rollout is right if its own answer equals gold, and a label if it does, whatever the vote held equal: a grader need
+not be transitive, so members of one cluster may get different verdicts.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,13 +10,10 @@ from ttrl_pop.report.estimators import mean
 from ttrl_pop.types import AnswerKey, Metrics, Same, Tally
 
 
-def outcome_table(before: Mapping[str, bool], after: Mapping[str, bool]) -> dict[str, int]:
-    """Count problems known in both: `learned` (wrong → right), `kept`, `lost` (right → wrong), `never`."""
-    names = {(False, True): "learned", (True, True): "kept", (True, False): "lost", (False, False): "never"}
-    counts = dict.fromkeys(names.values(), 0)
-    for problem in before.keys() & after.keys():
-        counts[names[bool(before[problem]), bool(after[problem])]] += 1
-    return counts
+def answers_correct(answers_G: Sequence[str | None], gold: str, same: Same) -> tuple[bool, ...]:
+    """Whether each answer equals the gold answer. A grader may be slow: it sees each spelling once, in their order."""
+    verdicts = {answer: same(answer, gold) for answer in dict.fromkeys(answers_G)}
+    return tuple(verdicts[answer] for answer in answers_G)
 
 
 def label_correct(tally: Tally, answers: AnswerKey, same: Same) -> bool | None:
@@ -22,29 +23,52 @@ def label_correct(tally: Tally, answers: AnswerKey, same: Same) -> bool | None:
 
 
 def rollouts_correct(tally: Tally, answers: AnswerKey, same: Same) -> tuple[bool, ...] | None:
-    """Whether each rollout's answer equals the gold answer; None without gold."""
+    """Whether each rollout's own answer equals the gold answer; None without gold."""
     gold = answers.get(tally.group.problem.id)
-    if gold is None:
-        return None
-    verdicts = {answer: same(answer, gold) for answer in set(tally.answers_G)}
-    return tuple(verdicts[answer] for answer in tally.answers_G)
+    return None if gold is None else answers_correct(tally.answers_G, gold, same)
+
+
+def rollout_accuracy(tally: Tally, answers: AnswerKey, same: Same) -> float | None:
+    """Share of a group's rollouts that are right; None without gold."""
+    correct_G = rollouts_correct(tally, answers, same)
+    return None if correct_G is None else sum(correct_G) / len(correct_G)
+
+
+def clusters_correct(tally: Tally, correct_G: Sequence[bool]) -> tuple[bool, ...]:
+    """Whether each cluster would be a right label, from `rollouts_correct`: the verdict on the cluster's answer."""
+    verdicts = dict(zip(tally.answers_G, correct_G, strict=True))
+    return tuple(verdicts[cluster.answer] for cluster in tally.clusters)
+
+
+def rewards_correct(tally: Tally, correct_G: Sequence[bool]) -> tuple[bool, ...]:
+    """Whether a majority reward is the one that gold would give each rollout: both or neither in label and right."""
+    in_label = set(tally.clusters[tally.label_cluster].members) if tally.label_cluster is not None else set()
+    return tuple((i in in_label) == right for i, right in enumerate(correct_G))
 
 
 def gold_metrics(tallies: Sequence[Tally], answers: AnswerKey, same: Same) -> Metrics:
-    """Shares of labels, of rollouts and of (label or not) verdicts that gold confirms; None where none is known."""
+    """Shares of labels, of rollouts and of majority rewards that gold confirms; None where no gold is known."""
     labels: list[float] = []
     rollouts: list[float] = []
-    rewards_right: list[float] = []
+    rewards: list[float] = []
     for tally in tallies:
-        correct = rollouts_correct(tally, answers, same)
-        if correct is None:
+        correct_G = rollouts_correct(tally, answers, same)
+        if correct_G is None:
             continue
         labels.append(float(bool(label_correct(tally, answers, same))))
-        rollouts += [float(right) for right in correct]
-        in_label = set(tally.clusters[tally.label_cluster].members) if tally.label_cluster is not None else set()
-        rewards_right += [float((i in in_label) == right) for i, right in enumerate(correct)]
+        rollouts += map(float, correct_G)
+        rewards += map(float, rewards_correct(tally, correct_G))
     return {
         "vote/label_accuracy": mean(labels),
-        "vote/reward_accuracy": mean(rewards_right),
+        "vote/reward_accuracy": mean(rewards),
         "rollout/accuracy": mean(rollouts),
     }
+
+
+def outcome_table(before: Mapping[str, bool], after: Mapping[str, bool]) -> dict[str, int]:
+    """Count problems known in both: `learned` (wrong → right), `kept`, `lost` (right → wrong), `never`."""
+    names = {(False, True): "learned", (True, True): "kept", (True, False): "lost", (False, False): "never"}
+    counts = dict.fromkeys(names.values(), 0)
+    for problem in before.keys() & after.keys():
+        counts[names[bool(before[problem]), bool(after[problem])]] += 1
+    return counts

@@ -1,30 +1,33 @@
 """How good a set of votes is: avg@n, pass@k, maj@k and label-free figures, with bootstrap intervals. Pure.
 
-Rollouts are graded cluster by cluster: members of one cluster count as equal, so they share one verdict.
+avg@n and pass@k count the rollouts whose own answer equals gold, maj@k the elections that gold confirms.
 
 Simplifications:
 
 1. The percentile bootstrap resamples problems, not rollouts. Where every problem has the same value its
    interval has no width: the sample shows no spread, which is not to say that the figure is certain.
 2. A mean leaves out the problems on which a figure is undefined (no gold answer, or fewer than k rollouts).
+3. A cluster that wins one of maj@k's draws is elected under the answer that it has in the whole group, whichever of its
+   spellings were drawn. So, with one vote for each rollout, maj@n is the verdict on the group's own label (the mean, if
+   several tie), and maj@1 is avg@n only where the grader gives all members of a cluster one verdict.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ttrl_pop.report.estimators import avg_at_n, bootstrap_interval, check_k, maj_at_k, mean, pass_at_k
-from ttrl_pop.types import AnswerKey, Same, Tally
+from ttrl_pop.report.gold import clusters_correct, label_correct, rewards_correct, rollouts_correct
+from ttrl_pop.types import NO_SIGNAL, AnswerKey, Same, Tally
 
-NO_SIGNAL = 1e-6
-"""Rewards of one group that differ by less carry no advantage."""
-
-LABEL_FREE: dict[str, Callable[[Tally], float]] = {
+LABEL_FREE: dict[str, Callable[[Tally], float | None]] = {
     "agreement": lambda tally: tally.agreement,
     "margin": lambda tally: tally.margin,
     "answer_entropy": lambda tally: tally.entropy,
     "abstained": lambda tally: tally.abstained / len(tally.answers_G),
     "unique_answers": lambda tally: float(len(tally.clusters)),
-    "no_signal": lambda tally: float(max(tally.rewards_G) - min(tally.rewards_G) < NO_SIGNAL),
+    "no_signal": lambda tally: (
+        float(max(tally.rewards_G) - min(tally.rewards_G) < NO_SIGNAL) if tally.rewards_G else None
+    ),
     "mean_length": lambda tally: (
         sum(len(rollout.completion_ids) for rollout in tally.group.rollouts_G) / len(tally.group.rollouts_G)
     ),
@@ -37,7 +40,7 @@ LABEL_FREE: dict[str, Callable[[Tally], float]] = {
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """Figures of one pass over the problems. A figure that needs gold is None without it, never 0.
+    """Figures of one pass over the problems. What needs gold or rewards is None without them, never 0.
 
     Keys: `agreement margin answer_entropy abstained unique_answers no_signal mean_length truncated`, and,
     from gold, `avg@{n} label_accuracy reward_accuracy pass@{k} maj@{k}`. n is the group size, or the
@@ -70,14 +73,8 @@ def measure(tallies: Sequence[Tally], answers: AnswerKey, same: Same, ks: Sequen
         problem = tally.group.problem.id
         if problem in per_problem:
             raise ValueError(f"measure takes one tally per problem, got two of {problem!r}; measure each pass apart")
-        per_problem[problem] = _label_free(tally) | _against_gold(tally, answers.get(problem), same, ks, n)
-    keys = [
-        *LABEL_FREE,
-        f"avg@{n}",
-        "label_accuracy",
-        "reward_accuracy",
-        *(f"{kind}@{k}" for k in ks for kind in ("pass", "maj")),
-    ]
+        per_problem[problem] = _label_free(tally) | _against_gold(tally, answers, same, ks, n)
+    keys = [*LABEL_FREE, *_gold_keys(ks, n)]
     columns = {key: [row[key] for row in per_problem.values()] for key in keys}
     return Measures(
         values={key: mean(column) for key, column in columns.items()},
@@ -90,25 +87,23 @@ def _label_free(tally: Tally) -> dict[str, float | None]:
     return {key: figure(tally) for key, figure in LABEL_FREE.items()}
 
 
-def _against_gold(tally: Tally, gold: str | None, same: Same, ks: Sequence[int], n: str) -> dict[str, float | None]:
-    row: dict[str, float | None] = {f"avg@{n}": None, "label_accuracy": None, "reward_accuracy": None}
-    if gold is None:
-        return row | {f"{kind}@{k}": None for k in ks for kind in ("pass", "maj")}
+def _gold_keys(ks: Sequence[int], n: str) -> list[str]:
+    return [f"avg@{n}", "label_accuracy", "reward_accuracy", *(f"{kind}@{k}" for k in ks for kind in ("pass", "maj"))]
+
+
+def _against_gold(tally: Tally, answers: AnswerKey, same: Same, ks: Sequence[int], n: str) -> dict[str, float | None]:
+    correct_G = rollouts_correct(tally, answers, same)
+    if correct_G is None:
+        return dict.fromkeys(_gold_keys(ks, n))
+    size, right = len(correct_G), sum(correct_G)
     sizes = [len(cluster.members) for cluster in tally.clusters]
-    verdicts = [same(cluster.answer, gold) for cluster in tally.clusters]
-    right = sum(size for size, verdict in zip(sizes, verdicts, strict=True) if verdict)
-    size = len(tally.answers_G)
-    row[f"avg@{n}"] = avg_at_n(right, size)
-    in_label = set(tally.clusters[tally.label_cluster].members) if tally.label_cluster is not None else set()
-    right_G = {
-        member
-        for cluster, verdict in zip(tally.clusters, verdicts, strict=True)
-        if verdict
-        for member in cluster.members
+    elected = clusters_correct(tally, correct_G)
+    row: dict[str, float | None] = {
+        f"avg@{n}": avg_at_n(right, size),
+        "label_accuracy": float(bool(label_correct(tally, answers, same))),
+        "reward_accuracy": mean([float(right) for right in rewards_correct(tally, correct_G)]),
     }
-    row["reward_accuracy"] = 1 - len(in_label ^ right_G) / size
-    row["label_accuracy"] = float(tally.label is not None and same(tally.label, gold))
     for k in ks:
         row[f"pass@{k}"] = pass_at_k(size, right, k)
-        row[f"maj@{k}"] = maj_at_k(sizes, verdicts, tally.abstained, k)
+        row[f"maj@{k}"] = maj_at_k(sizes, elected, tally.abstained, k)
     return row

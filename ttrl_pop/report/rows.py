@@ -29,7 +29,7 @@ def answer_row(tally: Tally, answers: AnswerKey, same: Same) -> dict[str, Any]:
         "abstained": tally.abstained,
         "rollouts": len(tally.answers_G),
     }
-    return row | against_gold(tally, answers, same)
+    return row | _gold_fields(tally, answers, same)
 
 
 def vote_row(tally: Tally, answers: AnswerKey, same: Same) -> dict[str, Any]:
@@ -49,11 +49,12 @@ def vote_row(tally: Tally, answers: AnswerKey, same: Same) -> dict[str, Any]:
         ],
         "rewards": list(tally.rewards_G),
     }
-    return row | against_gold(tally, answers, same)
+    return row | _gold_fields(tally, answers, same)
 
 
 def rollout_rows(tally: Tally) -> Iterator[dict[str, Any]]:
-    """Each rollout of a group with its answer and reward, as kept in RUN/rollouts and printed by `sample`."""
+    """Each rollout of a group with its answer and, where it got one, its reward: as kept in RUN/rollouts and printed by
+    `sample`."""
     for sample, rollout in enumerate(tally.group.rollouts_G):
         yield {
             "id": tally.group.problem.id,
@@ -62,7 +63,7 @@ def rollout_rows(tally: Tally) -> Iterator[dict[str, Any]]:
             "mind": rollout.mind.seed,
             "text": rollout.text,
             "answer": tally.answers_G[sample],
-            "reward": tally.rewards_G[sample],
+            **({"reward": tally.rewards_G[sample]} if tally.rewards_G else {}),
             "finish_reason": rollout.finish_reason,
             "policy_version": rollout.policy_version,
             "prompt_tokens": len(rollout.prompt_ids),
@@ -71,6 +72,6 @@ def rollout_rows(tally: Tally) -> Iterator[dict[str, Any]]:
         }
 
 
-def against_gold(tally: Tally, answers: AnswerKey, same: Same) -> dict[str, Any]:
+def _gold_fields(tally: Tally, answers: AnswerKey, same: Same) -> dict[str, Any]:
     correct = label_correct(tally, answers, same)
     return {} if correct is None else {"gold": answers[tally.group.problem.id], "correct": correct}

@@ -53,14 +53,18 @@ class Session:
         return vote_in_background(groups, lambda group: vote(group, self.rules, labels))
 
 
-def open_session(config: Config, problems: ProblemSet, adapter: bool) -> Session:
-    """Load the model, attach population and (where `adapter`) LoRA, and choose backend, grader and reward.
+def open_session(config: Config, problems: ProblemSet, adapter: bool, rewards: bool = True) -> Session:
+    """Load the model, attach population and LoRA, and choose backend, grader and reward.
+
+    Args:
+        adapter: whether there is a LoRA adapter to learn or to load.
+        rewards: whether rollouts are rewarded.
 
     Raises:
         UsageError: whatever of it cannot be had as asked for.
     """
     # Without a model yet: what is wrong here is said at once.
-    rules = build_rules(config.vote, problems.answers, token_limit=config.sampling.max_new_tokens)
+    rules = build_rules(config.vote, problems.answers, token_limit=config.sampling.max_new_tokens, rewards=rewards)
     kind = load("population", config.population.name)
     options = validate(kind.Options, config.population.options, source="population.options")
     config = config.model_copy(update={"backend": backend_name(config.backend, config.device)})

@@ -6,25 +6,30 @@ r"""A completion's text → its final answer, or None: an abstention.
 | `first-number`, `last-number` | of all numbers in the text |
 | `choice` | the letter of a multiple-choice answer |
 | `regex:PATTERN` | the last match, its first group where it has groups |
-| `package.module:function` | a function of (text, finish reason) |
+| `package.module:function` | a function of (text, finish reason), which gets each text as it is; or an `Extractor` |
 
 What the token limit cut off is no answer. But for a user's own pattern, every extractor is linear in the text's
 length: no pattern backtracks into what it has read.
 """
 
-import importlib
 import re
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
 from ttrl_pop.errors import UsageError
+from ttrl_pop.plugins import load
 from ttrl_pop.text import last_box
 from ttrl_pop.types import FinishReason
 
 Extract: TypeAlias = Callable[[str, FinishReason], str | None]
 """(completion text, finish reason) → the answer, or None for an abstention."""
+
+ExtractChat: TypeAlias = Callable[[str, FinishReason, bool], str | None]
+"""The same from a chat completion, told also whether the prompt ends inside the thoughts (a chat template that writes
+`<think>` itself)."""
 
 _ANSWER_LINE = re.compile(
     r"^[ \t>#*_-]*+(?:the[ \t]++)?(?:final[ \t]++)?answer[ \t*_]*+:(.*)", re.IGNORECASE | re.MULTILINE
@@ -40,6 +45,50 @@ _ADORNMENT = "*_` \t\r"
 _OPEN = r"(?:[\s*_`$({\[]|\\(?:text|textbf|mathrm|mathbf|boxed)\{)*+"
 # A letter alone, or with a mark behind it and the text of the choice: `C`, `(C)`, `**C.** Paris`, `\text{C}`.
 _CHOICE = re.compile(rf"{_OPEN}(?:([A-Z])[\s*_`$)}}\].:]*+$|([A-Z])[*_`]*+[).:\]])")
+
+
+@dataclass(frozen=True, slots=True)
+class Extractor:
+    """How answers are read from completions of chat prompts, and from those of raw ones."""
+
+    name: str
+    """As errors have it."""
+    chat: ExtractChat
+    raw: Extract
+
+    def answer(self, text: str, finish_reason: FinishReason, is_chat: bool, thinking: bool) -> str | None:
+        """The answer of a completion, or None for an abstention.
+
+        Args:
+            is_chat: the kind of its prompt.
+            thinking: chat prompts end inside the thoughts.
+
+        Raises:
+            UsageError: a function of the user's returned something else.
+        """
+        found = self.chat(text, finish_reason, thinking) if is_chat else self.raw(text, finish_reason)
+        if not isinstance(found, str | None):
+            raise UsageError(f"extract {self.name!r} must return str or None, got {type(found).__name__}")
+        return found
+
+
+def build_extractor(name: str) -> Extractor:
+    """The extractor that `name` stands for (see the table above), ready to read.
+
+    Raises:
+        UsageError: there is none, it cannot be imported or is not callable, or the pattern is not valid.
+    """
+    if name.startswith("regex:"):
+        try:
+            return _of_function(name, partial(extract_regex, re.compile(name.removeprefix("regex:"))))
+        except re.error as error:
+            raise UsageError(f"extract {name!r} is not a valid regular expression: {error}") from error
+    loaded = load("extractor", name)
+    if isinstance(loaded, Extractor):
+        return loaded
+    if not callable(loaded):
+        raise UsageError(f"extract {name!r} must be a function, got a {type(loaded).__name__}")
+    return _of_function(name, loaded)
 
 
 def extract_chat(text: str, finish_reason: FinishReason, thinking: bool = False) -> str | None:
@@ -129,47 +178,15 @@ def extract_regex(pattern: re.Pattern[str], text: str, finish_reason: FinishReas
     return found or None
 
 
-NAMED: dict[str, Callable[..., str | None]] = {
-    "first-number": extract_first_number,
-    "last-number": extract_last_number,
-    "choice": extract_choice,
-}
+AUTO = Extractor("auto", extract_chat, extract_raw)
+FIRST_NUMBER = Extractor("first-number", extract_first_number, extract_first_number)
+LAST_NUMBER = Extractor("last-number", extract_last_number, extract_last_number)
+CHOICE = Extractor("choice", extract_choice, extract_choice)
 
 
-def resolve_extract(name: str, is_chat: bool, thinking: bool = False) -> Extract:
-    """The extractor that `name` stands for (see the table above).
-
-    Args:
-        is_chat: what `auto` goes by.
-        thinking: prompts end inside the thoughts; a user's own function or pattern gets the text as it is.
-
-    Raises:
-        UsageError: there is none, it cannot be imported or is not callable, or the pattern is not valid.
-    """
-    if name == "auto":
-        return partial(extract_chat, thinking=thinking) if is_chat else extract_raw
-    if name in NAMED:
-        return partial(NAMED[name], thinking=thinking)
-    if name.startswith("regex:"):
-        try:
-            return partial(extract_regex, re.compile(name.removeprefix("regex:")))
-        except re.error as error:
-            raise UsageError(f"extract {name!r} is not a valid regular expression: {error}") from error
-    module_name, _, attribute = name.partition(":")
-    if not (module_name and attribute):
-        raise UsageError(
-            f"extract must be auto, {', '.join(NAMED)}, regex:PATTERN or package.module:function, got {name!r}"
-        )
-    try:
-        function = getattr(importlib.import_module(module_name), attribute)
-    except ImportError as error:
-        raise UsageError(f"extract {name!r} cannot be imported ({error}); is its folder on PYTHONPATH?") from error
-    except AttributeError as error:
-        raise UsageError(f"extract {name!r}: module {module_name} has no {attribute!r}") from error
-    if not callable(function):
-        raise UsageError(f"extract {name!r} must be a function, got a {type(function).__name__}")
-    extract: Extract = function
-    return extract
+def _of_function(name: str, function: Extract) -> Extractor:
+    """The extractor that reads all completions alike, as they are."""
+    return Extractor(name, lambda text, finish_reason, _thinking: function(text, finish_reason), function)
 
 
 def _spoken(text: str, thinking: bool) -> str | None:

@@ -7,7 +7,7 @@ from ttrl_pop.config import VoteConfig, Weight
 from ttrl_pop.errors import UsageError
 from ttrl_pop.plugins import load
 from ttrl_pop.types import AnswerKey
-from ttrl_pop.vote.extract import resolve_extract
+from ttrl_pop.vote.extract import AUTO, Extractor, build_extractor
 from ttrl_pop.vote.graders.base import Grader
 from ttrl_pop.vote.rewards.base import Reward, build_reward
 
@@ -21,10 +21,10 @@ class Rules:
 
     grader: Grader
     """Decides which answers are equal."""
-    reward: Reward
-    """Gives one finite number per rollout."""
-    extract: str = "auto"
-    """As `ttrl_pop.vote.extract.resolve_extract` takes it."""
+    reward: Reward | None
+    """Gives one finite number per rollout; None gives none."""
+    extractor: Extractor = AUTO
+    """Reads the answer of a completion."""
     weight: Weight = "rollout"
     thinking: bool = False
     """Chat prompts end inside the thoughts."""
@@ -48,15 +48,22 @@ def build_grader(config: VoteConfig) -> Grader:
 
 
 def build_rules(
-    config: VoteConfig, answers: AnswerKey, thinking: bool = False, token_limit: int | None = None
+    config: VoteConfig,
+    answers: AnswerKey,
+    thinking: bool = False,
+    token_limit: int | None = None,
+    rewards: bool = True,
 ) -> Rules:
     """Rules from the configuration.
+
+    Args:
+        rewards: reward the rollouts; without it the configured reward is not looked at.
 
     Raises:
         UsageError: a grader, reward or extraction that does not exist or cannot be had.
     """
     grader = build_grader(config)
-    reward = build_reward(config.reward, answers, grader)
-    resolve_extract(config.extract, is_chat=True)
+    reward = build_reward(config.reward, answers, grader) if rewards else None
+    extractor = build_extractor(config.extract)
     thinking = thinking if config.thinking is None else config.thinking
-    return Rules(grader, reward, config.extract, config.weight, thinking, token_limit)
+    return Rules(grader, reward, extractor, config.weight, thinking, token_limit)

@@ -21,7 +21,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from ttrl_pop.errors import UsageError
 from ttrl_pop.types import Group, Tally, mean_logprob
 from ttrl_pop.vote.clusters import cluster_answers, cluster_equal_to
-from ttrl_pop.vote.extract import resolve_extract
 from ttrl_pop.vote.rewards.base import Ballot
 from ttrl_pop.vote.rules import Labels, Rules
 
@@ -45,6 +44,8 @@ def vote(group: Group, rules: Rules, labels: Labels | None = None) -> Tally:
     if labels is not None:
         label = labels[group.problem.id]
         label_cluster = cluster_equal_to(label, clusters, keys_G, rules.grader)
+    if rules.reward is None:
+        return Tally(group, tuple(answers_G), clusters, label, label_cluster, ())
     cluster_of = {member: index for index, cluster in enumerate(clusters) for member in cluster.members}
     ballot = Ballot(
         problem_id=group.problem.id,
@@ -95,13 +96,11 @@ def vote_in_background(groups: Iterable[Group], tally: Callable[[Group], Tally])
 
 def _answers(group: Group, rules: Rules) -> tuple[list[str | None], list[str]]:
     """Extracted answers and their canonical keys ("" where there is no answer)."""
-    extract = resolve_extract(rules.extract, group.problem.is_chat, rules.thinking)
+    rules.grader.forget()
     answers_G: list[str | None] = []
     keys_G: list[str] = []
     for rollout in group.rollouts_G:
-        answer = extract(rollout.text, rollout.finish_reason)
-        if not isinstance(answer, str | None):
-            raise UsageError(f"extract {rules.extract!r} must return str or None, got {type(answer).__name__}")
+        answer = rules.extractor.answer(rollout.text, rollout.finish_reason, group.problem.is_chat, rules.thinking)
         key = rules.grader.key(answer) if answer is not None else ""
         answers_G.append(answer if key else None)
         keys_G.append(key)

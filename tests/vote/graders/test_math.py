@@ -470,6 +470,54 @@ def test_of_a_pair_that_hangs_the_longer_or_else_the_larger_text_alone_is_given_
     assert (grader.timeouts, grader.questions) == (1, 2)
 
 
+class Hanging:
+    """In place of a worker: pairs of these hang, single answers do not, and all others are equal."""
+
+    def __init__(self, *pairs: set[str]) -> None:
+        self.pairs = pairs
+
+    def ask(self, *answers: str) -> dict[str, Any] | None:
+        return None if set(answers) in self.pairs else {"equal": True}
+
+
+def hanging_grader(*pairs: set[str]) -> MathGrader:
+    grader = MathGrader()
+    grader._worker = Hanging(*pairs)  # type: ignore[assignment]
+    return grader
+
+
+@pytest.mark.parametrize("asked_before", ["a+b", "n+1"])
+def test_a_later_vote_has_the_verdicts_of_a_grader_that_saw_no_earlier_one(asked_before: str) -> None:
+    undisturbed, resumed = (hanging_grader({"a+b", "a+b+c"}) for _ in range(2))
+    undisturbed.equal("a+b+c", asked_before)
+    undisturbed.equal("a+b+c", "a+b")
+    assert not undisturbed.equal("a+b+c", "n+1")
+    later = boxed(["a+b+c", "n+1", "n+1", "a+b"])
+    assert clusters(vote_on(later, undisturbed)) == clusters(vote_on(later, resumed))
+    for grader in (undisturbed, resumed):
+        grader.forget()
+    assert undisturbed.equal("a+b+c", "n+1")
+    assert resumed.equal("a+b+c", "n+1")
+
+
+def test_what_is_known_of_a_pair_counts_no_more_once_one_of_it_is_given_up() -> None:
+    # A resumed grader does not know the pair, and would say no.
+    grader = hanging_grader({"a+b", "a+b+c"})
+    assert grader.equal("a+b+c", "n+1")
+    assert not grader.equal("a+b+c", "a+b")
+    assert not grader.equal("a+b+c", "n+1")
+
+
+def test_a_comparison_with_gold_leaves_no_trace_in_a_vote_of_another_thread() -> None:
+    grader = hanging_grader({"a+b", "a+b+c"})
+    verdicts: list[bool] = []
+    thread = threading.Thread(target=lambda: verdicts.append(grader.equal("a+b+c", "n+1")))
+    assert not grader.equal("a+b+c", "a+b")
+    thread.start()
+    thread.join()
+    assert verdicts == [True]
+
+
 @pytest.mark.parametrize(
     ("limit", "refused", "taken"),
     [

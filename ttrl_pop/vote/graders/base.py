@@ -24,6 +24,13 @@ class Grader(ABC):
         """Whether answers with different keys are equal all the same. Asked both ways; both must hold."""
         return False
 
+    def forget(self) -> None:  # noqa: B027 (a grader that remembers nothing has nothing to forget)
+        """Drop verdicts that depend on what the calling thread asked before, such as an answer that was given up on.
+
+        Called at the start of each step, before each vote, and before labels are compared with earlier ones: a resumed
+        run then learns and reports the same as one that was never stopped, whatever was asked for gold answers.
+        """
+
     def same(self, a: str | None, b: str | None) -> bool:
         """The verdict on two answers: keys equal, or `equal` both ways. No answer never equals anything."""
         if a is None or b is None:

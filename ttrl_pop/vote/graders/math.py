@@ -6,8 +6,8 @@ r"""The default grader: canonical keys first, then algebra in a process of its o
 differs goes to `ttrl_pop.vote.graders.math_worker`, one pair at a time, which starts when the first such pair comes.
 
 Each answer is tried alone before it meets others: if the worker cannot read it in time, that answer alone equals
-nothing but its own spelling from then on. If a pair takes too long although both were read, the longer text is at
-fault. A verdict that did not come in time is "not equal" and counted in `timeouts`.
+nothing but its own spelling until `forget` is called. If a pair takes too long although both were read, the longer text
+is at fault. A verdict that did not come in time is "not equal" and counted in `timeouts`.
 
 Simplifications:
 
@@ -95,7 +95,10 @@ class MathGrader(Grader):
         self._lock = threading.Lock()
         self._worker = _Worker(seconds)
         self._verdicts: _Recent[tuple[str, str], bool] = _Recent()
+        """Replies of the worker to pairs, which depend on the pair alone."""
         self._readable: _Recent[str, bool] = _Recent()
+        """Answers that the worker has read."""
+        self._given_up = _GivenUp()
 
     def key(self, answer: str) -> str:
         return self._exact.key(answer)
@@ -103,13 +106,14 @@ class MathGrader(Grader):
     def equal(self, a: str, b: str) -> bool:
         if is_refused(a) or is_refused(b) or (self._is_plain(a) and self._is_plain(b)):
             return False
-        pair = (a, b) if a < b else (b, a)
+        # Before what is known of the pair: a grader that knows less must say the same.
+        if not self._given_up.answers.isdisjoint((a, b)):
+            return False
         with self._lock:
-            verdict = self._verdicts.get(pair)
-            if verdict is None:
-                verdict = self._ask(*pair)
-                self._verdicts.put(pair, verdict)
-            return verdict
+            return self._verdict((a, b) if a < b else (b, a))
+
+    def forget(self) -> None:
+        self._given_up.answers.clear()
 
     def close(self) -> None:
         """End the worker; the next question starts another."""
@@ -121,26 +125,32 @@ class MathGrader(Grader):
         key = self.key(answer)
         return bool(_PLAIN_NUMBER.fullmatch(key) or _PLAIN_WORDS.fullmatch(key) or _PROSE.fullmatch(answer))
 
-    def _ask(self, a: str, b: str) -> bool:
-        if not (self._is_readable(a) and self._is_readable(b)):
-            return False
+    def _verdict(self, pair: tuple[str, str]) -> bool:
+        verdict = self._verdicts.get(pair)
+        if verdict is not None or not all(map(self._is_readable, pair)):
+            return bool(verdict)
         self.questions += 1
-        reply = self._worker.ask(a, b)
+        reply = self._worker.ask(*pair)
         if reply is None:
-            self.timeouts += 1
             # By text, not by time measured: the same answer is at fault in every run.
-            self._readable.put(max(a, b, key=lambda answer: (len(answer), answer)), False)
+            self._give_up(max(pair, key=lambda answer: (len(answer), answer)))
             return False
+        self._verdicts.put(pair, bool(reply["equal"]))
         return bool(reply["equal"])
 
     def _is_readable(self, answer: str) -> bool:
-        """Whether the worker reads an answer in time and no pair has shown it to be at fault."""
-        readable = self._readable.get(answer)
-        if readable is None:
-            readable = self._worker.ask(answer) is not None
-            self.timeouts += not readable
-            self._readable.put(answer, readable)
-        return readable
+        """Whether the worker reads an answer in time."""
+        if self._readable.get(answer):
+            return True
+        if self._worker.ask(answer) is None:
+            self._give_up(answer)
+            return False
+        self._readable.put(answer, True)
+        return True
+
+    def _give_up(self, answer: str) -> None:
+        self.timeouts += 1
+        self._given_up.answers.add(answer)
 
 
 def is_refused(answer: str) -> bool:
@@ -157,6 +167,13 @@ def is_refused(answer: str) -> bool:
         depth += 1 if bracket in "([{" else -1
         deepest = max(deepest, depth)
     return deepest > MAX_DEPTH
+
+
+class _GivenUp(threading.local):
+    """Answers over which time ran out, for each thread: what is compared with gold leaves no trace in the votes."""
+
+    def __init__(self) -> None:
+        self.answers: set[str] = set()
 
 
 class _Recent(Generic[K, V]):

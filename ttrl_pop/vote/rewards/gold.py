@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 from ttrl_pop.errors import UsageError
+from ttrl_pop.report.gold import answers_correct
 from ttrl_pop.types import AnswerKey
 from ttrl_pop.vote.graders.base import Grader
 from ttrl_pop.vote.rewards.base import Ballot
@@ -28,6 +29,4 @@ class GoldReward:
                 f"reward gold needs a gold answer for every problem, problem {ballot.problem_id!r} has none; "
                 "add it or leave the problem out"
             )
-        # A grader may be slow: each spelling is graded once.
-        correct = {answer: float(self._grader.same(answer, gold)) for answer in set(ballot.answers_G)}
-        return tuple(correct[answer] for answer in ballot.answers_G)
+        return tuple(map(float, answers_correct(ballot.answers_G, gold, self._grader.same)))
