@@ -37,13 +37,17 @@ class NormScale(Population):
         weight = next(network.parameters())
         # Gains this near to 1 need more digits than bf16 has.
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        start = torch.full((len(found), 1), math.log(self.options.sigma), dtype=dtype, device=weight.device)
-        self.log_sigma = nn.Parameter(start)
+        self.log_sigma = nn.Parameter(torch.empty(len(found), 1, dtype=dtype, device=weight.device))
+        self.restart()
         self.sites, self.width = [name for name, _ in found], hidden_size(network)
         self._gains: Tensor | None = None
         self._place_N: Tensor | None = None
         for index, (_, module) in enumerate(found):
             module.register_forward_hook(self._hook(index))
+
+    def restart(self) -> None:
+        with torch.no_grad():
+            self.log_sigma.fill_(math.log(self.options.sigma))
 
     @contextmanager
     def embody(self, minds_M: Sequence[Mind], place_N: Tensor, positions_N: Tensor) -> Iterator[None]:

@@ -55,6 +55,7 @@ class Policy:
                 "hidden states alone; leave it out"
             )
         fuse(self.network)
+        population.settle(self.network)
 
     @property
     def device(self) -> torch.device:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from ttrl_pop import randomness
 from ttrl_pop.config import Section
 from ttrl_pop.errors import UsageError
-from ttrl_pop.population.base import MEAN, Population
+from ttrl_pop.population.base import MEAN, Lack, Population
 from ttrl_pop.types import Metrics, Mind
 
 Sigma = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -72,12 +72,12 @@ class NormNoise(Population):
         self._table: tuple[object, list[Tensor]] | None = None
 
     @property
-    def needs_calibration(self) -> bool:
+    def lacks(self) -> Lack | None:
         # Asked for every forward, and a look at the buffer stops a GPU: looked at once for each value.
         if self._scale_seen != self.sigma0._version:
             self._scale_seen = self.sigma0._version
             self._has_scale = bool(torch.isfinite(self.sigma0))
-        return not self._has_scale
+        return None if self._has_scale else "scale"
 
     def set_scale(self, sigma: float) -> None:
         with torch.no_grad():
@@ -86,6 +86,10 @@ class NormNoise(Population):
             self.mu.zero_()
         # log 0 has no useful gradient: a population without spread keeps none.
         self.log_sigma.requires_grad_(sigma > 0)
+
+    def restart(self) -> None:
+        if not self.lacks:
+            self.set_scale(float(self.sigma0))
 
     def attach(self, network: nn.Module) -> None:
         """Find the sites, allocate mu and log sigma, and hook every site.
@@ -115,7 +119,7 @@ class NormNoise(Population):
     def embody(
         self, minds_M: Sequence[Mind], place_N: Int[Tensor, "N"], positions_N: Int[Tensor, "N"]
     ) -> Iterator[None]:
-        if self.needs_calibration:
+        if self.lacks:
             raise UsageError('sigma is "auto" and has not been calibrated; pass a number or calibrate first')
         seeds = tuple(mind.seed for mind in minds_M)
         length = 1 if self.options.level == "sequence" else int(positions_N.max()) + 1
@@ -134,7 +138,7 @@ class NormNoise(Population):
     @torch.no_grad()
     def offsets(self, minds: Sequence[Mind]) -> Float[Tensor, "S M D"]:
         """z of each mind at each site, in the order of `sites`, for an engine with a model of its own."""
-        if self.needs_calibration:
+        if self.lacks:
             raise UsageError('sigma is "auto" and has not been calibrated; pass a number or calibrate first')
         return torch.stack(self._noise(tuple(mind.seed for mind in minds), 1))
 

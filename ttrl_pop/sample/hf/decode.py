@@ -122,6 +122,7 @@ class RecordedStep(DecodeStep):
             return
         super().__call__()
         self._replay = self._recorder.record(super().__call__)
+        # A record reads what its operations read: all of it must live as long.
         self._held = self.policy.population.held()
 
 
