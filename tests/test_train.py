@@ -366,7 +366,7 @@ def test_a_step_whose_row_was_not_written_is_repeated(run: RunDirectory, monkeyp
 
 def test_a_template_that_refuses_a_prompt_is_a_usage_error() -> None:
     policy = tiny_policy()
-    policy.tokenizer.chat_template = "{{ raise_exception('no system turns') }}"
+    policy.model.tokenizer.chat_template = "{{ raise_exception('no system turns') }}"
     chat = Problem("c", ({"role": "system", "content": "x"}, {"role": "user", "content": "y"}), 1)
     with pytest.raises(UsageError, match="'c': the model's chat template refuses it"):
         tiny_session(policy, problems=[PROBLEMS[0], chat])

@@ -39,7 +39,7 @@ def create_run(given: RunInputs) -> PreparedRun:
     config, problems = given.config, given.problems
     check_trainable(config)
     session = open_session(config, problems, adapter=True)
-    identity = {"model": session.policy.fingerprint, "problems": problems.fingerprint}
+    identity = {"model": session.policy.model.fingerprint, "problems": problems.fingerprint}
     # "auto" means another type on another device, with which the weights would not be the same; and rollouts that are
     # voted on again have no chat template beside them.
     voting = config.vote.model_copy(update={"thinking": session.rules.thinking})
@@ -123,7 +123,7 @@ def read_identity(run: RunDirectory, flag: str) -> dict[str, str]:
 
 
 def check_model(session: Session, identity: Mapping[str, str], flag: str) -> None:
-    if session.policy.fingerprint != identity["model"]:
+    if session.policy.model.fingerprint != identity["model"]:
         raise UsageError(
             f"{flag}: model {session.config.model!r} is not the one of the run (other weights, or another dtype)"
         )

@@ -115,7 +115,7 @@ def _hidden(policy: Policy, rollouts: Sequence[Rollout], mind: Mind | None) -> F
     """Before every completion token, as `mind` reads prompts and completions."""
     reader = None if mind is None else policy.population.reader(mind)
     packed = pack([Tree(r.prompt_ids, reader, (Branch(r.completion_ids[:-1], mind),)) for r in rollouts], policy.device)
-    wanted = [token for s, (b,) in zip(packed.stems, packed.branches, strict=True) for token in (s[-1][-1], *chain(*b))]
+    wanted = [*chain(*(packed.sources(tree, 0) for tree in range(len(rollouts))))]
     return policy.hidden(packed)[torch.tensor(wanted, device=policy.device)]
 
 

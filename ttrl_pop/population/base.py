@@ -61,16 +61,16 @@ class Population(nn.Module, ABC):
 
     @abstractmethod
     def embody(
-        self, minds_M: Sequence[Mind], place_N: Int[Tensor, "N"], positions_N: Int[Tensor, "N"]
+        self, minds_M: Sequence[Mind], mind_N: Int[Tensor, "N"], positions_N: Int[Tensor, "N"]
     ) -> AbstractContextManager[None]:
-        """While active, token n of a forward [1, N] is read by mind `minds_M[place_N[n]]`. Outside, the model is the
+        """While active, token n of a forward [1, N] is read by mind `minds_M[mind_N[n]]`. Outside, the model is the
         base model.
 
         The context must span the backward pass where activations are recomputed.
 
         Args:
             minds_M: different minds; `MEAN` is the mean mind.
-            positions_N: place of each token in its sequence, from 0; only populations whose noise differs between
+            positions_N: number of each token in its sequence, from 0; only populations whose noise differs between
                 tokens read it.
         """
 
@@ -104,7 +104,7 @@ class NoPopulation(Population):
         return
 
     def embody(
-        self, minds_M: Sequence[Mind], place_N: Int[Tensor, "N"], positions_N: Int[Tensor, "N"]
+        self, minds_M: Sequence[Mind], mind_N: Int[Tensor, "N"], positions_N: Int[Tensor, "N"]
     ) -> AbstractContextManager[None]:
         return nullcontext()
 

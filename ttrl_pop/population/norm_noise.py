@@ -65,7 +65,8 @@ class NormNoise(Population):
         self.sites: tuple[str, ...] = ()
         self._eps: dict[int, Tensor] = {}
         self._offsets: list[Tensor] | None = None
-        self._place_N: Tensor | None = None
+        self._row_N: Tensor | None = None
+        """Row of each token in the offsets of every site."""
         self._scale_seen = -1
         """Version of `sigma0` when it was last looked at."""
         self._has_scale = False
@@ -117,20 +118,20 @@ class NormNoise(Population):
 
     @contextmanager
     def embody(
-        self, minds_M: Sequence[Mind], place_N: Int[Tensor, "N"], positions_N: Int[Tensor, "N"]
+        self, minds_M: Sequence[Mind], mind_N: Int[Tensor, "N"], positions_N: Int[Tensor, "N"]
     ) -> Iterator[None]:
         if self.lacks:
             raise UsageError('sigma is "auto" and has not been calibrated; pass a number or calibrate first')
         seeds = tuple(mind.seed for mind in minds_M)
         length = 1 if self.options.level == "sequence" else int(positions_N.max()) + 1
-        outer = (self._offsets, self._place_N)
+        outer = (self._offsets, self._row_N)
         self._offsets = self._noise(seeds, length)
-        # One row of the offsets for each mind, or for each mind and position.
-        self._place_N = place_N if length == 1 else place_N * length + positions_N
+        # Offsets have a row for each mind, or for each mind and position.
+        self._row_N = mind_N if length == 1 else mind_N * length + positions_N
         try:
             yield
         finally:
-            self._offsets, self._place_N = outer
+            self._offsets, self._row_N = outer
 
     def reader(self, mind: Mind) -> Mind:
         return mind if self.options.scope == "sequence" else MEAN
@@ -198,10 +199,10 @@ class NormNoise(Population):
 
     def _hook(self, index: int) -> Any:
         def add_offset(module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
-            if self._offsets is None or self._place_N is None:
+            if self._offsets is None or self._row_N is None:
                 return None
             # The sum is taken in the wider type: in bf16 half of a small offset would be rounded away.
-            offsets_ND = self._offsets[index].index_select(0, self._place_N)
+            offsets_ND = self._offsets[index].index_select(0, self._row_N)
             # Added to the copies themselves: in place on a view of them the backward pass would copy its gradient.
             return offsets_ND.add_(output.flatten(0, -2)).view(output.shape).to(output.dtype)
 

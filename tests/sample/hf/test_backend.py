@@ -95,7 +95,7 @@ def test_a_query_sees_its_keys_through_the_heads_that_share_them(dtype: torch.dt
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_rollouts_of_the_base_model_are_those_of_generate(family: str) -> None:
     policy = tiny_policy(family)
-    asked = [Request(encode(policy.tokenizer, problem), None, ("greedy", problem.id)) for problem in PROBLEMS]
+    asked = [Request(encode(policy.model.tokenizer, problem), None, ("greedy", problem.id)) for problem in PROBLEMS]
     with policy.as_base():
         rollouts = written(policy, asked, temperature=0.0, max_new_tokens=12)
     network = tiny_network(family)
@@ -165,7 +165,7 @@ def test_a_prompt_is_read_once_for_all_who_read_it_alike(
     hidden = policy.hidden
     monkeypatch.setattr(policy, "hidden", lambda packed: tokens.append(len(packed.ids_N)) or hidden(packed))
     written(policy, requests(policy, minds=3, samples=4), max_new_tokens=1)
-    prompts = [encode(policy.tokenizer, problem) for problem in PROBLEMS[:4]]
+    prompts = [encode(policy.model.tokenizer, problem) for problem in PROBLEMS[:4]]
     shared = alike(prompts)
     assert shared > 2
     beginnings = {prompt[: i + 1] for prompt in prompts for i in range(len(prompt))}
@@ -266,7 +266,7 @@ def test_no_position_lies_behind_the_end_of_the_context(monkeypatch: pytest.Monk
     # GPT-2 has an embedding for each position, and none for further ones.
     policy = tiny_policy("gpt2")
     limit, mind = 7, Mind(5)
-    long = tuple(3 + i % 50 for i in range(policy.context_length - limit))
+    long = tuple(3 + i % 50 for i in range(policy.model.context_length - limit))
     asked = [Request(prompt, mind, ("k", len(prompt))) for prompt in (long, (3,), (4, 5))]
     expected = written(policy, asked)
     assert {len(r.completion_ids) for r in expected} == {limit}
@@ -297,8 +297,8 @@ def test_stop_strings_cut_the_text_and_keep_the_tokens() -> None:
         index = next(
             i for i, r in enumerate(free) if r.completion_ids[: len(rollout.completion_ids)] == rollout.completion_ids
         )
-        whole = decode(policy.tokenizer, rollout.completion_ids)
-        if rollout.finish_reason == "stop" and rollout.completion_ids[-1] not in policy.eos_ids:
+        whole = decode(policy.model.tokenizer, rollout.completion_ids)
+        if rollout.finish_reason == "stop" and rollout.completion_ids[-1] not in policy.model.eos_ids:
             assert whole.endswith(("a", "3."))
             assert rollout.text == whole[: -1 if whole.endswith("a") else -2]
         assert "a" not in rollout.text
@@ -312,8 +312,8 @@ def test_the_end_of_sequence_ends_a_completion_and_is_part_of_it() -> None:
     ended = [r for r in rollouts if r.finish_reason == "stop"]
     assert ended
     for rollout in rollouts:
-        assert (rollout.completion_ids[-1] in policy.eos_ids) == (rollout.finish_reason == "stop")
-        assert not set(rollout.completion_ids[:-1]) & policy.eos_ids
+        assert (rollout.completion_ids[-1] in policy.model.eos_ids) == (rollout.finish_reason == "stop")
+        assert not set(rollout.completion_ids[:-1]) & policy.model.eos_ids
         assert "</s>" not in rollout.text
         assert len(rollout.logprobs) == len(rollout.completion_ids)
 
@@ -386,7 +386,7 @@ EVERYTHING = {
 
 def test_a_mind_is_the_same_in_another_population_object() -> None:
     one, other = (tiny_policy(population=norm_noise(0.3)) for _ in range(2))
-    asked = [Request(encode(one.tokenizer, PROBLEMS[0]), Mind(123), ("k",))]
+    asked = [Request(encode(one.model.tokenizer, PROBLEMS[0]), Mind(123), ("k",))]
     assert_same(written(one, asked), written(other, asked))
 
 
