@@ -94,14 +94,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     policy = Policy(load_model(given.model_folder, "cpu", "float32"), NormNoise(NormNoiseOptions(sigma=SIGMA)))
     population = policy.population
     assert isinstance(population, NormNoise)
-    prompts = [tuple(policy.tokenizer(text)["input_ids"]) for text in times_table(given.problems, given.examples)]
+    prompts = [tuple(policy.model.tokenizer(text)["input_ids"]) for text in times_table(given.problems, given.examples)]
     rows = given.problems * given.rollouts
     lengths = completion_lengths(given.lengths, rows, given.new_tokens)
     has_minds = given.side in ("minds", "serial")
     longest = max(map(len, prompts)) + given.new_tokens
     sites = population.sites if has_minds else ()
     engine = Engine(
-        Model(str(policy.source), "float32", longest, sites, None, rows, False), VllmOptions(max_model_len=longest)
+        Model(str(policy.model.source), "float32", longest, sites, None, rows, False),
+        VllmOptions(max_model_len=longest),
     )
     if has_minds:
         engine.write_minds(population.offsets(population.spawn(0, 1, given.rollouts)))

@@ -187,7 +187,7 @@ def tiny_session(
         problems=ProblemSet(tuple(problems), answers, "fingerprint"),
         policy=policy,
         backend=(backend or HfBackend)(policy, config.sampling),
-        prompts=Prompts(policy, problems, config.sampling.max_new_tokens),
+        prompts=Prompts(policy.model, problems, config.sampling.max_new_tokens),
         rules=build_rules(config.vote, answers, token_limit=config.sampling.max_new_tokens),
     )
 
@@ -230,7 +230,7 @@ class ScriptedBackend(Backend):
     def rollouts(self, requests: Sequence[Request], weights: Weights = "policy") -> Iterator[tuple[int, Rollout]]:
         for index, request in enumerate(requests):
             text = self.script(index)
-            ids = tuple(self.policy.tokenizer(text)["input_ids"])
+            ids = tuple(self.policy.model.tokenizer(text)["input_ids"])
             yield (
                 index,
                 Rollout(
@@ -290,7 +290,7 @@ def stripped(rollouts: list[Rollout]) -> list[object]:
 
 def requests(policy: Policy, minds: int = 3, samples: int = 2) -> list[Request]:
     return [
-        Request(encode(policy.tokenizer, problem), mind, ("token", 0, problem.id, mind.seed, s))
+        Request(encode(policy.model.tokenizer, problem), mind, ("token", 0, problem.id, mind.seed, s))
         for problem in PROBLEMS[:4]
         for mind in policy.population.spawn(0, 1, minds)
         for s in range(samples)

@@ -229,3 +229,5 @@ def test_population_scale_has_the_kl_of_a_zero_mean_gaussian(monkeypatch: pytest
     own, prior = (torch.distributions.Normal(0.0, torch.tensor(s, dtype=torch.float64)) for s in (0.2, 0.1))
     expected = torch.distributions.kl_divergence(own, prior)
     torch.testing.assert_close(population.kl_to_prior().detach(), expected)
+    population.restart()
+    assert float(population.kl_to_prior().detach()) == pytest.approx(0, abs=1e-12)

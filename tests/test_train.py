@@ -7,13 +7,11 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from fakes import PROBLEMS, ScriptedBackend, norm_noise, tiny_model, tiny_policy, tiny_session
+from fakes import PROBLEMS, ScriptedBackend, tiny_policy, tiny_session
 
 from ttrl_pop import randomness
 from ttrl_pop.errors import CollapseError, StaleRolloutError, UsageError
-from ttrl_pop.fit.sigma import calibrate, distance
 from ttrl_pop.learn.learner import Learner
-from ttrl_pop.model.policy import Policy
 from ttrl_pop.population.base import MEAN
 from ttrl_pop.run import collapse
 from ttrl_pop.run.progress import Progress, load_history, resume
@@ -426,36 +424,6 @@ def test_a_survey_answers_every_problem_in_order_and_repeats() -> None:
     assert measures.values["agreement"] == pytest.approx(sum(t.agreement for t in one) / len(one))
 
 
-def test_calibration_meets_its_targets_and_comes_close() -> None:
-    session = tiny_session(Policy(tiny_model(), norm_noise("auto", target_kl=0.05, target_flips=0.2)))
-    found = calibrate(session)
-    assert found is not None
-    assert found.kl <= 0.05
-    assert found.flips <= 0.2
-    assert found.evaluations <= 6
-    assert max(found.kl / 0.05, found.flips / 0.2) > 0.5
-    population = session.policy.population
-    assert population.metrics()["population/sigma"] == pytest.approx(found.sigma)
-    assert calibrate(session) is None, "what is calibrated stays"
-    again = tiny_session(Policy(tiny_model(), norm_noise("auto", target_kl=0.05, target_flips=0.2)))
-    assert calibrate(again) == found
-
-
-def test_distance_grows_with_sigma_and_is_zero_without() -> None:
-    session = tiny_session(tiny_policy(warm=False))
-    minds = session.policy.population.spawn(0, 0, 4)
-    rollouts = [t.group.rollouts_G[0] for t in survey(session)]
-    measured = []
-    for sigma in (0.0, 0.01, 0.02, 0.3):
-        session.policy.population.set_scale(sigma)
-        measured.append(distance(session.policy, rollouts, minds, 4096))
-    assert measured[0] == (0, 0)
-    assert measured[2][0] / measured[1][0] == pytest.approx(4, rel=0.2), "the square law"
-    assert measured[3][0] > measured[2][0]
-    one_row = distance(session.policy, rollouts, minds, 1)
-    assert one_row == pytest.approx(measured[3], rel=1e-9)
-
-
 def test_batches_of_the_loop_follow_the_stream(run: RunDirectory) -> None:
     session = tiny_session(steps=3, problems_per_step=4)
     tallies = [e for e in train(session, run, Progress()) if isinstance(e, Tally)]
@@ -463,13 +431,6 @@ def test_batches_of_the_loop_follow_the_stream(run: RunDirectory) -> None:
     for step in range(3):
         ids = [t.group.problem.index for t in tallies[4 * step : 4 * step + 4]]
         assert sorted(ids) == sorted(next(expected))
-
-
-def test_targets_that_no_sigma_meets_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ttrl_pop.fit.sigma.distance", lambda *_: (1.0, 1.0))
-    session = tiny_session(Policy(tiny_model(), norm_noise("auto")))
-    with pytest.raises(UsageError, match="no sigma down to"):
-        calibrate(session)
 
 
 def test_a_step_whose_row_was_not_written_is_repeated(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -489,15 +450,7 @@ def test_a_step_whose_row_was_not_written_is_repeated(run: RunDirectory, monkeyp
 
 def test_a_template_that_refuses_a_prompt_is_a_usage_error() -> None:
     policy = tiny_policy()
-    policy.tokenizer.chat_template = "{{ raise_exception('no system turns') }}"
+    policy.model.tokenizer.chat_template = "{{ raise_exception('no system turns') }}"
     chat = Problem("c", ({"role": "system", "content": "x"}, {"role": "user", "content": "y"}), 1)
     with pytest.raises(UsageError, match="'c': the model's chat template refuses it"):
         tiny_session(policy, problems=[PROBLEMS[0], chat])
-
-
-def test_a_sigma_far_below_the_first_guess_is_found() -> None:
-    session = tiny_session(Policy(tiny_model(), norm_noise("auto", target_kl=1e-8, target_flips=1.0)))
-    found = calibrate(session)
-    assert found is not None
-    assert 0 < found.kl <= 1e-8
-    assert found.evaluations <= 20

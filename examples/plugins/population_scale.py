@@ -37,23 +37,27 @@ class NormScale(Population):
         weight = next(network.parameters())
         # Gains this near to 1 need more digits than bf16 has.
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        start = torch.full((len(found), 1), math.log(self.options.sigma), dtype=dtype, device=weight.device)
-        self.log_sigma = nn.Parameter(start)
+        self.log_sigma = nn.Parameter(torch.empty(len(found), 1, dtype=dtype, device=weight.device))
+        self.restart()
         self.sites, self.width = [name for name, _ in found], hidden_size(network)
         self._gains: Tensor | None = None
-        self._place_N: Tensor | None = None
+        self._mind_N: Tensor | None = None
         for index, (_, module) in enumerate(found):
             module.register_forward_hook(self._hook(index))
 
+    def restart(self) -> None:
+        with torch.no_grad():
+            self.log_sigma.fill_(math.log(self.options.sigma))
+
     @contextmanager
-    def embody(self, minds_M: Sequence[Mind], place_N: Tensor, positions_N: Tensor) -> Iterator[None]:
+    def embody(self, minds_M: Sequence[Mind], mind_N: Tensor, positions_N: Tensor) -> Iterator[None]:
         eps = torch.stack([self._eps(mind) for mind in minds_M], dim=1)
-        outer = self._gains, self._place_N
-        self._gains, self._place_N = 1 + self.log_sigma.exp()[:, None] * eps, place_N
+        outer = self._gains, self._mind_N
+        self._gains, self._mind_N = 1 + self.log_sigma.exp()[:, None] * eps, mind_N
         try:
             yield
         finally:
-            self._gains, self._place_N = outer
+            self._gains, self._mind_N = outer
 
     def kl_to_prior(self) -> Tensor:
         sigma0 = self.log_sigma.new_tensor(self.options.sigma)
@@ -75,8 +79,8 @@ class NormScale(Population):
 
     def _hook(self, index: int) -> Any:
         def scale(module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
-            if self._gains is None or self._place_N is None:
+            if self._gains is None or self._mind_N is None:
                 return None
-            return (output * self._gains[index].index_select(0, self._place_N)).to(output.dtype)
+            return (output * self._gains[index].index_select(0, self._mind_N)).to(output.dtype)
 
         return scale

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from ttrl_pop.errors import DivergenceError, StaleRolloutError
 from ttrl_pop.learn import grpo, objective
 from ttrl_pop.learn.learner import Learner, schedule_factor
-from ttrl_pop.learn.micro_batches import Sample, micro_batches
+from ttrl_pop.learn.micro_batches import MicroBatches, Sample
 from ttrl_pop.model.logprobs import grow, token_logprobs
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.packing.pack import pack
@@ -407,7 +407,7 @@ def test_micro_batches_keep_the_budget_and_every_row() -> None:
     learner = Learner(session.policy, session.config)
     samples, _, _ = learner._samples(tallies_of(session), {})
     for budget in (1, 80, 10**6):
-        batches = list(micro_batches(samples, learner._reader, budget))
+        batches = list(MicroBatches(learner._reader, budget).cut(samples))
         assert sorted(map(id, samples)) == sorted(id(s) for batch in batches for s in batch)
         sizes = [tree_tokens(session, batch) for batch in batches]
         assert all(size <= budget or len(batch) == 1 for size, batch in zip(sizes, batches, strict=True))
@@ -484,6 +484,16 @@ def test_micro_batches_that_do_not_fit_are_halved_for_good_and_change_no_gradien
     assert max(sizes) <= 5
     for name, gradient in whole.items():
         torch.testing.assert_close(halved[name], gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_a_learner_goes_on_with_the_token_budget_that_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = tiny_session(tiny_policy())
+    learner, sizes = Learner(session.policy, session.config), []
+    assert learner.token_budget == session.config.learn.token_budget
+    learner.token_budget = 1
+    monkeypatch.setattr(Learner, "_backward", lambda learner, batch: sizes.append(len(batch)) or objective.Sums())
+    assert learner.learn(tallies_of(session), 1).token_budget == 1
+    assert set(sizes) == {1}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

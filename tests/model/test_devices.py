@@ -29,7 +29,7 @@ def policy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     monkeypatch.setattr("ttrl_pop.model.policy.fuse", lambda network: None)
     monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
     policy = tiny_policy(population=norm_noise(0.3, scope=request.param), dtype=torch.float32)
-    assert not policy.population.needs_calibration
+    assert not policy.population.lacks
     mode, known = FakeTensorMode(allow_non_fake_inputs=True), {}
 
     def faked(tensor: Tensor) -> Tensor:

@@ -97,10 +97,10 @@ def test_the_demo_model_is_converted_once_and_knows_its_tables(tmp_path: Path, m
     assert (folder / "model.safetensors").stat().st_mtime_ns == written
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
     policy = Policy(load_model("smollm2"), NoPopulation(NoPopulation.Options()))
-    ids = policy.tokenizer("Q: What is 2 times 4?\nA: 2 times 4 is")["input_ids"]
+    ids = policy.model.tokenizer("Q: What is 2 times 4?\nA: 2 times 4 is")["input_ids"]
     for expected in (" ", "8"):
         with torch.no_grad():
             token = int(logits_of(policy, torch.tensor([ids]), None)[0, -1].argmax())
-        assert decode(policy.tokenizer, [token]) == expected
+        assert decode(policy.model.tokenizer, [token]) == expected
         ids.append(token)
-    assert policy.tokenizer.chat_template
+    assert policy.model.tokenizer.chat_template

@@ -73,7 +73,7 @@ def test_every_token_stands_at_its_own_position_under_its_own_mind_behind_its_ow
         assert len(places) == len(sequence)
         for i, place in enumerate(places):
             assert int(packed.positions_N[place]) == i
-            assert (int(packed.ids_N[place]), packed.minds_M[packed.place_N[place]]) == sequence[i]
+            assert (int(packed.ids_N[place]), packed.minds_M[packed.mind_N[place]]) == sequence[i]
             # What shares a place shares all that comes before.
             assert pasts.setdefault(place, sequence[: i + 1]) == sequence[: i + 1]
     # A prompt that is read again for a completion, as that costs less, is told of once.

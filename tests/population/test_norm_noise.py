@@ -6,6 +6,7 @@ import pytest
 import torch
 from fakes import FAMILIES, logits_of, norm_noise, tiny_model, tiny_network, tiny_policy
 
+from ttrl_pop.config import LoraConfig
 from ttrl_pop.errors import UsageError
 from ttrl_pop.kernels import matmul
 from ttrl_pop.model.policy import Policy
@@ -230,7 +231,7 @@ def test_auto_sigma_must_be_calibrated_first() -> None:
     policy.population.set_scale(0.1)
     logits_of(policy, IDS, MINDS)
     policy.population.load_state_dict(unscaled)
-    assert policy.population.needs_calibration
+    assert policy.population.lacks == "scale"
     with pytest.raises(UsageError, match="calibrate"):
         logits_of(policy, IDS, MINDS)
 
@@ -249,3 +250,38 @@ def test_without_a_population_all_minds_share_one_prompt() -> None:
     assert tiny_policy().population.reader(Mind(3)) != tiny_policy().population.reader(Mind(4))
     assert len(set(population.spawn(0, 1, 8))) == 8
     torch.testing.assert_close(logits_of(policy, IDS, MINDS), logits_of(policy, IDS, None))
+
+
+def test_a_restart_is_where_training_began_to_the_bit() -> None:
+    for sigma, spread in ((0.3, "site"), (0.02, "dim"), (0.0, "site")):
+        population = norm_noise(sigma, spread=spread)
+        population.attach(tiny_network(dtype=torch.float32))
+        before = {name: value.clone() for name, value in population.state_dict().items()}
+        with torch.no_grad():
+            for parameter in population.parameters():
+                parameter.add_(0.1)
+        population.restart()
+        assert all(torch.equal(value, before[name]) for name, value in population.state_dict().items())
+
+
+def test_a_restart_sets_no_scale_where_there_was_none() -> None:
+    population = norm_noise("auto")
+    population.attach(tiny_network())
+    population.restart()
+    assert population.lacks == "scale"
+    assert not population.log_sigma.any()
+
+
+def test_a_population_settles_once_in_a_network_with_the_adapter_in_it() -> None:
+    class Settling(NoPopulation):
+        seen = ()
+
+        def settle(self, network: torch.nn.Module) -> None:
+            adapted = [name for name, _ in network.named_modules() if name.endswith("lora_A")]
+            self.seen = (*self.seen, len(adapted))
+
+    for lora in (LoraConfig(rank=2), None):
+        policy = tiny_policy(population=(population := Settling(Settling.Options())), lora=lora)
+        (adapted,) = population.seen
+        assert adapted == sum(name.endswith("lora_A") for name, _ in policy.network.named_modules())
+        assert bool(adapted) == (lora is not None)

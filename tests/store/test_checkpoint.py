@@ -44,6 +44,19 @@ def test_a_checkpoint_brings_back_the_policy(trained: RunDirectory) -> None:
     assert fresh.version == policy.version > 0
 
 
+def test_a_trained_population_goes_back_to_its_start(trained: RunDirectory) -> None:
+    trained_one, other = tiny_policy(warm=False), tiny_policy(population=norm_noise(0.7), warm=False)
+    start = {name: value.clone() for name, value in trained_one.population.state_dict().items()}
+    adapter = {name: value.clone() for name, value in other.adapter_parameters().items()}
+    checkpoint.load_policy(trained.checkpoint(4), trained_one)
+    assert not torch.equal(trained_one.population.mu, start["mu"])
+    checkpoint.load_start(trained.checkpoint(4), other)
+    assert all(torch.equal(value, start[name]) for name, value in other.population.state_dict().items())
+    assert all(torch.equal(value, adapter[name]) for name, value in other.adapter_parameters().items())
+    with pytest.raises(CheckpointError, match="population does not fit"):
+        checkpoint.load_start(trained.checkpoint(4), tiny_policy(population=norm_noise(0.3, spread="dim")))
+
+
 def test_a_damaged_checkpoint_is_none_and_the_one_before_counts(trained: RunDirectory) -> None:
     assert checkpoint.latest(trained) == 4
     file = trained.checkpoint(4) / "population.safetensors"

@@ -9,9 +9,9 @@ from ttrl_pop.cli.display import open_display
 from ttrl_pop.cli.display.base import Display
 from ttrl_pop.cli.display.tables import measures_table
 from ttrl_pop.cli.inputs import ReadingInputs
-from ttrl_pop.cli.opening import announce, open_for_reading
+from ttrl_pop.cli.opening import open_for_reading
 from ttrl_pop.cli.stdout import print_rows
-from ttrl_pop.fit.sigma import calibrate
+from ttrl_pop.fit.prepare import prepare
 from ttrl_pop.report.estimators import bootstrap_difference
 from ttrl_pop.report.gold import label_correct, outcome_table
 from ttrl_pop.report.measures import Measures
@@ -47,8 +47,7 @@ def evaluate(given: ReadingInputs, compare: bool, quiet: bool) -> None:
 
 
 def _measure(session: Session, display: Display, name: str, noise: bool, weights: Weights = "policy") -> Measures:
-    if session.policy.population.needs_calibration:
-        announce(calibrate(session), display)
+    prepare(session, display.notice)
     display.phase(f"{name}: sampling", len(session.problems.problems))
     tallies = []
     for tally in survey(session, noise, weights):

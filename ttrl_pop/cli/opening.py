@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ttrl_pop.cli import inputs
-from ttrl_pop.cli.display.base import Display
 from ttrl_pop.cli.inputs import Overrides, ReadingInputs, RunInputs
 from ttrl_pop.config import ProblemsConfig
 from ttrl_pop.config_file import dump_config, load_config
 from ttrl_pop.errors import UsageError
-from ttrl_pop.fit.sigma import Calibration
 from ttrl_pop.read.problems import read_problems, write_problems
 from ttrl_pop.run.session import Session, check_trainable, open_session
 from ttrl_pop.store import checkpoint
@@ -41,7 +39,7 @@ def create_run(given: RunInputs) -> PreparedRun:
     config, problems = given.config, given.problems
     check_trainable(config)
     session = open_session(config, problems, adapter=True)
-    identity = {"model": session.policy.fingerprint, "problems": problems.fingerprint}
+    identity = {"model": session.policy.model.fingerprint, "problems": problems.fingerprint}
     # "auto" means another type on another device, with which the weights would not be the same; and rollouts that are
     # voted on again have no chat template beside them.
     voting = config.vote.model_copy(update={"thinking": session.rules.thinking})
@@ -101,7 +99,7 @@ def prepare_resume(
 
 
 def open_for_reading(given: ReadingInputs) -> tuple[Session, Path | None]:
-    """A session for `eval` and `sample`, and the run's checkpoint, whose sigma is set and nothing else is loaded."""
+    """A session for `eval` and `sample`, and the run's checkpoint, of which only the population's start is loaded."""
     if given.run is None:
         return open_session(given.config, given.problems, adapter=False, rewards=given.rewards), None
     flag = f"--run {given.run}"
@@ -109,7 +107,7 @@ def open_for_reading(given: ReadingInputs) -> tuple[Session, Path | None]:
     identity = read_identity(run_dir, flag)
     session = open_session(given.config, given.problems, adapter=True, rewards=given.rewards)
     check_model(session, identity, flag)
-    checkpoint.load_scale(folder, session.policy)
+    checkpoint.load_start(folder, session.policy)
     return session, folder
 
 
@@ -125,15 +123,7 @@ def read_identity(run: RunDirectory, flag: str) -> dict[str, str]:
 
 
 def check_model(session: Session, identity: Mapping[str, str], flag: str) -> None:
-    if session.policy.fingerprint != identity["model"]:
+    if session.policy.model.fingerprint != identity["model"]:
         raise UsageError(
             f"{flag}: model {session.config.model!r} is not the one of the run (other weights, or another dtype)"
-        )
-
-
-def announce(calibration: Calibration | None, display: Display) -> None:
-    if calibration is not None:
-        display.notice(
-            f"sigma = {calibration.sigma:.4g} (KL {calibration.kl:.3f} nats per token, "
-            f"{calibration.flips:.1%} of likeliest tokens changed)"
         )

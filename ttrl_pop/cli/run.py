@@ -15,11 +15,11 @@ from ttrl_pop.cli.display import open_display
 from ttrl_pop.cli.display.base import Display
 from ttrl_pop.cli.display.console import console_on
 from ttrl_pop.cli.display.tables import answers_table, outcomes_line, summary_table
-from ttrl_pop.cli.opening import PreparedRun, announce
+from ttrl_pop.cli.opening import PreparedRun
 from ttrl_pop.cli.stdout import print_rows
 from ttrl_pop.config_file import dump_config
 from ttrl_pop.errors import CollapseError, UsageError
-from ttrl_pop.fit.sigma import calibrate
+from ttrl_pop.fit.prepare import prepare
 from ttrl_pop.report.estimators import mean
 from ttrl_pop.report.gold import label_correct, outcome_table, rollout_accuracy
 from ttrl_pop.report.rows import answer_row, from_metrics_row
@@ -57,7 +57,7 @@ def run(prepared: PreparedRun, quiet: bool) -> None:
         _warn_of_size(session, display)
         try:
             try:
-                _calibrate(session, run_dir, display)
+                _prepare(session, run_dir, display)
             except UsageError:
                 if not prepared.resumed:
                     shutil.rmtree(run_dir.path)
@@ -98,14 +98,9 @@ def _warn_of_size(session: Session, display: Display) -> None:
         )
 
 
-def _calibrate(session: Session, run_dir: RunDirectory, display: Display) -> None:
-    if session.policy.population.needs_calibration:
-        display.notice("finding sigma on the given problems …")
-        calibration = calibrate(session)
-        announce(calibration, display)
-        if calibration is not None:
-            record = {"sigma": calibration.sigma, "kl": calibration.kl, "flips": calibration.flips}
-            files.write_atomic(run_dir.path / "calibration.json", (json.dumps(record) + "\n").encode())
+def _prepare(session: Session, run_dir: RunDirectory, display: Display) -> None:
+    if found := prepare(session, display.notice):
+        files.write_atomic(run_dir.path / "calibration.json", (json.dumps(found) + "\n").encode())
 
 
 def _train(prepared: PreparedRun, progress: Progress, display: Display) -> tuple[StepReport | None, StepReport | None]:

@@ -7,8 +7,8 @@ from contextlib import closing
 from ttrl_pop.cli import interrupts
 from ttrl_pop.cli.display import open_display
 from ttrl_pop.cli.inputs import ReadingInputs
-from ttrl_pop.cli.opening import announce, open_for_reading
-from ttrl_pop.fit.sigma import calibrate
+from ttrl_pop.cli.opening import open_for_reading
+from ttrl_pop.fit.prepare import prepare
 from ttrl_pop.report.rows import rollout_rows
 from ttrl_pop.run.survey import survey
 from ttrl_pop.store import checkpoint
@@ -26,8 +26,7 @@ def sample(given: ReadingInputs, quiet: bool) -> None:
     # On a terminal the rows themselves show how far it is; a live view would be drawn among them.
     with closing(session.backend), open_display(quiet or sys.stdout.isatty(), sys.stderr) as display:
         display.begin(f"sample {given.source}", 0, 0)
-        if session.policy.population.needs_calibration:
-            announce(calibrate(session), display)
+        prepare(session, display.notice)
         display.phase("sampling", len(session.problems.problems))
         for tally in survey(session, given.noise):
             interrupts.check()

@@ -14,11 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ttrl_pop.errors import UsageError
-from ttrl_pop.fit.base_rollouts import base_rollouts
 from ttrl_pop.model.logprobs import LOGIT_ROWS
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.packing.pack import Branch, Tree, pack
-from ttrl_pop.run.session import Session
 from ttrl_pop.types import Mind, Rollout
 
 MINDS = 4
@@ -44,17 +42,17 @@ class Calibration:
     evaluations: int
 
 
-def calibrate(session: Session) -> Calibration | None:
-    """Set the population's scale where its options leave it open; None where there is nothing to set.
+def calibrate(policy: Policy, rollouts: Sequence[Rollout], minds: Sequence[Mind], token_budget: int) -> Calibration:
+    """Set the population's scale to the largest sigma found that keeps `minds` near the base model.
+
+    Args:
+        rollouts: what the base model wrote.
+        token_budget: most tokens of a forward.
 
     Raises:
         UsageError: no sigma that was tried meets the targets.
     """
-    population = session.policy.population
-    if not population.needs_calibration:
-        return None
-    rollouts = base_rollouts(session)
-    minds = population.spawn(session.config.seed, 0, MINDS)
+    population = policy.population
     options = population.options
     low = high = None
     sigma = FIRST_GUESS
@@ -63,7 +61,7 @@ def calibrate(session: Session) -> Calibration | None:
         if best is not None and evaluation > EVALUATIONS:
             break
         population.set_scale(sigma)
-        kl, flips = distance(session.policy, rollouts, minds, session.config.learn.token_budget)
+        kl, flips = distance(policy, rollouts, minds, token_budget)
         excess = max(kl / options.target_kl, flips / options.target_flips)
         if excess <= 1:
             low, best = sigma, Calibration(sigma, kl, flips, evaluation)
@@ -117,7 +115,7 @@ def _hidden(policy: Policy, rollouts: Sequence[Rollout], mind: Mind | None) -> F
     """Before every completion token, as `mind` reads prompts and completions."""
     reader = None if mind is None else policy.population.reader(mind)
     packed = pack([Tree(r.prompt_ids, reader, (Branch(r.completion_ids[:-1], mind),)) for r in rollouts], policy.device)
-    wanted = [token for s, (b,) in zip(packed.stems, packed.branches, strict=True) for token in (s[-1][-1], *chain(*b))]
+    wanted = [*chain(*(packed.sources(tree, 0) for tree in range(len(rollouts))))]
     return policy.hidden(packed)[torch.tensor(wanted, device=policy.device)]
 
 

@@ -10,19 +10,16 @@ GRPO on the formulas of `ttrl_pop.learn.grpo`. What is particular here:
 """
 
 import math
-from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
 from ttrl_pop.config import Config
 from ttrl_pop.errors import DivergenceError, SamplerMismatchError, StaleRolloutError
-from ttrl_pop.kernels.memory import is_exhausted
 from ttrl_pop.learn import grpo
-from ttrl_pop.learn.micro_batches import Sample, micro_batches
+from ttrl_pop.learn.micro_batches import MicroBatches, Sample
 from ttrl_pop.learn.objective import Sums, base_logprobs, mind_of, objective
 from ttrl_pop.learn.trained import LearnerState, Trained
 from ttrl_pop.model.forward import recompute_layers
@@ -38,8 +35,7 @@ class Learner:
         self.policy = policy
         self.config = config
         self.bad_in_a_row = 0
-        self.token_budget = config.learn.token_budget
-        """Tokens of a micro-batch; halved where one did not fit into the memory."""
+        self._micro_batches = MicroBatches(self._reader, config.learn.token_budget)
         if config.learn.checkpointing:
             recompute_layers(policy.network)
         self.trained = Trained(policy, keep_average=config.vote.labels == "average")
@@ -57,6 +53,15 @@ class Learner:
         self.optimizer = torch.optim.AdamW(
             [group for group in groups if group["params"]], fused=policy.device.type == "cuda"
         )
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens of a micro-batch: those of the configuration, or fewer since memory ran out."""
+        return self._micro_batches.token_budget
+
+    @token_budget.setter
+    def token_budget(self, tokens: int) -> None:
+        self._micro_batches.token_budget = tokens
 
     def learn(self, tallies: Sequence[Tally], step: int, weights: Mapping[str, float] | None = None) -> Update:
         """Update the policy from the tallies of a step, in the order of the problems.
@@ -191,17 +196,8 @@ class Learner:
         """One optimizer step on all samples; None where it was skipped for a value that is not finite."""
         sums, is_first = Sums(), samples[0].old is None
         self.optimizer.zero_grad(set_to_none=True)
-        waiting = deque(micro_batches(samples, self._reader, self.token_budget))
-        while waiting:
-            try:
-                sums.add(self._backward(waiting[0]))
-            except (RuntimeError, MemoryError) as error:
-                if len(waiting[0]) == 1 or not is_exhausted(error):
-                    raise
-                self.token_budget = max(1, self.token_budget // 2)
-                waiting = deque(micro_batches([*chain(*waiting)], self._reader, self.token_budget))
-            else:
-                waiting.popleft()
+        for found in self._micro_batches.map(self._backward, samples):
+            sums.add(found)
         if self.config.learn.kl_prior and self.trained.population:
             prior = self.config.learn.kl_prior * self.policy.population.kl_to_prior()
             # A population without spread has no KL to lower.

@@ -42,17 +42,21 @@ def token_logits(network: Any, hidden_KD: Float[Tensor, "K D"], targets_K: Int[T
 
 
 def recompute_layers(network: nn.Module) -> None:
-    """From now on keep no activations inside a layer for the backward pass, but compute them again there."""
-
-    def checkpointed(forward: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return forward(*arguments, **named)
-        return checkpoint(forward, *arguments, use_reentrant=False, preserve_rng_state=False, **named)
-
+    """From now on keep no activations inside a layer for the backward pass, but compute them again there. However often
+    it is asked for, they are computed again once."""
     for module in network.modules():
-        if isinstance(module, GradientCheckpointingLayer):
+        if (
+            isinstance(module, GradientCheckpointingLayer)
+            and getattr(module.forward, "func", None) is not _checkpointed
+        ):
             # transformers' own switch asks for training, which would switch dropout on.
-            module.forward = partial(checkpointed, module.forward)
+            module.forward = partial(_checkpointed, module.forward)
+
+
+def _checkpointed(forward: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*arguments, **named)
+    return checkpoint(forward, *arguments, use_reentrant=False, preserve_rng_state=False, **named)
 
 
 def scaled_logits(logits: Tensor, config: Any) -> Tensor:

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
@@ -27,8 +26,8 @@ class Grown:
     """Rollouts as trees."""
 
     trees: tuple[Tree, ...]
-    places_B: tuple[tuple[int, int], ...]
-    """Tree and branch of each rollout."""
+    branch_B: tuple[tuple[int, int], ...]
+    """Tree of each rollout, and branch of that tree."""
 
 
 def grow(rollouts_B: Sequence[Rollout], minds_B: Sequence[Mind] | None, population: Population) -> Grown:
@@ -39,18 +38,18 @@ def grow(rollouts_B: Sequence[Rollout], minds_B: Sequence[Mind] | None, populati
         minds_B: through which each rollout is read; None for no mind at all (z = 0).
     """
     trees: dict[tuple[tuple[int, ...], Mind | None], list[Branch]] = {}
-    places: list[tuple[tuple[tuple[int, ...], Mind | None], int]] = []
+    branch_B: list[tuple[tuple[tuple[int, ...], Mind | None], int]] = []
     readers: Sequence[Mind | None] = [None] * len(rollouts_B) if minds_B is None else minds_B
     for rollout, mind in zip(rollouts_B, readers, strict=True):
         reader = None if mind is None else population.reader(mind)
         key = (rollout.prompt_ids, reader)
         branches = trees.setdefault(key, [])
-        places.append((key, len(branches)))
+        branch_B.append((key, len(branches)))
         branches.append(Branch(rollout.completion_ids[:-1], mind))
     number = {key: index for index, key in enumerate(trees)}
     return Grown(
         tuple(Tree(prompt_ids, reader, tuple(branches)) for (prompt_ids, reader), branches in trees.items()),
-        tuple((number[key], branch) for key, branch in places),
+        tuple((number[key], branch) for key, branch in branch_B),
     )
 
 
@@ -71,10 +70,11 @@ def token_logprobs(
     chosen: dict[int, list[tuple[int, int]]] = {}
     lengths = [len(rollout.completion_ids) for rollout in rollouts_B]
     width = max(1, *lengths)
-    for row, (rollout, (tree, branch)) in enumerate(zip(rollouts_B, grown.places_B, strict=True)):
-        sources = (packed.stems[tree][-1][-1], *chain(*packed.branches[tree][branch]))
+    for row, (rollout, (tree, branch)) in enumerate(zip(rollouts_B, grown.branch_B, strict=True)):
         # A completion without a token has a source none the less.
-        for column, (source, token) in enumerate(zip(sources, rollout.completion_ids, strict=False)):
+        for column, (source, token) in enumerate(
+            zip(packed.sources(tree, branch), rollout.completion_ids, strict=False)
+        ):
             chosen.setdefault(source, []).append((row * width + column, token))
 
     def indices(values: Iterable[int]) -> Int[Tensor, "_"]:

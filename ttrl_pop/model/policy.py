@@ -37,14 +37,10 @@ class Policy:
             UsageError: the adapter's target names fit no module, or the model is of a kind whose sequences cannot be
                 packed.
         """
-        self.tokenizer = model.tokenizer
-        self.context_length = model.context_length
-        self.eos_ids = model.eos_ids
-        self.fingerprint = model.fingerprint
-        self.source = model.source
+        self.model = model
+        self.network: Any = model.network
         self.population = population
         self.version = 0
-        self.network: Any = model.network
         self.cache_bytes_per_token = probe(model.network)
         """What the keys and values of one token take, over all layers."""
         population.attach(self.network)
@@ -55,6 +51,7 @@ class Policy:
                 "hidden states alone; leave it out"
             )
         fuse(self.network)
+        population.settle(self.network)
 
     @property
     def device(self) -> torch.device:
@@ -101,7 +98,7 @@ class Policy:
     def _embodied(self, packed: Pack) -> AbstractContextManager[None]:
         if packed.minds_M is None:
             return nullcontext()
-        return self.population.embody(packed.minds_M, packed.place_N, packed.positions_N)
+        return self.population.embody(packed.minds_M, packed.mind_N, packed.positions_N)
 
 
 def _with_adapter(network: nn.Module, lora: LoraConfig, seed: int) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 import jinja2
 
 from ttrl_pop.errors import UsageError
-from ttrl_pop.model.policy import Policy
+from ttrl_pop.model.load import LoadedModel
 from ttrl_pop.types import Problem
 
 TEMPLATE_ALLOWANCE = 256
@@ -63,34 +63,34 @@ def decode(tokenizer: Any, completion_ids: Sequence[int]) -> str:
 class Prompts(Mapping[str, tuple[int, ...]]):
     """Token ids by problem id, encoded when asked for: a file of 100,000 problems costs nothing until it is visited."""
 
-    def __init__(self, policy: Policy, problems: Sequence[Problem], max_new_tokens: int) -> None:
+    def __init__(self, model: LoadedModel, problems: Sequence[Problem], max_new_tokens: int) -> None:
         """
         Raises:
             UsageError: a prompt and `max_new_tokens` together do not fit the model's context.
         """
-        self._policy = policy
+        self._model = model
         self._problems = {problem.id: problem for problem in problems}
-        room = policy.context_length - max_new_tokens
+        room = model.context_length - max_new_tokens
         if room < 1:
             raise UsageError(
                 f"sampling.max_new_tokens {max_new_tokens} leaves no room for a prompt in the model's context of "
-                f"{policy.context_length} tokens"
+                f"{model.context_length} tokens"
             )
         # The chat template can be missing or refuse an order of roles: say so before anything is written.
         kinds = {() if isinstance(p.prompt, str) else tuple(m["role"] for m in p.prompt): p for p in reversed(problems)}
         for problem in kinds.values():
-            encode(policy.tokenizer, problem)
+            encode(model.tokenizer, problem)
         for problem in problems:
             # No tokenizer makes more tokens than bytes, so only long prompts need to be encoded to be checked.
             if _bytes(problem) + TEMPLATE_ALLOWANCE > room and len(self[problem.id]) > room:
                 raise UsageError(
                     f"problem {problem.id!r}: prompt of {len(self[problem.id])} tokens and {max_new_tokens} new ones "
-                    f"do not fit the model's context of {policy.context_length}; shorten it or lower "
+                    f"do not fit the model's context of {model.context_length}; shorten it or lower "
                     "sampling.max_new_tokens"
                 )
 
     def __getitem__(self, problem_id: str) -> tuple[int, ...]:
-        return encode(self._policy.tokenizer, self._problems[problem_id])
+        return encode(self._model.tokenizer, self._problems[problem_id])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._problems)

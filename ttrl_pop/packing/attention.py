@@ -7,7 +7,7 @@ function registered here, which passes them to the plan of the forward:
     network(input_ids=ids_1N, position_ids=positions_1N, plan=plan, use_cache=False)
 
 A plan splits the tokens into blocks, sets of queries of about one length, and says which keys each sees. A token sees
-another if both are of one sequence and the other does not stand behind it, nor `window` or more places before it where
+another if both are of one sequence and the other does not stand behind it, nor `window` or more tokens before it where
 the layer has a sliding window. Prompts, completions that branch off a shared prompt, and single tokens that are
 decoded against a cache are all of this form.
 
@@ -54,7 +54,7 @@ class Plan(ABC):
 class Block:
     """R rows of L queries, each row of one sequence, and the S keys that each row may see.
 
-    Unused places of a row repeat a token of the forward; what they compute is dropped, and as keys they lie behind
+    Unused cells of a row repeat a token of the forward; what they compute is dropped, and as keys they lie behind
     every query.
     """
 
@@ -70,11 +70,11 @@ class Block:
 
     def bias(self, window: int | None, shared: int, like: Tensor) -> Float[Tensor, "R 1 Q S"] | None:
         """Who sees whom, as `grouped` takes it for `shared` query heads of one key head; None where it is every key up
-        to the query's own place. Made once for all layers."""
+        to the query's own cell. Made once for all layers."""
         if (window, shared) not in self.biases:
             query, key = self.query_positions_RL[:, :, None], self.key_positions_RS[:, None, :]
             if self.keys_RS is None and (window is None or self.query_positions_RL.shape[1] <= window):
-                # Unused places stand at the end of a row, where no query that counts sees them.
+                # Unused cells stand at the end of a row, where no query that counts sees them.
                 self.biases[window, shared] = None
             else:
                 seen = key <= query
@@ -88,8 +88,8 @@ class BlockPlan(Plan):
     """Blocks that together hold every token of the forward once, as a query."""
 
     def __init__(self, blocks: list[Block], order_N: Int[Tensor, "N"] | None) -> None:
-        """`order_N`: for each token its place among all places of all blocks, one after another; None where they are
-        the tokens in order."""
+        """`order_N`: for each token its index among the cells of all blocks, one after another; None where they are the
+        tokens in order."""
         self.blocks = blocks
         self.order_N = order_N
 
@@ -196,10 +196,11 @@ def bias_of(seen: Bool[Tensor, "*B"], like: Tensor) -> Float[Tensor, "*B"]:
     return torch.zeros_like(seen, dtype=like.dtype).masked_fill_(~seen, -torch.inf)
 
 
-def _rows(states_NHD: Tensor, places: Tensor | slice, rows: int) -> Tensor:
-    if isinstance(places, slice):
-        return states_NHD[places].view(rows, -1, *states_NHD.shape[1:])
-    return states_NHD.index_select(0, places.flatten()).view(*places.shape, *states_NHD.shape[1:])
+def _rows(states_NHD: Tensor, tokens_RL: Tensor | slice, rows: int) -> Tensor:
+    """[R, L, H, D]: states of these tokens."""
+    if isinstance(tokens_RL, slice):
+        return states_NHD[tokens_RL].view(rows, -1, *states_NHD.shape[1:])
+    return states_NHD.index_select(0, tokens_RL.flatten()).view(*tokens_RL.shape, *states_NHD.shape[1:])
 
 
 def _attend(

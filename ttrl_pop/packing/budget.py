@@ -1,4 +1,4 @@
-"""How many tokens a forward would hold."""
+"""How much a forward may hold, in tokens, and how much of that its trees take."""
 
 from collections.abc import Iterable
 
@@ -6,29 +6,37 @@ from ttrl_pop.packing.radix import KEYS, alike
 from ttrl_pop.types import Mind
 
 
-class Load:
-    """Tokens of a forward while trees are put into it. Keys that are copied count as tokens, `KEYS` for one."""
+class Budget:
+    """Tokens that a forward may hold, taken by the trees that are put into it. Keys that are copied count as tokens,
+    `KEYS` for one."""
 
-    def __init__(self, prompts: Iterable[tuple[int, ...]]) -> None:
+    def __init__(self, tokens: int, prompts: Iterable[tuple[int, ...]]) -> None:
         """`prompts`: all that may be put in; what they begin with alike counts once for each reader."""
+        self.tokens = tokens
         self.shared = alike([*dict.fromkeys(prompts)])
+        """Tokens that all prompts begin with and that are read once."""
         self.clear()
 
     def clear(self) -> None:
-        self.tokens = 0
+        """Begin the next forward, with nothing in it."""
+        self.taken = 0
         self.trees: set[tuple[tuple[int, ...], Mind | None]] = set()
         self.readers: set[Mind | None] = set()
 
-    def with_more(self, prompt_ids: tuple[int, ...], reader: Mind | None, own: int = 0) -> int:
-        """Tokens once a branch of `own` tokens has joined the tree of this prompt and reader."""
-        reach = len(prompt_ids) + own
-        if (prompt_ids, reader) in self.trees:
-            return self.tokens + own + reach // KEYS
-        if self.shared and reader in self.readers:
-            return self.tokens + reach - self.shared + reach // KEYS
-        return self.tokens + reach
+    def fits(self, prompt_ids: tuple[int, ...], reader: Mind | None, own: int = 0) -> bool:
+        """Whether a branch of `own` tokens can join the tree of this prompt and reader."""
+        return self._taken_with(prompt_ids, reader, own) <= self.tokens
 
-    def add(self, prompt_ids: tuple[int, ...], reader: Mind | None, own: int = 0) -> None:
-        self.tokens = self.with_more(prompt_ids, reader, own)
+    def take(self, prompt_ids: tuple[int, ...], reader: Mind | None, own: int = 0) -> None:
+        """Put a branch of `own` tokens into the tree of this prompt and reader."""
+        self.taken = self._taken_with(prompt_ids, reader, own)
         self.trees.add((prompt_ids, reader))
         self.readers.add(reader)
+
+    def _taken_with(self, prompt_ids: tuple[int, ...], reader: Mind | None, own: int) -> int:
+        reach = len(prompt_ids) + own
+        if (prompt_ids, reader) in self.trees:
+            return self.taken + own + reach // KEYS
+        if self.shared and reader in self.readers:
+            return self.taken + reach - self.shared + reach // KEYS
+        return self.taken + reach

@@ -50,13 +50,18 @@ class Pack:
     """From 0 at the first token of each sequence."""
     minds_M: tuple[Mind, ...] | None
     """The different minds; None where no token has one."""
-    place_N: Int[Tensor, "N"]
+    mind_N: Int[Tensor, "N"]
     """Index of each token's mind among `minds_M`."""
     plan: Plan
     stems: tuple[tuple[range, ...], ...]
     """Tokens of each tree's prompt, in the order of the trees as given, piece by piece."""
     branches: tuple[tuple[tuple[range, ...], ...], ...]
     """Tokens of each branch, by tree, piece by piece."""
+
+    def sources(self, tree: int, branch: int) -> tuple[int, ...]:
+        """The tokens behind whose hidden states a branch's tokens come, and one more that may follow: the last of the
+        prompt, then those of the branch."""
+        return (self.stems[tree][-1][-1], *chain(*self.branches[tree][branch]))
 
 
 def pack(trees: Sequence[Tree], device: torch.device) -> Pack:
@@ -90,12 +95,12 @@ def pack(trees: Sequence[Tree], device: torch.device) -> Pack:
     known = tuple(dict.fromkeys(run.mind for run in runs if run.mind is not None))
     if known and any(run.mind is None for run in runs):
         raise ValueError("one forward takes sequences with a mind or without, not both")
-    place: dict[Mind | None, int] = {mind: i for i, mind in enumerate(known)}
+    number: dict[Mind | None, int] = {mind: i for i, mind in enumerate(known)}
     return Pack(
         ids_N=transfer([token for run in runs for token in run.ids], torch.long, device),
-        positions_N=transfer([*chain(*(range(run.context, run.reach) for run in runs))], torch.long, device),
+        positions_N=transfer([*chain(*(run.positions for run in runs))], torch.long, device),
         minds_M=known or None,
-        place_N=transfer([place.get(run.mind, 0) for run in runs for _ in run.ids], torch.long, device),
+        mind_N=transfer([number.get(run.mind, 0) for run in runs for _ in run.ids], torch.long, device),
         plan=block_plan([*similar(first), *similar(after)], device),
         stems=tuple(tokens_of(paths[t, None]) for t in range(len(trees))),
         branches=tuple(

@@ -26,7 +26,7 @@ class Piece:
 
     @property
     def tokens(self) -> range:
-        return range(self.run.start, self.run.start + self.length)
+        return self.run.tokens[: self.length]
 
 
 @dataclass(eq=False, slots=True)
@@ -46,11 +46,23 @@ class Run:
 
     @property
     def context(self) -> int:
+        """Number of tokens before it in its own sequences."""
         return sum(piece.length for piece in self.before)
 
     @property
     def reach(self) -> int:
+        """Number of tokens up to its end in its own sequences."""
         return self.context + self.length
+
+    @property
+    def tokens(self) -> range:
+        """Where its tokens are in the row."""
+        return range(self.start, self.start + self.length)
+
+    @property
+    def positions(self) -> range:
+        """Where its tokens are in its own sequences."""
+        return range(self.context, self.reach)
 
 
 NodeId = tuple[int, int | None]
@@ -63,7 +75,7 @@ def grow(
     """Append to `runs` what the sequences behind `before` are made of: a radix tree, but for beginnings that are not
     worth a run of their own. Gives the pieces of each sequence, `before` among them."""
     paths: dict[NodeId, tuple[Piece, ...]] = {}
-    # Sequences that have a path in common, which holds their tokens up to a place.
+    # Paths, how many tokens they hold, and the sequences that begin with them.
     waiting = [(before, 0, list(sequences))]
     while waiting:
         path, at, members = waiting.pop()

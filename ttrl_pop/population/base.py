@@ -1,13 +1,13 @@
 """The interface of a population, and the population without noise.
 
-A population owns what sets the minds of one model apart. It is one file: its `Options`, the parameters that it adds,
-and three methods: `spawn` minds, `embody` them in the tokens of a forward, and `kl_to_prior`.
+A population owns what sets the minds of one model apart. It is one file: its `Options`, the parameters and hooks that
+it adds in `attach`, and three methods more: `embody` minds in the tokens of a forward, `restart`, and `kl_to_prior`.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from ttrl_pop import randomness
 from ttrl_pop.config import Section
 from ttrl_pop.types import Metrics, Mind
+
+Lack: TypeAlias = Literal["scale", "fit"]
+"""What a population can be without until it has met the model: the one number of `set_scale`, or fitted parameters."""
 
 MEAN = Mind(seed=0)
 """The mean mind: the population's mean, without noise. `spawn` never returns it."""
@@ -31,9 +34,9 @@ class Population(nn.Module, ABC):
         self.options = options
 
     @property
-    def needs_calibration(self) -> bool:
-        """Whether `set_scale` must be called before minds are embodied."""
-        return False
+    def lacks(self) -> Lack | None:
+        """What has to be found on the model before minds can be embodied (`ttrl_pop.fit`); None: nothing."""
+        return None
 
     def set_scale(self, sigma: float) -> None:
         """Make `sigma` the standard deviation of the prior and of every mind's noise."""
@@ -43,22 +46,31 @@ class Population(nn.Module, ABC):
     def attach(self, network: nn.Module) -> None:
         """Add parameters and hooks to a causal language model. Called once, before an adapter renames modules."""
 
+    def settle(self, network: nn.Module) -> None:
+        """Add what has to stand behind an adapter, such as hooks on the linear layers that it wraps. Called once, when
+        the network is complete."""
+        return
+
+    @abstractmethod
+    def restart(self) -> None:
+        """Put the trained parameters back to where training began, by what `state_dict` holds."""
+
     def spawn(self, run_seed: int, step: int, count: int) -> tuple[Mind, ...]:
         """The `count` minds of a step, a pure function of its arguments."""
         return tuple(Mind(randomness.seed("mind", run_seed, step, m)) for m in range(count))
 
     @abstractmethod
     def embody(
-        self, minds_M: Sequence[Mind], place_N: Int[Tensor, "N"], positions_N: Int[Tensor, "N"]
+        self, minds_M: Sequence[Mind], mind_N: Int[Tensor, "N"], positions_N: Int[Tensor, "N"]
     ) -> AbstractContextManager[None]:
-        """While active, token n of a forward [1, N] is read by mind `minds_M[place_N[n]]`. Outside, the model is the
+        """While active, token n of a forward [1, N] is read by mind `minds_M[mind_N[n]]`. Outside, the model is the
         base model.
 
         The context must span the backward pass where activations are recomputed.
 
         Args:
             minds_M: different minds; `MEAN` is the mean mind.
-            positions_N: place of each token in its sequence, from 0; only populations whose noise differs between
+            positions_N: number of each token in its sequence, from 0; only populations whose noise differs between
                 tokens read it.
         """
 
@@ -71,7 +83,7 @@ class Population(nn.Module, ABC):
         return mind
 
     def held(self) -> object:
-        """What the last forward has read beside parameters and buffers: a CUDA graph of it needs that alive."""
+        """What the last forward has read beside parameters and buffers."""
         return None
 
     def metrics(self) -> Metrics:
@@ -88,8 +100,11 @@ class NoPopulation(Population):
     def attach(self, network: nn.Module) -> None:
         return
 
+    def restart(self) -> None:
+        return
+
     def embody(
-        self, minds_M: Sequence[Mind], place_N: Int[Tensor, "N"], positions_N: Int[Tensor, "N"]
+        self, minds_M: Sequence[Mind], mind_N: Int[Tensor, "N"], positions_N: Int[Tensor, "N"]
     ) -> AbstractContextManager[None]:
         return nullcontext()
 

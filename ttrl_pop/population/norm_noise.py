@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from ttrl_pop import randomness
 from ttrl_pop.config import Section
 from ttrl_pop.errors import UsageError
-from ttrl_pop.population.base import MEAN, Population
+from ttrl_pop.population.base import MEAN, Lack, Population
 from ttrl_pop.types import Metrics, Mind
 
 Sigma = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -65,19 +65,20 @@ class NormNoise(Population):
         self.sites: tuple[str, ...] = ()
         self._eps: dict[int, Tensor] = {}
         self._offsets: list[Tensor] | None = None
-        self._place_N: Tensor | None = None
+        self._row_N: Tensor | None = None
+        """Row of each token in the offsets of every site."""
         self._scale_seen = -1
         """Version of `sigma0` when it was last looked at."""
         self._has_scale = False
         self._table: tuple[object, list[Tensor]] | None = None
 
     @property
-    def needs_calibration(self) -> bool:
+    def lacks(self) -> Lack | None:
         # Asked for every forward, and a look at the buffer stops a GPU: looked at once for each value.
         if self._scale_seen != self.sigma0._version:
             self._scale_seen = self.sigma0._version
             self._has_scale = bool(torch.isfinite(self.sigma0))
-        return not self._has_scale
+        return None if self._has_scale else "scale"
 
     def set_scale(self, sigma: float) -> None:
         with torch.no_grad():
@@ -86,6 +87,10 @@ class NormNoise(Population):
             self.mu.zero_()
         # log 0 has no useful gradient: a population without spread keeps none.
         self.log_sigma.requires_grad_(sigma > 0)
+
+    def restart(self) -> None:
+        if not self.lacks:
+            self.set_scale(float(self.sigma0))
 
     def attach(self, network: nn.Module) -> None:
         """Find the sites, allocate mu and log sigma, and hook every site.
@@ -113,20 +118,20 @@ class NormNoise(Population):
 
     @contextmanager
     def embody(
-        self, minds_M: Sequence[Mind], place_N: Int[Tensor, "N"], positions_N: Int[Tensor, "N"]
+        self, minds_M: Sequence[Mind], mind_N: Int[Tensor, "N"], positions_N: Int[Tensor, "N"]
     ) -> Iterator[None]:
-        if self.needs_calibration:
+        if self.lacks:
             raise UsageError('sigma is "auto" and has not been calibrated; pass a number or calibrate first')
         seeds = tuple(mind.seed for mind in minds_M)
         length = 1 if self.options.level == "sequence" else int(positions_N.max()) + 1
-        outer = (self._offsets, self._place_N)
+        outer = (self._offsets, self._row_N)
         self._offsets = self._noise(seeds, length)
-        # One row of the offsets for each mind, or for each mind and position.
-        self._place_N = place_N if length == 1 else place_N * length + positions_N
+        # Offsets have a row for each mind, or for each mind and position.
+        self._row_N = mind_N if length == 1 else mind_N * length + positions_N
         try:
             yield
         finally:
-            self._offsets, self._place_N = outer
+            self._offsets, self._row_N = outer
 
     def reader(self, mind: Mind) -> Mind:
         return mind if self.options.scope == "sequence" else MEAN
@@ -134,7 +139,7 @@ class NormNoise(Population):
     @torch.no_grad()
     def offsets(self, minds: Sequence[Mind]) -> Float[Tensor, "S M D"]:
         """z of each mind at each site, in the order of `sites`, for an engine with a model of its own."""
-        if self.needs_calibration:
+        if self.lacks:
             raise UsageError('sigma is "auto" and has not been calibrated; pass a number or calibrate first')
         return torch.stack(self._noise(tuple(mind.seed for mind in minds), 1))
 
@@ -194,10 +199,10 @@ class NormNoise(Population):
 
     def _hook(self, index: int) -> Any:
         def add_offset(module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
-            if self._offsets is None or self._place_N is None:
+            if self._offsets is None or self._row_N is None:
                 return None
             # The sum is taken in the wider type: in bf16 half of a small offset would be rounded away.
-            offsets_ND = self._offsets[index].index_select(0, self._place_N)
+            offsets_ND = self._offsets[index].index_select(0, self._row_N)
             # Added to the copies themselves: in place on a view of them the backward pass would copy its gradient.
             return offsets_ND.add_(output.flatten(0, -2)).view(output.shape).to(output.dtype)
 

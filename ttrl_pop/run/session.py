@@ -83,8 +83,10 @@ def open_session(config: Config, problems: ProblemSet, adapter: bool, rewards: b
         problems=problems,
         policy=policy,
         backend=backend,
-        prompts=Prompts(policy, problems.problems, config.sampling.max_new_tokens),
-        rules=replace(rules, thinking=opens_thoughts(policy.tokenizer)) if config.vote.thinking is None else rules,
+        prompts=Prompts(policy.model, problems.problems, config.sampling.max_new_tokens),
+        rules=replace(rules, thinking=opens_thoughts(policy.model.tokenizer))
+        if config.vote.thinking is None
+        else rules,
     )
 
 

@@ -80,21 +80,21 @@ class Backend(ABC):
         return {}
 
     def ended(self, ids: Sequence[int]) -> bool:
-        """Whether this completion has just ended (call it once per token)."""
-        if ids[-1] in self.policy.eos_ids:
+        """Whether a completion of these tokens has come to its end; its beginnings had not."""
+        if ids[-1] in self.policy.model.eos_ids:
             return True
         if not self.sampling.stop:
             return False
         # A stop string of n bytes lies in the last n tokens; some more complete a character cut at the edge.
         tail = max(len(stop.encode()) for stop in self.sampling.stop) + 4
-        text = decode(self.policy.tokenizer, ids[-tail:])
+        text = decode(self.policy.model.tokenizer, ids[-tail:])
         return any(stop in text for stop in self.sampling.stop)
 
     def rollout(
         self, request: Request, ids: Sequence[int], logprobs: Sequence[float], reason: FinishReason, version: int
     ) -> Rollout:
         """A completion as the rollout of `request`, its text cut before the first stop string."""
-        text = decode(self.policy.tokenizer, ids)
+        text = decode(self.policy.model.tokenizer, ids)
         cuts = [text.index(stop) for stop in self.sampling.stop if stop in text]
         return Rollout(
             mind=request.mind or MEAN,

@@ -122,11 +122,18 @@ def load_policy(folder: Path, policy: Policy) -> None:
     result = peft.set_peft_model_state_dict(policy.adapter, weights)
     if result.unexpected_keys:
         raise CheckpointError(f"{folder}: adapter does not fit the model (unexpected {result.unexpected_keys[0]})")
-    try:
-        policy.population.load_state_dict(safetensors.torch.load_file(folder / "population.safetensors"))
-    except RuntimeError as error:
-        raise CheckpointError(f"{folder}: population does not fit: {error}") from error
+    _load_population(folder, policy)
     policy.version = state["policy_version"]
+
+
+def load_start(folder: Path, policy: Policy) -> None:
+    """Give `policy` the population that the run of this checkpoint began with.
+
+    Raises:
+        CheckpointError: its tensors do not fit this policy.
+    """
+    _load_population(folder, policy)
+    policy.population.restart()
 
 
 def find(path: Path) -> tuple[Path, RunDirectory]:
@@ -142,13 +149,6 @@ def find(path: Path) -> tuple[Path, RunDirectory]:
     if step is None:
         raise UsageError(f"{path}: neither a run directory with a checkpoint nor a checkpoint")
     return run.checkpoint(step), run
-
-
-def load_scale(folder: Path, policy: Policy) -> None:
-    """Give the untrained population of `policy` the sigma that the run of this checkpoint began with."""
-    tensors = safetensors.torch.load_file(folder / "population.safetensors")
-    if "sigma0" in tensors:
-        policy.population.set_scale(float(tensors["sigma0"]))
 
 
 def load_optimizer(folder: Path) -> dict[str, Tensor]:
@@ -179,6 +179,13 @@ def prune(run: RunDirectory, keep: int, best: int | None) -> None:
             shutil.rmtree(run.checkpoint(step))
         elif kept < keep:
             kept += is_whole(run.checkpoint(step))
+
+
+def _load_population(folder: Path, policy: Policy) -> None:
+    try:
+        policy.population.load_state_dict(safetensors.torch.load_file(folder / "population.safetensors"))
+    except RuntimeError as error:
+        raise CheckpointError(f"{folder}: population does not fit: {error}") from error
 
 
 def _steps(run: RunDirectory) -> list[int]:

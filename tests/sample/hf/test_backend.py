@@ -96,7 +96,7 @@ def test_a_query_sees_its_keys_through_the_heads_that_share_them(dtype: torch.dt
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_rollouts_of_the_base_model_are_those_of_generate(family: str) -> None:
     policy = tiny_policy(family)
-    asked = [Request(encode(policy.tokenizer, problem), None, ("greedy", problem.id)) for problem in PROBLEMS]
+    asked = [Request(encode(policy.model.tokenizer, problem), None, ("greedy", problem.id)) for problem in PROBLEMS]
     backend = HfBackend(policy, SamplingConfig(temperature=0.0, max_new_tokens=12))
     rollouts = [rollout for _, rollout in backend.rollouts(asked, "base")]
     network = tiny_network(family)
@@ -166,7 +166,7 @@ def test_a_prompt_is_read_once_for_all_who_read_it_alike(
     hidden = policy.hidden
     monkeypatch.setattr(policy, "hidden", lambda packed: tokens.append(len(packed.ids_N)) or hidden(packed))
     written(policy, requests(policy, minds=3, samples=4), max_new_tokens=1)
-    prompts = [encode(policy.tokenizer, problem) for problem in PROBLEMS[:4]]
+    prompts = [encode(policy.model.tokenizer, problem) for problem in PROBLEMS[:4]]
     shared = alike(prompts)
     assert shared > 2
     beginnings = {prompt[: i + 1] for prompt in prompts for i in range(len(prompt))}
@@ -296,16 +296,16 @@ def test_the_memory_for_keys_and_values_limits_the_rows(monkeypatch: pytest.Monk
 def test_one_long_prompt_does_not_narrow_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     policy, limit = tiny_policy(), 7
     short = requests(policy)
-    long = Request(tuple(3 + i % 50 for i in range(policy.context_length - limit)), short[0].mind, ("long",))
+    long = Request(tuple(3 + i % 50 for i in range(policy.model.context_length - limit)), short[0].mind, ("long",))
     asked = [*short[:5], long, *short[5:]]
     expected = written(policy, asked, **MANY_STOPS)
-    fitting = 2 * policy.context_length // (max(len(request.prompt_ids) for request in short) + limit)
+    fitting = 2 * policy.model.context_length // (max(len(request.prompt_ids) for request in short) + limit)
     assert 2 < fitting < len(short), "memory must be short"
-    memory = (2 * policy.context_length + 1) * policy.cache_bytes_per_token / hf.CACHE_SHARE
+    memory = (2 * policy.model.context_length + 1) * policy.cache_bytes_per_token / hf.CACHE_SHARE
     monkeypatch.setattr(hf, "limit_bytes", lambda device: memory)
     caches = note_caches(monkeypatch)
     assert_same(written(policy, asked, **MANY_STOPS), expected)
-    assert caches == [(fitting, len(short[-1].prompt_ids) + limit), (1, policy.context_length)]
+    assert caches == [(fitting, len(short[-1].prompt_ids) + limit), (1, policy.model.context_length)]
     # Where there is room enough, or nearly, they all go together.
     for factor in (1000, fitting):
         caches.clear()
@@ -337,7 +337,7 @@ def test_no_position_lies_behind_the_end_of_the_context(monkeypatch: pytest.Monk
     # GPT-2 has an embedding for each position, and none for further ones.
     policy = tiny_policy("gpt2")
     limit, mind = 7, Mind(5)
-    long = tuple(3 + i % 50 for i in range(policy.context_length - limit))
+    long = tuple(3 + i % 50 for i in range(policy.model.context_length - limit))
     asked = [Request(prompt, mind, ("k", len(prompt))) for prompt in (long, (3,), (4, 5))]
     expected = written(policy, asked)
     assert {len(r.completion_ids) for r in expected} == {limit}
@@ -368,8 +368,8 @@ def test_stop_strings_cut_the_text_and_keep_the_tokens() -> None:
         index = next(
             i for i, r in enumerate(free) if r.completion_ids[: len(rollout.completion_ids)] == rollout.completion_ids
         )
-        whole = decode(policy.tokenizer, rollout.completion_ids)
-        if rollout.finish_reason == "stop" and rollout.completion_ids[-1] not in policy.eos_ids:
+        whole = decode(policy.model.tokenizer, rollout.completion_ids)
+        if rollout.finish_reason == "stop" and rollout.completion_ids[-1] not in policy.model.eos_ids:
             assert whole.endswith(("a", "3."))
             assert rollout.text == whole[: -1 if whole.endswith("a") else -2]
         assert "a" not in rollout.text
@@ -383,8 +383,8 @@ def test_the_end_of_sequence_ends_a_completion_and_is_part_of_it() -> None:
     ended = [r for r in rollouts if r.finish_reason == "stop"]
     assert ended
     for rollout in rollouts:
-        assert (rollout.completion_ids[-1] in policy.eos_ids) == (rollout.finish_reason == "stop")
-        assert not set(rollout.completion_ids[:-1]) & policy.eos_ids
+        assert (rollout.completion_ids[-1] in policy.model.eos_ids) == (rollout.finish_reason == "stop")
+        assert not set(rollout.completion_ids[:-1]) & policy.model.eos_ids
         assert "</s>" not in rollout.text
         assert len(rollout.logprobs) == len(rollout.completion_ids)
 
@@ -457,7 +457,7 @@ EVERYTHING = {
 
 def test_a_mind_is_the_same_in_another_population_object() -> None:
     one, other = (tiny_policy(population=norm_noise(0.3)) for _ in range(2))
-    asked = [Request(encode(one.tokenizer, PROBLEMS[0]), Mind(123), ("k",))]
+    asked = [Request(encode(one.model.tokenizer, PROBLEMS[0]), Mind(123), ("k",))]
     assert_same(written(one, asked), written(other, asked))
 
 

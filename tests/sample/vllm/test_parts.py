@@ -3,6 +3,7 @@
 import importlib.util
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -207,7 +208,7 @@ def test_a_model_without_a_folder_or_in_float64_is_refused() -> None:
     policy = tiny_policy()
     with pytest.raises(UsageError, match="made in memory needs --backend hf"):
         VllmBackend(policy, SamplingConfig())
-    policy.source = "somewhere"
+    policy.model = replace(policy.model, source="somewhere")
     with pytest.raises(UsageError, match="runs in float32 or bfloat16, got dtype float64"):
         VllmBackend(policy, SamplingConfig())
 
@@ -215,7 +216,7 @@ def test_a_model_without_a_folder_or_in_float64_is_refused() -> None:
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
 def test_without_vllm_the_backend_says_what_to_install() -> None:
     policy = tiny_policy(dtype=torch.float32)
-    policy.source = "somewhere"
+    policy.model = replace(policy.model, source="somewhere")
     with pytest.raises(UsageError, match=r"needs vLLM .*pip install 'ttrl-pop\[vllm\]'"):
         VllmBackend(policy, SamplingConfig())
 

@@ -27,7 +27,7 @@ from ttrl_pop.errors import DivergenceError, UsageError
 from ttrl_pop.kernels.memory import is_exhausted, limit_bytes, transfer
 from ttrl_pop.model.logprobs import LOGIT_ROWS
 from ttrl_pop.model.policy import Policy
-from ttrl_pop.packing.budget import Load
+from ttrl_pop.packing.budget import Budget
 from ttrl_pop.packing.pack import Tree, pack
 from ttrl_pop.sample.backend import Backend, Request, Weights
 from ttrl_pop.sample.hf.cache import KeyValueCache, prefill
@@ -204,14 +204,14 @@ class HfBackend(Backend):
 
     def _forward(self, entering: deque[list[Writing]]) -> list[list[Writing]]:
         """Take the trees whose prompts are read in one forward."""
-        load = Load(tree[0].request.prompt_ids for tree in entering)
+        budget = Budget(self.prefill_tokens, (tree[0].request.prompt_ids for tree in entering))
         trees: list[list[Writing]] = []
         while entering:
             request = entering[0][0].request
             prompt = request.prompt_ids, self._reader(request)
-            if trees and load.with_more(*prompt) > self.prefill_tokens:
+            if trees and not budget.fits(*prompt):
                 break
-            load.add(*prompt)
+            budget.take(*prompt)
             trees.append(entering.popleft())
         return trees
 

@@ -59,7 +59,7 @@ class DecodeStep:
         weight = next(policy.network.parameters())
         wide = torch.promote_types(weight.dtype, torch.float32)
         self._integers = torch.zeros(4, rows, dtype=torch.long, device=policy.device)
-        self.tokens_B, self.positions_B, self.ends_B, self.place_B = self._integers.unbind(0)
+        self.tokens_B, self.positions_B, self.ends_B, self.mind_B = self._integers.unbind(0)
         self.uniforms_B = torch.zeros(rows, dtype=wide, device=policy.device)
         self.logprobs_B = torch.zeros(rows, dtype=wide, device=policy.device)
 
@@ -72,7 +72,7 @@ class DecodeStep:
 
     def __call__(self) -> None:
         plan = Decode(self.cache, self.positions_B, self.columns, self.even)
-        packed = Pack(self.tokens_B, self.positions_B, self.minds_M or None, self.place_B, plan, (), ())
+        packed = Pack(self.tokens_B, self.positions_B, self.minds_M or None, self.mind_B, plan, (), ())
         tokens_B, logprobs_B = self.draw(self.policy.hidden(packed), self.uniforms_B)
         self.tokens_B.copy_(tokens_B)
         self.logprobs_B.copy_(logprobs_B)
@@ -122,6 +122,7 @@ class RecordedStep(DecodeStep):
             return
         super().__call__()
         self._replay = self._recorder.record(super().__call__)
+        # A record reads what its operations read: all of it must live as long.
         self._held = self.policy.population.held()
 
 

@@ -42,7 +42,7 @@ class VllmBackend(Backend):
         """
         super().__init__(policy, sampling, options)
         sites = noisy_sites(policy.population)
-        if policy.source is None:
+        if policy.model.source is None:
             raise UsageError("backend vllm reads the model from its folder; a model made in memory needs --backend hf")
         if policy.dtype_name not in GAPS:
             raise UsageError(f"backend vllm runs in {' or '.join(GAPS)}, got dtype {policy.dtype_name}")
@@ -53,9 +53,9 @@ class VllmBackend(Backend):
             raise UsageError(f"backend vllm needs vLLM ({error}); run: pip install 'ttrl-pop[vllm]'") from error
         self.engine = Engine(
             Model(
-                source=policy.source,
+                source=policy.model.source,
                 dtype=policy.dtype_name,
-                context_length=policy.context_length,
+                context_length=policy.model.context_length,
                 sites=sites,
                 rank=None if policy.adapter is None else policy.adapter.peft_config["default"].r,
                 rows=sampling.max_rows,
@@ -163,7 +163,8 @@ class VllmBackend(Backend):
 
         sampling, population = self.sampling, self.policy.population
         slots = {mind: slot for slot, mind in enumerate(self._minds, start=1)} if self.engine.sites else {}
-        stop_ids = tuple(sorted(self.policy.eos_ids))
+        model = self.policy.model
+        stop_ids = tuple(sorted(model.eos_ids))
         orders = []
         for i in part:
             request = requests[i]
@@ -172,7 +173,7 @@ class VllmBackend(Backend):
                 Order(
                     prompt_ids=request.prompt_ids,
                     slot=0 if request.mind is None else slots.get(request.mind, 0),
-                    salt=f"{self.policy.fingerprint}:{self.engine.weights}:{weights}:{mind}",
+                    salt=f"{model.fingerprint}:{self.engine.weights}:{weights}:{mind}",
                     seed=randomness.seed(*request.stream_key),
                     max_tokens=sampling.max_new_tokens,
                     temperature=sampling.temperature,

@@ -159,4 +159,4 @@ def made_up(policy: Policy, length: int) -> tuple[int, ...]:
     """A prompt of `length` tokens, none of which ends a sequence."""
     vocabulary = policy.network.get_input_embeddings().weight.shape[0]
     drawn = randomness.stream("self-test", length).integers(0, vocabulary, 2 * length + 8).tolist()
-    return tuple([token for token in drawn if token not in policy.eos_ids][:length])
+    return tuple([token for token in drawn if token not in policy.model.eos_ids][:length])

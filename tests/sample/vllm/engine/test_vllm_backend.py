@@ -43,7 +43,7 @@ def backend(request: pytest.FixtureRequest, models: Models) -> Iterator[VllmBack
 def prompts(policy: Policy) -> list[tuple[int, ...]]:
     """Of very different lengths; the longest do not fit one forward of the tight engine."""
     texts = [str(problem.prompt) * n for problem, n in zip(PROBLEMS, (1, 2, 8), strict=False)]
-    return [tuple(policy.tokenizer(text)["input_ids"])[:120] for text in texts]
+    return [tuple(policy.model.tokenizer(text)["input_ids"])[:120] for text in texts]
 
 
 def mixed(policy: Policy, minds: Sequence[Mind | None] = (None, *MINDS)) -> list[Request]:
@@ -136,7 +136,7 @@ def assert_right(backend: VllmBackend) -> None:
 def test_the_engine_writes_what_the_learner_reads_before_and_after_an_update(backend: VllmBackend) -> None:
     assert_right(backend)
     before = written(backend, mixed(backend.policy))
-    changed(backend.policy, 3, 0.002 if "smollm2" in str(backend.policy.source).lower() else 0.05)
+    changed(backend.policy, 3, 0.002 if "smollm2" in str(backend.policy.model.source).lower() else 0.05)
     backend.refresh()
     assert_right(backend)
     after = written(backend, mixed(backend.policy))
@@ -240,14 +240,14 @@ def test_completions_end_as_those_of_hf(backend: VllmBackend) -> None:
     reasons = {r.finish_reason for r in rollouts}
     assert "stop" in reasons
     for rollout in rollouts:
-        text = decode(policy.tokenizer, rollout.completion_ids)
+        text = decode(policy.model.tokenizer, rollout.completion_ids)
         assert not any(stop in rollout.text for stop in stops.stop)
         assert text.startswith(rollout.text)
         assert len(rollout.logprobs) == len(rollout.completion_ids) <= 12
-        by_eos = rollout.completion_ids[-1] in policy.eos_ids
+        by_eos = rollout.completion_ids[-1] in policy.model.eos_ids
         assert (by_eos or rollout.text != text) == (rollout.finish_reason == "stop")
         assert rollout.finish_reason == "stop" or len(rollout.completion_ids) == 12
-        earlier = decode(policy.tokenizer, rollout.completion_ids[:-1])
+        earlier = decode(policy.model.tokenizer, rollout.completion_ids[:-1])
         assert not any(stop in earlier for stop in stops.stop), "it must end at the first token that completes a stop"
 
 

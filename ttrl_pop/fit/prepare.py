@@ -1,0 +1,40 @@
+"""What a population lacks, found on the problems of a session: the one way into this wing."""
+
+from collections.abc import Callable
+
+from ttrl_pop.errors import UsageError
+from ttrl_pop.fit.base_rollouts import base_rollouts
+from ttrl_pop.fit.sigma import MINDS, calibrate
+from ttrl_pop.run.session import Session
+
+
+def prepare(session: Session, notice: Callable[[str], None]) -> dict[str, float]:
+    """Find what the session's population lacks, so that its minds can be embodied.
+
+    Args:
+        notice: is told in a line what is looked for, and in another what was found.
+
+    Returns:
+        The figures of what was found, by name; none where nothing was lacking.
+
+    Raises:
+        UsageError: it cannot be found.
+    """
+    population = session.policy.population
+    match population.lacks:
+        case None:
+            return {}
+        case "scale":
+            notice("finding sigma on the given problems …")
+            minds = population.spawn(session.config.seed, 0, MINDS)
+            found = calibrate(session.policy, base_rollouts(session), minds, session.config.learn.token_budget)
+            notice(
+                f"sigma = {found.sigma:.4g} (KL {found.kl:.3f} nats per token, "
+                f"{found.flips:.1%} of likeliest tokens changed)"
+            )
+            return {"sigma": found.sigma, "kl": found.kl, "flips": found.flips}
+        case "fit":
+            raise UsageError(
+                f"population {type(population).__name__} must be fitted to the model, and there is no fit for it; "
+                "choose another with --population"
+            )
