@@ -140,11 +140,8 @@ def _rational(ratio: mpmath.mpc) -> sympy.Rational | None:
     """The fraction that a ratio is to `AGREE` digits; None where it is none of small denominator."""
     with mpmath.workdps(DIGITS):
         near = Fraction(str(ratio.real)).limit_denominator(10**6)
-        return (
-            sympy.Rational(near.numerator, near.denominator)
-            if _close(ratio, mpmath.mpf(near.numerator) / near.denominator)
-            else None
-        )
+        value = mpmath.mpc(mpmath.mpf(near.numerator) / near.denominator)
+        return sympy.Rational(near.numerator, near.denominator) if _close(ratio, value) else None
 
 
 def _sympy_sides(relation: Relation) -> tuple[sympy.Expr, sympy.Expr]:
