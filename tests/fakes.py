@@ -40,6 +40,13 @@ TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfo
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma3", "mistral", "phi3", "gpt2")
 
 
+def text_of(case: Any) -> str:
+    """A case of hostile.json: a text, `{"repeat": [piece, times]}`, or a list of these."""
+    if isinstance(case, str):
+        return case
+    return "".join(map(text_of, case)) if isinstance(case, list) else case["repeat"][0] * case["repeat"][1]
+
+
 def tiny_tokenizer() -> Any:
     """One token for each character."""
     vocabulary = {token: i for i, token in enumerate([*SPECIAL, *ALPHABET])}

@@ -98,7 +98,8 @@ class Cluster:
     members: tuple[int, ...]
     """Indices into `Group.rollouts_G`, ascending."""
     share: Fraction
-    """Of all votes, those of abstentions included; exact, so that ties are. With one vote per rollout: members / G."""
+    """Share of all votes, abstentions included; a Fraction, so that ties are exact. With one vote for each rollout:
+    members / G."""
 
 
 @dataclass(frozen=True, slots=True)

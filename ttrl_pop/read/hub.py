@@ -15,6 +15,11 @@ _SPLIT = re.compile(r"(test|train|validation|dev)(\[.*\])?")
 
 
 def hub_rows(source: str, load: DatasetLoader) -> Iterable[Any]:
+    """Rows of the split that `source` names, else of `test`, else of `train`.
+
+    Raises:
+        UsageError: no data set is named, or it has neither split.
+    """
     name, _, rest = source.removeprefix("hf:").partition(":")
     config, split = ("", rest) if _SPLIT.fullmatch(rest) else rest.partition(":")[::2]
     if not name:
@@ -31,6 +36,11 @@ def hub_rows(source: str, load: DatasetLoader) -> Iterable[Any]:
 
 
 def load_from_hub(name: str, config: str | None, split: str | None) -> Iterable[Any]:
+    """Load a data set by the datasets package.
+
+    Raises:
+        UsageError: the package is not there, or the data set cannot be loaded.
+    """
     place = f"hf:{shown(name, limit=PATH_LIMIT)}"
     try:
         import datasets

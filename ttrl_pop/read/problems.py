@@ -36,11 +36,13 @@ from ttrl_pop.text import last_box, shown
 from ttrl_pop.types import AnswerKey, Message, Problem, ProblemSet
 
 PROMPT_FIELDS = ("problem", "question", "prompt", "Problem", "Question", "input", "query", "messages")
+"""Fields of a prompt, in the order in which they count."""
 
 GOLD_FIELDS = (
     *("answer", "label", "gold", "target", "ground_truth", "final_answer", "Answer", "expected_answer"),
     *("solution", "reward_model.ground_truth"),
 )
+"""Fields of a gold answer, in the order in which they count."""
 
 INSTRUCTION = r"Please reason step by step, and put your final answer in \boxed{}."
 """Stands below a text that becomes a chat turn, after a blank line."""

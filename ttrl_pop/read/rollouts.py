@@ -38,6 +38,7 @@ TEXT_FIELDS = (
     *("text", "completion", "response", "output", "generation", "generated_text"),
     *("completions", "responses", "outputs", "generations", "samples", "messages", "choices"),
 )
+"""Fields of a completion, or of a list of them."""
 FINISH_REASONS: Mapping[str, FinishReason] = {
     **dict.fromkeys(("stop", "eos", "eos_token", "end_turn", "stop_sequence", "tool_calls"), "stop"),
     **dict.fromkeys(("length", "max_tokens", "max_length", "max_new_tokens", "content_filter", "abort"), "length"),
@@ -49,7 +50,7 @@ _BESIDE = ("finish_reason", "mind", "logprobs", "mean_logprob", "completion_ids"
 _NESTED = 4
 """Levels of objects that a text may stand in."""
 _ROUNDING = 1e-3
-"""Above 0 by no more than this, a log-probability was rounded."""
+"""How far above 0 a log-probability may lie, as rounding leaves it there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ class Layout:
     id_key: str | None = None
     """Field of the problem's id; None detects it."""
     text_key: str | None = None
+    """Field of the completion; None detects it."""
     form: Literal["auto", "chat", "raw"] = "auto"
     """What the prompts were; `auto` asks the rows' field `form`, and takes `chat` without one."""
     shuffled: bool = False
@@ -171,7 +173,8 @@ def _rollout(row: Row, place: str, completion: Any, fields: Mapping[str, Any], n
 
 
 def _text(row: Row, place: str, value: Any) -> str:
-    """
+    """The text in a completion: itself, or what its objects and turns of the assistant lead to.
+
     Raises:
         UsageError: there is no text in `value`.
     """
@@ -202,7 +205,7 @@ def _finish_reason(row: Row, value: Any) -> FinishReason:
 
 
 def _logprobs(row: Row, fields: Mapping[str, Any]) -> tuple[float, ...]:
-    """Of tokens, or their mean alone. `{"content": [{"logprob": …}]}` is how OpenAI-style replies have them."""
+    """Log-probabilities of the tokens, or their mean alone; `{"content": [{"logprob": …}]}` is OpenAI's form."""
     values = fields.get("logprobs")
     if isinstance(values, dict):
         values = values.get("content")

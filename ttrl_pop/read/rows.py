@@ -27,11 +27,13 @@ from ttrl_pop.errors import UsageError
 from ttrl_pop.text import shown
 
 ID_FIELDS = ("id", "unique_id", "ID", "uid", "problem_idx", "idx", "index")
+"""Fields of a row's id, in the order in which they count."""
 
 PATH_LIMIT = 4096
 """Characters of a source's name that are shown."""
 
 Unit: TypeAlias = Literal["line", "element", "row"]
+"""What rows are counted in: lines of a file, elements of an array, rows of a data set."""
 
 _SHOWN_FIELDS = 8
 
@@ -53,7 +55,7 @@ class Number(str):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One JSON object and where it stands."""
+    """One JSON object and where it stands in its file."""
 
     fields: dict[str, Any]
     file: str
@@ -71,12 +73,13 @@ class Row:
         return inner
 
     def present(self, fields: Iterable[str]) -> Iterator[tuple[str, Any]]:
-        """Those of `fields` that are there and not null, with their values."""
+        """Yield each of `fields` that is there and not null, with its value."""
         for field in fields:
             if (value := self.get(field)) is not None:
                 yield field, value
 
     def first(self, fields: Iterable[str]) -> tuple[str | None, Any]:
+        """The first of `fields` that is there and not null, with its value; (None, None) without one."""
         return next(self.present(fields), (None, None))
 
     def id(self, fields: Iterable[str]) -> str | None:
@@ -99,7 +102,8 @@ class Row:
         return ", ".join(names[:_SHOWN_FIELDS] + ["…"] * (len(names) > _SHOWN_FIELDS)) or "nothing"
 
     def check_encodable(self, what: str, text: str) -> None:
-        """
+        """Refuse a text with half a surrogate pair; `what` names it.
+
         Raises:
             UsageError: `text` is none that UTF-8 can write.
         """
@@ -113,6 +117,7 @@ class Row:
             ) from None
 
     def error(self, message: str) -> UsageError:
+        """An error that begins with the place of this row."""
         return _error(self.file, self.unit, self.number, message)
 
 
@@ -161,6 +166,7 @@ def source_name(source: str) -> str:
 
 
 def is_text(value: Any) -> bool:
+    """Whether a JSON value is a string; numbers keep their spelling in one, and are none."""
     return isinstance(value, str) and not isinstance(value, Number)
 
 

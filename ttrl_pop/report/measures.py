@@ -1,4 +1,4 @@
-"""How good a set of votes is: avg@n, pass@k, maj@k and label-free figures, with bootstrap intervals. Pure.
+"""One pass over the problems in figures: avg@n, pass@k, maj@k and those that need no gold, with bootstrap intervals.
 
 avg@n and pass@k count the rollouts whose own answer equals gold, maj@k the elections that gold confirms.
 

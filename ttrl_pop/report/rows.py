@@ -1,4 +1,4 @@
-"""Reports and tallies as JSON rows."""
+"""Reports and tallies as JSON rows, as commands print them and a run keeps them."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -8,6 +8,7 @@ from ttrl_pop.types import AnswerKey, Same, StepReport, Tally
 
 
 def metrics_row(report: StepReport) -> dict[str, Any]:
+    """A step's report as a row of metrics.jsonl; `alarm` only where there is one."""
     return {"step": report.step, **report.metrics, **({"alarm": report.alarm} if report.alarm else {})}
 
 
@@ -73,5 +74,6 @@ def rollout_rows(tally: Tally) -> Iterator[dict[str, Any]]:
 
 
 def _gold_fields(tally: Tally, answers: AnswerKey, same: Same) -> dict[str, Any]:
+    """`gold` and `correct`, where gold is known."""
     correct = label_correct(tally, answers, same)
     return {} if correct is None else {"gold": answers[tally.group.problem.id], "correct": correct}

@@ -1,4 +1,4 @@
-"""report: tallies, an update and (here only) gold answers → a step in figures."""
+"""Report: tallies, an update and gold answers → a step in figures, one row of metrics.jsonl."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,7 @@ def step_report(
     timeouts: int = 0,
     alarm: Callable[[Metrics], str | None] = lambda metrics: None,
 ) -> StepReport:
-    """One row of metrics.jsonl.
+    """The figures of one step.
 
     Args:
         flips: share of the problems seen before whose label has changed.
@@ -75,6 +75,6 @@ def step_report(
 
 
 def _commonest_share(labels: Sequence[str | None]) -> float:
-    """Share of the problems that have the most frequent label, by spelling; of one problem, nothing is said: 0."""
+    """Share of the problems that have the most frequent label, by spelling; 0 for one problem, which says nothing."""
     counts = Counter(label for label in labels if label is not None)
     return max(counts.values(), default=0) / len(labels) if len(labels) > 1 else 0.0

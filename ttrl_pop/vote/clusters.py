@@ -1,4 +1,8 @@
-"""Equal answers together, and the share of the votes that each cluster has."""
+"""Clusters of equal answers, and the share of the votes that each of them has.
+
+Equal keys put answers into one cluster; clusters merge where the grader holds their answers equal both ways. Merging is
+transitive, though a grader need not be: two members of one cluster may not be equal by themselves.
+"""
 
 import math
 from collections import Counter
@@ -59,6 +63,7 @@ def cluster_equal_to(
 
 
 def _confidence(rollout: Rollout) -> Fraction:
+    """The weight of a vote by confidence: exp of the mean log-probability; 0 for a completion without tokens."""
     mean = mean_logprob(rollout)
     if mean is None:
         if rollout.completion_ids or rollout.text:
@@ -68,6 +73,7 @@ def _confidence(rollout: Rollout) -> Fraction:
 
 
 def _shares_by_mind(minds_G: Sequence[Mind], members: dict[str, list[int]]) -> dict[str, Fraction]:
+    """Shares where each mind has one vote, for its own most frequent answer; split evenly where several are."""
     counts: dict[Mind, Counter[str]] = {mind: Counter() for mind in minds_G}
     for root, indices in members.items():
         for index in indices:
@@ -81,7 +87,7 @@ def _shares_by_mind(minds_G: Sequence[Mind], members: dict[str, list[int]]) -> d
 
 
 def _merge(answers: dict[str, str], grader: Grader) -> dict[str, str]:
-    """Union-find: each key → the smallest key that it is connected to by `equal` in both directions."""
+    """Each key → the smallest key that it is connected to by `equal` in both directions (union-find)."""
     root = {key: key for key in answers}
 
     def find(key: str) -> str:
@@ -98,4 +104,5 @@ def _merge(answers: dict[str, str], grader: Grader) -> dict[str, str]:
 
 
 def _commonest(counts: Counter[str]) -> str:
+    """The spelling that came most often; the lexicographically first among equals."""
     return min(counts, key=lambda answer: (-counts[answer], answer))

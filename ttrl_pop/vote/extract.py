@@ -28,8 +28,7 @@ Extract: TypeAlias = Callable[[str, FinishReason], str | None]
 """(completion text, finish reason) → the answer, or None for an abstention."""
 
 ExtractChat: TypeAlias = Callable[[str, FinishReason, bool], str | None]
-"""The same from a chat completion, told also whether the prompt ends inside the thoughts (a chat template that writes
-`<think>` itself)."""
+"""(completion text, finish reason, whether the chat template has opened the thoughts already) → the answer, or None."""
 
 _ANSWER_LINE = re.compile(
     r"^[ \t>#*_-]*+(?:the[ \t]++)?(?:final[ \t]++)?answer[ \t*_]*+:(.*)", re.IGNORECASE | re.MULTILINE
@@ -52,7 +51,7 @@ class Extractor:
     """How answers are read from completions of chat prompts, and from those of raw ones."""
 
     name: str
-    """As errors have it."""
+    """What the user calls it, for errors."""
     chat: ExtractChat
     raw: Extract
 

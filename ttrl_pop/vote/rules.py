@@ -1,4 +1,4 @@
-"""Configuration → the rules of the vote, the same for training, evaluation and rollouts from elsewhere. No torch."""
+"""The rules of the vote, from the configuration: one set for training, evaluation and rollouts from elsewhere."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -23,8 +23,9 @@ from fractions import Fraction
 from ttrl_pop.vote.graders.base import Grader
 
 MAX_LENGTH = 1000
-"""Characters; also keeps every digit run below the limit at which Python's `int` refuses a string."""
+"""Longest answer that is read, in characters; no run of digits then reaches the length that Python's `int` refuses."""
 MAX_EXPONENT = 1000
+"""Farthest power of ten that becomes a number."""
 
 _UNIT = r"""(?: [mcdkn]m | in(?:ch(?:es)?)? | f(?:oo|ee)?t | y(?:ar)?ds? | mi(?:les?)? | units? | points?
     | (?:centi|milli|kilo)?met(?:er|re)s? | sec(?:ond)?s? | min(?:ute)?s? | h(?:ou)?rs? | days? | weeks? | months?
@@ -118,31 +119,8 @@ def clean(answer: str) -> str:
 
 
 def trim(text: str) -> str:
+    """A text without the spaces around it and the marks that end a sentence."""
     return text.strip().rstrip(".,; \n")
-
-
-def _plain_characters(text: str) -> str:
-    """NFKC where it keeps the meaning. Applied blindly it would read `10²` as 102 and `1½` as 11/2."""
-    text = _SUPERSCRIPTS.sub(lambda run: "^{" + unicodedata.normalize("NFKC", run[0]) + "}", text)
-    return "".join(_plain_character(c) for c in unicodedata.normalize("NFC", text))
-
-
-def _plain_character(c: str) -> str:
-    if c.isascii():
-        return c
-    if c in _SYMBOLS:
-        return _SYMBOLS[c]
-    if c.isspace():
-        return " "
-    if c.isdecimal():
-        return str(unicodedata.decimal(c))
-    if unicodedata.category(c) == "Cf":  # zero-width
-        return ""
-    tag = unicodedata.decomposition(c).partition(" ")[0]
-    if tag == "<fraction>":
-        above, _, below = unicodedata.normalize("NFKC", c).partition("⁄")
-        return rf"\frac{{{above}}}{{{below}}}"
-    return unicodedata.normalize("NFKC", c) if tag in ("<wide>", "<narrow>", "<font>") else c
 
 
 def unwrapped(text: str) -> str:
@@ -175,6 +153,42 @@ def quantity(text: str) -> Fraction | None:
     return -number if number is not None and match["sign"] == "-" else number
 
 
+def is_unit(rest: str) -> bool:
+    """Whether what follows a number is a unit, a percent or a degree sign, or nothing."""
+    if not rest or _SUFFIX.fullmatch(rest):
+        return True
+    in_text = _TEXT_UNIT.fullmatch(rest)
+    if in_text is None:
+        return False
+    unit = in_text[1].strip()
+    # One letter may be a factor (`5\mathrm{i}`), some words are (`\text{ million}`).
+    return unit in _SHORT_UNITS if len(unit) < 2 else not _NO_UNIT.search(unit)
+
+
+def _plain_characters(text: str) -> str:
+    """A text in NFKC where that keeps its meaning. Applied blindly it would read `10²` as 102 and `1½` as 11/2."""
+    text = _SUPERSCRIPTS.sub(lambda run: "^{" + unicodedata.normalize("NFKC", run[0]) + "}", text)
+    return "".join(_plain_character(c) for c in unicodedata.normalize("NFC", text))
+
+
+def _plain_character(c: str) -> str:
+    if c.isascii():
+        return c
+    if c in _SYMBOLS:
+        return _SYMBOLS[c]
+    if c.isspace():
+        return " "
+    if c.isdecimal():
+        return str(unicodedata.decimal(c))
+    if unicodedata.category(c) == "Cf":  # zero-width
+        return ""
+    tag = unicodedata.decomposition(c).partition(" ")[0]
+    if tag == "<fraction>":
+        above, _, below = unicodedata.normalize("NFKC", c).partition("⁄")
+        return rf"\frac{{{above}}}{{{below}}}"
+    return unicodedata.normalize("NFKC", c) if tag in ("<wide>", "<narrow>", "<font>") else c
+
+
 def _value(match: re.Match[str]) -> Fraction | None:
     """Value of a match of `_NUMBER` without its sign; None for a zero denominator or a far exponent."""
     if match["whole"]:
@@ -192,17 +206,6 @@ def _value(match: re.Match[str]) -> Fraction | None:
 def _decimal(text: str) -> Fraction:
     whole, _, decimals = text.replace(",", "").partition(".")
     return Fraction(int(whole + decimals), 10 ** len(decimals)) if decimals else Fraction(int(whole))
-
-
-def is_unit(rest: str) -> bool:
-    if not rest or _SUFFIX.fullmatch(rest):
-        return True
-    in_text = _TEXT_UNIT.fullmatch(rest)
-    if in_text is None:
-        return False
-    unit = in_text[1].strip()
-    # One letter may be a factor (`5\mathrm{i}`), some words are (`\text{ million}`).
-    return unit in _SHORT_UNITS if len(unit) < 2 else not _NO_UNIT.search(unit)
 
 
 @dataclass(slots=True)
@@ -228,6 +231,7 @@ class _Frame:
         self.read = end
 
     def end_element(self, text: str, start: int, end: int) -> None:
+        """Key the element that the mark at `start:end` ends, and begin the next."""
         self.end_text(text, start, end)
         number = quantity(text[self.element : start])
         if number is not None:
@@ -281,5 +285,6 @@ def _structured(text: str) -> str:
 
 
 def _text_key(text: str) -> str:
+    """The key of what is no number: words casefolded, anything else without layout spaces."""
     text = " ".join(trim(text).split())
     return text.casefold() if _WORDS.fullmatch(text) else _LAYOUT.sub("", text)

@@ -33,24 +33,26 @@ from ttrl_pop.vote.graders.base import Grader
 from ttrl_pop.vote.graders.exact import ExactGrader
 
 MAX_LENGTH = 400
+"""Longest answer that is parsed, in characters."""
 MAX_DEPTH = 12
-"""Of brackets."""
+"""Deepest nesting of brackets that is parsed."""
 MAX_DIGITS = 60
-"""In a row."""
+"""Most digits in a row that are parsed."""
 MAX_POWER_DIGITS = 4
-"""Digits of an exponent."""
+"""Most digits of an exponent."""
 MAX_FACTORIAL_DIGITS = 3
-"""Digits of any number in an answer with a factorial or a binomial."""
+"""Most digits of any number in an answer with a factorial or a binomial."""
 SECONDS = 0.8
-"""Of CPU time for one question."""
+"""Limit on the CPU time of one question."""
 PATIENCE = 10.0
-"""Limit by the clock on the wall, over the limit on CPU time: what computes meets the latter, on a busy machine too."""
+"""Limit by the clock on the wall, as a multiple of the limit on CPU time, which what computes meets first, on a busy
+machine too."""
 MEMORY = 2 << 30
-"""Bytes of address space of the process that parses."""
+"""Limit on the address space of the process that parses, in bytes."""
 REMEMBERED = 20_000
-"""Verdicts and answers that are kept."""
+"""Verdicts, and answers that were read, of which each as many are kept."""
 START_SECONDS = 60.0
-"""For the worker to start, on a slow disk; nothing hostile is read before."""
+"""Time that the worker may take to start, on a slow disk; nothing hostile is read before."""
 PACKAGE_FOLDER = str(Path(__file__).parents[3])
 """Where this package is imported from, which the search path may call "", the working directory."""
 
@@ -76,7 +78,7 @@ _PROSE = re.compile(
     r"[^\\]*(?<![\\a-zA-Z])(?!(?:and|sqrt|arc(?:sin|cos|tan)|(?:sin|cos|tan)h?|cot|sec|csc|log|exp|infty)(?![a-zA-Z]))"
     r"[a-zA-Z]{3}[^\\]*"
 )
-"""A word in a text without a single command."""
+"""A text with a word and without a single command."""
 
 
 class MathGrader(Grader):
@@ -177,7 +179,7 @@ class _GivenUp(threading.local):
 
 
 class _Recent(Generic[K, V]):
-    """What was put last, up to `REMEMBERED` entries."""
+    """A table of what was put or asked for last, up to `REMEMBERED` entries."""
 
     def __init__(self) -> None:
         self._entries: OrderedDict[K, V] = OrderedDict()

@@ -26,11 +26,11 @@ import sys
 from dataclasses import dataclass
 from typing import IO
 
-from ttrl_pop.vote.graders.algebra import comparing
-from ttrl_pop.vote.graders.algebra import reading as algebra
+from ttrl_pop.vote.graders.algebra.comparing import equal
+from ttrl_pop.vote.graders.algebra.reading import read
 
 QUESTIONS = 5000
-"""That a child answers before a fresh one takes its place: libraries keep what they have seen."""
+"""Questions after which a fresh child takes the place of the old: libraries keep what they have seen."""
 WARM_UP = (
     (r"\frac{1}{2}x^{2}+\sqrt{3}\pi(x-1)", r"\pi\sqrt{3}(x-1)+0.5x^2"),
     (r"x_{1}+e^{x}\sin(x)-2i", r"|x|\cdot 3!"),
@@ -43,6 +43,8 @@ WARM_UP = (
 
 @dataclass(slots=True)
 class _Child:
+    """A fork of this process that answers questions until it dies."""
+
     pid: int
     questions: IO[bytes]
     verdicts: IO[bytes]
@@ -58,13 +60,14 @@ class _Child:
 
 
 def main(arguments: list[str]) -> int:
+    """Answer the questions on standard input until it closes; returns the exit status."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which closes this process when it ends
     cpu_seconds, wall_seconds, memory = float(arguments[0]), float(arguments[1]), int(arguments[2])
     replies = os.fdopen(os.dup(1), "wb", buffering=0)
     nowhere = os.open(os.devnull, os.O_RDWR)
     os.dup2(nowhere, 1)
     for a, b in WARM_UP:
-        comparing.equal(algebra.read(a), algebra.read(b))
+        equal(read(a), read(b))
     os.dup2(nowhere, 2)
     gc.freeze()
     child: _Child | None = None
@@ -106,6 +109,7 @@ def _ask(child: _Child, question: bytes, wall_seconds: float) -> bytes:
 
 
 def _fork(cpu_seconds: float, memory: int, replies: IO[bytes]) -> _Child:
+    """A fresh child; in the child itself it never returns."""
     questions_out, questions_in = os.pipe()
     verdicts_out, verdicts_in = os.pipe()
     pid = os.fork()
@@ -136,13 +140,14 @@ def _allowed(kind: int, most: int) -> int:
 
 
 def _verdict(question: bytes, cpu_seconds: float) -> bytes:
+    """The reply to a question, in a child; past its time it is killed here."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     cpu = _allowed(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime + cpu_seconds) + 2)
     resource.setrlimit(resource.RLIMIT_CPU, (cpu, resource.getrlimit(resource.RLIMIT_CPU)[1]))
     # Its signal kills, in the midst of C code too.
     signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
-    forms = [algebra.read(answer) for answer in json.loads(question)["answers"]]
-    verdict = {"equal": comparing.equal(forms[0], forms[-1])}
+    forms = [read(answer) for answer in json.loads(question)["answers"]]
+    verdict = {"equal": equal(forms[0], forms[-1])}
     signal.setitimer(signal.ITIMER_PROF, 0)
     return json.dumps(verdict).encode() + b"\n"
 

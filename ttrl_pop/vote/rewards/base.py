@@ -1,4 +1,4 @@
-"""Rewards: from the answers of one group to one number per rollout. Pure functions of a `Ballot`.
+"""What a reward is: a pure function from a `Ballot`, one group's answers, to one number per rollout; and sums of them.
 
 A reward is named by one term or by a weighted sum of them: `majority`, `gated+0.2*format+0.5*overlong`. A term of
 your own is a callable `Ballot -> tuple[float, ...]`, or a class without arguments whose instances are, named as
@@ -46,6 +46,7 @@ class Ballot:
 
 
 Reward: TypeAlias = Callable[[Ballot], tuple[float, ...]]
+"""A group's ballot → one finite number per rollout."""
 
 
 def needs_gold(name: str) -> bool:

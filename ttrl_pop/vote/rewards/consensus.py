@@ -1,4 +1,4 @@
-"""Rewards by agreement: majority, frequency and gated; format and overlong as terms of a sum."""
+"""Rewards that need the votes alone: majority, frequency and gated; format and overlong as terms to add."""
 
 import math
 from statistics import fmean
@@ -7,13 +7,13 @@ from ttrl_pop.errors import UsageError
 from ttrl_pop.vote.rewards.base import Ballot
 
 CONSENSUS = 0.375
-"""Smallest share at which `gated` trusts the label."""
+"""Smallest share of votes at which `gated` trusts the label."""
 
 LEAD = 0.125
 """Lead over the next answer that `gated` asks for more than."""
 
 ROUNDING = 1e-9
-"""By which floats that stand for equal shares or certainties may differ."""
+"""Difference up to which floats count as equal shares or certainties."""
 
 RARE = 0.125
 """Answers with a smaller share may be punished by `gated`."""

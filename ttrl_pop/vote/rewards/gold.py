@@ -1,4 +1,4 @@
-"""The oracle that label-free rewards are measured against, and the only reward that receives a key."""
+"""Reward `gold`: the only one that receives an answer key; it has to be asked for by name."""
 
 from typing import ClassVar
 
@@ -19,7 +19,8 @@ class GoldReward:
         self._grader = grader
 
     def __call__(self, ballot: Ballot) -> tuple[float, ...]:
-        """
+        """One number per rollout, by the verdicts that reports of accuracy go by.
+
         Raises:
             UsageError: the problem has no gold answer.
         """

@@ -22,11 +22,12 @@ from ttrl_pop.errors import UsageError
 from ttrl_pop.vote.rewards.base import Ballot
 
 Matrix: TypeAlias = NDArray[np.float64]
+
 EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def novelty_rewards(ballot: Ballot, similarity_GG: Matrix) -> tuple[float, ...]:
-    """The formula above, for a symmetric matrix of similarities in [0, 1]."""
+    """The reward by the formula above, for a symmetric matrix of similarities in [0, 1]."""
     count = len(ballot.answers_G)
     others_GG = ~np.eye(count, dtype=bool)
     labelled_G = [cluster is not None and cluster == ballot.label_cluster for cluster in ballot.cluster_G]
@@ -60,7 +61,7 @@ def tfidf_similarity(texts_G: Sequence[str]) -> Matrix:
 
 
 class Novelty:
-    """Reward `novelty`."""
+    """Reward `novelty`: texts are alike by their words."""
 
     def __init__(self) -> None:
         """
@@ -75,7 +76,7 @@ class Novelty:
 
 
 class NoveltyEmbedding:
-    """Reward `novelty-embedding`."""
+    """Reward `novelty-embedding`: texts are alike by their meaning."""
 
     def __init__(self) -> None:
         """

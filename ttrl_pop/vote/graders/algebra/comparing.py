@@ -1,5 +1,19 @@
-"""Whether two forms are equal."""
+r"""Whether two forms are equal, part by part.
 
+    equal(read("x+1"), read("1+x"))        True
+
+Two expressions are equal if math-verify says so both ways and 50 digits at fixed rational points do not refute it:
+math-verify alone would hold `\frac{1}{100!}` and `\frac{1}{101!}` equal. Rational numbers are compared exactly.
+Equations and inequalities are equal if their left minus right sides are multiples of each other.
+
+Simplifications:
+
+1. A list without brackets is unordered, so `1,-2` is `-2,1` and `\{1,-2\}`; brackets of tuples and intervals must
+   agree.
+2. Equality is not transitive: `1,2` and `1,2,2` are both `\{1,2\}`, and differ from each other.
+"""
+
+import logging
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
@@ -10,7 +24,10 @@ from math_verify import verify
 from ttrl_pop.vote.graders.algebra.forms import DIGITS, MIRRORED, Bag, Form, Leaf, Matrix, Relation, Row, Union
 
 AGREE = 40
-"""Leading digits that must agree."""
+"""Leading digits in which the values of equal expressions agree."""
+
+# It warns at each call that it keeps no time of its own.
+logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 _SYMPY_RELATIONS = {"=": sympy.Eq, "<": sympy.Lt, ">": sympy.Gt, "<=": sympy.Le, ">=": sympy.Ge}
 
@@ -34,10 +51,8 @@ def equal(a: Form, b: Form) -> bool:
     return False
 
 
-# Comparing
-
-
 def _all_equal(a: Sequence[Form], b: Sequence[Form]) -> bool:
+    """Whether the forms are equal one by one, in order."""
     return len(a) == len(b) and all(map(equal, a, b))
 
 
@@ -53,6 +68,7 @@ def _matched(a: Sequence[Form], b: Sequence[Form], same: Callable[[Form, Form], 
 
 
 def _equal_bags(a: Bag, b: Bag) -> bool:
+    """Two lists hold equal elements equally often; a set holds what the other holds, however often."""
     labels = [{form.label if isinstance(form, Relation) else None for form in bag.elements} for bag in (a, b)]
 
     def same(x: Form, y: Form) -> bool:
@@ -68,6 +84,7 @@ def _equal_bags(a: Bag, b: Bag) -> bool:
 
 
 def _equal_leaves(a: Leaf, b: Leaf) -> bool:
+    """Whether two expressions are equal, by the cheapest test that decides."""
     if a.key == b.key:
         return bool(a.key)
     if a.number is not None and b.number is not None:
@@ -78,6 +95,7 @@ def _equal_leaves(a: Leaf, b: Leaf) -> bool:
 
 
 def _equal_relations(a: Relation, b: Relation) -> bool:
+    """Labelled answers by the answer, chains side by side, the rest by the difference of their sides."""
     if a.label is not None and b.label is not None:
         return equal(a.sides[-1], b.sides[-1])
     if len(a.operators) > 1 or len(b.operators) > 1:
@@ -119,13 +137,11 @@ def _ratio(a: tuple[mpmath.mpc, ...], b: tuple[mpmath.mpc, ...]) -> mpmath.mpc |
 
 
 def _rational(ratio: mpmath.mpc) -> sympy.Rational | None:
+    """The fraction that a ratio is to `AGREE` digits; None where it is none of small denominator."""
     with mpmath.workdps(DIGITS):
         near = Fraction(str(ratio.real)).limit_denominator(10**6)
-        return (
-            sympy.Rational(near.numerator, near.denominator)
-            if _close(ratio, mpmath.mpf(near.numerator) / near.denominator)
-            else None
-        )
+        value = mpmath.mpc(mpmath.mpf(near.numerator) / near.denominator)
+        return sympy.Rational(near.numerator, near.denominator) if _close(ratio, value) else None
 
 
 def _sympy_sides(relation: Relation) -> tuple[sympy.Expr, sympy.Expr]:
@@ -149,5 +165,6 @@ def _close(a: mpmath.mpc, b: mpmath.mpc) -> bool:
 
 
 def _verified(a: sympy.Basic | None, b: sympy.Basic | None) -> bool:
+    """Whether math-verify holds two expressions equal both ways."""
     # No time-out of its own: it works by SIGALRM, and a process around this one has a better clock.
     return bool(verify(a, b, timeout_seconds=None)) and bool(verify(b, a, timeout_seconds=None))

@@ -8,12 +8,13 @@ import mpmath
 import sympy
 
 DIGITS = 50
-"""Of the values that are compared."""
+"""Digits to which values of expressions are computed."""
 
 POINTS = 4
 """Places at which an expression with symbols is evaluated; half of them have positive coordinates only."""
 
 MIRRORED = {"=": "=", "<": ">", ">": "<", "<=": ">=", ">=": "<="}
+"""Operator → the one that says the same with its sides swapped."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Leaf:
     number: Fraction | None = None
     expression: sympy.Basic | None = None
     values: tuple[mpmath.mpc, ...] | None = None
-    """At the points, `DIGITS` digits each."""
+    """Values at the points, `DIGITS` digits each."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,15 @@ class Bag:
 
 @dataclass(frozen=True)
 class Union:
+    r"""Parts joined by `\cup`, without order."""
+
     parts: tuple["Form", ...]
 
 
 @dataclass(frozen=True)
 class Matrix:
+    """Rows of cells; a vector is a matrix of one row or one column."""
+
     rows: tuple[tuple["Form", ...], ...]
 
 

@@ -1,24 +1,21 @@
-r"""Equality of two answers by algebra: an answer's text becomes a form, and forms are compared part by part.
+r"""The form of an answer, read from its text.
+
+    read("x+1")        Leaf          read("x<3")          Row: the interval from -\infty to 3
+    read("(1,2)")      Row           read(r"\{1,2\}")     Bag, as is the list "1,2"
 
 The outer shape (lists, sets, tuples, intervals, unions, matrices, relations) is read here, because LaTeX parsers guess
 at it: to them `(1,2)` is an interval, a tuple and a set. Only its innermost parts go to latex2sympy, one expression
-each. Two expressions are equal if math-verify says so both ways and 50 digits at fixed rational points do not refute
-it. Nothing is passed to a parser that evaluates Python.
+each. Nothing is passed to a parser that evaluates Python.
 
 Simplifications:
 
-1. A list without brackets is unordered, so `1,-2` is `-2,1` and `\{1,-2\}`; brackets of tuples and intervals must
-   agree.
-2. `x=` before an answer is a label, as for the exact grader, except where a list carries several labels.
-3. Symbols are real, `i` is the imaginary unit, an upper-case letter is not the lower-case one.
-4. What may mean two things is not parsed and equals only its own spelling: `1/2x`, `f(2)`, a prime, two `\pm`, degrees
+1. `x=` before an answer is a label, as for the exact grader, except where a list carries several labels.
+2. Symbols are real, `i` is the imaginary unit, an upper-case letter is not the lower-case one.
+3. What may mean two things is not parsed and equals only its own spelling: `1/2x`, `f(2)`, a prime, two `\pm`, degrees
    inside a function, more than two letters in a row.
-
-    python -c 'from ttrl_pop.vote.graders.algebra.reading import equal, read; print(equal(read("x+1"), read("1+x")))'
 """
 
 import hashlib
-import logging
 import re
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -32,21 +29,13 @@ from ttrl_pop.vote.graders.algebra.forms import DIGITS, MIRRORED, POINTS, Bag, F
 from ttrl_pop.vote.graders.exact import ExactGrader, clean, is_unit, quantity, unwrapped
 
 _KEY = ExactGrader().key
-
 _CONVERSION = ConversionConfig(lowercase_symbols=False, interpret_as_mixed_fractions=False)
-
 _OPENING = {"(", "[", "{", r"\{"}
-
 _CLOSING = {")", "]", "}", r"\}"}
-
 _TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|.", re.DOTALL)
-
 _OR = re.compile(r"\\text\s*\{\s*,?\s*(?:and|or)\s*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])")
-
 _GROUPED = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])")
-
 _PLUS_MINUS = re.compile(r"\\pm(?![a-zA-Z])")
-
 _MATRIX = re.compile(r"\\begin\s*\{([pb]?)matrix\}(.*)\\end\s*\{\1matrix\}", re.DOTALL)
 
 _RELATIONS = {
@@ -65,13 +54,10 @@ _RELATIONS = {
 }
 
 _LABEL = re.compile(r"[A-Za-z](?:_\{[A-Za-z0-9]+\})?(?:\([a-z](?:,[a-z])*\))?|\\[a-zA-Z]+")
-
 _UNIT_BEHIND = re.compile(r"(?:\s|\\text|\\mathrm|\\mbox|\\%|%|\^\s*\{?\s*\\circ)[^()=+]*$")
-
 _REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\overline\s*\{([0-9]+)\}")
 
 _FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp"
-
 _NAMED = re.compile(rf"(?<![a-zA-Z\\])({_FUNCTIONS}|pi|infty)(?![a-zA-Z])")
 
 _COMMANDS = frozenset(
@@ -79,7 +65,6 @@ _COMMANDS = frozenset(
     alpha beta delta epsilon varepsilon zeta eta theta kappa lambda mu nu xi rho sigma tau phi varphi chi psi omega
     Delta Theta Lambda Sigma Phi Psi Omega {_FUNCTIONS.replace("|", " ")}""".split()
 )
-
 _COMMAND = re.compile(r"\\([a-zA-Z]+)")
 
 _OPAQUE = re.compile(
@@ -99,10 +84,8 @@ def read(answer: str) -> Form:
     return _read_list(re.sub(r"_\s*([A-Za-z0-9])", r"_{\1}", text))
 
 
-# Reading
-
-
 def _read_list(text: str) -> Form:
+    """The form of a text that may be a list without brackets."""
     text = text.strip().strip(",").strip()
     pieces = [piece for piece in _split(text, {","}) if piece.strip()]
     if len(pieces) < 2 or quantity(text) is not None:
@@ -120,6 +103,7 @@ def _elements(pieces: Sequence[str]) -> tuple[Form, ...]:
 
 
 def _read_item(text: str) -> Form:
+    """The form of one element of a list: no comma stands in it outside all brackets."""
     text = text.strip()
     operators = [_RELATIONS[token] for token, depth in _tokens(text) if depth == 0 and token in _RELATIONS]
     if operators:
@@ -134,6 +118,7 @@ def _read_item(text: str) -> Form:
 
 
 def _read_relation(text: str, operators: list[str]) -> Form:
+    """The form of a text with these operators: what stands behind a label, an interval, or else a relation."""
     pieces = _split(text, set(_RELATIONS))
     if "in" in operators:
         return _read_item(pieces[1]) if len(pieces) == 2 and _LABEL.fullmatch(pieces[0].strip()) else Leaf(_KEY(text))
@@ -149,7 +134,7 @@ def _read_relation(text: str, operators: list[str]) -> Form:
 
 
 def _read_interval(pieces: list[str], names: list[str | None], operators: list[str]) -> Row | None:
-    """`x>2` and `1<x\\le 2` as intervals."""
+    r"""The interval that `x>2` or `1<x\le 2` stands for; None for another relation."""
     if all(operator[0] == ">" for operator in operators):
         pieces, names, operators = pieces[::-1], names[::-1], [MIRRORED[operator] for operator in operators[::-1]]
     elif not all(operator[0] == "<" for operator in operators):
@@ -185,6 +170,7 @@ def _read_bracket(text: str) -> Form | None:
 
 
 def _read_expression(text: str) -> Form:
+    r"""The form of a text without shape; one `\pm` makes a list of two."""
     signs = _PLUS_MINUS.findall(text)
     if len(signs) == 1 and r"\mp" not in text:
         return Bag(tuple(_leaf(_PLUS_MINUS.sub(sign, text).strip().removeprefix("+")) for sign in "+-"), listed=True)
@@ -215,6 +201,7 @@ def _split(text: str, separators: set[str]) -> list[str]:
 
 @lru_cache(maxsize=4096)
 def _leaf(text: str) -> Leaf:
+    """An expression with as much as is understood of it: its key, its number, its values."""
     key = _KEY(text)
     number = quantity(text)
     if number is None:
@@ -245,6 +232,7 @@ def _without_unit(text: str) -> str:
 
 
 def _repeating(whole: str, fixed: str, period: str) -> Fraction:
+    r"""The number `whole.fixed\overline{period}`."""
     shift = 10 ** len(fixed)
     return Fraction(int(whole + fixed or 0), shift) + Fraction(int(period), shift * (10 ** len(period) - 1))
 
@@ -284,7 +272,7 @@ def _parse(text: str | None) -> tuple[sympy.Basic, Fraction | None] | None:
 
 
 def _values(expression: sympy.Expr) -> tuple[mpmath.mpc, ...] | None:
-    """At the points; None where one of them gives no finite number."""
+    """Values of an expression at the points; None where one of them is no finite number."""
     symbols = expression.free_symbols
     found = []
     for index in range(POINTS if symbols else 1):
@@ -310,8 +298,6 @@ def _coordinate(name: str, index: int) -> sympy.Rational:
 
 
 def _mpf(number: sympy.Number) -> mpmath.mpf:
+    """A number of sympy's as one of mpmath's."""
     # A precision of 1 is how sympy says that not one digit is certain: it is zero as far as anyone can tell.
     return mpmath.mpf(0 if getattr(number, "_prec", DIGITS) == 1 else number._to_mpmath(mpmath.mp.prec))
-
-
-logging.getLogger("math_verify").setLevel(logging.ERROR)
