@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ttrl_pop.kernels.matmul import PackedWeight, product
+from ttrl_pop.kernels.matmul import LaidOutWeight, product
 
 Gain = Literal["weight", "one plus weight"]
 """What an RMSNorm multiplies by; the second is Gemma's."""
@@ -31,8 +31,8 @@ class Projection:
     scale: float = 1.0
     merged: Float[Tensor, "O I"] | None = None
     """Memory for W' = W + scale · B · A; None where the adapter is computed beside W."""
-    packed: PackedWeight | None = None
-    """Of what multiplies x: W' where it is kept, else W."""
+    laid_out: LaidOutWeight | None = None
+    """What multiplies x, W' where it is kept, else W, laid out for it."""
     _merged_at: tuple[int, int] = field(default=(-1, -1), init=False)
 
     def multiplier(self) -> Float[Tensor, "O I"]:
@@ -50,7 +50,7 @@ class Projection:
     def times(self, x: Float[Tensor, "N I"]) -> Float[Tensor, "N O"]:
         """What the layer computes, without gradient."""
         weight = self.multiplier()
-        y = self.packed.times(x, self.bias) if self.packed else product(x, weight, self.bias)
+        y = self.laid_out.times(x, self.bias) if self.laid_out else product(x, weight, self.bias)
         if self.down is None or self.up is None or self.merged is not None:
             return y
         # The adapter may be wider than the weights: the sum is taken in its type.

@@ -7,7 +7,7 @@ replaced where their output agrees.
 An adapter is taken into its weights: W' = W + scale · B · A stands beside W, and is made anew where A or B have
 changed, so that a forward has no products for adapters, and a backward pass only those of their own gradients. Where
 weights are narrower than adapters, as in bf16, the sum would lose what is learned; there, and where all W' would take
-too much memory, adapters are computed beside W. W', and weights without adapters, are packed for products where that
+too much memory, adapters are computed beside W. W', and weights without adapters, are laid out for products where that
 is known and there is room (`ttrl_pop.kernels.matmul`).
 """
 
@@ -21,17 +21,17 @@ from torch import Tensor, nn
 
 from ttrl_pop.kernels import matmul
 from ttrl_pop.kernels.fused import Gain, Projection, gated_mlp, linear, rms_norm, rotate
-from ttrl_pop.kernels.matmul import PackedWeight
+from ttrl_pop.kernels.matmul import LaidOutWeight
 from ttrl_pop.kernels.memory import limit_bytes
 
 MERGED_SHARE = 0.125
-"""Of the memory that a process may have: what merged weights take at most."""
-PACKED_SHARE = 0.125
-"""Of the memory that a process may have: what packed weights take at most."""
+"""Share of the memory of a process that merged weights may take."""
+LAYOUT_SHARE = 0.125
+"""Share of the memory of a process that weights may take once more, laid out for products."""
 ROTATION = "apply_rotary_pos_emb"
-"""What the attention layers of transformers call the function that rotates queries and keys."""
+"""Name of the function that rotates queries and keys in the attention layers of transformers."""
 GATED = ("gate_proj", "up_proj", "down_proj")
-"""What feed-forward layers of transformers call their linear layers."""
+"""Names of the linear layers in the gated feed-forward layers of transformers."""
 
 
 def fuse(network: nn.Module) -> None:
@@ -60,15 +60,14 @@ def _projections(network: nn.Module) -> dict[nn.Module, Projection]:
     limit = limit_bytes(next(network.parameters()).device)
     weights: list[Tensor] = [module.base_layer.weight for module in adapted]
     merge = sum(weight.numel() * weight.element_size() for weight in weights) <= MERGED_SHARE * limit
-    room = PACKED_SHARE * limit
+    room = LAYOUT_SHARE * limit
 
-    def packed(weight: Tensor) -> PackedWeight | None:
+    def laid_out(weight: Tensor) -> LaidOutWeight | None:
         nonlocal room
-        if matmul.packed_bytes(weight) > room:
-            return None
-        laid_out = matmul.packed(weight)
-        room -= 0 if laid_out is None else matmul.packed_bytes(weight)
-        return laid_out
+        size = matmul.layout_bytes(weight)
+        found = matmul.lay_out(weight) if size <= room else None
+        room -= size if found else 0
+        return found
 
     found: dict[nn.Module, Projection] = {}
     for module in adapted:
@@ -76,19 +75,19 @@ def _projections(network: nn.Module) -> dict[nn.Module, Projection]:
         weight, bias = module.base_layer.weight, module.base_layer.bias
         down, up, scale = module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]
         merged = torch.empty_like(weight, requires_grad=False) if merge and weight.dtype == up.dtype else None
-        pack = None if merged is None else packed(merged)
-        found[module] = Projection(weight, bias, down, up, scale, merged, pack)
+        fast = None if merged is None else laid_out(merged)
+        found[module] = Projection(weight, bias, down, up, scale, merged, fast)
     bases = {module.base_layer for module in adapted}
     for module in frozen:
         if module not in bases:
-            found[module] = Projection(module.weight, module.bias, packed=packed(module.weight))
+            found[module] = Projection(module.weight, module.bias, laid_out=laid_out(module.weight))
     return found
 
 
 def _fuse_linear(module: Any, projection: Projection) -> None:
     """Replace the forward of `module`, which is `projection`."""
     if projection.up is None:
-        if projection.packed:
+        if projection.laid_out:
             module.forward = lambda x: linear(x, projection)
         return
     own = module.forward
