@@ -1,8 +1,7 @@
 """Which layers of a model are computed by the functions of `ttrl_pop.kernels.fused`.
 
-`fuse(network)` gives RMSNorm, linear layers with and without LoRA, gated feed-forward layers and rotary position
-embeddings their faster forwards. All but linear layers are known by what they compute, not by their names: they are
-replaced where their output agrees.
+`fuse(network)` gives RMSNorm, linear layers with and without LoRA, and gated feed-forward layers their faster forwards.
+All but linear layers are known by what they compute, not by their names: they are replaced where their output agrees.
 
 An adapter is taken into its weights: W' = W + scale · B · A stands beside W, and is made anew where A or B have
 changed, so that a forward has no products for adapters, and a backward pass only those of their own gradients. Where
@@ -11,8 +10,6 @@ too much memory, adapters are computed beside W. W', and weights without adapter
 is known and there is room (`ttrl_pop.kernels.matmul`).
 """
 
-from collections.abc import Callable
-from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -20,7 +17,7 @@ from peft.tuners import lora
 from torch import Tensor, nn
 
 from ttrl_pop.kernels import matmul
-from ttrl_pop.kernels.fused import Gain, Projection, gated_mlp, linear, rms_norm, rotate
+from ttrl_pop.kernels.fused import Gain, Projection, gated_mlp, linear, rms_norm
 from ttrl_pop.kernels.matmul import LaidOutWeight
 from ttrl_pop.kernels.memory import limit_bytes
 
@@ -28,8 +25,6 @@ MERGED_SHARE = 0.125
 """Share of the memory of a process that merged weights may take."""
 LAYOUT_SHARE = 0.125
 """Share of the memory of a process that weights may take once more, laid out for products."""
-ROTATION = "apply_rotary_pos_emb"
-"""Name of the function that rotates queries and keys in the attention layers of transformers."""
 GATED = ("gate_proj", "up_proj", "down_proj")
 """Names of the linear layers in the gated feed-forward layers of transformers."""
 
@@ -42,8 +37,6 @@ def fuse(network: nn.Module) -> None:
     for module in network.modules():
         if "rmsnorm" in type(module).__name__.lower():
             _fuse_norm(module)
-        elif ROTATION in getattr(getattr(type(module).forward, "__code__", None), "co_names", ()):
-            _fuse_rotation(module)
         elif all(getattr(module, name, None) in projections for name in GATED):
             _fuse_mlp(module, [projections[getattr(module, name)] for name in GATED])
 
@@ -127,32 +120,3 @@ def _fuse_norm(module: Any) -> None:
         fitting = [g for g in gains if torch.allclose(rms_norm(probe, weight, eps, g), expected, rtol=1e-5, atol=1e-6)]
     if fitting:
         module.forward = lambda x: rms_norm(x, weight, eps, fitting[0])
-
-
-def _fuse_rotation(module: Any) -> None:
-    """Let the attention layer `module` rotate by `rotate` if that is what it does."""
-    forward = type(module).forward
-    own: Callable[..., tuple[Tensor, Tensor]] = forward.__globals__[ROTATION]
-    heads, angles = torch.linspace(-2, 3, 48).view(1, 2, 3, 8), torch.linspace(0, 5, 12).view(1, 3, 4)
-    probe = (heads, heads[:, :1], *(f(angles).repeat(1, 1, 2) for f in (torch.cos, torch.sin)))
-    turned = rotate(*probe)
-    try:
-        pairs = [*zip(turned, own(*probe), strict=True)]
-        agrees = all(torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6) for ours, theirs in pairs)
-    except (TypeError, ValueError, IndexError, RuntimeError):
-        # It takes its angles, or gives its results, in another form.
-        return
-    if not agrees:
-        return
-
-    def rotated(queries: Tensor, keys: Tensor, cos: Tensor, sin: Tensor, *more: Any, **named: Any) -> Any:
-        # Some families turn a part of each head, and say nothing of it here but by the shape of the angles.
-        if more or named or cos.shape[-1] != queries.shape[-1]:
-            return own(queries, keys, cos, sin, *more, **named)
-        return rotate(queries, keys, cos, sin)
-
-    # The layer looks the function up by its name: its forward gets names of its own, in which that one means ours.
-    names = {**forward.__globals__, ROTATION: rotated}
-    bound = FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
-    bound.__kwdefaults__ = forward.__kwdefaults__
-    module.forward = MethodType(bound, module)

@@ -28,7 +28,7 @@ from ttrl_pop.types import Mind, Rollout, Tally, Update
 
 
 class Learner:
-    """The optimizer of a policy, and all that an update is made with. Nothing but `learn` changes the policy's weights."""
+    """A policy's optimizer, and all that an update is made with. Nothing but `learn` changes the policy's weights."""
 
     def __init__(self, policy: Policy, config: Config) -> None:
         self.policy = policy
