@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ttrl_pop.kernels.matmul import packed, product
+from ttrl_pop.kernels.matmul import lay_out, product
 
 LAYER_ROWS = 2048
 """Tokens of one product of a layer, as in prefill and in the learner."""
@@ -87,7 +87,7 @@ def _seconds(shape: Shape, rows: int, repeats: int) -> float:
     in_, out = shape
     x, g, weight = torch.randn(rows, in_), torch.randn(rows, out), torch.randn(out, in_)
     ways: list[Callable[[Tensor, Tensor], Tensor]] = [nn.functional.linear, product]
-    if laid_out := packed(weight):
+    if laid_out := lay_out(weight):
         ways.append(lambda given, matrix: laid_out.times(given, None) if matrix is weight else product(given, matrix))
     seconds: list[list[float]] = [[] for _ in ways]
     for _ in range(repeats + 1):

@@ -24,6 +24,8 @@ FLOORS = [
 """From the top. A room (a wing, or a module of the root) imports from the floors below and from itself; rooms of the
 lowest floor import each other."""
 FILES = sorted(ROOT.rglob("*.py"))
+GOLD = {"ttrl_pop.report.gold", "ttrl_pop.vote.rewards.gold"}
+LAYERS = {f"ttrl_pop.kernels.{name}" for name in ("install", "fused", "matmul")}
 
 
 def room(module: str) -> str:
@@ -32,7 +34,7 @@ def room(module: str) -> str:
 
 
 def module(file: Path) -> str:
-    return ".".join(["ttrl_pop", *file.relative_to(ROOT).with_suffix("").parts])
+    return ".".join(["ttrl_pop", *file.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__")
 
 
 def imported(source: str) -> Iterator[str]:
@@ -71,6 +73,45 @@ def test_imports_point_down(file: Path) -> None:
 )
 def test_an_import_upwards_is_seen(name: str, line: str) -> None:
     assert len(upwards(name, f"def later():\n    {line}\n")) == 1
+
+
+def importers(targets: set[str], sources: dict[str, str]) -> set[str]:
+    """Modules that import one of `targets`, or something of it."""
+    found = {name: [f"{target}." for target in imported(source)] for name, source in sources.items()}
+    return {name for name, names in found.items() if any(n.startswith(f"{t}.") for n in names for t in targets)}
+
+
+def never(sources: dict[str, str]) -> set[str]:
+    """Modules that reach what they never may: gold answers where rollouts are written and learned, be it by way of
+    others; fast layers and products but where a model becomes a policy; how memory is taken but at the edge."""
+    reach: set[str] = set()
+    while further := importers(GOLD | reach, sources) - reach:
+        reach |= further
+    return (
+        {name for name in reach if room(name) in ("learn", "sample", "model")}
+        | {name for name in importers(LAYERS, sources) if room(name) not in ("model", "kernels")}
+        | {name for name in importers({"ttrl_pop.kernels.malloc"}, sources) if room(name) != "cli"}
+    )
+
+
+def test_nothing_reaches_what_it_never_may() -> None:
+    assert never({module(file): file.read_text() for file in FILES}) == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("learn.grpo", "from ttrl_pop.vote.rewards import gold"),
+        ("model.load", "from ttrl_pop.report.step import step_report"),
+        ("sample.hf.draw", "from ttrl_pop.kernels.matmul import product"),
+        ("packing.plan", "import ttrl_pop.kernels.install"),
+        ("train", "from ttrl_pop.kernels import malloc"),
+    ],
+)
+def test_a_reach_for_it_is_seen(name: str, line: str) -> None:
+    sources = {module(file): file.read_text() for file in FILES}
+    sources[f"ttrl_pop.{name}"] += f"\n\ndef later():\n    {line}\n"
+    assert f"ttrl_pop.{name}" in never(sources)
 
 
 def test_every_module_has_a_docstring() -> None:

@@ -8,8 +8,8 @@ from fakes import FAMILIES, logits_of, tiny_network, tiny_policy
 from torch import Tensor, nn
 
 from ttrl_pop.kernels import matmul
-from ttrl_pop.kernels.fused import Projection, gated_mlp, linear, rms_norm, rotate
-from ttrl_pop.kernels.install import ROTATION, fuse
+from ttrl_pop.kernels.fused import Projection, gated_mlp, linear, rms_norm
+from ttrl_pop.kernels.install import fuse
 from ttrl_pop.population.base import MEAN
 from ttrl_pop.types import Mind
 
@@ -22,18 +22,6 @@ def test_rms_norm_passes_finite_differences(gain: str) -> None:
     factor = weight if gain == "weight" else 1 + weight
     expected = x / (x.square().mean(-1, keepdim=True) + 1e-2).sqrt() * factor
     torch.testing.assert_close(rms_norm(x, weight, 1e-2, gain), expected)
-
-
-def test_rotation_passes_finite_differences_and_turns_pairs() -> None:
-    torch.manual_seed(0)
-    queries, keys = (torch.randn(1, heads, 3, 8, dtype=torch.float64, requires_grad=True) for heads in (4, 2))
-    angles = torch.rand(1, 3, 4, dtype=torch.float64) * 6
-    cos, sin = (f(angles).repeat(1, 1, 2) for f in (torch.cos, torch.sin))
-    assert torch.autograd.gradcheck(lambda q, k: rotate(q, k, cos, sin), (queries, keys))
-    turn = torch.polar(torch.ones_like(angles), angles)
-    for given, got in zip((queries, keys), rotate(queries, keys, cos, sin), strict=True):
-        expected = torch.complex(given[..., :4], given[..., 4:]) * turn
-        torch.testing.assert_close(got, torch.cat([expected.real, expected.imag], dim=-1))
 
 
 KINDS = ["frozen", "adapter", "merged"]
@@ -116,7 +104,7 @@ def test_a_fused_policy_computes_what_it_did(family: str, dtype: torch.dtype, mo
         torch.testing.assert_close(fused_slopes[name] / scale, slope / scale, **close)
 
 
-def test_norms_and_rotations_are_replaced_and_what_only_has_such_a_name_is_not() -> None:
+def test_norms_are_replaced_and_what_only_has_such_a_name_is_not() -> None:
     class OddRMSNorm(nn.Module):
         """Normalises by the sum, not the mean."""
 
@@ -131,10 +119,8 @@ def test_norms_and_rotations_are_replaced_and_what_only_has_such_a_name_is_not()
     network.odd = OddRMSNorm()
     fuse(network)
     replaced = {name for name, module in network.named_modules() if "forward" in vars(module)}
-    layers = {name for name in replaced if name.endswith("self_attn")}
-    assert len(layers) == 2
     norms = {name for name, module in network.named_modules() if type(module).__name__ == "Gemma3RMSNorm"}
-    assert replaced == norms | layers
+    assert replaced == norms
     assert len(norms) == 2 * 6 + 1
 
 
@@ -160,30 +146,6 @@ def test_feed_forward_layers_gated_by_silu_are_replaced_and_others_are_not() -> 
     both = ["model.layers.0.mlp", "model.layers.1.mlp"]
     assert replaced("llama") == replaced("qwen3") == both
     assert replaced("gemma3") == []
-
-
-def test_a_rotation_that_is_none_of_pairs_of_halves_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = tiny_network("llama")
-
-    def interleaved(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        return q * cos + q.roll(1, -1) * sin, k * cos + k.roll(1, -1) * sin
-
-    monkeypatch.setitem(type(network.model.layers[0].self_attn).forward.__globals__, ROTATION, interleaved)
-    fuse(network)
-    assert not [name for name, module in network.named_modules() if "attn" in name and "forward" in vars(module)]
-
-
-def test_a_rotation_of_a_part_of_each_head_is_the_models_own() -> None:
-    config = tiny_network("phi3").config
-    config.rope_parameters["partial_rotary_factor"] = 0.5
-    network = type(tiny_network("phi3"))(config).double().eval()
-    network.load_state_dict(tiny_network("phi3").state_dict())
-    ids = torch.arange(3, 12)[None]
-    expected = network(ids).logits
-    assert not torch.allclose(expected, network(ids, position_ids=ids % 2).logits)
-    fuse(network)
-    assert "forward" in vars(network.model.layers[0].self_attn)
-    torch.testing.assert_close(network(ids).logits, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_without_its_adapter_a_fused_policy_is_the_base_model(monkeypatch: pytest.MonkeyPatch) -> None:

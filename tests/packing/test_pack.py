@@ -53,7 +53,7 @@ def flat(pieces: tuple[range, ...]) -> list[int]:
 
 
 def sequences_of(forest: list[Tree], packed: Pack) -> list[tuple[list[tuple[int, Any]], list[int]]]:
-    """Of each prompt, and of each branch behind its prompt: every token with the mind that reads it, and its place."""
+    """Every token with the mind that reads it, and where it is, for each prompt and each branch behind its prompt."""
     found = []
     for tree, stem, of_tree in zip(forest, packed.stems, packed.branches, strict=True):
         prompt = [(token, tree.mind) for token in tree.prompt_ids]

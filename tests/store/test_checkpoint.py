@@ -1,12 +1,15 @@
 """Run directory: a checkpoint is whole or it is none."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import peft
 import pytest
 import torch
-from fakes import logits_of, norm_noise, save_tiny, tiny_policy, tiny_session
+from fakes import ROOT, logits_of, norm_noise, save_tiny, tiny_policy, tiny_session
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -136,6 +139,26 @@ def test_the_adapter_opens_in_plain_peft(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = plain(input_ids=IDS, use_cache=False).logits
         torch.testing.assert_close(logits_of(policy, IDS, None), expected)
+
+
+SAVE = """
+import sys
+from pathlib import Path
+from fakes import tiny_policy
+from ttrl_pop.store import checkpoint
+from ttrl_pop.store.directory import RunDirectory
+checkpoint.save(RunDirectory(Path(sys.argv[1])), 1, tiny_policy(), {}, [], {})
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_save_the_same_bytes(tmp_path: Path) -> None:
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+        subprocess.run([sys.executable, "-c", SAVE, str(tmp_path / seed)], env=environment, check=True)
+    first, second = ((tmp_path / seed / "checkpoints" / "step_0001" / "MANIFEST").read_text() for seed in ("1", "2"))
+    assert json.loads(first) == json.loads(second)
+    assert first == second
 
 
 def test_torn_and_later_rows_are_cut(tmp_path: Path) -> None:

@@ -1,1 +1,5 @@
-"""Before step 1: what a population must learn of this model."""
+"""What a population must learn of a model before training, found without labels on the problems at hand.
+
+A population says what it `lacks`; `ttrl_pop.fit.prepare` finds it. To add a fit, write it in a file of its own, as
+`ttrl_pop.fit.sigma` finds a scale on what the base model says, and give its lack a case in `prepare`.
+"""

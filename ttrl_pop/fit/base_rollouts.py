@@ -1,10 +1,13 @@
 """What the base model says to some of the problems, to fit a population on."""
 
+from dataclasses import replace
+
 from ttrl_pop.run.session import Session
 from ttrl_pop.sample.sample import sample
 from ttrl_pop.types import Rollout
 
 PROBLEMS = 16
+"""Problems that are looked at, at most."""
 
 LONGEST = 64
 """Completion tokens of each problem that are measured."""
@@ -21,12 +24,5 @@ def base_rollouts(session: Session) -> list[Rollout]:
 
 
 def shortened(rollout: Rollout) -> Rollout:
-    return Rollout(
-        rollout.mind,
-        rollout.prompt_ids,
-        rollout.completion_ids[:LONGEST],
-        rollout.logprobs[:LONGEST],
-        rollout.text,
-        rollout.finish_reason,
-        rollout.policy_version,
-    )
+    """The rollout up to its first `LONGEST` completion tokens."""
+    return replace(rollout, completion_ids=rollout.completion_ids[:LONGEST], logprobs=rollout.logprobs[:LONGEST])

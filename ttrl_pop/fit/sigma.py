@@ -20,26 +20,33 @@ from ttrl_pop.packing.pack import Branch, Tree, pack
 from ttrl_pop.types import Mind, Rollout
 
 MINDS = 4
+"""Minds that read what the base model says."""
 
 FIRST_GUESS = 0.005
+"""Sigma that is tried first."""
 
 CLOSE = 0.85
 """A sigma within its targets and at least this near to the tighter one is good enough."""
 
 EVALUATIONS = 6
-"""Of a sigma, once one within the targets is known; until then the search goes on, faster, down to nothing."""
+"""Sigmas that are tried at most once one within the targets is known; until then the search goes on, faster, down to
+nothing."""
 
 MOST_EVALUATIONS = 20
+"""Sigmas that are tried at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
+    """A sigma, and how far its minds are from the base model."""
+
     sigma: float
     kl: float
     """Mean KL(base ‖ mind), nats per token."""
     flips: float
     """Share of tokens whose most likely next token differs."""
     evaluations: int
+    """Sigmas that had been tried when this one was."""
 
 
 def calibrate(policy: Policy, rollouts: Sequence[Rollout], minds: Sequence[Mind], token_budget: int) -> Calibration:
@@ -112,7 +119,7 @@ def distance(
 
 
 def _hidden(policy: Policy, rollouts: Sequence[Rollout], mind: Mind | None) -> Float[Tensor, "N D"]:
-    """Before every completion token, as `mind` reads prompts and completions."""
+    """Hidden states before every completion token, as `mind` reads prompts and completions."""
     reader = None if mind is None else policy.population.reader(mind)
     packed = pack([Tree(r.prompt_ids, reader, (Branch(r.completion_ids[:-1], mind),)) for r in rollouts], policy.device)
     wanted = [*chain(*(packed.sources(tree, 0) for tree in range(len(rollouts))))]

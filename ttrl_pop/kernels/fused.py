@@ -1,6 +1,6 @@
 """Layers in forms that pass over memory less often, with gradients of their own.
 
-Values are those of the layers that they stand for (of norms and rotations to the bit in float32 and bf16), but for
+Values are those of the layers that they stand for (of norms to the bit in float32 and bf16), but for
 float64, in which norms of transformers pass through float32 and these do not. Frozen weights get no gradient.
 """
 
@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ttrl_pop.kernels.matmul import PackedWeight, product
+from ttrl_pop.kernels.matmul import LaidOutWeight, product
 
 Gain = Literal["weight", "one plus weight"]
 """What an RMSNorm multiplies by; the second is Gemma's."""
@@ -31,8 +31,8 @@ class Projection:
     scale: float = 1.0
     merged: Float[Tensor, "O I"] | None = None
     """Memory for W' = W + scale · B · A; None where the adapter is computed beside W."""
-    packed: PackedWeight | None = None
-    """Of what multiplies x: W' where it is kept, else W."""
+    laid_out: LaidOutWeight | None = None
+    """What multiplies x, W' where it is kept, else W, laid out for it."""
     _merged_at: tuple[int, int] = field(default=(-1, -1), init=False)
 
     def multiplier(self) -> Float[Tensor, "O I"]:
@@ -50,7 +50,7 @@ class Projection:
     def times(self, x: Float[Tensor, "N I"]) -> Float[Tensor, "N O"]:
         """What the layer computes, without gradient."""
         weight = self.multiplier()
-        y = self.packed.times(x, self.bias) if self.packed else product(x, weight, self.bias)
+        y = self.laid_out.times(x, self.bias) if self.laid_out else product(x, weight, self.bias)
         if self.down is None or self.up is None or self.merged is not None:
             return y
         # The adapter may be wider than the weights: the sum is taken in its type.
@@ -82,17 +82,6 @@ def rms_norm(x: Float[Tensor, "*B D"], weight: Float[Tensor, "D"], eps: float, g
     return y
 
 
-def rotate(
-    queries: Float[Tensor, "*B H N D"],
-    keys: Float[Tensor, "*B K N D"],
-    cos: Float[Tensor, "*B N D"],
-    sin: Float[Tensor, "*B N D"],
-) -> tuple[Float[Tensor, "*B H N D"], Float[Tensor, "*B K N D"]]:
-    """Rotary position embedding (arXiv 2104.09864) of pairs (i, i + D / 2): x·cos + (-x₂, x₁)·sin for x = (x₁, x₂)."""
-    rotated: tuple[Tensor, Tensor] = _Rotation.apply(queries, keys, cos.unsqueeze(-3), sin.unsqueeze(-3))  # type: ignore[no-untyped-call]
-    return rotated
-
-
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, gain: Gain) -> Tensor:
@@ -116,29 +105,6 @@ class _RmsNorm(torch.autograd.Function):
         scaled = grad.to(normed.dtype) * (factor if ctx.gain == "weight" else 1.0 + factor)
         along = (scaled * normed).mean(-1, keepdim=True)
         return scaled.addcmul_(normed, along, value=-1).mul_(inverse).to(grad.dtype), None, None, None
-
-
-class _Rotation(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, queries: Tensor, keys: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(cos, sin)
-        return _turned(queries, cos, sin), _turned(keys, cos, sin)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_queries: Tensor, grad_keys: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        cos, sin = ctx.saved_tensors
-        # A pair has one angle, so the halves of sin are alike and the transpose is the opposite turn.
-        return _turned(grad_queries, cos, -sin), _turned(grad_keys, cos, -sin), None, None
-
-
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    half = x.shape[-1] // 2
-    y = x * cos
-    # Rounded product by product, as transformers does; `addcmul_` would round once.
-    y[..., :half].sub_(x[..., half:] * sin[..., :half])
-    y[..., half:].add_(x[..., :half] * sin[..., half:])
-    return y
 
 
 class _Linear(torch.autograd.Function):

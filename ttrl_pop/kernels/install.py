@@ -1,18 +1,15 @@
 """Which layers of a model are computed by the functions of `ttrl_pop.kernels.fused`.
 
-`fuse(network)` gives RMSNorm, linear layers with and without LoRA, gated feed-forward layers and rotary position
-embeddings their faster forwards. All but linear layers are known by what they compute, not by their names: they are
-replaced where their output agrees.
+`fuse(network)` gives RMSNorm, linear layers with and without LoRA, and gated feed-forward layers their faster forwards.
+All but linear layers are known by what they compute, not by their names: they are replaced where their output agrees.
 
 An adapter is taken into its weights: W' = W + scale · B · A stands beside W, and is made anew where A or B have
 changed, so that a forward has no products for adapters, and a backward pass only those of their own gradients. Where
 weights are narrower than adapters, as in bf16, the sum would lose what is learned; there, and where all W' would take
-too much memory, adapters are computed beside W. W', and weights without adapters, are packed for products where that
+too much memory, adapters are computed beside W. W', and weights without adapters, are laid out for products where that
 is known and there is room (`ttrl_pop.kernels.matmul`).
 """
 
-from collections.abc import Callable
-from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -20,18 +17,16 @@ from peft.tuners import lora
 from torch import Tensor, nn
 
 from ttrl_pop.kernels import matmul
-from ttrl_pop.kernels.fused import Gain, Projection, gated_mlp, linear, rms_norm, rotate
-from ttrl_pop.kernels.matmul import PackedWeight
+from ttrl_pop.kernels.fused import Gain, Projection, gated_mlp, linear, rms_norm
+from ttrl_pop.kernels.matmul import LaidOutWeight
 from ttrl_pop.kernels.memory import limit_bytes
 
 MERGED_SHARE = 0.125
-"""Of the memory that a process may have: what merged weights take at most."""
-PACKED_SHARE = 0.125
-"""Of the memory that a process may have: what packed weights take at most."""
-ROTATION = "apply_rotary_pos_emb"
-"""What the attention layers of transformers call the function that rotates queries and keys."""
+"""Share of the memory of a process that merged weights may take."""
+LAYOUT_SHARE = 0.125
+"""Share of the memory of a process that weights may take once more, laid out for products."""
 GATED = ("gate_proj", "up_proj", "down_proj")
-"""What feed-forward layers of transformers call their linear layers."""
+"""Names of the linear layers in the gated feed-forward layers of transformers."""
 
 
 def fuse(network: nn.Module) -> None:
@@ -42,8 +37,6 @@ def fuse(network: nn.Module) -> None:
     for module in network.modules():
         if "rmsnorm" in type(module).__name__.lower():
             _fuse_norm(module)
-        elif ROTATION in getattr(getattr(type(module).forward, "__code__", None), "co_names", ()):
-            _fuse_rotation(module)
         elif all(getattr(module, name, None) in projections for name in GATED):
             _fuse_mlp(module, [projections[getattr(module, name)] for name in GATED])
 
@@ -60,15 +53,14 @@ def _projections(network: nn.Module) -> dict[nn.Module, Projection]:
     limit = limit_bytes(next(network.parameters()).device)
     weights: list[Tensor] = [module.base_layer.weight for module in adapted]
     merge = sum(weight.numel() * weight.element_size() for weight in weights) <= MERGED_SHARE * limit
-    room = PACKED_SHARE * limit
+    room = LAYOUT_SHARE * limit
 
-    def packed(weight: Tensor) -> PackedWeight | None:
+    def laid_out(weight: Tensor) -> LaidOutWeight | None:
         nonlocal room
-        if matmul.packed_bytes(weight) > room:
-            return None
-        laid_out = matmul.packed(weight)
-        room -= 0 if laid_out is None else matmul.packed_bytes(weight)
-        return laid_out
+        size = matmul.layout_bytes(weight)
+        found = matmul.lay_out(weight) if size <= room else None
+        room -= size if found else 0
+        return found
 
     found: dict[nn.Module, Projection] = {}
     for module in adapted:
@@ -76,19 +68,19 @@ def _projections(network: nn.Module) -> dict[nn.Module, Projection]:
         weight, bias = module.base_layer.weight, module.base_layer.bias
         down, up, scale = module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]
         merged = torch.empty_like(weight, requires_grad=False) if merge and weight.dtype == up.dtype else None
-        pack = None if merged is None else packed(merged)
-        found[module] = Projection(weight, bias, down, up, scale, merged, pack)
+        fast = None if merged is None else laid_out(merged)
+        found[module] = Projection(weight, bias, down, up, scale, merged, fast)
     bases = {module.base_layer for module in adapted}
     for module in frozen:
         if module not in bases:
-            found[module] = Projection(module.weight, module.bias, packed=packed(module.weight))
+            found[module] = Projection(module.weight, module.bias, laid_out=laid_out(module.weight))
     return found
 
 
 def _fuse_linear(module: Any, projection: Projection) -> None:
     """Replace the forward of `module`, which is `projection`."""
     if projection.up is None:
-        if projection.packed:
+        if projection.laid_out:
             module.forward = lambda x: linear(x, projection)
         return
     own = module.forward
@@ -128,32 +120,3 @@ def _fuse_norm(module: Any) -> None:
         fitting = [g for g in gains if torch.allclose(rms_norm(probe, weight, eps, g), expected, rtol=1e-5, atol=1e-6)]
     if fitting:
         module.forward = lambda x: rms_norm(x, weight, eps, fitting[0])
-
-
-def _fuse_rotation(module: Any) -> None:
-    """Let the attention layer `module` rotate by `rotate` if that is what it does."""
-    forward = type(module).forward
-    own: Callable[..., tuple[Tensor, Tensor]] = forward.__globals__[ROTATION]
-    heads, angles = torch.linspace(-2, 3, 48).view(1, 2, 3, 8), torch.linspace(0, 5, 12).view(1, 3, 4)
-    probe = (heads, heads[:, :1], *(f(angles).repeat(1, 1, 2) for f in (torch.cos, torch.sin)))
-    turned = rotate(*probe)
-    try:
-        pairs = [*zip(turned, own(*probe), strict=True)]
-        agrees = all(torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6) for ours, theirs in pairs)
-    except (TypeError, ValueError, IndexError, RuntimeError):
-        # It takes its angles, or gives its results, in another form.
-        return
-    if not agrees:
-        return
-
-    def rotated(queries: Tensor, keys: Tensor, cos: Tensor, sin: Tensor, *more: Any, **named: Any) -> Any:
-        # Some families turn a part of each head, and say nothing of it here but by the shape of the angles.
-        if more or named or cos.shape[-1] != queries.shape[-1]:
-            return own(queries, keys, cos, sin, *more, **named)
-        return rotate(queries, keys, cos, sin)
-
-    # The layer looks the function up by its name: its forward gets names of its own, in which that one means ours.
-    names = {**forward.__globals__, ROTATION: rotated}
-    bound = FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
-    bound.__kwdefaults__ = forward.__kwdefaults__
-    module.forward = MethodType(bound, module)

@@ -6,12 +6,12 @@ import ctypes
 import os
 import resource
 
-# Of malloc.h.
+# Parameters in malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 FROM_SYSTEM = 2**25
-"""Bytes of an allocation from which on it is taken from the system and given back at once; glibc takes no more."""
+"""Bytes from which on an allocation is taken from the system and given back at once; glibc accepts no larger bound."""
 FROM_SYSTEM_LIMITED = 2**20
-"""The same where address space is limited (`ulimit -v`): what is kept there in pieces is missed when a whole is asked
+"""The same where address space is limited (`ulimit -v`): what is kept in pieces is missed there when a whole is asked
 for."""
 PREPARED_PRODUCTS = "32"
 """Shapes of products for which torch and oneDNN each keep what they have prepared; 1,024 by themselves. One takes some

@@ -5,7 +5,7 @@ takes 0.4 to 0.9 of MKL's time (dev/LOG.md). The processor decides, not a measur
 computes the same bits.
 
 Both copy a weight into the order in which it is read before they multiply by it. At the width of a decode step that is
-a third of the time, so what is multiplied often can be laid out once (`packed`): by oneMKL's `cblas_sgemm_pack` and
+a third of the time, so what is multiplied often can be laid out once (`lay_out`): by oneMKL's `cblas_sgemm_pack` and
 `cblas_sgemm_compute`, or by oneDNN's blocked weights.
 """
 
@@ -24,10 +24,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-PACKED_ROWS = 256
-"""For which the order is chosen. Products of any number of rows are right, and as fast as by an order for them."""
+LAYOUT_ROWS = 256
+"""Rows for which the layout is chosen. Products of any number are right, and as fast as by a layout for them."""
 CPUINFO = Path("/proc/cpuinfo")
-# Of cblas.h and mkl_cblas.h.
+# Constants in cblas.h and mkl_cblas.h.
 _ROW_MAJOR, _NO_TRANSPOSE, _TRANSPOSE, _PACKED, _RIGHT_SIDE = 101, 111, 112, 151, 162
 
 
@@ -40,7 +40,7 @@ class Mkl:
     compute: Callable[..., None]
 
 
-class PackedWeight(ABC):
+class LaidOutWeight(ABC):
     """A weight and a copy of it in a library's order, which is made anew once the weight has been changed in place."""
 
     def __init__(self, weight: Float[Tensor, "O I"]) -> None:
@@ -49,9 +49,9 @@ class PackedWeight(ABC):
             ValueError: the weight is of another kind than can be laid out.
         """
         if not _is_plain(weight):
-            raise ValueError(f"only contiguous float32 on a CPU is packed, got {weight.dtype}, {weight.device}")
+            raise ValueError(f"only contiguous float32 on a CPU is laid out, got {weight.dtype}, {weight.device}")
         self.weight = weight
-        self._packed_at = -1
+        self._laid_out_at = -1
 
     def times(self, x: Float[Tensor, "*B I"], bias: Float[Tensor, "O"] | None) -> Float[Tensor, "*B O"]:
         """x·Wᵀ + b, without gradient.
@@ -66,24 +66,28 @@ class PackedWeight(ABC):
                 f"a product with a weight of {outputs} x {inputs} takes rows of {inputs}, got {x.shape[-1]}"
             )
         if x.dtype != torch.float32 or x.device.type != "cpu":
-            raise TypeError(f"a packed product takes float32 on the CPU, got {x.dtype} on {x.device}")
+            raise TypeError(
+                f"a product with a weight that is laid out takes float32 on the CPU, got {x.dtype} on {x.device}"
+            )
         rows = x.detach().reshape(-1, inputs).contiguous()
         if not len(rows):
             return x.new_empty(*x.shape[:-1], outputs)
-        if self.weight._version != self._packed_at:
-            self._pack()
-            self._packed_at = self.weight._version
+        if self.weight._version != self._laid_out_at:
+            self._lay_out()
+            self._laid_out_at = self.weight._version
         return self._product(rows, None if bias is None else bias.detach()).view(*x.shape[:-1], outputs)
 
     @abstractmethod
-    def _pack(self) -> None: ...
+    def _lay_out(self) -> None: ...
 
     @abstractmethod
     def _product(self, x: Float[Tensor, "N I"], bias: Float[Tensor, "O"] | None) -> Float[Tensor, "N O"]: ...
 
 
-class MklWeight(PackedWeight):
-    """torch has an operation for this too, meant for its compiler, but that cannot lay a weight out again in the same
+class MklWeight(LaidOutWeight):
+    """A weight in MKL's order.
+
+    torch has an operation for this too, meant for its compiler, but that cannot lay a weight out again in the same
     memory, so MKL's functions are called in torch's own library."""
 
     def __init__(self, weight: Float[Tensor, "O I"]) -> None:
@@ -98,13 +102,13 @@ class MklWeight(PackedWeight):
             raise ValueError("torch's library has no MKL here")
         self._mkl = mkl
         # MKL wants several times a small weight and leaves most of that untouched: only what it touches takes memory.
-        self._memory = mmap.mmap(-1, mkl.size(_RIGHT_SIDE, PACKED_ROWS, *weight.shape))
+        self._memory = mmap.mmap(-1, mkl.size(_RIGHT_SIDE, LAYOUT_ROWS, *weight.shape))
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
 
-    def _pack(self) -> None:
+    def _lay_out(self) -> None:
         outputs, inputs = self.weight.shape
         self._mkl.pack(
-            *(_ROW_MAJOR, _RIGHT_SIDE, _TRANSPOSE, PACKED_ROWS, outputs, inputs),
+            *(_ROW_MAJOR, _RIGHT_SIDE, _TRANSPOSE, LAYOUT_ROWS, outputs, inputs),
             *(1.0, self.weight.data_ptr(), inputs, self._address),
         )
 
@@ -121,22 +125,22 @@ class MklWeight(PackedWeight):
         return y
 
 
-class OneDnnWeight(PackedWeight):
-    """By the operations that torch's compiler has for oneDNN."""
+class OneDnnWeight(LaidOutWeight):
+    """A weight in oneDNN's order, by the operations that torch's compiler has for it."""
 
     _blocked: Tensor | None = None
 
-    def _pack(self) -> None:
+    def _lay_out(self) -> None:
         # First the old copy goes, then the new one takes its memory.
         self._blocked = None
-        self._blocked = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), PACKED_ROWS)
+        self._blocked = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), LAYOUT_ROWS)
 
     def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         assert self._blocked is not None
         return _onednn_product(x, self.weight, self._blocked, bias)
 
 
-def packed(weight: Float[Tensor, "O I"]) -> PackedWeight | None:
+def lay_out(weight: Float[Tensor, "O I"]) -> LaidOutWeight | None:
     """`weight` laid out for products; None where that is not known to be right and faster, or there is no room."""
     kind = _kind()
     if kind is None or not _is_plain(weight):
@@ -147,12 +151,13 @@ def packed(weight: Float[Tensor, "O I"]) -> PackedWeight | None:
         return None
 
 
-def packed_bytes(weight: Float[Tensor, "O I"]) -> int:
-    """What packing `weight` takes: its own size; under a limit on address space (`ulimit -v`) all that MKL wants."""
+def layout_bytes(weight: Float[Tensor, "O I"]) -> int:
+    """Bytes that a layout of `weight` takes: as many as itself; under a limit on address space (`ulimit -v`) all that
+    MKL wants."""
     if _kind() is MklWeight and resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
         mkl = _mkl()
         assert mkl is not None
-        return mkl.size(_RIGHT_SIDE, PACKED_ROWS, *weight.shape)
+        return mkl.size(_RIGHT_SIDE, LAYOUT_ROWS, *weight.shape)
     return weight.numel() * weight.element_size()
 
 
@@ -184,18 +189,18 @@ def _is_plain(weight: Tensor) -> bool:
 
 
 @cache
-def _kind() -> type[PackedWeight] | None:
+def _kind() -> type[LaidOutWeight] | None:
     """How weights are laid out here; None where no way is known, or its products are not those of torch."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return None
     told = CPUINFO.read_text() if CPUINFO.exists() else platform.processor()
-    kinds: dict[str, type[PackedWeight]] = {"GenuineIntel": MklWeight, "AuthenticAMD": OneDnnWeight}
+    kinds: dict[str, type[LaidOutWeight]] = {"GenuineIntel": MklWeight, "AuthenticAMD": OneDnnWeight}
     return next((kind for vendor, kind in kinds.items() if vendor in told and _is_right(kind)), None)
 
 
 @cache
 def _mkl() -> Mkl | None:
-    """None where torch's library has no MKL, as on ARM and on macOS."""
+    """MKL's functions in torch's library; None where it has no MKL, as on ARM and on macOS."""
     number, pointer, real = ctypes.c_int, ctypes.c_void_p, ctypes.c_float
     try:
         library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
@@ -209,7 +214,7 @@ def _mkl() -> Mkl | None:
     return Mkl(size, pack, compute)
 
 
-def _is_right(kind: type[PackedWeight]) -> bool:
+def _is_right(kind: type[LaidOutWeight]) -> bool:
     # Whatever type and device are the default where this is first asked, as while an engine loads its model.
     like: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
     weight, bias = torch.linspace(-1, 2, 33 * 17, **like).view(33, 17), torch.linspace(0, 1, 33, **like)

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-"""Of a container: version 2, version 1."""
+"""Files that say what a container may have: version 2, version 1."""
 
+# What libraries say on a failed allocation.
 _FAILED = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "alloc_failed")
 
 
 def limit_bytes(device: torch.device) -> int:
     """Bytes that a process may have on `device`: what the machine has, or less where a container or `ulimit -v` says
-    so. It does not hang on what others use at the moment: decisions made by it are made again after a restart."""
+    so. It does not depend on what others use at the moment: decisions made by it are made again after a restart."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     limits = [_physical_bytes(), *_container_bytes()]

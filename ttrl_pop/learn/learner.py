@@ -1,12 +1,11 @@
-"""learn: tallies → one or more optimizer steps on mu, log sigma and the adapter → update.
+"""learn: tallies → one or more optimizer steps on adapter and population → update.
 
 GRPO on the formulas of `ttrl_pop.learn.grpo`. What is particular here:
 1. The old log-probabilities are those of the first pass, detached: on-policy with one update, and no extra forward.
 2. Groups without a signal are skipped. They stay in the normaliser, so skipping saves time and changes no gradient;
    with a KL to the base model, to which every rollout contributes, nothing is skipped.
 3. Dropout is off and the model in eval mode: the learner sees the distribution that was sampled.
-4. Rollouts of one mind stand in one tree, where what they begin with is read once (`ttrl_pop.packing.pack`); a
-   micro-batch for which memory does not suffice is halved. Neither changes the gradient.
+4. How a step is cut into micro-batches (`ttrl_pop.learn.micro_batches`) changes no gradient.
 """
 
 import math
@@ -29,7 +28,7 @@ from ttrl_pop.types import Mind, Rollout, Tally, Update
 
 
 class Learner:
-    """Owns the optimizer. `learn` is the only place where the policy's weights change."""
+    """A policy's optimizer, and all that an update is made with. Nothing but `learn` changes the policy's weights."""
 
     def __init__(self, policy: Policy, config: Config) -> None:
         self.policy = policy

@@ -68,8 +68,8 @@ def base_logprobs(policy: Policy, batch: Sequence[Sample], temperature: float) -
 def objective(
     policy: Policy, batch: Sequence[Sample], options: LearnConfig, temperature: float, stay: ExitStack
 ) -> tuple[Tensor, Sums, list[Tensor]]:
-    """The loss of one micro-batch, what is to be said of it, and the old log-probabilities [T] of each sample: those of
-    the first pass, detached, which are given back as they are in later ones.
+    """The loss of one micro-batch, its totals, and the old log-probabilities [T] of each sample: those of the first
+    pass, detached, which are given back as they are in later ones.
 
     Args:
         stay: takes the minds over; close it after the backward pass.

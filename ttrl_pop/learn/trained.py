@@ -1,4 +1,4 @@
-"""What learns, by name: parameters of the adapter and the population, copied, put back, averaged and kept."""
+"""What learns: parameters of the adapter and the population by name, copied, put back, averaged and kept."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""A packed row → hidden states → logits: forwards of a network in which plans say who sees whom."""
+"""A packed row → hidden states → logits, of a network whose attention asks the row's plan who sees whom."""
 
 from collections.abc import Callable
 from functools import partial
@@ -60,7 +60,7 @@ def _checkpointed(forward: Callable[..., Any], *arguments: Any, **named: Any) ->
 
 
 def scaled_logits(logits: Tensor, config: Any) -> Tensor:
-    """What some families do behind their LM head."""
+    """Logits after what some families do behind their LM head."""
     scale = getattr(config, "logit_scale", None)
     if scale is not None:
         logits = logits * scale

@@ -31,6 +31,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
+    """A network, its tokenizer, and what is known of both."""
+
     network: Any
     """A transformers causal language model in eval mode, no parameter of which requires a gradient."""
     tokenizer: Any

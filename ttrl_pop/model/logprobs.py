@@ -23,7 +23,7 @@ keep for the next ones (`ttrl_pop.kernels.malloc`); the memory of more comes fro
 
 @dataclass(frozen=True, slots=True)
 class Grown:
-    """Rollouts as trees."""
+    """Rollouts as trees, ready to be packed."""
 
     trees: tuple[Tree, ...]
     branch_B: tuple[tuple[int, int], ...]
@@ -62,7 +62,11 @@ def token_logprobs(
 ) -> tuple[Float[Tensor, "B T"], Bool[Tensor, "B T"]]:
     """log p(completion token) of each rollout at `temperature`, with gradient, and where there is a token.
 
-    Columns beyond a rollout's length are 0 and masked out. `stay` is that of `hidden`.
+    Columns beyond a rollout's length are 0 and masked out.
+
+    Args:
+        minds_B: through which each rollout is read; None for no mind at all (z = 0).
+        stay: as `Policy.hidden` takes it.
     """
     grown = grow(rollouts_B, minds_B, policy.population)
     packed = pack(grown.trees, policy.device)

@@ -1,7 +1,7 @@
-"""Base model + LoRA + population as one trainable thing, and the log-probabilities of rollouts under it.
+"""Base model + LoRA + population as one trainable thing.
 
-A forward takes packed trees (`ttrl_pop.packing.pack`): no padding, a prompt once for all completions in one mind,
-logits at the asked tokens only.
+A forward takes packed trees (`ttrl_pop.packing.pack`): no padding, and a prompt once for all completions in one mind.
+It ends at the hidden states; logits, which are as wide as the vocabulary, are made where they are asked for.
 """
 
 import warnings
@@ -102,6 +102,7 @@ class Policy:
 
 
 def _with_adapter(network: nn.Module, lora: LoraConfig, seed: int) -> Any:
+    """The network with LoRA in its linear layers, which starts as the identity."""
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     settings = peft.LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM"

@@ -16,11 +16,10 @@ PACKING_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 0
 
 
 def probe(network: Any) -> int:
-    """Let plans say who sees whom, once it is known that this gives the model's own logits; the bytes of keys and
-    values of a token.
+    """Bytes of the keys and values of a token, over all layers. From now on plans say who sees whom in `network`.
 
     Raises:
-        UsageError: packed rows do not give this model's own logits, as where layers keep a state, or attention has
+        UsageError: packed rows would not give this model's own logits, as where layers keep a state, or attention has
             terms that a plan does not know.
     """
     kind, config = type(network).__name__, network.config

@@ -27,11 +27,11 @@ from transformers.masking_utils import AttentionMaskInterface
 from ttrl_pop.errors import UsageError
 
 NAME = "ttrl_pop"
-"""Under which transformers knows this attention."""
+"""Name by which transformers knows this attention."""
 BEHIND = torch.iinfo(torch.int64).max
 """Position of a key that no query sees."""
 UNKNOWN_TERMS = ("softcap", "s_aux", "position_bias")
-"""By which some families change the scores or their sum."""
+"""Arguments by which some families change the scores or their sum."""
 
 
 class Plan(ABC):
@@ -233,7 +233,7 @@ def _attend(
 
 
 def _no_mask(*_: object, **__: object) -> None:
-    """The plan knows who sees whom."""
+    """No mask: the plan knows who sees whom."""
     return
 
 

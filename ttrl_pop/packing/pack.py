@@ -35,6 +35,8 @@ class Branch:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
+    """A prompt as one mind reads it, and what follows it."""
+
     prompt_ids: tuple[int, ...]
     mind: Mind | None
     """Who reads the prompt; None: no mind (z = 0). In one forward all have a mind or none has."""
@@ -43,7 +45,7 @@ class Tree:
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """One forward."""
+    """One row of tokens, with all that a forward over it needs to know."""
 
     ids_N: Int[Tensor, "N"]
     positions_N: Int[Tensor, "N"]
@@ -111,6 +113,7 @@ def pack(trees: Sequence[Tree], device: torch.device) -> Pack:
 
 
 def _starts(lengths: Iterable[int]) -> list[int]:
+    """Where each piece begins if they lie one after another."""
     starts, at = [], 0
     for length in lengths:
         starts.append(at)

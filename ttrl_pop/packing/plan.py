@@ -71,7 +71,7 @@ def _block(group: Sequence[Run], longest: int, device: torch.device) -> Block:
 
 
 def _own(run: Run, longest: int) -> list[int]:
-    """Its own tokens, the last one repeated."""
+    """Tokens of a run, the last one repeated."""
     return padded(run.tokens, longest, run.tokens[-1])
 
 

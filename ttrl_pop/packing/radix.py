@@ -1,4 +1,4 @@
-"""What sequences of one mind begin with alike is read once: a radix tree of runs."""
+"""What sequences of one mind begin with alike is read once: a radix tree of runs, pieces of a packed row."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from ttrl_pop.types import Mind
 
 ALIKE = 0.125
-"""Of the longest sequence: what sequences must begin with alike to be read once. For less, the masks of what follows
-are not worth it."""
+"""Smallest common beginning, as a share of the longest sequence, that is worth reading once. For less, the masks of
+what follows take longer."""
 
 KEYS = 16
-"""Keys that a run sees beyond itself are copied for it: so many take about the memory of one token in the layers."""
+"""Keys that take about as much memory as one token does in the layers. A run's keys beyond itself are copied for it."""
 
 PARTING_KEYS = 32
-"""Keys that are copied at most for a token that is saved where sequences part behind their beginning. On a CPU some 160
+"""Keys that may be copied for each token that is saved where sequences part behind their beginning. On a CPU some 160
 take the time of a token, but twice `KEYS` are as much memory as is given for it."""
 
 
@@ -66,14 +66,14 @@ class Run:
 
 
 NodeId = tuple[int, int | None]
-"""A tree, and its branch or None for its prompt."""
+"""Number of a tree, and that of its branch or None for its prompt."""
 
 
 def grow(
     sequences: dict[NodeId, tuple[int, ...]], mind: Mind | None, before: tuple[Piece, ...], runs: list[Run]
 ) -> dict[NodeId, tuple[Piece, ...]]:
-    """Append to `runs` what the sequences behind `before` are made of: a radix tree, but for beginnings that are not
-    worth a run of their own. Gives the pieces of each sequence, `before` among them."""
+    """The pieces of each sequence, `before` among them; their runs are appended to `runs`. A radix tree, but for
+    beginnings that are not worth a run of their own."""
     paths: dict[NodeId, tuple[Piece, ...]] = {}
     # Paths, how many tokens they hold, and the sequences that begin with them.
     waiting = [(before, 0, list(sequences))]
@@ -118,7 +118,7 @@ def _parting(group: list[NodeId], at: int, sequences: dict[NodeId, tuple[int, ..
 
 
 def _by_next(members: list[NodeId], at: int, sequences: dict[NodeId, tuple[int, ...]]) -> list[list[NodeId]]:
-    """Those that go on from `at`, by the token that stands there."""
+    """The members that go on from `at`, in groups of one next token."""
     groups: dict[int, list[NodeId]] = {}
     for member in members:
         if len(sequences[member]) > at:
@@ -136,7 +136,7 @@ def _is_worth(path: tuple[Piece, ...], length: int, reaches: list[int]) -> bool:
 
 
 def tokens_of(path: tuple[Piece, ...], skipped: int = 0) -> tuple[range, ...]:
-    """Those of all pieces but for the first `skipped`."""
+    """Where a path's tokens are in the row, piece by piece, but for its first `skipped` tokens."""
     ranges = []
     for piece in path:
         tokens = piece.tokens[skipped:]

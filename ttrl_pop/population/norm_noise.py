@@ -34,6 +34,8 @@ Sigma = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class NormNoiseOptions(Section):
+    """The table `population.options` of norm-noise."""
+
     sigma: Literal["auto"] | Sigma = "auto"
     """Standard deviation of the noise; `auto` calibrates it on the given problems."""
     target_kl: Annotated[float, Field(gt=0)] = 0.04
@@ -49,7 +51,9 @@ class NormNoiseOptions(Section):
 
 
 class NormNoise(Population):
-    """Parameters: `mu` [S, D] and `log_sigma` [S, D] or [S, 1], for S sites of width D, in float32 or wider."""
+    """Minds that differ by an offset after every norm layer.
+
+    Parameters: `mu` [S, D] and `log_sigma` [S, D] or [S, 1], for S sites of width D, in float32 or wider."""
 
     Options = NormNoiseOptions
     options: NormNoiseOptions

@@ -52,6 +52,7 @@ def save(
         policy.adapter.save_pretrained(work / "adapter", save_embedding_layers=False)
         # peft's model card is an empty form, with the model's local path in it.
         (work / "adapter" / "README.md").unlink(missing_ok=True)
+        _sort_targets(work / "adapter" / "adapter_config.json")
     safetensors.torch.save_file(
         {name: value.detach().cpu().contiguous() for name, value in policy.population.state_dict().items()},
         work / "population.safetensors",
@@ -179,6 +180,15 @@ def prune(run: RunDirectory, keep: int, best: int | None) -> None:
             shutil.rmtree(run.checkpoint(step))
         elif kept < keep:
             kept += is_whole(run.checkpoint(step))
+
+
+def _sort_targets(config: Path) -> None:
+    """Order the names of the layers with an adapter: peft writes a set of them, in another order in each process."""
+    row = json.loads(config.read_text())
+    # A pattern stays as it is.
+    if isinstance(row["target_modules"], list):
+        row["target_modules"].sort()
+        config.write_text(json.dumps(row, indent=2, sort_keys=True))
 
 
 def _load_population(folder: Path, policy: Policy) -> None:
