@@ -40,7 +40,8 @@ class Backend(ABC):
     """Model of the table `backend_options`."""
 
     def __init__(self, policy: Policy, sampling: SamplingConfig, options: Any = None) -> None:
-        """
+        """Make the engine ready for `policy`.
+
         Args:
             options: an instance of `Options`; None for its defaults.
         """

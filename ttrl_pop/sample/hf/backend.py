@@ -80,7 +80,8 @@ class HfBackend(Backend):
     options: HfOptions
 
     def __init__(self, policy: Policy, sampling: SamplingConfig, options: HfOptions | None = None) -> None:
-        """
+        """Write with the policy's own network.
+
         Raises:
             UsageError: an option asks for what the device has not.
         """
@@ -98,6 +99,15 @@ class HfBackend(Backend):
         with self.policy.as_base() if weights == "base" else nullcontext():
             yield from self._write_all(self._trees([Writing(i, request) for i, request in enumerate(requests)]))
 
+    def limits(self) -> dict[str, int]:
+        if self.cache_tokens is None:
+            return {}
+        return {"cache_tokens": self.cache_tokens, "prefill_tokens": self.prefill_tokens}
+
+    def restore_limits(self, limits: Mapping[str, int]) -> None:
+        self.cache_tokens = limits.get("cache_tokens", self.cache_tokens)
+        self.prefill_tokens = limits.get("prefill_tokens", self.prefill_tokens)
+
     def _write_all(self, waiting: deque[list[Writing]]) -> Iterator[tuple[int, Rollout]]:
         """Write all that waits, wave by wave; yield what is finished."""
         while waiting:
@@ -110,15 +120,6 @@ class HfBackend(Backend):
                 self.cache_tokens = slots // 2 * longest
                 self.prefill_tokens //= 2
                 waiting.extendleft(reversed(wave))
-
-    def limits(self) -> dict[str, int]:
-        if self.cache_tokens is None:
-            return {}
-        return {"cache_tokens": self.cache_tokens, "prefill_tokens": self.prefill_tokens}
-
-    def restore_limits(self, limits: Mapping[str, int]) -> None:
-        self.cache_tokens = limits.get("cache_tokens", self.cache_tokens)
-        self.prefill_tokens = limits.get("prefill_tokens", self.prefill_tokens)
 
     def _wave(self, waiting: deque[list[Writing]]) -> tuple[deque[list[Writing]], int, int]:
         """Take the trees that are written next in one cache, and say how many slots of how many tokens it has: trees go
