@@ -15,7 +15,7 @@ from ttrl_pop.population.base import MEAN
 from ttrl_pop.types import FinishReason, Mind, Rollout
 
 Weights = Literal["policy", "base"]
-"""Whose weights write: the policy's as they are now, or the base model's, which are the same with the adapter off."""
+"""Whose weights write: the policy's as they are now, or the base model's, for which the adapter is off."""
 
 
 @dataclass(frozen=True, slots=True)
