@@ -15,7 +15,7 @@ from ttrl_pop.population.base import MEAN
 from ttrl_pop.types import FinishReason, Mind, Rollout
 
 Weights = Literal["policy", "base"]
-"""Whose weights write: the policy's as they are now, or the base model's, which are the same with the adapter off."""
+"""Whose weights write: the policy's as they are now, or the base model's, for which the adapter is off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,8 @@ class Backend(ABC):
     """Model of the table `backend_options`."""
 
     def __init__(self, policy: Policy, sampling: SamplingConfig, options: Any = None) -> None:
-        """
+        """Make the engine ready for `policy`.
+
         Args:
             options: an instance of `Options`; None for its defaults.
         """

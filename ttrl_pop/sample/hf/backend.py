@@ -42,8 +42,8 @@ CACHE_SHARE = 0.25
 """Share of memory that keys and values may take."""
 
 CHECK_EVERY = {"cuda": 8, "mps": 4}
-"""Tokens between two looks at what was written, which stop the device; 1 on others. Tokens behind an end are thrown
-away."""
+"""Tokens between two looks at what was written, by type of device, which a look stops; 1 on others. Tokens behind an
+end are thrown away."""
 
 
 @dataclass(slots=True)
@@ -51,10 +51,10 @@ class Writing:
     """A rollout on its way."""
 
     index: int
-    """Of its request."""
+    """Index of its request."""
     request: Request
     uniforms: Float[np.ndarray, "T"] = field(default_factory=lambda: np.empty(0))
-    """Of its tokens, drawn when it enters."""
+    """Uniform numbers of its tokens, drawn when it enters."""
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     reason: FinishReason | None = None
@@ -67,16 +67,21 @@ class Writing:
 
 
 class HfOptions(Section):
+    """The table `backend_options` of `hf`."""
+
     graphs: bool = False
     """Record decode steps as CUDA graphs."""
 
 
 class HfBackend(Backend):
+    """The loop over the policy's own network as an engine."""
+
     Options = HfOptions
     options: HfOptions
 
     def __init__(self, policy: Policy, sampling: SamplingConfig, options: HfOptions | None = None) -> None:
-        """
+        """Write with the policy's own network.
+
         Raises:
             UsageError: an option asks for what the device has not.
         """
@@ -94,6 +99,15 @@ class HfBackend(Backend):
         with self.policy.as_base() if weights == "base" else nullcontext():
             yield from self._write_all(self._trees([Writing(i, request) for i, request in enumerate(requests)]))
 
+    def limits(self) -> dict[str, int]:
+        if self.cache_tokens is None:
+            return {}
+        return {"cache_tokens": self.cache_tokens, "prefill_tokens": self.prefill_tokens}
+
+    def restore_limits(self, limits: Mapping[str, int]) -> None:
+        self.cache_tokens = limits.get("cache_tokens", self.cache_tokens)
+        self.prefill_tokens = limits.get("prefill_tokens", self.prefill_tokens)
+
     def _write_all(self, waiting: deque[list[Writing]]) -> Iterator[tuple[int, Rollout]]:
         """Write all that waits, wave by wave; yield what is finished."""
         while waiting:
@@ -106,15 +120,6 @@ class HfBackend(Backend):
                 self.cache_tokens = slots // 2 * longest
                 self.prefill_tokens //= 2
                 waiting.extendleft(reversed(wave))
-
-    def limits(self) -> dict[str, int]:
-        if self.cache_tokens is None:
-            return {}
-        return {"cache_tokens": self.cache_tokens, "prefill_tokens": self.prefill_tokens}
-
-    def restore_limits(self, limits: Mapping[str, int]) -> None:
-        self.cache_tokens = limits.get("cache_tokens", self.cache_tokens)
-        self.prefill_tokens = limits.get("prefill_tokens", self.prefill_tokens)
 
     def _wave(self, waiting: deque[list[Writing]]) -> tuple[deque[list[Writing]], int, int]:
         """Take the trees that are written next in one cache, and say how many slots of how many tokens it has: trees go
@@ -230,7 +235,7 @@ class HfBackend(Backend):
         rows = [writing for tree in trees for writing in tree]
         for writing in rows:
             writing.uniforms = randomness.stream(*writing.request.stream_key).random(self.sampling.max_new_tokens)
-        # One row of hidden states for each tree, and the place of each rollout's among them.
+        # One row of hidden states for each tree, and which of them each rollout goes on from.
         last_MD = hidden_ND[transfer([pieces[-1][-1] for pieces in packed.stems], torch.long, self.policy.device)]
         trees_B = [number for number, tree in enumerate(trees) for _ in tree]
         tokens_B, logprobs_B = self._draw(last_MD, trees_B, self._uniforms(rows, 1)[:, 0])
@@ -288,7 +293,7 @@ class HfBackend(Backend):
         return torch.cat(tokens), torch.cat(logprobs)
 
     def _uniforms(self, rows: Sequence[Writing], count: int) -> Float[Tensor, "B T"]:
-        """Of the next `count` tokens of each row; behind the last, any."""
+        """Uniform numbers of the next `count` tokens of each row; behind the last, any."""
         last = self.sampling.max_new_tokens - 1
         drawn = [w.uniforms[np.minimum(np.arange(len(w.ids), len(w.ids) + count), last)] for w in rows]
         weight = next(self.policy.network.parameters())

@@ -17,17 +17,35 @@ from ttrl_pop.packing.attention import Plan, bias_of, single
 from ttrl_pop.packing.pack import Pack
 
 
+class CacheCells:
+    """Cells of a cache, one for each of N tokens: its slot and its position there."""
+
+    def __init__(self, slots_N: Int[Tensor, "N"], positions_N: Int[Tensor, "N"]) -> None:
+        self.slots_N = slots_N
+        self.positions_N = positions_N
+        self._rows: dict[tuple[int, int], Tensor] = {}
+
+    def rows(self, heads: int, longest: int) -> Int[Tensor, "R"]:
+        """Rows of the tokens in a buffer as a matrix [slots · K · longest, D]: all heads of a token, token by token.
+        Made once for all layers."""
+        if (heads, longest) not in self._rows:
+            head = torch.arange(heads, device=self.slots_N.device)
+            rows_NK = (self.slots_N[:, None] * heads + head) * longest + self.positions_N[:, None]
+            self._rows[heads, longest] = rows_NK.flatten()
+        return self._rows[heads, longest]
+
+
 class KeyValueCache:
-    """Slots 0..slots-1, all empty at first, for sequences of at most `longest` tokens."""
+    """Keys and values of all layers in slots 0..slots-1, all empty at first, of at most `longest` tokens each."""
 
     def __init__(self, slots: int, longest: int) -> None:
         self.slots = slots
         self.longest = longest
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def write(self, layer: int, places: "Places", keys_NKD: Tensor, values_NKD: Tensor) -> None:
-        """Put each token to its place."""
-        rows = places.rows(keys_NKD.shape[1], self.longest)
+    def write(self, layer: int, cells: CacheCells, keys_NKD: Tensor, values_NKD: Tensor) -> None:
+        """Put keys and values of each token into its cell."""
+        rows = cells.rows(keys_NKD.shape[1], self.longest)
         for buffer, states in zip(self._buffers(layer, keys_NKD, values_NKD), (keys_NKD, values_NKD), strict=True):
             buffer.flatten(0, 2).index_copy_(0, rows, states.flatten(0, 1))
 
@@ -53,33 +71,15 @@ class KeyValueCache:
         return zeros((self.slots, heads, self.longest, width), states_NKD.dtype, states_NKD.device)
 
 
-class Places:
-    """Where tokens lie in a cache."""
-
-    def __init__(self, slots_N: Int[Tensor, "N"], positions_N: Int[Tensor, "N"]) -> None:
-        self.slots_N = slots_N
-        self.positions_N = positions_N
-        self._rows: dict[tuple[int, int], Tensor] = {}
-
-    def rows(self, heads: int, longest: int) -> Int[Tensor, "R"]:
-        """Of a buffer as a matrix [slots · K · longest, D]: all heads of a token, token by token. Made once for all
-        layers."""
-        if (heads, longest) not in self._rows:
-            head = torch.arange(heads, device=self.slots_N.device)
-            rows_NK = (self.slots_N[:, None] * heads + head) * longest + self.positions_N[:, None]
-            self._rows[heads, longest] = rows_NK.flatten()
-        return self._rows[heads, longest]
-
-
 class Prefill(Plan):
-    """Reads prompts, and keeps what later tokens will see of them."""
+    """Attention of prompts, which keeps what later tokens will see of them."""
 
-    def __init__(self, plan: Plan, cache: KeyValueCache, tokens_T: Int[Tensor, "T"], places: Places) -> None:
-        """Token `tokens_T[t]` of the forward goes to place t."""
+    def __init__(self, plan: Plan, cache: KeyValueCache, tokens_T: Int[Tensor, "T"], cells: CacheCells) -> None:
+        """Token `tokens_T[t]` of the forward goes to cell t."""
         self.plan = plan
         self.cache = cache
         self.tokens_T = tokens_T
-        self.places = places
+        self.cells = cells
 
     def attend(
         self,
@@ -91,12 +91,12 @@ class Prefill(Plan):
         window: int | None,
     ) -> Float[Tensor, "N H D"]:
         kept = (states.index_select(0, self.tokens_T) for states in (keys_NKD, values_NKD))
-        self.cache.write(layer, self.places, *kept)
+        self.cache.write(layer, self.cells, *kept)
         return self.plan.attend(layer, queries_NHD, keys_NKD, values_NKD, scale, window)
 
 
 class Decode(Plan):
-    """One new token for each of the first N slots, which sees its slot up to itself."""
+    """Attention of one new token in each of the first N slots, which sees its slot up to itself."""
 
     def __init__(self, cache: KeyValueCache, positions_N: Int[Tensor, "N"], columns: int, even: bool) -> None:
         """`columns`: largest position + 1. `even`: whether all positions are equal."""
@@ -104,7 +104,7 @@ class Decode(Plan):
         self.positions_N = positions_N
         self.columns = columns
         self.even = even
-        self.places = Places(torch.arange(len(positions_N), device=positions_N.device), positions_N)
+        self.cells = CacheCells(torch.arange(len(positions_N), device=positions_N.device), positions_N)
         self.biases: dict[int | None, Tensor | None] = {}
 
     def attend(
@@ -116,7 +116,7 @@ class Decode(Plan):
         scale: float,
         window: int | None,
     ) -> Float[Tensor, "N H D"]:
-        self.cache.write(layer, self.places, keys_NKD, values_NKD)
+        self.cache.write(layer, self.cells, keys_NKD, values_NKD)
         keys_NKSD, values_NKSD = self.cache.read(layer, len(queries_NHD), self.columns)
         return single(queries_NHD, keys_NKSD, values_NKSD, scale, self._bias(window, queries_NHD))
 
@@ -132,7 +132,7 @@ class Decode(Plan):
 
 
 def prefill(packed: Pack, cache: KeyValueCache, slots: Sequence[range]) -> Pack:
-    """`packed` prompts, each of which is kept in all of its `slots`."""
+    """`packed` prompts whose reading keeps each of them in all of its `slots`."""
     stems = [[*chain(*pieces)] for pieces in packed.stems]
     tokens: list[int] = []
     owners: list[int] = []
@@ -145,5 +145,5 @@ def prefill(packed: Pack, cache: KeyValueCache, slots: Sequence[range]) -> Pack:
     tokens_T, owners_T, positions_T = (
         transfer(values, torch.long, packed.ids_N.device) for values in (tokens, owners, positions)
     )
-    plan = Prefill(packed.plan, cache, tokens_T, Places(owners_T, positions_T))
+    plan = Prefill(packed.plan, cache, tokens_T, CacheCells(owners_T, positions_T))
     return replace(packed, plan=plan)

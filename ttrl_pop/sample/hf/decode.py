@@ -21,7 +21,8 @@ from ttrl_pop.sample.hf.cache import Decode, KeyValueCache
 from ttrl_pop.types import Mind
 
 COLUMNS = 64
-"""Graphs are made for multiples of so many columns: one serves as many tokens, and masks half as many on average."""
+"""Columns of a graph are rounded up to a multiple of this: it serves as many tokens, and masks half as many on
+average."""
 
 Draw = Callable[[Float[Tensor, "B D"], Float[Tensor, "B"]], tuple[Int[Tensor, "B"], Float[Tensor, "B"]]]
 """Hidden states and uniform numbers → tokens and their log-probabilities."""
@@ -47,7 +48,8 @@ class DecodeStep:
         """
         Args:
             minds_M: the minds that rollouts may have; none where they have none.
-            columns: of the cache, that hold all tokens.
+            rows: rollouts, B.
+            columns: so many columns of the cache hold all tokens.
             even: whether every rollout sees all of them, which can be so for one call alone.
         """
         self.policy = policy
@@ -64,8 +66,8 @@ class DecodeStep:
         self.logprobs_B = torch.zeros(rows, dtype=wide, device=policy.device)
 
     def load(self, tokens: Sequence[int], positions: Sequence[int], ends: Sequence[int], places: Sequence[int]) -> None:
-        """Of the first rollouts: the last token, its position, the position that may not be passed, and the mind among
-        `minds_M`. Those behind them are unused: they write to slots that nobody owns."""
+        """Set, for the first rows, the last token, its position, the position that may not be passed, and the mind
+        among `minds_M`. Rows behind them are unused: they write to slots that nobody owns."""
         unused = [0] * (self._integers.shape[1] - len(tokens))
         values = [[*given, *unused] for given in (tokens, positions, ends, places)]
         self._integers.copy_(transfer(values, torch.long, self.policy.device))
@@ -81,12 +83,12 @@ class DecodeStep:
 
 
 class Recorder:
-    """Makes records, one of which runs at a time: they share the memory for what passes between operations."""
+    """A maker of records, one of which runs at a time: they share the memory for what passes between operations."""
 
     _pool: Any = None
 
     def record(self, step: Callable[[], None]) -> Callable[[], None]:
-        """What repeats the operations that `step` asks a GPU for, on the same memory. `step` is not run.
+        """A function that repeats the operations that `step` asks a GPU for, on the same memory. `step` is not run.
 
         Raises:
             UsageError: it cannot be recorded, as where it must look at a result to go on.
@@ -135,7 +137,7 @@ class DecodeGraphs:
         self._steps: dict[tuple[int, int], RecordedStep] = {}
 
     def step(self, rows: int, columns: int) -> RecordedStep:
-        """For at least `rows` rollouts and `columns` columns."""
+        """The step for at least `rows` rollouts and `columns` columns."""
         wide = self._cache.slots
         while (wide + 1) // 2 >= rows and wide > 1:
             wide = (wide + 1) // 2

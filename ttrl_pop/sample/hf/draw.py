@@ -7,13 +7,13 @@ from torch import Tensor
 from ttrl_pop.model.forward import at_temperature
 
 CDF_NUMBERS = {"cuda": 2**25, "mps": 2**25}
-"""Numbers of the distributions that are held at once; 2²⁰ on others, which a core's own cache holds."""
+"""Probabilities that are held at once, by type of device; 2²⁰ on others, which a core's own cache holds."""
 
 
 def draw(
     logits_BV: Float[Tensor, "B V"], uniforms_B: Float[Tensor, "B"], temperature: float, top_p: float = 1.0
 ) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
-    """Choose a token for each row, and its log-probability under the distribution that it was drawn from.
+    """A token for each row, and its log-probability under the distribution that it was drawn from.
 
     Inverse transform sampling: the first token whose cumulative probability exceeds the row's uniform number in
     [0, 1). Temperature 0 takes the likeliest token and gives its log-probability at temperature 1. `top_p` keeps the

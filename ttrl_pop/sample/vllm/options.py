@@ -47,6 +47,8 @@ OURS = {
 
 
 class VllmOptions(Section):
+    """The table `backend_options` of `vllm`."""
+
     minds: Literal["batched", "serial"] = "batched"
     """`batched`: a mind for each request of a batch; `serial`: all requests of one mind, then those of the next. Serial
     needs nothing of vLLM's scheduler, and is slower."""

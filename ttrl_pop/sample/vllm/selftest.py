@@ -54,7 +54,7 @@ class Probe(Protocol):
         """The same engine under other settings."""
 
     def rollouts(self, requests: Sequence[Request]) -> Iterator[tuple[int, Rollout]]:
-        """As of `ttrl_pop.sample.backend.Backend`."""
+        """Yield (index into `requests`, rollout), as every backend does."""
 
 
 def self_test(backend: Probe) -> None:

@@ -12,9 +12,10 @@ import torch
 
 
 class Rewinding(torch.Generator):
-    """Goes back to where it stood at `note` when its offset is set."""
+    """A generator that goes back to where it stood at `note` when its offset is set."""
 
     def note(self) -> None:
+        """Remember the state to go back to."""
         self._noted = self.get_state()
 
     def get_offset(self) -> int:

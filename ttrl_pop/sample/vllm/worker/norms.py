@@ -50,7 +50,7 @@ class Minds:
         self.fixed: int | None = None
         """The slot of all tokens, where minds take turns; None where each request has its own."""
         self.tagged = 0
-        """Tokens whose mind was set since this was last asked for."""
+        """Tokens whose mind was set since `take_tagged`."""
         for site, norm in enumerate(norms):
             norm.register_buffer("mind_table", self.table[site], persistent=False)
             norm.register_buffer("mind_index", self.index, persistent=False)
@@ -91,6 +91,7 @@ class Minds:
         self.index[count:].zero_()
 
     def take_tagged(self) -> int:
+        """Tokens whose mind was set since the last call."""
         tagged, self.tagged = self.tagged, 0
         return tagged
 
@@ -119,4 +120,5 @@ def slot_of(extra: dict[str, Any] | None) -> int:
 
 
 def digest(content: bytes) -> str:
+    """A short fingerprint of some bytes."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()

@@ -29,6 +29,8 @@ OWNER = "TTRL_POP_ENGINE_OWNER"
 
 
 class MindWorker(Base):  # type: ignore[misc]
+    """vLLM's worker with a table of minds."""
+
     minds: Minds | None = None
 
     def load_model(self, **kwargs: Any) -> None:
