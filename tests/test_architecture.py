@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "ttrl_pop"
+LONGEST = 400
+"""Lines of a file."""
+BARE = re.compile(r"(Of|Those|That of|Its|Theirs)\b")
+"""First words that tell nothing to a reader who sees the docstring's first line alone, as hover text shows it."""
 FLOORS = [
     ("__main__",),
     ("cli",),
@@ -24,10 +28,6 @@ FLOORS = [
 """From the top. A room (a wing, or a module of the root) imports from the floors below and from itself; rooms of the
 lowest floor import each other."""
 FILES = sorted(ROOT.rglob("*.py"))
-LONGEST = 400
-"""Lines of a file."""
-BARE = re.compile(r"(Of|Those|That of|Its|Theirs)\b")
-"""First words that tell nothing to a reader who sees the docstring's first line alone, as hover text shows it."""
 
 
 def room(module: str) -> str:
@@ -60,13 +60,6 @@ def upwards(name: str, source: str) -> list[str]:
     return [target for target in others if floor(room(target)) <= floor(name) and floor(room(target)) != lowest]
 
 
-def bare_docstrings(source: str) -> list[str]:
-    """First lines of docstrings, those of attributes among them, that begin with a word of `BARE`."""
-    found = (node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Expr))
-    texts = (node.value.strip() for node in found if isinstance(node, ast.Constant) and isinstance(node.value, str))
-    return [text.splitlines()[0] for text in texts if BARE.match(text)]
-
-
 @pytest.mark.parametrize("file", FILES, ids=module)
 def test_imports_point_down(file: Path) -> None:
     assert upwards(room(module(file)), file.read_text()) == []
@@ -87,35 +80,6 @@ def test_an_import_upwards_is_seen(name: str, line: str) -> None:
 def test_every_module_has_a_docstring() -> None:
     for file in FILES:
         assert ast.get_docstring(ast.parse(file.read_text())), file
-
-
-def test_no_file_is_long() -> None:
-    lengths = {module(file): len(file.read_text().splitlines()) for file in FILES}
-    assert {name: length for name, length in lengths.items() if length > LONGEST} == {}
-
-
-def test_the_first_line_of_a_docstring_says_what_the_thing_is() -> None:
-    assert {module(file): found for file in FILES if (found := bare_docstrings(file.read_text()))} == {}
-
-
-@pytest.mark.parametrize(
-    "first", ["Of a step.", "Those that\n    wait.", "That of the base.", "\n    Its size.", "Theirs."]
-)
-@pytest.mark.parametrize(
-    "source",
-    [
-        '"""{}"""\n',
-        'class Row:\n    """{}"""\n',
-        'class Row:\n    def length(self):\n        """{}"""\n',
-        'async def wait():\n    """{}"""\n',
-        'class Row:\n    length: int\n    """{}"""\n',
-        'ROWS = 3\n"""{}"""\n',
-    ],
-    ids=["module", "class", "method", "function", "field", "constant"],
-)
-def test_a_bare_docstring_is_seen(source: str, first: str) -> None:
-    assert bare_docstrings(source.format(first)) == [first.strip().splitlines()[0]]
-    assert bare_docstrings(source.format("Offsets of a row; those of others too.")) == []
 
 
 def test_what_needs_no_torch_imports_none() -> None:
@@ -155,3 +119,41 @@ def test_only_report_and_evaluation_read_gold() -> None:
             "cli.vote",
         )
     }
+
+
+def test_no_file_is_long() -> None:
+    lengths = {module(file): len(file.read_text().splitlines()) for file in sorted(ROOT.rglob("*.py"))}
+    assert {name: length for name, length in lengths.items() if length > LONGEST} == {}
+
+
+def bare_docstrings(source: str) -> list[str]:
+    """First lines of docstrings, those of attributes among them, that begin with a word of `BARE`."""
+    found = (node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Expr))
+    texts = (node.value.strip() for node in found if isinstance(node, ast.Constant) and isinstance(node.value, str))
+    return [text.splitlines()[0] for text in texts if BARE.match(text)]
+
+
+def test_the_first_line_of_a_docstring_says_what_the_thing_is() -> None:
+    assert {
+        module(file): found for file in sorted(ROOT.rglob("*.py")) if (found := bare_docstrings(file.read_text()))
+    } == {}
+
+
+@pytest.mark.parametrize(
+    "first", ["Of a step.", "Those that\n    wait.", "That of the base.", "\n    Its size.", "Theirs."]
+)
+@pytest.mark.parametrize(
+    "source",
+    [
+        '"""{}"""\n',
+        'class Row:\n    """{}"""\n',
+        'class Row:\n    def length(self):\n        """{}"""\n',
+        'async def wait():\n    """{}"""\n',
+        'class Row:\n    length: int\n    """{}"""\n',
+        'ROWS = 3\n"""{}"""\n',
+    ],
+    ids=["module", "class", "method", "function", "field", "constant"],
+)
+def test_a_bare_docstring_is_seen(source: str, first: str) -> None:
+    assert bare_docstrings(source.format(first)) == [first.strip().splitlines()[0]]
+    assert bare_docstrings(source.format("Offsets of a row; those of others too.")) == []
