@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,12 @@ def peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def tell(**record: Any) -> int:
+    """Print what a side has to tell, one JSON line, with the threads and the peak of this process. The exit status."""
+    print(json.dumps({"threads": torch.get_num_threads(), "peak_bytes": peak_bytes(), **record}))
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.machine", description="Time matrix products.")
     parser.add_argument("model_folder", help="folder of a Hugging Face model, for the shapes")
@@ -70,15 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     layers, head = linear_shapes(given.model_folder)
     heads = Counter([head])
-    record = {
-        "threads": torch.get_num_threads(),
-        "layer_parameters": parameters(layers),
-        "layer_flops_per_second": flops_per_second(layers, LAYER_ROWS, given.repeats),
-        "head_parameters": parameters(heads),
-        "head_flops_per_second": flops_per_second(heads, HEAD_ROWS, given.repeats),
-    }
-    print(json.dumps(record))
-    return 0
+    return tell(
+        layer_parameters=parameters(layers),
+        layer_flops_per_second=flops_per_second(layers, LAYER_ROWS, given.repeats),
+        head_parameters=parameters(heads),
+        head_flops_per_second=flops_per_second(heads, HEAD_ROWS, given.repeats),
+    )
 
 
 @torch.no_grad()

@@ -14,7 +14,6 @@ Loading the model is not counted. Run in a process of its own, which prints one 
 """
 
 import argparse
-import json
 import logging
 import random
 import sys
@@ -22,10 +21,9 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
-from benchmarks.machine import peak_bytes
+from benchmarks.machine import peak_bytes, tell
 from benchmarks.workload import EXAMPLES, QUESTIONS, completion_lengths, distinct_work, times_table
 from ttrl_pop.config import Config
 from ttrl_pop.learn.learner import Learner
@@ -39,7 +37,7 @@ from ttrl_pop.vote.rewards.base import Ballot
 
 Record = dict[str, list[float]]
 WORK = ("layer_tokens", "head_positions")
-"""Of each repeat, what one forward must compute, as `benchmarks.workload` counts it."""
+"""What one forward must compute, noted for each repeat, as `benchmarks.workload` counts it."""
 SIGMA = 0.005
 """Fixed, so that nothing is calibrated; its value changes no cost."""
 
@@ -234,14 +232,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = given.problems * config.group_size
         session.backend.lengths = completion_lengths(given.lengths, rows, given.new_tokens)
     prompt_ids = [session.prompts[problem.id] for problem in problems]
-    record = PARTS[given.part](session, given.steps) | {
-        "prompt_tokens": [len(ids) for ids in prompt_ids],
-        "alike": alike(prompt_ids),
-        "threads": torch.get_num_threads(),
-        "peak_bytes": peak_bytes(),
-    }
-    print(json.dumps(record))
-    return 0
+    spent = PARTS[given.part](session, given.steps)
+    return tell(**spent, prompt_tokens=[len(ids) for ids in prompt_ids], alike=alike(prompt_ids))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ which prints one JSON line:
 """
 
 import argparse
-import json
 import sys
 import time
 import warnings
@@ -22,7 +21,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, StoppingCriteria, StoppingCriteriaList
 from transformers.utils import logging as transformers_logging
 
-from benchmarks.machine import peak_bytes
+from benchmarks.machine import tell
 from benchmarks.workload import completion_lengths, times_table
 
 
@@ -85,13 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prompts = [tokenizer(text)["input_ids"] for text in times_table(given.problems, given.examples)]
     rows_BT = torch.tensor(prompts).repeat_interleave(given.rollouts, dim=0)
     lengths_B = torch.tensor(completion_lengths(given.lengths, len(rows_BT), given.new_tokens))
-    record = {
-        "seconds": time_calls(network, rows_BT, lengths_B, given.batch or len(rows_BT), given.steps),
-        "threads": torch.get_num_threads(),
-        "peak_bytes": peak_bytes(),
-    }
-    print(json.dumps(record))
-    return 0
+    return tell(seconds=time_calls(network, rows_BT, lengths_B, given.batch or len(rows_BT), given.steps))
 
 
 if __name__ == "__main__":

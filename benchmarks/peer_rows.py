@@ -15,7 +15,6 @@ Loading the model is not counted. Run in a process of its own, which prints one 
 """
 
 import argparse
-import json
 import math
 import sys
 import time
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from benchmarks.machine import peak_bytes
+from benchmarks.machine import tell
 from benchmarks.workload import times_table
 
 SIGMA = 0.005
@@ -122,13 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         began = time.perf_counter()
         learner.update(prompts_BP, completions_BT, minds_B, weights_B, min(micro, rows))
         seconds.append(time.perf_counter() - began)
-    record = {
-        "seconds": seconds,
-        "threads": torch.get_num_threads(),
-        "peak_bytes": peak_bytes(),
-    }
-    print(json.dumps(record))
-    return 0
+    return tell(seconds=seconds)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ Loading the model and building the trainer are not counted. Run in a process of 
 """
 
 import argparse
-import json
 import logging
 import os
 import sys
@@ -32,7 +31,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 
-from benchmarks.machine import peak_bytes
+from benchmarks.machine import tell
 from benchmarks.workload import QUESTIONS, times_table
 
 MICRO_BATCH = 64
@@ -134,14 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given.lr,
     )
     packages = ("trl", "transformers", "peft", "torch")
-    record = {
-        "seconds": seconds,
-        "threads": torch.get_num_threads(),
-        "peak_bytes": peak_bytes(),
-        "versions": {name: version(name) for name in packages},
-    }
-    print(json.dumps(record))
-    return 0
+    return tell(seconds=seconds, versions={name: version(name) for name in packages})
 
 
 def _alternating(completions: Sequence[str], **_: Any) -> list[float]:

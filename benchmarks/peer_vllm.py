@@ -15,7 +15,6 @@ Starting the engine is not counted. Run in a process of its own and in vLLM's en
 """
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -24,7 +23,7 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks.machine import peak_bytes
+from benchmarks.machine import tell
 from benchmarks.workload import completion_lengths, times_table
 from ttrl_pop import randomness
 from ttrl_pop.model.load import load_model
@@ -112,15 +111,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         began = time.perf_counter()
         (write_serially if given.side == "serial" else write)(engine, orders)
         seconds.append(time.perf_counter() - began)
-    record = {
-        "seconds": seconds,
-        "prompt_tokens": [len(prompt) for prompt in prompts],
-        "alike": alike(prompts),
-        "threads": int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())),
-        "peak_bytes": peak_bytes(),
-    }
-    print(json.dumps(record))
-    return 0
+    threads = int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads()))
+    prompt_tokens = [len(prompt) for prompt in prompts]
+    return tell(seconds=seconds, prompt_tokens=prompt_tokens, alike=alike(prompts), threads=threads)
 
 
 if __name__ == "__main__":

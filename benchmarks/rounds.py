@@ -64,7 +64,7 @@ class Measured:
 
     load_before: float
     machine: Record
-    """That of `benchmarks.machine`; rates are medians over rounds."""
+    """The record of `benchmarks.machine`; rates are medians over rounds."""
     runs: dict[str, list[Record]]
     """One record for each round, by side."""
 
@@ -138,7 +138,7 @@ def ratios(records: Sequence[Record], others: Sequence[Record]) -> list[float]:
 
 
 def figures(records: Sequence[Record], work: Work, machine: Record, peers: Mapping[str, Sequence[Record]]) -> Record:
-    """Of one side, from one record for each round."""
+    """What is told of one side, from one record for each round."""
     rounds = [seconds(record) for record in records]
     return {
         "seconds": median(rounds),
@@ -192,13 +192,23 @@ def aligned(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def heading(versions: Mapping[str, str], machine: Record, load_before: float) -> list[str]:
-    """What was run on what."""
+def told(measured: Measured, packages: Iterable[str]) -> Record:
+    """What ran on what, as JSON has it."""
+    return {
+        "load_before": measured.load_before,
+        "versions": {name: version(name) for name in packages},
+        "machine": measured.machine,
+    }
+
+
+def heading(measured: Record) -> list[str]:
+    """What ran on what, for a reader; `measured` holds what `told` gave."""
+    machine = measured["machine"]
     return [
-        "  ".join(f"{name} {number}" for name, number in versions.items()),
+        "  ".join(f"{name} {number}" for name, number in measured["versions"].items()),
         f"attainable: {machine['layer_flops_per_second'] / 1e9:.0f} GFLOP/s in the layers, "
         f"{machine['head_flops_per_second'] / 1e9:.0f} in the LM head; {machine['threads']} threads; load average "
-        f"before: {load_before:.1f}",
+        f"before: {measured['load_before']:.1f}",
     ]
 
 
@@ -212,10 +222,6 @@ def noise_lines(values: Sequence[float]) -> list[str]:
         return []
     middle, range_ = spread(values)
     return ["", f"noise over no noise at equal work (one sample of each mind): {middle} ({range_})"]
-
-
-def versions_of(packages: Iterable[str]) -> dict[str, str]:
-    return {name: version(name) for name in packages}
 
 
 def flags(**values: object) -> list[str]:
@@ -232,10 +238,6 @@ def parser(prog: str, description: str, quick: str) -> argparse.ArgumentParser:
     built.add_argument("--quick", action="store_true", help=quick)
     built.add_argument("--json", action="store_true", help="print JSON instead of the table")
     return built
-
-
-def add_only(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--only", metavar="REGEX", help="of the sides, those whose names it is found in")
 
 
 def checked(parser: argparse.ArgumentParser, given: argparse.Namespace, **bounds: tuple[int, int | None]) -> str:

@@ -96,9 +96,7 @@ def measure(plan: Plan, model: str) -> Record:
     peaks = rounds.run(small, plan.threads)["peaks"]
     return {
         "plan": asdict(plan),
-        "load_before": measured.load_before,
-        "versions": rounds.versions_of(PACKAGES),
-        "machine": measured.machine,
+        **rounds.told(measured, PACKAGES),
         "axes": {axis: growth(axis, [taken[point.name] for point in of]) for axis, of in plan.axes.items()},
         "peaks": peaks,
     }
@@ -144,7 +142,7 @@ def table(measured: Record) -> str:
     early, late = peaks[min(SETTLED, len(peaks)) - 1], peaks[-1]
     lines = [
         f"a whole step of ours, float32; rounds: {plan['rounds']}, counted steps in each: {plan['steps']}",
-        *rounds.heading(measured["versions"], measured["machine"], measured["load_before"]),
+        *rounds.heading(measured),
     ]
     for axis, points in measured["axes"].items():
         lines += ["", *axis_table(axis, points)]

@@ -16,96 +16,50 @@ what the population costs, at equal work.
     python -m benchmarks.step --quick    a minute, to see that both sides run; its figures say little
 """
 
-import argparse
 import importlib.util
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
 from statistics import median
-from typing import Any
 
-from benchmarks import rounds
+from benchmarks import rounds, sides
 from benchmarks.rounds import MIB, Record, Side, flags, seconds
-from benchmarks.workload import (
-    LEARNER,
-    QUESTIONS,
-    ROLLOUTS,
-    STEP,
-    completion_lengths,
-    forms,
-    forward_work,
-    work_of,
-)
+from benchmarks.sides import Plan
+from benchmarks.workload import LEARNER, ROLLOUTS, STEP, completion_lengths, forward_work, work_of
 
 PEER = "TRL"
 PARTS = {"rollouts": ROLLOUTS, "learner": LEARNER}
 PACKAGES = ("trl", "transformers", "peft", "torch")
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What is run; `steps` are the counted ones of a process."""
-
-    problems: int
-    rollouts: int
-    new_tokens: int
-    rounds: int
-    steps: int
-    threads: int | None
-    only: str | None
-
-
 def measure(plan: Plan, model: str) -> Record:
     """Run all rounds; all that was measured, as JSON has it."""
     shape = flags(problems=plan.problems, new_tokens=plan.new_tokens, steps=1 + plan.steps)
-    ours = {form.name: form for form in forms(plan.rollouts)}
-    sides = [
-        Side(
-            form.name,
-            [
-                "benchmarks.ours",
-                model,
-                *flags(population=form.population, minds=form.minds, samples=form.samples),
-                *shape,
-            ],
-            environment=rounds.KEPT_MEMORY,
-        )
-        for form in ours.values()
-    ]
+    ours = sides.ours(plan, model, "step", shape)
     peer = ["benchmarks.peer_trl", model, *flags(generations=plan.rollouts), *shape]
-    sides.insert(1, Side(PEER, peer))
-    sides.append(Side(f"{PEER}, memory kept", peer, environment=rounds.KEPT_MEMORY))
-    measured = rounds.measure(sides, model, plan.rounds, plan.threads, plan.only)
+    every = list(ours.values())
+    every.insert(1, Side(PEER, peer))
+    every.append(Side(f"{PEER}, memory kept", peer, environment=rounds.KEPT_MEMORY))
+    measured = rounds.measure(every, model, plan.rounds, plan.threads, plan.only)
     machine, runs = measured.machine, measured.runs
     lengths = completion_lengths("even", plan.problems * plan.rollouts, plan.new_tokens)
-    of_sides = {}
+    figures = {}
     for name, records in runs.items():
         nominal = forward_work(measured.prompt_tokens, measured.alike, 1, lengths)
         work = work_of(records[0]) if name in ours else nominal
         peers = {PEER: runs[PEER]} if name != PEER and PEER in runs else {}
-        of_sides[name] = rounds.figures(records, work.times(STEP), machine, peers)
+        figures[name] = rounds.figures(records, work.times(STEP), machine, peers)
         if name in ours:
             for part, forwards in PARTS.items():
                 spent = median(seconds(record, part) for record in records)
                 share = work.times(forwards).seconds(machine) / spent
-                of_sides[name][part] = {"seconds": spent, "share": share}
-    first, *_, silent = ours
-    return {
-        "plan": asdict(plan),
-        "load_before": measured.load_before,
-        "versions": rounds.versions_of(PACKAGES),
-        "machine": machine,
-        "prompt_tokens": measured.prompt_tokens,
-        "alike": measured.alike,
-        "noise": rounds.noise(runs, first, silent),
-        "sides": of_sides,
-    }
+                figures[name][part] = {"seconds": spent, "share": share}
+    return sides.told(plan, measured, PACKAGES, figures)
 
 
 def table(measured: Record) -> str:
     """For a reader: seconds per step, ratios with their range over rounds, MiB, and shares."""
-    plan: dict[str, Any] = measured["plan"]
+    plan = measured["plan"]
     rows = [("", "s/step", "rollouts", "learner", "TRL/this", "range", "peak MiB", "of attainable")]
     for name, side in measured["sides"].items():
         own = (f"{side[part]['seconds']:.2f} ({side[part]['share']:.0%})" for part in PARTS if part in side)
@@ -114,36 +68,19 @@ def table(measured: Record) -> str:
         rows.append(
             (name, f"{side['seconds']:.2f}", *spent, *ratio, f"{side['peak_bytes'] / MIB:.0f}", f"{side['share']:.0%}")
         )
-    return "\n".join(
-        [
-            f"{plan['problems']} problems × {plan['rollouts']} rollouts × {plan['new_tokens']} tokens, prompts of "
-            f"{measured['prompt_tokens'][0]} that begin with the same {measured['alike']}, "
-            f"float32; rounds: {plan['rounds']}, counted steps in each: "
-            f"{plan['steps']}",
-            *rounds.heading(measured["versions"], measured["machine"], measured["load_before"]),
-            "",
-            *rounds.aligned(rows),
-            *rounds.noise_lines(measured["noise"]),
-        ]
-    )
+    what = f"{plan['problems']} problems × {plan['rollouts']} rollouts of {plan['new_tokens']} tokens"
+    return "\n".join(sides.lines(measured, what, rounds.aligned(rows)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = rounds.parser(
+    parser = sides.parser(
         "benchmarks.step", "Time a step of ours against one of TRL.", "one round of 2 problems × 4 rollouts"
     )
-    parser.add_argument("--problems", type=int, default=16, help=f"1 to {QUESTIONS}")
-    parser.add_argument("--rollouts", type=int, default=16, help="for each problem, at least 2")
     parser.add_argument("--new-tokens", type=int, default=4)
-    rounds.add_only(parser)
-    given: argparse.Namespace = parser.parse_args(arguments)
-    if given.quick:
-        given.problems, given.rollouts, given.rounds = 2, 4, 1
+    given = sides.parsed(parser, arguments)
     if importlib.util.find_spec("trl") is None:
         parser.error("TRL is not installed; run: make bench, or pip install 'ttrl-pop[bench]'")
-    model = rounds.checked(parser, given, problems=(1, QUESTIONS), rollouts=(2, None), new_tokens=(1, None))
-    plan = Plan(**{field.name: getattr(given, field.name) for field in fields(Plan)})
-    measured = measure(plan, model)
+    measured = measure(*sides.checked(parser, given, Plan))
     print(json.dumps(measured) if given.json else table(measured))
     return 0
 

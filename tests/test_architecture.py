@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "ttrl_pop"
+LONGEST = 400
+"""Lines of a file."""
+BARE = re.compile(r"(Of|Those|That of|Its|Theirs)\b")
+"""First words that tell nothing to a reader who sees the docstring's first line alone, as hover text shows it."""
 FLOORS = [
     ("__main__",),
     ("cli",),
@@ -156,3 +160,41 @@ def test_only_report_and_evaluation_read_gold() -> None:
             "cli.vote",
         )
     }
+
+
+def test_no_file_is_long() -> None:
+    lengths = {module(file): len(file.read_text().splitlines()) for file in sorted(ROOT.rglob("*.py"))}
+    assert {name: length for name, length in lengths.items() if length > LONGEST} == {}
+
+
+def bare_docstrings(source: str) -> list[str]:
+    """First lines of docstrings, those of attributes among them, that begin with a word of `BARE`."""
+    found = (node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Expr))
+    texts = (node.value.strip() for node in found if isinstance(node, ast.Constant) and isinstance(node.value, str))
+    return [text.splitlines()[0] for text in texts if BARE.match(text)]
+
+
+def test_the_first_line_of_a_docstring_says_what_the_thing_is() -> None:
+    assert {
+        module(file): found for file in sorted(ROOT.rglob("*.py")) if (found := bare_docstrings(file.read_text()))
+    } == {}
+
+
+@pytest.mark.parametrize(
+    "first", ["Of a step.", "Those that\n    wait.", "That of the base.", "\n    Its size.", "Theirs."]
+)
+@pytest.mark.parametrize(
+    "source",
+    [
+        '"""{}"""\n',
+        'class Row:\n    """{}"""\n',
+        'class Row:\n    def length(self):\n        """{}"""\n',
+        'async def wait():\n    """{}"""\n',
+        'class Row:\n    length: int\n    """{}"""\n',
+        'ROWS = 3\n"""{}"""\n',
+    ],
+    ids=["module", "class", "method", "function", "field", "constant"],
+)
+def test_a_bare_docstring_is_seen(source: str, first: str) -> None:
+    assert bare_docstrings(source.format(first)) == [first.strip().splitlines()[0]]
+    assert bare_docstrings(source.format("Offsets of a row; those of others too.")) == []

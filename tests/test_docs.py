@@ -1,23 +1,43 @@
-"""What the documents say about the code: names resolve, defaults are the defaults, links lead somewhere."""
+"""What documents say of the code is so: names, defaults, links, the trees of files, the floors."""
 
 import importlib
 import re
 import tomllib
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes import ROOT
 from pydantic import BaseModel
+from test_architecture import FLOORS
 
 from ttrl_pop.config import Config
 from ttrl_pop.plugins import BUILT_IN, load
 
 METHOD = ROOT / "docs" / "METHOD.md"
-DOCUMENTS = sorted([*ROOT.glob("README.md"), *ROOT.glob("docs/*.md")])
+ARCHITECTURE = ROOT / "docs" / "ARCHITECTURE.md"
+README = ROOT / "README.md"
+DOCUMENTS = sorted([README, ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")])
+FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "ttrl_pop").rglob("*.py"))
+TOP = [path for path in FILES if path.count("/") == 1 or (path.count("/") == 2 and path.endswith("/__init__.py"))]
+"""Files of the root, and one for each folder in it."""
 NAME = re.compile(r"\bttrl_pop(?:\.[A-Za-z_]\w*)+")
+GROUPS = {f"ttrl_pop.{kinds}" for kinds in ("populations", "backends", "graders", "rewards", "extractors")}
+"""Groups of entry points: names in the documents that are no place in the code."""
 DEFAULT = re.compile(r"`([A-Za-z_]\w*(?:\.\w+)*) = ([^`]+)`")
 LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
+TREE_LINE = re.compile(r"( *)([\w.]+/?)  +\S.*")
+SMALL_TREE = """
+```
+ttrl_pop/        the face
+  train.py       the loop
+  vote/          the vote
+    vote.py      one vote
+```
+"""
+SMALL_DISK = ["ttrl_pop/__init__.py", "ttrl_pop/train.py", "ttrl_pop/vote/__init__.py", "ttrl_pop/vote/vote.py"]
 
 
 def resolve(name: str) -> Any:
@@ -65,9 +85,38 @@ def wrong_defaults(text: str) -> list[str]:
     ]
 
 
+def block(text: str, first: str) -> list[str]:
+    """Lines of the one code block that begins with `first`."""
+    (found,) = re.findall(rf"^```\n({re.escape(first)}.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    lines: list[str] = found.splitlines()
+    return lines
+
+
+def tree_in(text: str) -> list[str]:
+    """Paths that the tree in a document shows, in its order; a folder's line stands for its `__init__.py`."""
+    paths, above = [], []
+    for line in block(text, "ttrl_pop/"):
+        match = TREE_LINE.fullmatch(line)
+        assert match, f"a line of a tree is a name and a few words, got {line!r}"
+        indent, name = match.groups()
+        above = [*above[: len(indent) // 2], name.rstrip("/")]
+        paths.append("/".join([*above, "__init__.py"] if name.endswith("/") else above))
+    return paths
+
+
+def wrong_lines(text: str, disk: Sequence[str]) -> list[str]:
+    """Files of `disk` without a line in the tree of `text`, lines without a file, and second lines for one."""
+    shown = Counter(tree_in(text))
+    return sorted(((shown - Counter(disk)) + (Counter(disk) - shown)).elements())
+
+
+def floors_in(text: str) -> list[tuple[str, ...]]:
+    return [tuple(line.split(", ")) for line in block(text, "__main__\n")]
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_name_in_a_document_resolves(document: Path) -> None:
-    for name in set(NAME.findall(document.read_text())):
+    for name in set(NAME.findall(document.read_text())) - GROUPS:
         resolve(name)
 
 
@@ -88,6 +137,49 @@ def test_every_setting_of_the_learner_and_the_vote_is_in_the_method() -> None:
     options = load("population", "norm-noise").Options
     keys += [f"population.options.{key}" for key in options.model_fields]
     assert [key for key in keys if not re.search(rf"\b{key}\b", text)] == []
+
+
+@pytest.mark.parametrize(("document", "disk"), [(ARCHITECTURE, FILES), (README, TOP)], ids=["whole", "top"])
+def test_the_tree_in_a_document_is_the_tree_on_disk(document: Path, disk: list[str]) -> None:
+    assert wrong_lines(document.read_text(), disk) == []
+
+
+def test_the_floors_in_the_document_are_those_that_hold() -> None:
+    assert floors_in(ARCHITECTURE.read_text()) == FLOORS
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "wrong"),
+    [
+        ("    vote.py      one vote\n", "", "ttrl_pop/vote/vote.py"),
+        ("  train.py ", "  trian.py ", "ttrl_pop/train.py ttrl_pop/trian.py"),
+        (
+            "  vote/ ",
+            "  vote.py ",
+            "ttrl_pop/vote.py ttrl_pop/vote.py/vote.py ttrl_pop/vote/__init__.py ttrl_pop/vote/vote.py",
+        ),
+        ("    vote.py ", "  vote.py ", "ttrl_pop/vote.py ttrl_pop/vote/vote.py"),
+        ("  train.py       the loop\n", 2 * "  train.py       the loop\n", "ttrl_pop/train.py"),
+    ],
+    ids=["no line", "no file", "no folder", "another folder", "two lines"],
+)
+def test_a_wrong_tree_is_seen(before: str, after: str, wrong: str) -> None:
+    assert wrong_lines(SMALL_TREE, SMALL_DISK) == []
+    assert wrong_lines(SMALL_TREE.replace(before, after), SMALL_DISK) == wrong.split()
+
+
+def test_a_line_without_words_is_seen() -> None:
+    with pytest.raises(AssertionError, match="a name and a few words"):
+        tree_in("```\nttrl_pop/        the face\n  train.py\n```\n")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("\nrun\n", "\n"), ("\ncli\n", "\ncli, run\n"), ("train, fit", "fit, train")]
+)
+def test_wrong_floors_are_seen(before: str, after: str) -> None:
+    text = ARCHITECTURE.read_text()
+    assert text.count(before) == 1
+    assert floors_in(text.replace(before, after)) != FLOORS
 
 
 @pytest.mark.parametrize("name", ["ttrl_pop.learn.grpo.advantage", "ttrl_pop.groups.x", "ttrl_pop.types.Tally.agreed"])
