@@ -10,6 +10,7 @@ from ttrl_pop.model.load import load_model
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.model.prompts import Prompts, opens_thoughts
 from ttrl_pop.plugins import load
+from ttrl_pop.population.base import Population
 from ttrl_pop.sample.backend import Backend, backend_name
 from ttrl_pop.types import AnswerKey, Group, ProblemSet, Tally
 from ttrl_pop.vote.graders.base import Grader
@@ -55,14 +56,14 @@ def open_session(config: Config, problems: ProblemSet, adapter: bool) -> Session
     """
     # Without a model yet: what is wrong here is said at once.
     rules = build_rules(config.vote, problems.answers, token_limit=config.sampling.max_new_tokens)
-    kind = load("population", config.population.name)
-    options = validate(kind.Options, config.population.options, source="population.options")
+    population_kind: type[Population] = load("population", config.population.name)
+    options = validate(population_kind.Options, config.population.options, source="population.options")
     config = config.model_copy(update={"backend": backend_name(config.backend, config.device)})
-    backend_kind = load("backend", config.backend)
+    backend_kind: type[Backend] = load("backend", config.backend)
     backend_options = validate(backend_kind.Options, config.backend_options, source="backend_options")
     policy = Policy(
         load_model(config.model, config.device, config.dtype),
-        kind(options),
+        population_kind(options),
         config.learn.lora if adapter else None,
         config.seed,
     )
