@@ -131,7 +131,8 @@ def test_a_name_that_two_packages_offer_is_refused_with_both(installed: Path) ->
     with pytest.raises(UsageError) as error:
         load("reward", "short")
     assert str(error.value) == (
-        "reward 'short' is offered by the packages mine and yours; name the one that is meant: mine:reward or yours:reward"
+        "reward 'short' is offered by the packages mine and yours; name the one that is meant: mine:reward or "
+        "yours:reward"
     )
 
 
