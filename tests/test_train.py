@@ -15,13 +15,13 @@ from ttrl_pop.fit.sigma import calibrate, distance
 from ttrl_pop.learn.learner import Learner
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.population.base import MEAN
+from ttrl_pop.randomness import OUTSIDE_TRAINING
 from ttrl_pop.run import collapse
 from ttrl_pop.run.progress import Progress, load_history, resume
 from ttrl_pop.run.session import Session
 from ttrl_pop.run.survey import summarise, survey
 from ttrl_pop.sample.backend import Request
 from ttrl_pop.sample.hf.backend import HfBackend
-from ttrl_pop.sample.sample import sample
 from ttrl_pop.store import checkpoint, files
 from ttrl_pop.store.directory import RunDirectory
 from ttrl_pop.train import train
@@ -158,7 +158,7 @@ def test_labels_by_the_base_model_are_its_majority_and_never_change(run: RunDire
     session = tiny_session(**settings)
     with session.policy.as_base():
         expected = {}
-        groups = sample(session.backend, session.prompts, PROBLEMS, [None], 5, session.config.seed, 0, stream="label")
+        groups = session.sample(PROBLEMS, [None], 5, OUTSIDE_TRAINING, purpose="label")
         for group in groups:
             expected[group.problem.id] = session.tally(group).label
     assert labels_of(list(train(session, run, Progress()))) == [expected] * 3
@@ -223,7 +223,7 @@ def test_labels_by_the_average_are_those_of_its_mean_mind(run: RunDirectory) -> 
     session = tiny_session(**settings, vote__average_decay=0.0, vote__label_rollouts=5)
     events = train(session, run, Progress())
     steps = [[next(events) for _ in range(7)]]
-    groups = sample(session.backend, session.prompts, PROBLEMS, [MEAN], 5, session.config.seed, 2, stream="label")
+    groups = session.sample(PROBLEMS, [MEAN], 5, 2, purpose="label")
     expected = {group.problem.id: session.tally(group).label for group in groups}
     steps.append(list(events))
     assert labels_of([*steps[0], *steps[1]])[1] == expected

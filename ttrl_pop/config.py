@@ -141,6 +141,11 @@ class LearnConfig(Section):
     """Updates with a non-finite loss or gradient in a row after which the run stops."""
     lora: LoraConfig = LoraConfig()
 
+    @property
+    def population_rate(self) -> float:
+        """`population_lr`, or what it is where it was left open."""
+        return 5 * self.lr if self.population_lr is None else self.population_lr
+
 
 class CheckpointConfig(Section):
     every: Positive = 1

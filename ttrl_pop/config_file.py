@@ -95,8 +95,8 @@ def _violation(tree: Any, errors: Sequence[ErrorDetails]) -> tuple[tuple[str, ..
 
 
 def _union(tree: Any, error: ErrorDetails) -> tuple[int, Any]:
-    """How many parts of the error's location lead through keys and indices, and the value there. The next part, if there
-    is one, names a branch of a union."""
+    """How many parts of the error's location lead through keys and indices, and the value there. The next part, where
+    there is one, names a branch of a union."""
     value = tree
     for depth, part in enumerate(error["loc"]):
         if error["type"] == "missing" and depth == len(error["loc"]) - 1:

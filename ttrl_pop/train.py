@@ -21,7 +21,6 @@ from ttrl_pop.run.history import History, group_weight
 from ttrl_pop.run.labellers import Labellers
 from ttrl_pop.run.progress import Progress, save
 from ttrl_pop.run.session import Session
-from ttrl_pop.sample.sample import sample
 from ttrl_pop.store import checkpoint, files
 from ttrl_pop.store.directory import RunDirectory
 from ttrl_pop.types import StepReport, Tally
@@ -38,7 +37,7 @@ def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[
     if progress.step:
         learner.load_state_tensors(checkpoint.load_optimizer(run.checkpoint(progress.step)))
         learner.bad_in_a_row = progress.bad_in_a_row
-    problems = session.problems.problems
+    problems = session.problems
     order = islice(
         randomness.batches(config.seed, len(problems), config.problems_per_step), progress.step, config.steps
     )
@@ -55,7 +54,7 @@ def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[
                 labels = labellers.elect(batch, step)
             minds = policy.population.spawn(config.seed, step, config.population.minds)
             samples = config.population.samples_per_mind
-            groups = sample(backend, session.prompts, batch, minds, samples, config.seed, step)
+            groups = session.sample(batch, minds, samples, step)
             tallies = []
             for tally in clock.timed("time/vote", session.tallies(clock.timed("time/sample", groups), labels)):
                 tallies.append(tally)
@@ -71,7 +70,7 @@ def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[
                 tallies,
                 update,
                 policy.population.metrics(),
-                session.answers,
+                session.gold,
                 session.grader.same,
                 clock.times(),
                 history.flip_share(progress.history, (problem.id for problem in batch)),

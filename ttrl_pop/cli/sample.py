@@ -27,7 +27,7 @@ def sample(given: ReadingInputs, quiet: bool) -> None:
         display.begin(f"sample {given.source}", 0, 0)
         if session.policy.population.needs_calibration:
             announce(calibrate(session), display)
-        display.phase("sampling", len(session.problems.problems))
+        display.phase("sampling", len(session.problems))
         for tally in survey(session, given.noise):
             interrupts.check()
             display.tally(tally, None)

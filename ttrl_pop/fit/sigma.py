@@ -18,6 +18,7 @@ from ttrl_pop.fit.base_rollouts import base_rollouts
 from ttrl_pop.model.logprobs import LOGIT_ROWS
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.packing.pack import Branch, Tree, pack
+from ttrl_pop.randomness import OUTSIDE_TRAINING
 from ttrl_pop.run.session import Session
 from ttrl_pop.types import Mind, Rollout
 
@@ -54,7 +55,7 @@ def calibrate(session: Session) -> Calibration | None:
     if not population.needs_calibration:
         return None
     rollouts = base_rollouts(session)
-    minds = population.spawn(session.config.seed, 0, MINDS)
+    minds = population.spawn(session.config.seed, OUTSIDE_TRAINING, MINDS)
     options = population.options
     low = high = None
     sigma = FIRST_GUESS

@@ -5,8 +5,8 @@ from contextlib import AbstractContextManager
 
 from ttrl_pop.learn.learner import Learner
 from ttrl_pop.population.base import MEAN
+from ttrl_pop.randomness import OUTSIDE_TRAINING
 from ttrl_pop.run.session import Session
-from ttrl_pop.sample.sample import sample
 from ttrl_pop.types import Mind, Problem
 from ttrl_pop.vote.rules import Labels
 from ttrl_pop.vote.vote import elect
@@ -29,7 +29,7 @@ class Labellers:
         if kind == "average":
             return self._vote(self.learner.trained.averaged(), problems, MEAN, step)
         new = [problem for problem in problems if problem.id not in self.known]
-        self.known |= self._vote(self.session.policy.as_base(), new, None, 0)
+        self.known |= self._vote(self.session.policy.as_base(), new, None, OUTSIDE_TRAINING)
         return self.known
 
     def _vote(
@@ -41,9 +41,7 @@ class Labellers:
         try:
             with weights:
                 backend.refresh()
-                groups = sample(
-                    backend, self.session.prompts, problems, [mind], count, config.seed, step, stream="label"
-                )
+                groups = self.session.sample(problems, [mind], count, step, purpose="label")
                 return {group.problem.id: elect(group, self.session.rules) for group in groups}
         finally:
             # An engine with weights of its own would go on with those of the labellers.

@@ -14,11 +14,11 @@ def sample(
     samples_per_mind: int,
     seed: int,
     step: int,
-    stream: str = "token",
+    purpose: str = "token",
 ) -> Iterator[Group]:
     """Let every mind answer every problem `samples_per_mind` times; yield each group when its last rollout is done.
 
-    Token choices are drawn from the stream (`stream`, seed, step, problem, mind, sample): neither the other
+    Token choices are drawn from the stream (`purpose`, seed, step, problem, mind, sample): neither the other
     problems nor the other minds of the step change what is written.
 
     Args:
@@ -26,7 +26,7 @@ def sample(
         minds: None is the base model without a mind.
     """
     requests = [
-        Request(ids, mind, (stream, seed, step, problem.id, mind.seed if mind else 0, s))
+        Request(ids, mind, (purpose, seed, step, problem.id, mind.seed if mind else 0, s))
         for problem in problems
         for ids in (prompt_ids[problem.id],)
         for mind in minds
