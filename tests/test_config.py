@@ -1,6 +1,8 @@
 """Configuration: precedence, unknown keys, round trip."""
 
 import math
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from ttrl_pop.config import Config, LoraConfig, Section
 from ttrl_pop.config_file import dump_config, load_config, parse_assignment, validate
 from ttrl_pop.errors import UsageError
+from ttrl_pop.plugins import BUILT_IN, load
 from ttrl_pop.population.norm_noise import NormNoiseOptions
 
 
@@ -100,6 +103,27 @@ def test_a_value_that_does_not_fit_is_told_what_would(model: type[Section], tree
     with pytest.raises(UsageError) as error:
         validate(model, tree, "file")
     assert str(error.value).startswith(f"file: {message}")
+
+
+def sections(model: type[Section]) -> Iterator[type[Section]]:
+    """A table and those inside it."""
+    yield model
+    for field in model.model_fields.values():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from sections(field.annotation)
+
+
+OPTIONS = [load(kind, name).Options for kind in ("population", "backend") for name in BUILT_IN[kind]]
+
+
+@pytest.mark.parametrize("table", [*sections(Config), *OPTIONS], ids=lambda table: table.__qualname__)
+def test_every_table_and_every_setting_is_described(table: type[Section]) -> None:
+    assert table.__doc__ or table in OPTIONS
+    for name, field in table.model_fields.items():
+        text = (field.description or "").strip()
+        assert re.match(r"[A-Z`/]", text), name
+        assert text.endswith("."), name
+        assert text.split()[0] not in {"Of", "Those", "That", "Its", "Theirs"}, name
 
 
 def test_a_negative_sigma_on_the_command_line_is_told_its_range() -> None:

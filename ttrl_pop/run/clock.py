@@ -13,6 +13,7 @@ class Clock:
         self.spent = {"time/sample": 0.0, "time/vote": 0.0, "time/learn": 0.0}
 
     def span(self, key: str) -> "Span":
+        """A context whose time counts for the part `key`."""
         return Span(self.spent, key)
 
     def timed(self, key: str, items: Iterator[Any]) -> Iterator[Any]:
@@ -25,12 +26,15 @@ class Clock:
             yield item
 
     def times(self) -> dict[str, float]:
+        """Seconds of each part and of the whole step so far."""
         # Votes are cast while the next rollouts are sampled: their time is what is left to wait for after that.
         spent = self.spent | {"time/vote": self.spent["time/vote"] - self.spent["time/sample"]}
         return {**spent, "time/step": time.perf_counter() - self.start}
 
 
 class Span:
+    """A stretch of time that is added to one part of a step."""
+
     def __init__(self, spent: dict[str, float], key: str) -> None:
         self.spent, self.key = spent, key
 

@@ -16,7 +16,10 @@ class Labellers:
     """Elect labels for problems where others than the learning minds do so (`vote.labels`)."""
 
     def __init__(self, session: Session, learner: Learner, known: dict[str, str | None]) -> None:
-        """`known` holds the base model's labels so far, and grows."""
+        """
+        Args:
+            known: labels of the base model so far; grows.
+        """
         self.session = session
         self.learner = learner
         self.known = known
@@ -35,7 +38,7 @@ class Labellers:
     def _vote(
         self, weights: AbstractContextManager[None], problems: Sequence[Problem], mind: Mind | None, step: int
     ) -> dict[str, str | None]:
-        """Labels of the policy that it is inside `weights`."""
+        """Labels by id that the policy elects while it has these weights."""
         config, backend = self.session.config, self.session.backend
         count = config.vote.label_rollouts or config.group_size
         try:

@@ -36,6 +36,7 @@ class Progress:
 
 
 def save(run: RunDirectory, session: Session, learner: Learner, progress: Progress) -> None:
+    """Write the checkpoint of the step that is done, and remove those that are no longer kept."""
     state: dict[str, Any] = {
         "best_step": progress.best_step,
         "best_agreement": progress.best_agreement,
