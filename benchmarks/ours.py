@@ -31,7 +31,6 @@ from ttrl_pop.packing.radix import alike
 from ttrl_pop.population.base import NoPopulation
 from ttrl_pop.run.session import Session, check_trainable, open_session
 from ttrl_pop.sample.hf.backend import HfBackend, Writing
-from ttrl_pop.sample.sample import sample
 from ttrl_pop.types import AnswerKey, FinishReason, Group, Mind, Problem, ProblemSet, Rollout, Tally, Update
 from ttrl_pop.vote.rewards.base import Ballot
 
@@ -163,10 +162,10 @@ def note_work(spent: Record, session: Session, groups: Sequence[Group]) -> None:
 
 
 def sampled_groups(session: Session, step: int) -> list[Group]:
-    config, problems = session.config, session.problems.problems
+    config = session.config
     minds = session.policy.population.spawn(config.seed, step, config.population.minds)
     samples = config.population.samples_per_mind
-    return list(sample(session.backend, session.prompts, problems, minds, samples, config.seed, step))
+    return list(session.sample(session.problems, minds, samples, step))
 
 
 def made_groups(session: Session, step: int) -> list[Group]:
@@ -193,7 +192,7 @@ def made_groups(session: Session, step: int) -> list[Group]:
                 for _ in range(config.population.samples_per_mind)
             ),
         )
-        for problem in session.problems.problems
+        for problem in session.problems
     ]
 
 

@@ -24,8 +24,7 @@ from ttrl_pop.population.base import MEAN, Population
 from ttrl_pop.population.norm_noise import NormNoise, NormNoiseOptions
 from ttrl_pop.run.session import Session
 from ttrl_pop.sample.backend import Backend, Request, Weights
-from ttrl_pop.sample.sample import sample
-from ttrl_pop.types import AnswerKey, Group, Mind, Problem, ProblemSet, Rollout, Tally
+from ttrl_pop.types import AnswerKey, Group, Mind, Problem, Rollout, Tally
 from ttrl_pop.vote.graders.exact import ExactGrader
 from ttrl_pop.vote.rewards.base import Ballot
 from ttrl_pop.vote.rewards.consensus import majority
@@ -191,7 +190,8 @@ def tiny_session(
     answers = AnswerKey(gold)
     return Session(
         config=config,
-        problems=ProblemSet(tuple(problems), answers, "fingerprint"),
+        problems=tuple(problems),
+        gold=answers,
         policy=policy,
         backend=(backend or HfBackend)(policy, config.sampling),
         prompts=Prompts(policy.model, problems, config.sampling.max_new_tokens),
@@ -260,7 +260,7 @@ def kind_of_letter(text: str, finish_reason: str) -> str:
 def tallies_of(session: Session, step: int = 1, problems: Sequence[Problem] = PROBLEMS) -> list[Tally]:
     config = session.config
     minds = session.policy.population.spawn(config.seed, step, config.population.minds)
-    groups = sample(session.backend, session.prompts, problems, minds, config.population.samples_per_mind, 0, step)
+    groups = session.sample(problems, minds, config.population.samples_per_mind, step)
     return [with_mixed_rewards(session.tally(group)) for group in groups]
 
 

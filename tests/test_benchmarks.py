@@ -119,7 +119,7 @@ def test_ours_computes_the_tokens_that_are_counted(population: Population, rule:
         sampling__max_new_tokens=new_tokens,
         learn__token_budget=100_000,
     )
-    problems = session.problems.problems
+    problems = session.problems
     lengths = completion_lengths(rule, len(problems) * minds * samples, new_tokens)
     session.backend.lengths = lengths  # type: ignore[attr-defined]
     readers = 1 if type(population) is NoPopulation else minds

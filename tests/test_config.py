@@ -1,14 +1,19 @@
 """Configuration: precedence, unknown keys, round trip."""
 
+import math
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ttrl_pop.config import Config
+from ttrl_pop.config import Config, LoraConfig, Section
 from ttrl_pop.config_file import dump_config, load_config, parse_assignment, validate
 from ttrl_pop.errors import UsageError
+from ttrl_pop.plugins import BUILT_IN, load
 from ttrl_pop.population.norm_noise import NormNoiseOptions
 
 
@@ -54,6 +59,79 @@ def test_options_of_a_plug_in_are_checked_too() -> None:
         validate(NormNoiseOptions, {"sgima": 0.1}, "population.options")
     assert validate(NormNoiseOptions, {"sigma": 0.1}, "population.options").sigma == 0.1
     assert validate(NormNoiseOptions, {"sigma": "auto"}, "population.options").sigma == "auto"
+
+
+class Unions(Section):
+    needed: int
+    pair: tuple[int, str] | None = None
+    mixed: tuple[int | str, ...] = ()
+    table: dict[str, int] | int = 0
+    mode: Literal["fast"] | Literal["slow"] | bool = "fast"
+
+
+@pytest.mark.parametrize(
+    ("model", "tree", "message"),
+    [
+        (NormNoiseOptions, {"sigma": -1}, "sigma: Input should be greater than or equal to 0, got -1"),
+        (NormNoiseOptions, {"sigma": math.inf}, "sigma: Input should be a finite number, got inf"),
+        (NormNoiseOptions, {"sigma": "big"}, "sigma: Input should be 'auto' or a number, got 'big'"),
+        (NormNoiseOptions, {"sigma": [1]}, "sigma: Input should be 'auto' or a number, got [1]"),
+        (LoraConfig, {"targets": 3}, "targets: Input should be a text or a list, got 3"),
+        (LoraConfig, {"targets": ["q_proj", 3]}, "targets.1: Input should be a text, got 3"),
+        (
+            Config,
+            {"learn": {"lora": {"targets": {"a": 1}}}},
+            "learn.lora.targets: Input should be a text or a list, got",
+        ),
+        (Config, {"learn": {"lora": 3}}, "learn.lora: Input should be a table, got 3"),
+        (Config, {"learn": {"tis": "maybe"}}, "learn.tis: Input should be true or false, got 'maybe'"),
+        (Config, {"learn": {"population_lr": -1}}, "learn.population_lr: Input should be greater than or equal to 0"),
+        (Config, {"vote": {"labels": 3}}, "vote.labels: Input should be 'minds', 'base' or 'average', got 3"),
+        (Config, {"sampling": {"stop": "x"}}, "sampling.stop: Input should be a list, got 'x'"),
+        (Config, {"sampling": {"stop": ["x", 1]}}, "sampling.stop.1: Input should be a text, got 1"),
+        (Config, {"steps": 1.5}, "steps: Input should be a whole number, got 1.5"),
+        (Unions, {}, "needed: must be given"),
+        (Unions, {"needed": 1, "pair": [1]}, "pair.1: must be given"),
+        (Unions, {"needed": 1, "pair": ["x", "y"]}, "pair.0: Input should be a whole number, got 'x'"),
+        (Unions, {"needed": 1, "mixed": [1, "x", [2]]}, "mixed.2: Input should be a whole number or a text, got [2]"),
+        (Unions, {"needed": 1, "table": "x"}, "table: Input should be a table or a whole number, got 'x'"),
+        (Unions, {"needed": 1, "table": {"a": "x"}}, "table.a: Input should be a whole number, got 'x'"),
+        (Unions, {"needed": 1, "mode": "slo"}, "mode: Input should be 'fast' or 'slow' or true or false, got 'slo'"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_told_what_would(model: type[Section], tree: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        validate(model, tree, "file")
+    assert str(error.value).startswith(f"file: {message}")
+
+
+def sections(model: type[Section]) -> Iterator[type[Section]]:
+    """A table and those inside it."""
+    yield model
+    for field in model.model_fields.values():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from sections(field.annotation)
+
+
+OPTIONS = [load(kind, name).Options for kind in ("population", "backend") for name in BUILT_IN[kind]]
+
+
+@pytest.mark.parametrize("table", [*sections(Config), *OPTIONS], ids=lambda table: table.__qualname__)
+def test_every_table_and_every_setting_is_described(table: type[Section]) -> None:
+    assert table.__doc__ or table in OPTIONS
+    for name, field in table.model_fields.items():
+        text = (field.description or "").strip()
+        assert re.match(r"[A-Z`/]", text), name
+        assert text.endswith("."), name
+        assert text.split()[0] not in {"Of", "Those", "That", "Its", "Theirs"}, name
+
+
+def test_a_negative_sigma_on_the_command_line_is_told_its_range() -> None:
+    config = load_config(None, {"population.options.sigma": -1})
+    with pytest.raises(
+        UsageError, match=r"^population.options: sigma: Input should be greater than or equal to 0, got -1"
+    ):
+        validate(NormNoiseOptions, config.population.options, "population.options")
 
 
 @given(

@@ -13,13 +13,13 @@ from ttrl_pop import randomness
 from ttrl_pop.errors import CollapseError, StaleRolloutError, UsageError
 from ttrl_pop.learn.learner import Learner
 from ttrl_pop.population.base import MEAN
+from ttrl_pop.randomness import OUTSIDE_TRAINING
 from ttrl_pop.run import collapse
 from ttrl_pop.run.progress import Progress, load_history, resume
 from ttrl_pop.run.session import Session
 from ttrl_pop.run.survey import summarise, survey
 from ttrl_pop.sample.backend import Request, Weights
 from ttrl_pop.sample.hf.backend import HfBackend
-from ttrl_pop.sample.sample import sample
 from ttrl_pop.store import checkpoint, files
 from ttrl_pop.store.directory import RunDirectory
 from ttrl_pop.train import train
@@ -222,8 +222,7 @@ def labels_of(events: Sequence[Any]) -> list[dict[str, str | None]]:
 def test_labels_by_the_base_model_are_its_majority_and_never_change(run: RunDirectory) -> None:
     settings: dict[str, Any] = {"steps": 3, "problems_per_step": 6, "vote__labels": "base", "vote__label_rollouts": 5}
     session = tiny_session(**settings)
-    seed, prompts = session.config.seed, session.prompts
-    groups = sample(session.backend, prompts, PROBLEMS, [None], 5, seed, 0, purpose="label", weights="base")
+    groups = session.sample(PROBLEMS, [None], 5, OUTSIDE_TRAINING, purpose="label", weights="base")
     expected = {group.problem.id: session.tally(group).label for group in groups}
     assert labels_of(list(train(session, run, Progress()))) == [expected] * 3
     own = labels_of(list(train(tiny_session(steps=1, problems_per_step=6), run, Progress())))
@@ -305,7 +304,7 @@ def test_labels_by_the_average_are_those_of_its_mean_mind(run: RunDirectory) -> 
     session = tiny_session(**settings, vote__average_decay=0.0, vote__label_rollouts=5)
     events = train(session, run, Progress())
     steps = [[next(events) for _ in range(7)]]
-    groups = sample(session.backend, session.prompts, PROBLEMS, [MEAN], 5, session.config.seed, 2, purpose="label")
+    groups = session.sample(PROBLEMS, [MEAN], 5, 2, purpose="label")
     expected = {group.problem.id: session.tally(group).label for group in groups}
     steps.append(list(events))
     assert labels_of([*steps[0], *steps[1]])[1] == expected

@@ -16,9 +16,9 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Section(BaseModel):
-    """Base of every table: frozen, closed to unknown keys."""
+    """A table of settings: frozen, closed to unknown keys; the text below a setting describes it to users."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class ProblemsConfig(Section):
@@ -27,7 +27,9 @@ class ProblemsConfig(Section):
     prompt_key: str | None = None
     """Field of the prompt; None detects it."""
     answer_key: str | None = None
+    """Field of the gold answer; None detects it."""
     id_key: str | None = None
+    """Field of the id; None detects it, and takes the line number where there is none."""
     form: Literal["auto", "chat", "raw"] = "auto"
     """`chat` makes every prompt a chat turn, `raw` uses the text as it stands, `auto` goes by the field's name."""
     prompt_template: str | None = None
@@ -35,19 +37,27 @@ class ProblemsConfig(Section):
 
 
 class PopulationConfig(Section):
+    """Who answers: the minds of the model."""
+
     name: str = "norm-noise"
+    """`norm-noise`, `none`, the short name of an installed plug-in, or `package.module:Name`."""
     minds: Positive = 16
     """Different minds that answer each problem."""
     samples_per_mind: Positive = 1
     """Rollouts that each mind writes for a problem; the group size is minds × samples_per_mind."""
     options: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the population itself."""
 
 
 class SamplingConfig(Section):
+    """How a mind writes."""
+
     temperature: NonNegative = 1.0
+    """Divides the logits; 0 always takes the likeliest token, and must be above 0 in training."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus sampling; must stay 1 in training, where it would bias the importance ratio."""
     max_new_tokens: Positive = 512
+    """Longest completion, in tokens."""
     stop: tuple[str, ...] = ()
     """A completion ends when its text contains one of these; the text is cut before it."""
     max_rows: Positive = 256
@@ -57,28 +67,32 @@ class SamplingConfig(Section):
 
 
 class VoteConfig(Section):
+    """How rollouts become a label and rewards."""
+
     extract: str = "auto"
-    """`auto`, `first-number`, `last-number`, `choice`, `regex:PATTERN`, or `package.module:function` taking (text,
-    finish_reason) and returning the answer or None."""
+    """How an answer is read: `auto`, `first-number`, `last-number`, `choice`, `regex:PATTERN`, the short name of an
+    installed plug-in, or `package.module:function` taking (text, finish_reason) and returning the answer or None."""
     thinking: bool | None = None
     """Whether chat prompts end inside the thoughts; None asks the chat template."""
     grader: str = "math"
-    """`math`, `exact`, `choice`, or `package.module:Name`."""
+    """Which answers are equal: `math`, `exact`, `choice`, the short name of an installed plug-in, or
+    `package.module:Name`."""
     reward: str = "majority"
-    """A reward, or a weighted sum of several: `majority+0.2*format`."""
+    """What a rollout is paid: a reward, or a weighted sum of several, as in `majority+0.2*format`."""
     weight: Weight = "rollout"
     """Votes: one for each rollout, one for each mind, or each rollout by its confidence."""
     labels: Literal["minds", "base", "average"] = "minds"
     """Who elects the label: the minds that learn; the base model (no adapter, no noise), once for each problem; or the
     mean mind of an exponential average of the policy, anew at each visit."""
     label_rollouts: Positive | None = None
-    """Rollouts of such labellers for each problem; None means as many as the group has."""
+    """Rollouts for each problem of the base model or the average, where they elect the label; None means as many as the
+    group has."""
     average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Of the average: average ← decay · average + (1 − decay) · policy, after each step."""
+    """Memory of the average that elects labels: average ← decay · average + (1 − decay) · policy, after each step."""
 
 
 class GuardConfig(Section):
-    """Against collapse, without labels."""
+    """What is done against collapse, without labels."""
 
     stop_on_collapse: bool = False
     """End the run, with a checkpoint and exit code 3, when the alarm goes off."""
@@ -89,12 +103,16 @@ class GuardConfig(Section):
     settled_visits: Positive = 2
     """Settled visits in a row after which a problem is settled."""
     settled_every: Positive = 1
-    """A settled problem learns only at each so many-th visit; 1: always."""
+    """A settled problem learns only at every n-th visit; 1 means every visit."""
 
 
 class LoraConfig(Section):
+    """The adapter that learns."""
+
     rank: Positive = 16
+    """Rank of each adapted matrix's update."""
     alpha: Positive = 32
+    """Scale of the update: alpha / rank times the product of its two factors."""
     targets: str | tuple[str, ...] = "all-linear"
     """Names of the modules that get an adapter, or `all-linear`."""
 
@@ -103,28 +121,36 @@ class LearnConfig(Section):
     """GRPO (METHOD.md, section 3)."""
 
     loss: Literal["grpo", "dapo", "dr_grpo", "gspo"] = "dapo"
+    """How advantages are scaled, and how tokens are weighed and clipped."""
     noise: Literal["replay", "mean", "mean-tis"] = "replay"
-    """`replay`: through the mind that wrote the rollout; `mean`: noise off; `mean-tis`: noise off, corrected by
-    truncated importance weights."""
+    """What gradients pass through. `replay`: the mind that wrote the rollout; `mean`: the mean mind, noise off;
+    `mean-tis`: the same, corrected by truncated importance weights."""
     tis: bool | None = None
     """Truncated importance weights under `replay` too, where a second engine wrote the rollouts; None: where the
     backend asks for it."""
     tis_cap: Annotated[float, Field(gt=0)] = 3.0
+    """Largest truncated importance weight."""
     max_logprob_gap: Annotated[float, Field(gt=0)] | None = None
     """Largest mean |Δ| of sampler's and learner's log-probabilities of a step under `replay`, above which the run
     stops; None: the backend's."""
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """How far below 1 an importance ratio may fall before it is clipped."""
     clip_high: Annotated[float, Field(gt=0)] = 0.28
+    """How far above 1 an importance ratio may rise before it is clipped."""
     kl: NonNegative = 0.0
     """Weight of the k3 KL to the base model (adapter off, no noise)."""
     kl_prior: NonNegative = 0.0
     """Weight of the population's closed-form KL to its prior, per dimension."""
     lr: NonNegative = 5e-5
+    """Learning rate of the adapter."""
     population_lr: NonNegative | None = None
     """Learning rate of mu and log sigma; None means 5 × lr."""
     weight_decay: NonNegative = 0.0
+    """AdamW's weight decay of the adapter; the population has none."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Course of both learning rates after the warm-up."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps over which both learning rates rise to their full value."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Clip of the adapter's gradient norm; the population's is clipped apart, at the same value."""
     updates_per_step: Positive = 1
@@ -140,9 +166,17 @@ class LearnConfig(Section):
     max_bad_updates: Positive = 3
     """Updates with a non-finite loss or gradient in a row after which the run stops."""
     lora: LoraConfig = LoraConfig()
+    """The adapter."""
+
+    @property
+    def population_rate(self) -> float:
+        """`population_lr`, or what it is where it was left open."""
+        return 5 * self.lr if self.population_lr is None else self.population_lr
 
 
 class CheckpointConfig(Section):
+    """What is kept of a run's weights."""
+
     every: Positive = 1
     """Steps between checkpoints."""
     keep: Annotated[int, Field(ge=2)] = 2
@@ -150,28 +184,45 @@ class CheckpointConfig(Section):
 
 
 class Config(Section):
+    """All settings of a run."""
+
     model: str = "smollm2"
     """Hub id, local folder, GGUF file, or `smollm2` for the built-in demo model."""
     device: str = "auto"
+    """A device as torch names it (`cpu`, `cuda`, `cuda:1`); `auto` takes CUDA, else Apple's MPS, else the CPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    """Type of the model's weights; `auto` is float32 on a CPU, else bfloat16."""
     backend: str = "hf"
-    """`hf`, `vllm`, `auto` (vllm where it is installed and a GPU is there, else hf), or `package.module:Name`."""
+    """Rollout engine: `hf`, `vllm`, `auto` (vllm where it is installed and a GPU is there, else hf), the short name of
+    an installed plug-in, or `package.module:Name`."""
     backend_options: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the backend itself."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of every random draw."""
     steps: Positive = 20
+    """Steps to train."""
     problems_per_step: Positive = 16
+    """Problems in a step."""
     baseline: bool = False
     """Let the untrained population answer all problems first, for an honest before/after."""
     answers: bool = True
     """Let the trained population answer all problems at the end."""
     problems: ProblemsConfig = ProblemsConfig()
+    """How problems are read."""
     population: PopulationConfig = PopulationConfig()
+    """Who answers."""
     sampling: SamplingConfig = SamplingConfig()
+    """How a mind writes."""
     vote: VoteConfig = VoteConfig()
+    """How rollouts become a label and rewards."""
     learn: LearnConfig = LearnConfig()
+    """How the policy learns from rewards."""
     guard: GuardConfig = GuardConfig()
+    """What is done against collapse."""
     checkpoint: CheckpointConfig = CheckpointConfig()
+    """What is kept of a run's weights."""
 
     @property
     def group_size(self) -> int:
+        """Rollouts of a problem in a step."""
         return self.population.minds * self.population.samples_per_mind

@@ -2,17 +2,35 @@
 
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from ttrl_pop.config import Config
 from ttrl_pop.errors import UsageError
 
 S = TypeVar("S", bound=BaseModel)
+
+EXPECTED = {
+    "literal_error": "{expected}",
+    "string_type": "a text",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "a table",
+    "model_type": "a table",
+}
+"""pydantic's errors that say that a value is of another type, and what should have come, as TOML calls it."""
 
 
 def load_config(path: Path | None, overrides: Mapping[str, Any]) -> Config:
@@ -44,14 +62,66 @@ def validate(model: type[S], tree: Mapping[str, Any], source: str) -> S:
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        location = tuple(str(part) for part in first["loc"])
+        location, message = _violation(tree, error.errors(include_url=False))
         key = ".".join(location)
-        if first["type"] == "extra_forbidden":
+        if message is None:
             near = _nearest(key, _known_keys(model))
             hint = f"; did you mean {near!r}?" if near else ""
             raise UsageError(f"{source}: unknown key {key!r}{hint}") from None
-        raise UsageError(f"{source}: {key}: {first['msg']}, got {first['input']!r}") from None
+        raise UsageError(": ".join(part for part in (source, key, message) if part)) from None
+
+
+def _violation(tree: Any, errors: Sequence[ErrorDetails]) -> tuple[tuple[str, ...], str | None]:
+    """Where the first violation is, and what is wrong there; None where the key is unknown.
+
+    A value that fits no branch of a union comes as several errors, with the branch in their locations. The branch that
+    was meant is the one of the value's type, which refused it for its size or for what is inside it; where there is
+    none, all branches are named.
+    """
+    first = errors[0]
+    depth, value = _union(tree, first)
+    here = first["loc"][:depth]
+    where = tuple(map(str, here))
+    if depth == len(first["loc"]):
+        return where, _message(first)
+    branches = [error for error in errors if error["loc"][:depth] == here]
+    for error in branches:
+        inside = error["loc"][depth + 1 :]
+        if inside or error["type"] not in EXPECTED:
+            deeper, message = _violation(value, [{**error, "loc": inside}])
+            return where + deeper, message
+    wanted = " or ".join(dict.fromkeys(map(_expected, branches)))
+    return where, f"Input should be {wanted}, got {value!r}"
+
+
+def _union(tree: Any, error: ErrorDetails) -> tuple[int, Any]:
+    """How many parts of the error's location lead through keys and indices, and the value there. The next part, where
+    there is one, names a branch of a union."""
+    value = tree
+    for depth, part in enumerate(error["loc"]):
+        if error["type"] == "missing" and depth == len(error["loc"]) - 1:
+            break
+        if isinstance(value, Mapping):
+            if part not in value:
+                return depth, value
+        elif not isinstance(value, list | tuple) or not isinstance(part, int):
+            return depth, value
+        value = value[part]
+    return len(error["loc"]), value
+
+
+def _message(error: ErrorDetails) -> str | None:
+    if error["type"] == "extra_forbidden":
+        return None
+    if error["type"] == "missing":
+        return "must be given"
+    message = f"Input should be {_expected(error)}" if error["type"] in EXPECTED else error["msg"]
+    return f"{message}, got {error['input']!r}"
+
+
+def _expected(error: ErrorDetails) -> str:
+    """What a value of the wrong type should have been."""
+    return EXPECTED[error["type"]].format(**error.get("ctx", {}))
 
 
 def dump_config(config: Config) -> str:

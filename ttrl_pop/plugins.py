@@ -1,15 +1,29 @@
-"""Populations, backends, graders and rewards by a short name or by `package.module:Name`; built-ins use the same door.
+"""One door for populations, backends, graders, rewards and extractors; built-ins use it too. A name is, in this order,
 
-    load("reward", "majority")            the built-in
-    load("reward", "my_package.rewards:length_penalised")   your own
+1. the short name of a built-in, which nothing else can take: `majority`;
+2. a short name that an installed package offers as an entry point, of the group `ttrl_pop.rewards` and likewise for the
+   other kinds;
+3. `package.module:Name`.
+
+    [project.entry-points."ttrl_pop.rewards"]       in the pyproject.toml of the package
+    short = "my_package.rewards:short_majority"
+
+    load("reward", "short")
 
 A plug-in is code that the *user* names on the command line or in the configuration; it is imported and trusted.
 """
 
 import difflib
 import importlib
+import inspect
+import traceback
+from collections.abc import Iterable
+from functools import reduce
+from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
+from ttrl_pop.config import Section
 from ttrl_pop.errors import UsageError
 
 BUILT_IN: dict[str, dict[str, str]] = {
@@ -26,13 +40,6 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "exact": "ttrl_pop.vote.graders.exact:ExactGrader",
         "choice": "ttrl_pop.vote.graders.choice:ChoiceGrader",
     },
-    "extractor": {
-        "auto": "ttrl_pop.vote.extract:AUTO",
-        "first-number": "ttrl_pop.vote.extract:FIRST_NUMBER",
-        "last-number": "ttrl_pop.vote.extract:LAST_NUMBER",
-        "choice": "ttrl_pop.vote.extract:CHOICE",
-        "regex:PATTERN": "ttrl_pop.vote.extract:extract_regex",  # `build_extractor` takes it with its pattern
-    },
     "reward": {
         "majority": "ttrl_pop.vote.rewards.consensus:majority",
         "frequency": "ttrl_pop.vote.rewards.consensus:frequency",
@@ -43,27 +50,116 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "format": "ttrl_pop.vote.rewards.consensus:form",
         "overlong": "ttrl_pop.vote.rewards.consensus:overlong",
     },
+    "extractor": {
+        "first-number": "ttrl_pop.vote.extract:extract_first_number",
+        "last-number": "ttrl_pop.vote.extract:extract_last_number",
+        "choice": "ttrl_pop.vote.extract:extract_choice",
+    },
 }
+
+BASES = {
+    "population": "ttrl_pop.population.base:Population",
+    "backend": "ttrl_pop.sample.backend:Backend",
+    "grader": "ttrl_pop.vote.graders.base:Grader",
+}
+"""Kinds that are classes, and what they derive from; the others are anything that can be called."""
+
+WITH_OPTIONS = ("population", "backend")
+"""Kinds whose classes say in `Options` what can be set."""
+
+ALSO = {"extractor": ("auto", "regex:PATTERN")}
+"""What can stand in the place of a name and is read by those who ask, not here."""
 
 
 def load(kind: str, name: str) -> Any:
-    """Return the object that `name` stands for.
+    """The object that `name` stands for: of the class, or callable, as its kind has to be.
+
+    Args:
+        kind: `population`, `backend`, `grader`, `reward` or `extractor`.
 
     Raises:
-        UsageError: `name` is neither a built-in of this kind nor an importable `package.module:Name`.
+        UsageError: nothing has that name or two packages offer it, it cannot be imported, or it is of another kind.
     """
-    built_in = BUILT_IN[kind]
-    path = built_in.get(name, name)
-    module_name, _, attribute = path.partition(":")
-    if not (attribute and module_name) or module_name.startswith("."):
-        near = difflib.get_close_matches(name, built_in, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UsageError(f"{kind} must be one of {', '.join(built_in)} or package.module:Name, got {name!r}{hint}")
+    path = BUILT_IN[kind].get(name) or (name if _is_path(name) else _offered(kind, name))
+    module, _, attribute = path.partition(":")
+    found = _imported(f"{kind} {name!r}", module, attribute)
+    _check(kind, name, found)
+    return found
+
+
+def _is_path(name: str) -> bool:
+    module, _, attribute = name.partition(":")
+    return bool(module and attribute) and not module.startswith(".")
+
+
+def _offered(kind: str, name: str) -> str:
+    """`package.module:Name` of the entry point of that name."""
+    points = entry_points(group=f"ttrl_pop.{kind}s")
+    found = sorted(
+        (point.dist.name if point.dist else "?", point.value.partition("[")[0].strip())
+        for point in points
+        if point.name == name
+    )
+    if not found:
+        known = [*ALSO.get(kind, ()), *BUILT_IN[kind], *sorted({point.name for point in points})]
+        raise UsageError(
+            f"{kind} must be one of {', '.join(known)} or package.module:Name, got {name!r}{_hint(name, known)}"
+        )
+    packages, paths = zip(*found, strict=True)
+    if len(found) > 1:
+        raise UsageError(
+            f"{kind} {name!r} is offered by the packages {' and '.join(packages)}; "
+            f"name the one that is meant: {' or '.join(paths)}"
+        )
+    if not _is_path(paths[0]):
+        raise UsageError(f"{kind} {name!r}: package {packages[0]} must offer package.module:Name, got {paths[0]!r}")
+    return str(paths[0])
+
+
+def _imported(what: str, module_name: str, attribute: str) -> Any:
+    """The attribute, with dots where it stands inside a class, of a module."""
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UsageError(f"{kind} {name!r} cannot be imported ({error}); is its folder on PYTHONPATH?") from error
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise UsageError(f"{what} cannot be imported ({error}{_place(error)})") from error
+        raise UsageError(f"{what} cannot be imported ({error}); is its folder on PYTHONPATH?") from error
+    except Exception as error:
+        raise UsageError(f"{what} cannot be imported ({type(error).__name__}: {error}{_place(error)})") from error
     try:
-        return getattr(module, attribute)
+        return reduce(getattr, attribute.split("."), module)
     except AttributeError as error:
-        raise UsageError(f"{kind} {name!r}: module {module_name} has no {attribute!r}") from error
+        raise UsageError(
+            f"{what}: module {module_name} has no {attribute!r}{_hint(attribute, vars(module))}"
+        ) from error
+
+
+def _check(kind: str, name: str, found: Any) -> None:
+    """Raises UsageError where `found` is not of the kind that was asked for."""
+    came = f"{name!r}, {'the class ' + found.__name__ if isinstance(found, type) else 'a ' + type(found).__name__}"
+    if kind not in BASES:
+        if not callable(found):
+            raise UsageError(f"{kind} must be callable, got {came}")
+        return
+    module, _, base_name = BASES[kind].partition(":")
+    if not isinstance(found, type) or not issubclass(found, getattr(importlib.import_module(module), base_name)):
+        raise UsageError(f"{kind} must be a class derived from ttrl_pop.{base_name}, got {came}")
+    if inspect.isabstract(found):
+        missing = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
+        raise UsageError(f"{kind} {name!r}: {found.__name__} must define {missing}, as ttrl_pop.{base_name} asks")
+    options = getattr(found, "Options", None)
+    if kind in WITH_OPTIONS and not (isinstance(options, type) and issubclass(options, Section)):
+        raise UsageError(f"{kind} {name!r}: {found.__name__}.Options must be a class derived from ttrl_pop.Section")
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _place(error: Exception) -> str:
+    """Where a module failed while it was imported; a SyntaxError says so itself."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
+    if isinstance(error, SyntaxError) or not frames:
+        return ""
+    return f"; {Path(frames[-1].filename).name}, line {frames[-1].lineno}"

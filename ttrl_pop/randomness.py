@@ -11,6 +11,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+OUTSIDE_TRAINING = 0
+"""Step of what is drawn before, after or beside training, whose own steps begin at 1. Two surveys of one run use the
+same minds and the same random numbers, so their difference is due to the policy."""
+
 
 def digest(*parts: int | str) -> bytes:
     """16 bytes that identify `parts`; ("a", 1) and ("a", "1") differ, as do ("ab",) and ("a", "b")."""

@@ -39,7 +39,7 @@ def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[
                 with clock.span("time/sample"):
                     labels = labellers.elect(batch, step)
                 minds = policy.population.spawn(config.seed, step, config.population.minds)
-                groups = session.sample(batch, minds, step)
+                groups = session.sample(batch, minds, config.population.samples_per_mind, step)
                 tallies = []
                 for tally in clock.timed("time/vote", session.tallies(clock.timed("time/sample", groups), labels)):
                     tallies.append(tally)
@@ -57,7 +57,7 @@ def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[
                     tallies=tallies,
                     update=update,
                     population=policy.population.metrics(),
-                    answers=session.answers,
+                    answers=session.gold,
                     same=grader.same,
                     times=clock.times(),
                     flips=history.flip_share(progress.history, (problem.id for problem in batch)),
@@ -75,7 +75,7 @@ def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[
 
 def remaining(session: Session, done: int) -> Iterator[tuple[int, list[Problem]]]:
     """Each step that is still to do with its problems, in the order of the input."""
-    config, problems = session.config, session.problems.problems
+    config, problems = session.config, session.problems
     batches = randomness.batches(config.seed, len(problems), config.problems_per_step)
     for step, indices in enumerate(islice(batches, done, config.steps), start=done + 1):
         yield step, [problems[i] for i in sorted(indices)]

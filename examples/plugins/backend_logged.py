@@ -10,9 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ttrl_pop.sample.backend import Request
-from ttrl_pop.sample.hf.backend import HfBackend
-from ttrl_pop.types import Rollout
+from ttrl_pop import HfBackend, Request, Rollout
 
 LOG = Path("requests.jsonl")
 

@@ -3,7 +3,7 @@
 PYTHONPATH=examples/plugins ttrl-pop run problems.jsonl --set vote.grader=grader_casefold:CasefoldGrader
 """
 
-from ttrl_pop.vote.graders.base import Grader
+from ttrl_pop import Grader
 
 
 class CasefoldGrader(Grader):

@@ -18,11 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ttrl_pop import randomness
-from ttrl_pop.config import Section
-from ttrl_pop.population.base import MEAN, Population
-from ttrl_pop.population.norm_noise import gaussian_kl, hidden_size, norm_sites
-from ttrl_pop.types import Metrics, Mind
+from ttrl_pop import MEAN, Metrics, Mind, Population, Section, gaussian_kl, hidden_size, norm_sites, randomness
 
 
 class NormScale(Population):

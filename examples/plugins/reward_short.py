@@ -5,8 +5,7 @@ PYTHONPATH=examples/plugins ttrl-pop run problems.jsonl --reward reward_short:sh
 
 from statistics import median
 
-from ttrl_pop.vote.rewards.base import Ballot
-from ttrl_pop.vote.rewards.consensus import majority
+from ttrl_pop import Ballot, majority
 
 
 def short_majority(ballot: Ballot) -> tuple[float, ...]:

@@ -84,7 +84,7 @@ def test_rollouts_get_the_votes_of_the_session_that_wrote_them(
     rows = [row for tally in tallies for row in rollout_rows(tally)]
     flags = [part for key, value in more.items() for part in (f"--{key.split('.')[1]}", value)]
     found = votes(rows, "--gold", gold_file(tmp_path, GOLD), *flags)
-    wanted = [vote_row(tally, session.answers, session.grader.same) for tally in tallies]
+    wanted = [vote_row(tally, session.gold, session.grader.same) for tally in tallies]
     if weight == "confidence":
         # The rows hold log-probabilities of six decimals.
         assert [row["label"] for row in found] == [row["label"] for row in wanted]

@@ -9,7 +9,7 @@ from fakes import CASES
 
 from ttrl_pop.errors import UsageError
 from ttrl_pop.types import FinishReason
-from ttrl_pop.vote.extract import AUTO, CHOICE, FIRST_NUMBER, LAST_NUMBER, Extractor, build_extractor
+from ttrl_pop.vote.extract import AUTO, Extractor, build_extractor
 
 EXTRACT_CASES = json.loads((CASES / "extract.json").read_text(encoding="utf-8"))
 
@@ -23,7 +23,11 @@ def test_extraction(case: dict[str, str]) -> None:
     assert answer == case["answer"]
 
 
-@pytest.mark.parametrize("extractor", [AUTO, FIRST_NUMBER, LAST_NUMBER], ids=lambda extractor: extractor.name)
+@pytest.mark.parametrize(
+    "extractor",
+    [AUTO, build_extractor("first-number"), build_extractor("last-number")],
+    ids=lambda extractor: extractor.name,
+)
 def test_thoughts_that_a_chat_template_opens_are_none_of_a_raw_prompt(extractor: Extractor) -> None:
     assert extractor.answer("7", "stop", is_chat=False, thinking=True) == "7"
     assert extractor.answer("7", "stop", is_chat=True, thinking=True) is None
@@ -56,7 +60,13 @@ HOSTILE = {
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
 @pytest.mark.parametrize(
     ("extractor", "is_chat"),
-    [(AUTO, True), (AUTO, False), (FIRST_NUMBER, True), (LAST_NUMBER, True), (CHOICE, True)],
+    [
+        (AUTO, True),
+        (AUTO, False),
+        (build_extractor("first-number"), True),
+        (build_extractor("last-number"), True),
+        (build_extractor("choice"), True),
+    ],
     ids=["chat", "raw", "first-number", "last-number", "choice"],
 )
 @pytest.mark.parametrize("finish", ["stop", "length"])
@@ -82,13 +92,13 @@ def plug_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("first", "must be one of auto, .*, regex:PATTERN or package.module:Name, got 'first'"),
+        ("first", "must be one of auto, regex:PATTERN, .* or package.module:Name, got 'first'"),
         ("my_extract:", "must be one of auto, .* or package.module:Name"),
         (":whole", "must be one of auto, .* or package.module:Name"),
         ("regex:(", "is not a valid regular expression"),
         ("no_such_module_here:whole", "cannot be imported"),
         ("my_extract:missing", "module my_extract has no 'missing'"),
-        ("my_extract:nothing", "must be a function, got a NoneType"),
+        ("my_extract:nothing", "must be callable, got .*NoneType"),
     ],
 )
 def test_a_wrong_extractor_is_a_usage_error(name: str, message: str) -> None:

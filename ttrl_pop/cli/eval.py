@@ -48,11 +48,11 @@ def evaluate(given: ReadingInputs, compare: bool, quiet: bool) -> None:
 
 def _measure(session: Session, display: Display, name: str, noise: bool, weights: Weights = "policy") -> Measures:
     prepare(session, display.notice)
-    display.phase(f"{name}: sampling", len(session.problems.problems))
+    display.phase(f"{name}: sampling", len(session.problems))
     tallies = []
     for tally in survey(session, noise, weights):
         interrupts.check()
-        display.tally(tally, label_correct(tally, session.answers, session.grader.same))
+        display.tally(tally, label_correct(tally, session.gold, session.grader.same))
         tallies.append(tally)
     return summarise(session, tallies)
 
@@ -64,7 +64,7 @@ def _measures_row(name: str, step: int, session: Session, measures: Measures, no
         "model": config.model,
         "step": step,
         "population": config.population.name if noise else "none",
-        "problems": len(session.problems.problems),
+        "problems": len(session.problems),
         "rollouts": config.group_size,
         **measures.values,
         "intervals": {key: list(pair) for key, pair in measures.intervals.items() if pair is not None},
@@ -83,7 +83,7 @@ def _difference_row(session: Session, base: Measures, trained: Measures) -> dict
         if difference is not None:
             intervals[key] = [difference[1], difference[2]]
     row: dict[str, Any] = {"system": "run - base", **values, "intervals": intervals}
-    if session.answers:
+    if session.gold:
         row["labels"] = outcome_table(_right(base), _right(trained))
     return row
 

@@ -15,7 +15,7 @@ from ttrl_pop.run.session import Session, check_trainable, open_session
 from ttrl_pop.store import checkpoint
 from ttrl_pop.store.directory import RunDirectory, create
 
-CHANGEABLE = ("steps", "guard.stop_on_collapse")
+CHANGEABLE = ("steps", "guard.stop_on_collapse", "device")
 """Settings that a run may go on with at other values."""
 
 
@@ -28,6 +28,8 @@ class PreparedRun:
     resumed: bool
     changed: bool = False
     """The configuration differs from the one in the run directory."""
+    notice: str | None = None
+    """What the user should know of a run that goes on in another way."""
 
 
 def create_run(given: RunInputs) -> PreparedRun:
@@ -40,12 +42,8 @@ def create_run(given: RunInputs) -> PreparedRun:
     check_trainable(config)
     session = open_session(config, problems, adapter=True)
     identity = {"model": session.policy.model.fingerprint, "problems": problems.fingerprint}
-    # "auto" means another type on another device, with which the weights would not be the same; and rollouts that are
-    # voted on again have no chat template beside them.
-    voting = config.vote.model_copy(update={"thinking": session.rules.thinking})
-    config = session.config.model_copy(update={"dtype": session.policy.dtype_name, "vote": voting})
     files = {
-        "config.toml": dump_config(config),
+        "config.toml": dump_config(session.config),
         "problems.jsonl": "".join(f"{line}\n" for line in write_problems(problems.problems)),
         "gold.jsonl": "".join(json.dumps({"id": i, "answer": a}) + "\n" for i, a in problems.answers.items()),
         "identity.json": json.dumps(identity, indent=1) + "\n",
@@ -64,7 +62,7 @@ def prepare_resume(
     """Open a run directory to go on with it: same configuration, model and problems.
 
     Raises:
-        UsageError: it is no run directory, or anything but the number of steps has changed. Nothing has been written.
+        UsageError: it is no run directory, or something has changed that may not. Nothing has been written.
     """
     run = RunDirectory(path)
     identity = read_identity(run, f"--resume {path}")
@@ -92,10 +90,16 @@ def prepare_resume(
     if stored.fingerprint != identity["problems"]:
         raise UsageError(f"--resume {path}: {run.problems.name} in it has been changed; start a new run")
     # The flags for reading were for PROBLEMS of this command, not for the run.
-    config = saved.model_copy(update={"steps": config.steps, "guard": config.guard})
+    config = saved.model_copy(update={"steps": config.steps, "guard": config.guard, "device": config.device})
     session = open_session(config, stored, adapter=True)
     check_model(session, identity, f"--resume {path}")
-    return PreparedRun(session, run, resumed=True, changed=config != saved)
+    notice = None
+    if saved.device not in ("auto", session.config.device):
+        notice = (
+            f"the run goes on on {session.config.device}, it was on {saved.device}: what follows differs by rounding "
+            "from a run that stayed there"
+        )
+    return PreparedRun(session, run, resumed=True, changed=config != saved, notice=notice)
 
 
 def open_for_reading(given: ReadingInputs) -> tuple[Session, Path | None]:

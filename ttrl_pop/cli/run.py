@@ -54,6 +54,8 @@ def run(prepared: PreparedRun, quiet: bool) -> None:
             files.write_atomic(run_dir.config, dump_config(config).encode())
         progress = resume(run_dir, session) if prepared.resumed else Progress()
         display.begin(run_dir.path.name, config.steps, progress.step)
+        if prepared.notice is not None:
+            display.notice(prepared.notice)
         _warn_of_size(session, display)
         try:
             try:
@@ -90,7 +92,7 @@ def run(prepared: PreparedRun, quiet: bool) -> None:
 
 
 def _warn_of_size(session: Session, display: Display) -> None:
-    count = len(session.problems.problems)
+    count = len(session.problems)
     if count > LARGE_SET:
         display.notice(
             f"{count} problems: label-free training was found safe up to about {LARGE_SET} (arXiv 2603.08660); "
@@ -106,8 +108,8 @@ def _prepare(session: Session, run_dir: RunDirectory, display: Display) -> None:
 def _train(prepared: PreparedRun, progress: Progress, display: Display) -> tuple[StepReport | None, StepReport | None]:
     """Run the loop; returns the first and the last report of the whole run."""
     session = prepared.session
-    answers, same = session.answers, session.grader.same
-    per_step = min(session.config.problems_per_step, len(session.problems.problems))
+    answers, same = session.gold, session.grader.same
+    per_step = min(session.config.problems_per_step, len(session.problems))
     first = last = None
     if prepared.run.metrics.exists():
         for row in files.read_lines(prepared.run.metrics):
@@ -134,8 +136,8 @@ def _train(prepared: PreparedRun, progress: Progress, display: Display) -> tuple
 
 
 def _survey(session: Session, display: Display, text: str) -> Iterator[dict[str, Any]]:
-    answers, same = session.answers, session.grader.same
-    display.phase(text, len(session.problems.problems))
+    answers, same = session.gold, session.grader.same
+    display.phase(text, len(session.problems))
     for tally in survey(session):
         interrupts.check()
         display.tally(tally, label_correct(tally, answers, same))
@@ -143,7 +145,7 @@ def _survey(session: Session, display: Display, text: str) -> Iterator[dict[str,
 
 
 def _accuracy(session: Session, tally: Tally) -> dict[str, float]:
-    accuracy = rollout_accuracy(tally, session.answers, session.grader.same)
+    accuracy = rollout_accuracy(tally, session.gold, session.grader.same)
     return {} if accuracy is None else {"accuracy": accuracy}
 
 

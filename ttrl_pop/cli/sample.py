@@ -27,7 +27,7 @@ def sample(given: ReadingInputs, quiet: bool) -> None:
     with closing(session.backend), open_display(quiet or sys.stdout.isatty(), sys.stderr) as display:
         display.begin(f"sample {given.source}", 0, 0)
         prepare(session, display.notice)
-        display.phase("sampling", len(session.problems.problems))
+        display.phase("sampling", len(session.problems))
         for tally in survey(session, given.noise):
             interrupts.check()
             display.tally(tally, None)

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
+from ttrl_pop.randomness import OUTSIDE_TRAINING
 from ttrl_pop.run.session import Session
-from ttrl_pop.sample.sample import sample
 from ttrl_pop.types import Rollout
 
 PROBLEMS = 16
@@ -15,10 +15,10 @@ LONGEST = 64
 
 def base_rollouts(session: Session) -> list[Rollout]:
     """One completion of the base model for each of up to `PROBLEMS` problems, evenly spaced over the input."""
-    every = session.problems.problems
+    every = session.problems
     count = min(PROBLEMS, len(every))
     chosen = [every[i * len(every) // count] for i in range(count)]
-    groups = list(sample(session.backend, session.prompts, chosen, [None], 1, session.config.seed, 0, weights="base"))
+    groups = list(session.sample(chosen, [None], 1, OUTSIDE_TRAINING, weights="base"))
     groups.sort(key=lambda group: group.problem.index)
     return [shortened(group.rollouts_G[0]) for group in groups]
 

@@ -39,16 +39,15 @@ class Learner:
             recompute_layers(policy.network)
         self.trained = Trained(policy, keep_average=config.vote.labels == "average")
         options = config.learn
-        population_lr = options.population_lr if options.population_lr is not None else 5 * options.lr
         groups = [
             {
                 "params": list(self.trained.adapter.values()),
                 "lr": options.lr,
                 "weight_decay": options.weight_decay,
             },
-            {"params": list(self.trained.population.values()), "lr": population_lr, "weight_decay": 0.0},
+            {"params": list(self.trained.population.values()), "lr": options.population_rate, "weight_decay": 0.0},
         ]
-        self.base_lrs = [options.lr, population_lr]
+        self.base_lrs = [options.lr, options.population_rate]
         self.optimizer = torch.optim.AdamW(
             [group for group in groups if group["params"]], fused=policy.device.type == "cuda"
         )

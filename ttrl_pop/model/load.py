@@ -86,7 +86,10 @@ def resolve_device(device: str) -> torch.device:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device {device!r} is not available here: {_first_line(error)}") from error
+        raise UsageError(
+            f"device {device!r} is not available here: {_first_line(error)}; pass --set device=cpu, or device=auto for "
+            "the best that is there"
+        ) from error
     return resolved
 
 

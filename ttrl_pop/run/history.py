@@ -40,7 +40,7 @@ class ProblemState:
 
     @property
     def recent_flip_rate(self) -> float:
-        """The same over the last `RECENT` visits."""
+        """Flips over the visits at which one was possible, of the last `RECENT`."""
         return self.recent.bit_count() / min(RECENT, self.visits - 1) if self.visits > 1 else 0.0
 
 
@@ -90,7 +90,7 @@ class History(Mapping[str, ProblemState]):
         return flips / len(seen) if seen else None
 
     def rows(self) -> list[dict[str, Any]]:
-        """As kept in a checkpoint."""
+        """Each state as a row of a checkpoint's problems.jsonl."""
         return [asdict(state) for state in self._states.values()]
 
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from ttrl_pop.learn.learner import Learner
 from ttrl_pop.population.base import MEAN
+from ttrl_pop.randomness import OUTSIDE_TRAINING
 from ttrl_pop.run.session import Session
 from ttrl_pop.sample.backend import Weights
-from ttrl_pop.sample.sample import sample
 from ttrl_pop.types import Mind, Problem
 from ttrl_pop.vote.rules import Labels
 from ttrl_pop.vote.vote import elect
@@ -16,7 +16,10 @@ class Labellers:
     """Elect labels for problems where others than the learning minds do so (`vote.labels`)."""
 
     def __init__(self, session: Session, learner: Learner, known: dict[str, str | None]) -> None:
-        """`known` holds the base model's labels so far, and grows."""
+        """
+        Args:
+            known: labels of the base model so far; grows.
+        """
         self.session = session
         self.learner = learner
         self.known = known
@@ -30,7 +33,7 @@ class Labellers:
             return self._vote_of_average(problems, step)
         new = [problem for problem in problems if problem.id not in self.known]
         if new:
-            self.known |= self._vote(new, None, 0, "base")
+            self.known |= self._vote(new, None, OUTSIDE_TRAINING, "base")
         return self.known
 
     def _vote_of_average(self, problems: Sequence[Problem], step: int) -> dict[str, str | None]:
@@ -47,9 +50,7 @@ class Labellers:
         self, problems: Sequence[Problem], mind: Mind | None, step: int, weights: Weights
     ) -> dict[str, str | None]:
         """The label that `mind` under `weights` elects for each problem."""
-        config, prompts = self.session.config, self.session.prompts
+        config = self.session.config
         count = config.vote.label_rollouts or config.group_size
-        groups = sample(
-            self.session.backend, prompts, problems, [mind], count, config.seed, step, purpose="label", weights=weights
-        )
+        groups = self.session.sample(problems, [mind], count, step, purpose="label", weights=weights)
         return {group.problem.id: elect(group, self.session.rules) for group in groups}

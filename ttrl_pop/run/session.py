@@ -10,7 +10,8 @@ from ttrl_pop.model.load import load_model
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.model.prompts import Prompts, opens_thoughts
 from ttrl_pop.plugins import load
-from ttrl_pop.sample.backend import Backend, backend_name
+from ttrl_pop.population.base import Population
+from ttrl_pop.sample.backend import Backend, Weights, backend_name
 from ttrl_pop.sample.sample import sample
 from ttrl_pop.types import AnswerKey, Group, Mind, Problem, ProblemSet, Tally
 from ttrl_pop.vote.graders.base import Grader
@@ -23,26 +24,41 @@ class Session:
     """What a command works with."""
 
     config: Config
-    """With the backend's choices in the place of what was left open."""
-    problems: ProblemSet
+    """Resolved: nothing that decides what runs is left open."""
+    problems: tuple[Problem, ...]
+    gold: AnswerKey
+    """Gold answers of those problems that have one."""
     policy: Policy
     backend: Backend
     prompts: Prompts
+    """Token ids of each problem's prompt."""
     rules: Rules
-    """Of the vote."""
+    """How groups are voted on."""
 
     @property
     def grader(self) -> Grader:
+        """What decides which answers are equal."""
         return self.rules.grader
 
-    @property
-    def answers(self) -> AnswerKey:
-        return self.problems.answers
+    def sample(
+        self,
+        problems: Sequence[Problem],
+        minds: Sequence[Mind | None],
+        samples_per_mind: int,
+        step: int,
+        purpose: str = "token",
+        weights: Weights = "policy",
+    ) -> Iterator[Group]:
+        """Let every mind answer every problem; yield each group when its last rollout is done.
 
-    def sample(self, problems: Sequence[Problem], minds: Sequence[Mind], step: int) -> Iterator[Group]:
-        """The configured number of rollouts of each mind for each problem; groups as they are whole."""
-        samples = self.config.population.samples_per_mind
-        return sample(self.backend, self.prompts, problems, minds, samples, self.config.seed, step)
+        Args:
+            minds: None is the base model without a mind.
+            step: of training, or `OUTSIDE_TRAINING`.
+            purpose: what the rollouts are for; those for another purpose are drawn from other streams.
+            weights: whose weights write.
+        """
+        seed = self.config.seed
+        return sample(self.backend, self.prompts, problems, minds, samples_per_mind, seed, step, purpose, weights)
 
     def tally(self, group: Group, labels: Labels | None = None) -> Tally:
         """Vote on one group."""
@@ -65,28 +81,51 @@ def open_session(config: Config, problems: ProblemSet, adapter: bool, rewards: b
     """
     # Without a model yet: what is wrong here is said at once.
     rules = build_rules(config.vote, problems.answers, token_limit=config.sampling.max_new_tokens, rewards=rewards)
-    kind = load("population", config.population.name)
-    options = validate(kind.Options, config.population.options, source="population.options")
-    config = config.model_copy(update={"backend": backend_name(config.backend, config.device)})
-    backend_kind = load("backend", config.backend)
+    population_kind: type[Population] = load("population", config.population.name)
+    options = validate(population_kind.Options, config.population.options, source="population.options")
+    engine = backend_name(config.backend, config.device)
+    backend_kind: type[Backend] = load("backend", engine)
     backend_options = validate(backend_kind.Options, config.backend_options, source="backend_options")
     policy = Policy(
         load_model(config.model, config.device, config.dtype),
-        kind(options),
+        population_kind(options),
         config.learn.lora if adapter else None,
         config.seed,
     )
     backend = backend_kind(policy, config.sampling, backend_options)
-    chosen = {name: value for name, value in backend.learner_defaults().items() if getattr(config.learn, name) is None}
+    config = resolve(config, engine, policy, backend)
     return Session(
-        config=config.model_copy(update={"learn": config.learn.model_copy(update=chosen)}),
-        problems=problems,
+        config=config,
+        problems=problems.problems,
+        gold=problems.answers,
         policy=policy,
         backend=backend,
         prompts=Prompts(policy.model, problems.problems, config.sampling.max_new_tokens),
-        rules=replace(rules, thinking=opens_thoughts(policy.model.tokenizer))
-        if config.vote.thinking is None
-        else rules,
+        rules=replace(rules, thinking=bool(config.vote.thinking)),
+    )
+
+
+def resolve(config: Config, engine: str, policy: Policy, backend: Backend) -> Config:
+    """The configuration with what it left open decided: what runs, and what is saved so that it runs again.
+
+    Device and dtype are those of the loaded model, the backend is the one that was chosen, the learner's settings are
+    what that backend calls for, and the chat template tells whether prompts end inside the thoughts. A setting that the
+    user gave stays.
+
+    Args:
+        engine: name of `backend`.
+    """
+    learn, vote = config.learn, config.vote
+    called_for = {name: value for name, value in backend.learner_defaults().items() if getattr(learn, name) is None}
+    thinking = opens_thoughts(policy.model.tokenizer) if vote.thinking is None else vote.thinking
+    return config.model_copy(
+        update={
+            "device": policy.device.type if config.device == "auto" else config.device,
+            "dtype": policy.dtype_name,
+            "backend": engine,
+            "learn": learn.model_copy(update={**called_for, "population_lr": learn.population_rate}),
+            "vote": vote.model_copy(update={"thinking": thinking}),
+        }
     )
 
 

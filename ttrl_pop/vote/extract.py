@@ -6,7 +6,7 @@ r"""A completion's text → its final answer, or None: an abstention.
 | `first-number`, `last-number` | of all numbers in the text |
 | `choice` | the letter of a multiple-choice answer |
 | `regex:PATTERN` | the last match, its first group where it has groups |
-| `package.module:function` | a function of (text, finish reason), which gets each text as it is; or an `Extractor` |
+| `package.module:function` | a function of (text, finish reason), which gets each text as it is |
 
 What the token limit cut off is no answer. But for a user's own pattern, every extractor is linear in the text's
 length: no pattern backtracks into what it has read.
@@ -75,19 +75,17 @@ def build_extractor(name: str) -> Extractor:
     """The extractor that `name` stands for (see the table above), ready to read.
 
     Raises:
-        UsageError: there is none, it cannot be imported or is not callable, or the pattern is not valid.
+        UsageError: there is none, it cannot be imported or called, or the pattern is not valid.
     """
     if name.startswith("regex:"):
         try:
             return _of_function(name, partial(extract_regex, re.compile(name.removeprefix("regex:"))))
         except re.error as error:
             raise UsageError(f"extract {name!r} is not a valid regular expression: {error}") from error
-    loaded = load("extractor", name)
-    if isinstance(loaded, Extractor):
-        return loaded
-    if not callable(loaded):
-        raise UsageError(f"extract {name!r} must be a function, got a {type(loaded).__name__}")
-    return _of_function(name, loaded)
+    if name == AUTO.name:
+        return AUTO
+    function = load("extractor", name)
+    return Extractor(name, function, function) if function in OF_THOUGHTS else _of_function(name, function)
 
 
 def extract_chat(text: str, finish_reason: FinishReason, thinking: bool = False) -> str | None:
@@ -178,9 +176,8 @@ def extract_regex(pattern: re.Pattern[str], text: str, finish_reason: FinishReas
 
 
 AUTO = Extractor("auto", extract_chat, extract_raw)
-FIRST_NUMBER = Extractor("first-number", extract_first_number, extract_first_number)
-LAST_NUMBER = Extractor("last-number", extract_last_number, extract_last_number)
-CHOICE = Extractor("choice", extract_choice, extract_choice)
+OF_THOUGHTS = (extract_first_number, extract_last_number, extract_choice)
+"""Functions that can be told that the chat template has opened the thoughts; a user's own is told nothing."""
 
 
 def _of_function(name: str, function: Extract) -> Extractor:

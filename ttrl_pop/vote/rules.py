@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ttrl_pop.config import VoteConfig, Weight
-from ttrl_pop.errors import UsageError
 from ttrl_pop.plugins import load
 from ttrl_pop.types import AnswerKey
 from ttrl_pop.vote.extract import AUTO, Extractor, build_extractor
@@ -38,12 +37,7 @@ def build_grader(config: VoteConfig) -> Grader:
     Raises:
         UsageError: there is none of that name, or it is no grader.
     """
-    kind = load("grader", config.grader)
-    if not (isinstance(kind, type) and issubclass(kind, Grader)):
-        raise UsageError(
-            f"vote.grader {config.grader!r} must be a class derived from ttrl_pop.vote.graders.base.Grader"
-        )
-    grader: Grader = kind()
+    grader: Grader = load("grader", config.grader)()
     return grader
 
 

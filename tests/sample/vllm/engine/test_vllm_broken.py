@@ -16,7 +16,6 @@ from ttrl_pop.learn.learner import Learner
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.population.norm_noise import NormNoise
 from ttrl_pop.run.session import Session
-from ttrl_pop.sample.sample import sample
 from ttrl_pop.sample.vllm import VllmBackend
 from ttrl_pop.sample.vllm.worker import norms, runner_v1
 from ttrl_pop.types import Mind, Update
@@ -48,7 +47,7 @@ def session_on(backend: VllmBackend) -> Session:
 def step(session: Session, learner: Learner, number: int) -> Update:
     """One step of training, with rewards by hand so that every group has a signal."""
     minds = session.policy.population.spawn(0, number, 4)
-    groups = sample(session.backend, session.prompts, PROBLEMS[:3], minds, 1, 0, number)
+    groups = session.sample(PROBLEMS[:3], minds, 1, number)
     tallies = [dataclasses.replace(session.tally(group), rewards_G=(0.0, 1.0, 2.0, 0.5), label="x") for group in groups]
     update = learner.learn(tallies, number)
     session.backend.refresh()
