@@ -1,5 +1,6 @@
 """Commands on a tiny model, through the command line: what they print, what they keep, and how they end."""
 
+import errno
 import gc
 import io
 import json
@@ -229,7 +230,7 @@ class Refusing(HfBackend):
 
 
 def test_a_run_that_cannot_find_its_sigma_leaves_nothing(place: Path, tmp_path: Path) -> None:
-    more = ("--set", "population.options.sigma=auto", "--backend", "test_commands:Refusing")
+    more = ("--set", "population.options.sigma=auto", "--backend", "cli.test_run:Refusing")
     assert run(place, tmp_path / "run", *more, code=2).stderr.endswith("ttrl-pop: not with me\n")
     assert list(tmp_path.iterdir()) == []
 
@@ -468,7 +469,7 @@ def test_sample_prints_a_problem_before_the_last_is_sampled(place: Path, monkeyp
     monkeypatch.setattr(sys, "stdout", Reader())
     arguments = ["sample", place / "p.jsonl", "--config", place / "c.toml", "--quiet"]
     with pytest.raises(SystemExit):
-        app([*map(str, arguments), "--backend", "test_commands:Watched"])
+        app([*map(str, arguments), "--backend", "cli.test_run:Watched"])
     assert Watched.events.count("rollout") == 18
     assert Watched.events.index("3 lines") < 12, "three rollouts of the first problem, before the last is sampled"
 
@@ -529,6 +530,38 @@ def test_a_reader_that_leaves_ends_it_quietly(
     assert ended(process) == 0
     assert "Traceback" not in errors.read_text()
     assert "Broken" not in errors.read_text()
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["--version"]], ids=" ".join)
+def test_a_reader_of_the_help_may_leave(tmp_path: Path, start: Callable[..., Any], words: list[str]) -> None:
+    pipe, errors = tmp_path / "pipe", tmp_path / "errors"
+    os.mkfifo(pipe)
+    process = start(*words, stdout=pipe, stderr=errors)
+    pipe.open().close()
+    assert (ended(process), errors.read_text()) == (0, "")
+
+
+class Broken(HfBackend):
+    """An engine whose process is gone."""
+
+    def rollouts(self, requests: Sequence[Request]) -> Iterator[tuple[int, Rollout]]:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+def test_a_broken_pipe_of_an_engine_is_an_error(place: Path, tmp_path: Path, start: Callable[..., Any]) -> None:
+    arguments = ("sample", place / "p.jsonl", "--config", place / "c.toml", "--backend", "cli.test_run:Broken")
+    process = start(*arguments, stdout=tmp_path / "out", stderr=tmp_path / "errors")
+    assert ended(process) == 1
+    assert "in rollouts\n" in (tmp_path / "errors").read_text(), "the place where it broke"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_rows_that_find_no_room_are_one_line(place: Path, tmp_path: Path, start: Callable[..., Any]) -> None:
+    arguments = ("sample", place / "p.jsonl", "--config", place / "c.toml", "--quiet")
+    process = start(*arguments, stdout="/dev/full", stderr=tmp_path / "errors")
+    assert ended(process) == 1
+    message = "ttrl-pop: standard output cannot be written to (No space left on device); send it elsewhere\n"
+    assert (tmp_path / "errors").read_text() == message
 
 
 def test_a_reader_of_stderr_that_leaves_changes_nothing(
@@ -649,7 +682,7 @@ class Counted(ScriptedBackend):
 def test_memory_does_not_grow_with_steps(place: Path, tmp_path: Path, start: Callable[..., Any]) -> None:
     process = start(
         *("run", place / "p.jsonl", "--config", place / "c.toml", "--out", tmp_path / "run", "--steps", 12),
-        *("--backend", "test_commands:Counted", "--set", "answers=false"),
+        *("--backend", "cli.test_run:Counted", "--set", "answers=false"),
         stdout=tmp_path / "out",
         stderr=tmp_path / "errors",
     )
@@ -679,7 +712,7 @@ def test_a_hundred_thousand_problems_start_at_once(place: Path, tmp_path: Path, 
     ]
     process = start(
         *("run", write_lines(tmp_path / "many.jsonl", rows), "--config", place / "c.toml", "--model", model),
-        *("--backend", "test_commands:Timed", "--steps", 1, "--set", "answers=false", "--out", tmp_path / "run"),
+        *("--backend", "cli.test_run:Timed", "--steps", 1, "--set", "answers=false", "--out", tmp_path / "run"),
         stdout=tmp_path / "out",
         stderr=tmp_path / "errors",
     )

@@ -4,7 +4,6 @@ stdout carries data only; the live view, notices and errors go to stderr. Heavy 
 that `--help` answers at once.
 """
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from ttrl_pop import __version__
-from ttrl_pop.cli import interrupts
+from ttrl_pop.cli import interrupts, stdout
 from ttrl_pop.cli.flags import (
     AnswerKeyName,
     Backend,
@@ -356,9 +355,7 @@ def vote(
 
 def main() -> None:
     """Entry point. 0 done, 1 failed, 2 bad usage or input, 3 stopped by the collapse guard, 130 interrupted."""
-    # A stream that was closed (>&-) is None, and its number would go to the next file that is opened.
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    stdout.install()
     interrupts.install()
     malloc.configure()
     app()
@@ -374,7 +371,6 @@ def _exit_codes() -> Iterator[None]:
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    except BrokenPipeError:
-        # The reader has left: nothing more to say. Python would complain when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
+    except BrokenPipeError as error:
+        # That of stdout never comes this far, but click takes any for it and would end without a word.
+        raise RuntimeError("the pipe to another process broke (not that of standard output)") from error

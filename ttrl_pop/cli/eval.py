@@ -9,7 +9,7 @@ from ttrl_pop.cli.display.base import Display
 from ttrl_pop.cli.display.tables import measures_table
 from ttrl_pop.cli.inputs import ReadingInputs
 from ttrl_pop.cli.opening import announce, open_for_reading
-from ttrl_pop.cli.stdout import print_rows
+from ttrl_pop.cli.printing import print_rows
 from ttrl_pop.fit.sigma import calibrate
 from ttrl_pop.report.estimators import bootstrap_difference
 from ttrl_pop.report.gold import label_correct, outcome_table

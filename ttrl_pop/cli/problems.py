@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ttrl_pop.cli.display.tables import states_table
-from ttrl_pop.cli.stdout import print_rows
+from ttrl_pop.cli.printing import print_rows
 from ttrl_pop.config_file import load_config
 from ttrl_pop.run.history import group_weight
 from ttrl_pop.run.progress import load_history

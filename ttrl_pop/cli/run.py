@@ -16,7 +16,7 @@ from ttrl_pop.cli.display.base import Display
 from ttrl_pop.cli.display.console import console_on
 from ttrl_pop.cli.display.tables import answers_table, outcomes_line, summary_table
 from ttrl_pop.cli.opening import PreparedRun, announce
-from ttrl_pop.cli.stdout import print_rows
+from ttrl_pop.cli.printing import print_rows
 from ttrl_pop.config_file import dump_config
 from ttrl_pop.errors import CollapseError, UsageError
 from ttrl_pop.fit.sigma import calibrate

@@ -20,7 +20,7 @@ from ttrl_pop.cli import interrupts
 from ttrl_pop.cli.display.console import console_on
 from ttrl_pop.cli.display.tables import answers_table, measures_table
 from ttrl_pop.cli.inputs import Overrides, configured
-from ttrl_pop.cli.stdout import print_row, print_rows
+from ttrl_pop.cli.printing import print_row, print_rows
 from ttrl_pop.config import Config
 from ttrl_pop.errors import UsageError
 from ttrl_pop.read.problems import read_gold
