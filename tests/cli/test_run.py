@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pty
 import re
+import resource
 import select
 import shlex
 import shutil
@@ -477,8 +478,8 @@ def test_sample_prints_a_problem_before_the_last_is_sampled(place: Path, monkeyp
 # --- processes: pipes, signals, terminals ---
 
 
-def child(arguments: list[str], stdout: str, stderr: str, stdin: str) -> None:
-    """`ttrl-pop` in a process of its own, on files, pipes or a terminal."""
+def child(arguments: list[str], stdout: str, stderr: str, stdin: str, largest: int | None) -> None:
+    """`ttrl-pop` in a process of its own, on files, pipes or a terminal; no file gets longer than `largest` bytes."""
     import torch
 
     from ttrl_pop.cli.app import main
@@ -486,6 +487,8 @@ def child(arguments: list[str], stdout: str, stderr: str, stdin: str) -> None:
     torch.set_num_threads(1)
     for number, path, flags in ((0, stdin, os.O_RDONLY), (2, stderr, os.O_WRONLY), (1, stdout, os.O_WRONLY)):
         os.dup2(os.open(path, flags | os.O_CREAT), number)
+    if largest is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     sys.argv = ["ttrl-pop", *arguments]
     main()
 
@@ -497,10 +500,15 @@ def start() -> Iterator[Callable[..., Any]]:
     context.set_forkserver_preload(["ttrl_pop.cli.run"])
     started = []
 
-    def begin(*arguments: object, stdout: object, stderr: object = os.devnull, stdin: object = os.devnull) -> Any:
-        process = context.Process(
-            target=child, args=([str(a) for a in arguments], str(stdout), str(stderr), str(stdin))
-        )
+    def begin(
+        *arguments: object,
+        stdout: object,
+        stderr: object = os.devnull,
+        stdin: object = os.devnull,
+        largest: int | None = None,
+    ) -> Any:
+        streams = (str(stream) for stream in (stdout, stderr, stdin))
+        process = context.Process(target=child, args=([str(a) for a in arguments], *streams, largest))
         process.start()
         started.append(process)
         return process
@@ -614,6 +622,30 @@ def test_an_interrupted_run_saves_says_how_to_go_on_and_ends_the_same(
     assert ended(start("run", "--resume", out, stdout=tmp_path / "resumed")) == 0
     assert final(out) == final(long_run)
     assert (tmp_path / "resumed").read_bytes() == (long_run / "answers.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("full", ["in a checkpoint", "in the metrics"])
+def test_a_full_disk_says_what_is_saved_and_how_to_go_on(
+    place: Path, long_run: Path, tmp_path: Path, start: Callable[..., Any], full: str
+) -> None:
+    run_dir, errors = RunDirectory(tmp_path / "a run"), tmp_path / "errors"
+    checkpointed = max(file.stat().st_size for file in RunDirectory(long_run).checkpoint(40).rglob("*"))
+    recorded = RunDirectory(long_run).metrics.stat().st_size
+    assert checkpointed < 0.9 * recorded
+    largest = checkpointed // 2 if full == "in a checkpoint" else int(0.9 * recorded)
+    arguments = ("--config", place / "c.toml", "--steps", 40, "--out", run_dir.path, "--quiet")
+    process = start("run", place / "p.jsonl", *arguments, stdout=tmp_path / "answers", stderr=errors, largest=largest)
+    assert ended(process) == 1
+    saved = checkpoint.latest(run_dir) or 0
+    assert saved == 0 if full == "in a checkpoint" else 20 < saved < 40
+    hint = f"ttrl-pop run --resume {shlex.quote(str(run_dir.path))}"
+    told = (
+        f"ttrl-pop: {run_dir.path}: cannot be written to (File too large); saved up to step {saved}; go on with: {hint}"
+    )
+    assert errors.read_text() == f"{told}\n"
+    assert (tmp_path / "answers").read_text() == ""
+    assert ended(start("run", "--resume", run_dir.path, stdout=os.devnull)) == 0
+    assert final(run_dir.path) == final(long_run)
 
 
 def on_terminal(start: Callable[..., Any], *arguments: object) -> tuple[int | None, str]:

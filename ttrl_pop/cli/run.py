@@ -1,14 +1,18 @@
 """What each command does once its arguments are parsed: prepare, iterate, show, write."""
 
+import errno
 import json
+import os
+import re
 import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import Any
 
 from rich.text import Text
+from safetensors import SafetensorError
 
 from ttrl_pop.cli import interrupts
 from ttrl_pop.cli.display import open_display
@@ -18,7 +22,7 @@ from ttrl_pop.cli.display.tables import answers_table, outcomes_line, summary_ta
 from ttrl_pop.cli.opening import PreparedRun, announce
 from ttrl_pop.cli.printing import print_rows
 from ttrl_pop.config_file import dump_config
-from ttrl_pop.errors import CollapseError, UsageError
+from ttrl_pop.errors import CollapseError, TtrlPopError, UsageError
 from ttrl_pop.fit.sigma import calibrate
 from ttrl_pop.report.gold import label_correct, outcome_table
 from ttrl_pop.report.rows import answer_row, from_metrics_row
@@ -38,15 +42,20 @@ LONGEST_PATH = 4096
 """Characters of a path that are printed."""
 
 
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+"""What writing ends with on a disk that is full, over its quota or the limit on files, or has become read-only."""
+
+
 def run(prepared: PreparedRun, quiet: bool) -> None:
     """Train, answer, summarise.
 
     Raises:
         UsageError: another process works in the run directory.
+        TtrlPopError: the run directory takes no more; what was saved before is whole.
     """
     session, run_dir = prepared.session, prepared.run
     config = session.config
-    with run_dir.lock(), open_display(quiet, sys.stderr) as display:
+    with _room_in(run_dir), run_dir.lock(), open_display(quiet, sys.stderr) as display:
         if prepared.changed:
             # In this order: answers of fewer steps must not outlive a kill in between.
             run_dir.answers.unlink(missing_ok=True)
@@ -69,8 +78,7 @@ def run(prepared: PreparedRun, quiet: bool) -> None:
                 rows = list(_survey(session, display, "after training: answering"))
                 files.write_lines(run_dir.answers, rows)
         except KeyboardInterrupt:
-            hint = f"ttrl-pop run --resume {shlex.quote(str(run_dir.path))}"
-            display.notice(f"stopped; saved up to step {checkpoint.latest(run_dir) or 0}; go on with: {hint}")
+            display.notice(f"stopped; {_saved(run_dir)}")
             raise
         except CollapseError as error:
             best = (
@@ -86,6 +94,36 @@ def run(prepared: PreparedRun, quiet: bool) -> None:
         print_rows(list(files.read_lines(run_dir.answers)), answers_table)
     if not quiet:
         _print_summary(prepared, first, last)
+
+
+@contextmanager
+def _room_in(run_dir: RunDirectory) -> Iterator[None]:
+    """Where the disk takes no more of the run, say so, what is saved, and how to go on.
+
+    Raises:
+        TtrlPopError: instead of the error that a write ended with.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if (reason := _refusal(error)) is None:
+            raise
+        name = getattr(error, "filename", None) or run_dir.path
+        raise TtrlPopError(f"{name}: cannot be written to ({reason}); {_saved(run_dir)}") from error
+
+
+def _refusal(error: OSError | SafetensorError) -> str | None:
+    """What a disk has against being written to; None where `error` is about something else."""
+    number = error.errno if isinstance(error, OSError) else None
+    if found := re.search(r"os error (\d+)", str(error)):
+        # safetensors wraps the system's error, and its number is left in the text alone.
+        number = int(found[1])
+    return os.strerror(number) if number in NO_ROOM else None
+
+
+def _saved(run_dir: RunDirectory) -> str:
+    hint = f"ttrl-pop run --resume {shlex.quote(str(run_dir.path))}"
+    return f"saved up to step {checkpoint.latest(run_dir) or 0}; go on with: {hint}"
 
 
 def _warn_of_size(session: Session, display: Display) -> None:

@@ -40,7 +40,12 @@ class StandardOutput:
 
     @contextmanager
     def _ends(self) -> Iterator[None]:
-        """Raises SystemExit: the reader has left. Raises TtrlPopError: the file cannot be written, say on a full disk."""
+        """Writing ends as whoever started the command should see it.
+
+        Raises:
+            SystemExit: the reader has left.
+            TtrlPopError: the file takes no more, say on a full disk.
+        """
         try:
             yield
         except BrokenPipeError:
