@@ -48,6 +48,7 @@ def work(model: str, problems: str, out: str) -> None:
 
     from ttrl_pop.cli import inputs, opening
     from ttrl_pop.cli import run as commands
+    from ttrl_pop.cli.given import Given
 
     torch.set_num_threads(1)
     null = os.open(os.devnull, os.O_WRONLY)
@@ -55,12 +56,14 @@ def work(model: str, problems: str, out: str) -> None:
     os.dup2(null, 2)
     path = Path(out)
     if (path / "identity.json").exists():
-        prepared = opening.prepare_resume(path, None, None, None, {}, [])
+        prepared = opening.prepare_resume(path, None, None, Given())
     else:
         # Killed before the run existed: what is there is an incomplete folder.
         for leftover in path.glob("*") if path.exists() else ():
             leftover.unlink()
-        prepared = opening.create_run(inputs.for_run(problems, None, path, None, {"model": model, **SETTINGS}, []))
+        prepared = opening.create_run(
+            inputs.for_run(problems, None, path, Given(overrides={"model": model, **SETTINGS}))
+        )
     commands.run(prepared, quiet=True)
 
 

@@ -27,6 +27,7 @@ from typer.testing import CliRunner, Result
 from ttrl_pop.cli import opening
 from ttrl_pop.cli import run as commands
 from ttrl_pop.cli.app import app
+from ttrl_pop.cli.given import Given
 from ttrl_pop.cli.run import LARGE_SET
 from ttrl_pop.errors import UsageError
 from ttrl_pop.run import collapse
@@ -310,7 +311,7 @@ def test_problems_shows_what_a_run_knows_of_each(place: Path, trained: tuple[Pat
 
 
 def test_a_run_that_another_process_works_on_is_left_alone(copied: Path) -> None:
-    prepared = opening.prepare_resume(copied, None, None, None, {"steps": STEPS + 1}, [])
+    prepared = opening.prepare_resume(copied, None, None, Given(overrides={"steps": STEPS + 1}))
     identity = RunDirectory(copied).identity
     identity.write_text(json.dumps({**json.loads(identity.read_text()), "model": "another"}))
     before = snapshot(copied)
