@@ -1,4 +1,4 @@
-"""The command line: parse, build, stream, render, exit code.
+"""The command line: what each command takes, and the exit code that an error becomes.
 
 stdout carries data only; the live view, notices and errors go to stderr. Heavy imports wait until a command runs, so
 that `--help` answers at once.
@@ -23,7 +23,7 @@ from ttrl_pop.text import one_line
 
 
 class Commands(TyperGroup):
-    """All commands, with exit codes of our own: typer would give 1 for a closed pipe."""
+    """All commands, with exit codes of our own."""
 
     def invoke(self, ctx: Any) -> Any:
         with _exit_codes():
@@ -233,6 +233,7 @@ def main() -> None:
 
 @contextmanager
 def _exit_codes() -> Iterator[None]:
+    """An error that a user can act on becomes one line on stderr; any other keeps its traceback."""
     try:
         yield
         sys.stdout.flush()

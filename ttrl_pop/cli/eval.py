@@ -1,4 +1,4 @@
-"""`ttrl-pop eval`: measure the base model, a run, and the difference."""
+"""`ttrl-pop eval`: measure the base model, a run, or both and the difference."""
 
 import sys
 from typing import Any

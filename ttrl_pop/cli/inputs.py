@@ -21,12 +21,12 @@ from ttrl_pop.types import ProblemSet
 from ttrl_pop.vote.rewards.base import needs_gold
 
 FIXED = ("population.name", "population.options", "learn.lora.")
-"""Settings that belong to the trained weights of a run."""
+"""Settings that belong to the trained weights of a run, or how their keys begin."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunInputs:
-    """For a new run."""
+    """What a new run is made from."""
 
     config: Config
     problems: ProblemSet
@@ -37,7 +37,7 @@ class RunInputs:
 
 @dataclass(frozen=True, slots=True)
 class ReadingInputs:
-    """For `eval` and `sample`, where nothing learns."""
+    """What `eval` and `sample` read, where nothing learns."""
 
     config: Config
     problems: ProblemSet
@@ -118,7 +118,7 @@ def changes(before: Config, after: Config) -> list[tuple[str, Any, Any]]:
 
 
 def check_writable(path: Path, flag: str) -> None:
-    """Try it: permission bits say nothing of read-only mounts, of /proc, or of what root may do.
+    """Check by trying: permission bits say nothing of read-only mounts, of /proc, or of what root may do.
 
     Raises:
         UsageError: `path`, or the nearest folder above it that exists, takes no files.

@@ -1,4 +1,4 @@
-"""`ttrl-pop sample`: rollouts, as they are written."""
+"""`ttrl-pop sample`: rollouts, printed as they are written."""
 
 import json
 import sys
@@ -31,7 +31,6 @@ def sample(given: ReadingInputs, quiet: bool) -> None:
         for tally in survey(session, given.noise):
             interrupts.check()
             display.tally(tally, None)
-            for row in rollout_rows(tally):
-                del row["reward"]
+            for row in rollout_rows(tally, rewards=False):
                 print(json.dumps(row))
             sys.stdout.flush()

@@ -4,7 +4,7 @@ A problem's row is printed once its rollouts are voted on, and nothing of them i
 
 Simplifications:
 
-1. Labels are those of the rollouts' own majority, whatever `vote.labels` says: there is no model to ask.
+1. A label is that of the rollouts' own majority, whatever `vote.labels` says: there is no model to ask.
 2. Rewards that look at lengths know the token limit only where a configuration gives one.
 """
 
@@ -33,7 +33,7 @@ from ttrl_pop.vote.vote import vote
 
 @dataclass(slots=True)
 class Totals:
-    """Sums over the problems of one source."""
+    """Running sums over the problems of one source of rollouts."""
 
     problems: int = 0
     rollouts: int = 0

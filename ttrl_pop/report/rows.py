@@ -52,8 +52,8 @@ def vote_row(tally: Tally, answers: AnswerKey, same: Same) -> dict[str, Any]:
     return row | against_gold(tally, answers, same)
 
 
-def rollout_rows(tally: Tally) -> Iterator[dict[str, Any]]:
-    """Each rollout of a group with its answer and reward, as kept in RUN/rollouts and printed by `sample`."""
+def rollout_rows(tally: Tally, rewards: bool = True) -> Iterator[dict[str, Any]]:
+    """Each rollout of a group with its answer and reward, as kept in RUN/rollouts; `sample` prints no `rewards`."""
     for sample, rollout in enumerate(tally.group.rollouts_G):
         yield {
             "id": tally.group.problem.id,
@@ -62,7 +62,7 @@ def rollout_rows(tally: Tally) -> Iterator[dict[str, Any]]:
             "mind": rollout.mind.seed,
             "text": rollout.text,
             "answer": tally.answers_G[sample],
-            "reward": tally.rewards_G[sample],
+            **({"reward": tally.rewards_G[sample]} if rewards else {}),
             "finish_reason": rollout.finish_reason,
             "policy_version": rollout.policy_version,
             "prompt_tokens": len(rollout.prompt_ids),
