@@ -34,17 +34,19 @@ def trained(place: Path) -> tuple[Path, Result]:
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that name no directory are made below the test's own."""
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
 def copied(trained: tuple[Path, Result], tmp_path: Path) -> Path:
+    """A copy of the trained run, to go on with."""
     return Path(shutil.copytree(trained[0], tmp_path / "copy", symlinks=True))
 
 
 @pytest.fixture(scope="session")
 def start() -> Iterator[Callable[..., Any]]:
-    # Children are forked from a server that has done the imports.
+    """Begins a command in a process of its own, forked from a server that has done the imports."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["ttrl_pop.cli.run"])
     started = []

@@ -119,6 +119,7 @@ def _refusal(error: OSError | SafetensorError) -> str | None:
 
 
 def _saved(run_dir: RunDirectory) -> str:
+    """Step of the newest whole checkpoint, and the command that goes on from it."""
     hint = f"ttrl-pop run --resume {shlex.quote(str(run_dir.path))}"
     return f"saved up to step {checkpoint.latest(run_dir) or 0}; go on with: {hint}"
 
