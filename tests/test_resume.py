@@ -94,15 +94,15 @@ def content(out: Path) -> dict[str, Any]:
     """Everything that a run ends with; times aside."""
     run = RunDirectory(out)
     last = run.checkpoint(STEPS)
-    files = [
+    kept = [
         last / "adapter" / "adapter_model.safetensors",
         last / "population.safetensors",
         last / "optimizer.safetensors",
     ]
-    files += [last / "state.json", last / "problems.jsonl", run.answers, run.baseline]
+    kept += [last / "state.json", last / "problems.jsonl", run.answers, run.baseline]
     metrics = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in files.read_lines(run.metrics)]
     return {
-        "files": [file.read_bytes() for file in files],
+        "files": [file.read_bytes() for file in kept],
         "metrics": metrics,
         "rollouts": [list(files.read_lines(run.rollouts(step))) for step in range(1, STEPS + 1)],
         "best": (out / "best").resolve().name,
