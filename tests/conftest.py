@@ -15,7 +15,7 @@ install_import_hook("ttrl_pop", "beartype.beartype")
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-FIRST = ("test_demo.py", "vote/graders/test_math.py", "cli/test_run.py", "test_resume.py")
+FIRST = ("test_demo.py", "vote/graders/test_math.py", "cli/test_pipes.py", "test_resume.py", "cli/test_run.py")
 """Files that take longest; begun last, one process would be left alone with them."""
 
 

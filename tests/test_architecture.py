@@ -135,7 +135,7 @@ def test_what_needs_no_torch_imports_none() -> None:
         *FLOORS[-1],
         *("read.problems", "read.rollouts", "report.measures", "kernels.malloc"),
         *("vote.extract", "vote.vote", "vote.rules", "vote.graders.exact", "vote.rewards.base", "vote.rewards.novelty"),
-        *("cli.app", "cli.inputs", "cli.interrupts", "cli.stdout", "cli.vote", "cli.display.live"),
+        *("cli.app", "cli.inputs", "cli.interrupts", "cli.stdout", "cli.printing", "cli.vote", "cli.display.live"),
     ]
     script = "; ".join(f"import ttrl_pop.{name}" for name in light)
     script += "; import sys; assert not {'torch', 'transformers', 'peft'} & set(sys.modules)"

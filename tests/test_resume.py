@@ -48,6 +48,7 @@ def work(model: str, problems: str, out: str) -> None:
 
     from ttrl_pop.cli import inputs, opening
     from ttrl_pop.cli import run as commands
+    from ttrl_pop.cli.given import Given
 
     torch.set_num_threads(1)
     null = os.open(os.devnull, os.O_WRONLY)
@@ -55,12 +56,14 @@ def work(model: str, problems: str, out: str) -> None:
     os.dup2(null, 2)
     path = Path(out)
     if (path / "identity.json").exists():
-        prepared = opening.prepare_resume(path, None, None, None, {}, [])
+        prepared = opening.prepare_resume(path, None, None, Given())
     else:
         # Killed before the run existed: what is there is an incomplete folder.
         for leftover in path.glob("*") if path.exists() else ():
             leftover.unlink()
-        prepared = opening.create_run(inputs.for_run(problems, None, path, None, {"model": model, **SETTINGS}, []))
+        prepared = opening.create_run(
+            inputs.for_run(problems, None, path, Given(overrides={"model": model, **SETTINGS}))
+        )
     commands.run(prepared, quiet=True)
 
 
@@ -91,15 +94,15 @@ def content(out: Path) -> dict[str, Any]:
     """Everything that a run ends with; times aside."""
     run = RunDirectory(out)
     last = run.checkpoint(STEPS)
-    files = [
+    kept = [
         last / "adapter" / "adapter_model.safetensors",
         last / "population.safetensors",
         last / "optimizer.safetensors",
     ]
-    files += [last / "state.json", last / "problems.jsonl", run.answers, run.baseline]
+    kept += [last / "state.json", last / "problems.jsonl", run.answers, run.baseline]
     metrics = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in files.read_lines(run.metrics)]
     return {
-        "files": [file.read_bytes() for file in files],
+        "files": [file.read_bytes() for file in kept],
         "metrics": metrics,
         "rollouts": [list(files.read_lines(run.rollouts(step))) for step in range(1, STEPS + 1)],
         "best": (out / "best").resolve().name,

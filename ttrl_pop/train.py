@@ -18,11 +18,11 @@ from ttrl_pop.run.labellers import Labellers
 from ttrl_pop.run.progress import Keeper, Progress
 from ttrl_pop.run.session import Session
 from ttrl_pop.store.directory import RunDirectory
-from ttrl_pop.types import Problem, StepReport, Tally
+from ttrl_pop.types import Phase, Problem, StepReport, Tally
 
 
-def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[Tally | StepReport, None, None]:
-    """Train from `progress.step` to the configured number of steps, yielding each tally and then the step's report.
+def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[Phase | Tally | StepReport, None, None]:
+    """Train from `progress.step` to the configured number of steps, yielding phases, tallies and reports.
 
     Raises:
         CollapseError: the alarm went off and the configuration asks to stop then; a checkpoint has been saved.
@@ -36,6 +36,7 @@ def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[
             clock, timeouts = Clock(), grader.timeouts
             grader.forget()
             with keeper.step():
+                yield Phase(step, "sampling", len(batch))
                 with clock.span("time/sample"):
                     labels = labellers.elect(batch, step)
                 minds = policy.population.spawn(config.seed, step, config.population.minds)
@@ -48,6 +49,7 @@ def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[
                 # What was asked to compare with gold has no say in what is learned.
                 grader.forget()
                 history = progress.history.after(tallies, step, grader.same, config.guard)
+                yield Phase(step, "learning", 0)
                 with clock.span("time/learn"):
                     weights = {problem.id: group_weight(history[problem.id], config.guard) for problem in batch}
                     update = learner.learn(tallies, step, weights)

@@ -184,6 +184,17 @@ class Update:
 
 
 @dataclass(frozen=True, slots=True)
+class Phase:
+    """A stretch of work of a training step begins."""
+
+    step: int
+    name: str
+    """As a person reads it: `sampling`, `learning`."""
+    total: int
+    """Tallies that it will yield; 0: nothing to count."""
+
+
+@dataclass(frozen=True, slots=True)
 class StepReport:
     """Everything that one row of metrics.jsonl says. A figure that needs gold is None without it, never 0."""
 

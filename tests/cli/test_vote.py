@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli.commands import GOLD, rows_of, ttrl
 from fakes import PROBLEMS, save_tiny, tiny_session
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner, Result
 
-from ttrl_pop.cli.app import app
 from ttrl_pop.report.measures import measure
 from ttrl_pop.report.rows import rollout_rows, vote_row
 from ttrl_pop.run.survey import survey
@@ -26,18 +25,7 @@ from ttrl_pop.store import files
 from ttrl_pop.store.directory import RunDirectory
 from ttrl_pop.types import AnswerKey, Problem
 
-GOLD = {"p0": "56", "p1": "36", "p2": "16", "p3": "132", "p4": "45", "p5": "200"}
 CHAT = tuple(Problem(p.id, ({"role": "user", "content": str(p.prompt)},), p.index) for p in PROBLEMS)
-
-
-def ttrl(*arguments: object, stdin: bytes | None = None, code: int = 0) -> Result:
-    result = CliRunner().invoke(app, [str(a) for a in arguments], input=stdin, catch_exceptions=False)
-    assert result.exit_code == code, result.stderr
-    return result
-
-
-def rows_of(text: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in text.splitlines()]
 
 
 def lines(rows: Sequence[dict[str, Any]]) -> bytes:

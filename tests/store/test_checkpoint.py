@@ -71,8 +71,8 @@ def test_a_damaged_checkpoint_is_none_and_the_one_before_counts(trained: RunDire
     assert checkpoint.latest(trained) not in (3, 4), "only the best one is left"
     with pytest.raises(CheckpointError, match="not a whole checkpoint"):
         checkpoint.load_state(trained.checkpoint(3))
-    with pytest.raises(UsageError, match="neither a run directory"):
-        checkpoint.find(trained.path / "rollouts")
+    with pytest.raises(UsageError, match="no whole checkpoint in this run"):
+        checkpoint.newest(RunDirectory(trained.path / "rollouts"))
 
 
 @pytest.mark.parametrize("name", ["adapter/adapter_model.safetensors", "optimizer.safetensors", "state.json"])
@@ -108,8 +108,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
         checkpoint.prune(run, 2, 2 if step >= 2 else None)
     assert sorted(folder.name for folder in run.checkpoints.iterdir()) == ["step_0002", "step_0005", "step_0006"]
     assert (run.path / "best").resolve() == run.checkpoint(2).resolve()
-    assert checkpoint.find(run.path / "best")[0] == run.checkpoint(2).resolve()
-    assert checkpoint.find(run.path)[0] == run.checkpoint(6)
+    assert checkpoint.newest(run) == run.checkpoint(6)
 
 
 def test_what_a_kill_left_behind_is_cleared(tmp_path: Path) -> None:

@@ -1,10 +1,9 @@
-"""The command line: parse, build, stream, render, exit code.
+"""The command line: what each command takes, and the exit code that an error becomes.
 
 stdout carries data only; the live view, notices and errors go to stderr. Heavy imports wait until a command runs, so
 that `--help` answers at once.
 """
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,37 +14,16 @@ import typer
 from typer.core import TyperGroup
 
 from ttrl_pop import __version__
-from ttrl_pop.cli import interrupts
-from ttrl_pop.cli.flags import (
-    AnswerKeyName,
-    Backend,
-    ConfigFile,
-    Extract,
-    Gold,
-    IdKey,
-    Minds,
-    Model,
-    OptionalProblems,
-    Population,
-    Problems,
-    PromptKey,
-    Quiet,
-    Raw,
-    Reward,
-    Samples,
-    Seed,
-    Set,
-    Template,
-    Trained,
-    reading_settings,
-)
+from ttrl_pop.cli import interrupts, stdout
+from ttrl_pop.cli.flags import Gold, OptionalProblems, Problems, Quiet, Trained, takes
+from ttrl_pop.cli.given import Given
 from ttrl_pop.errors import TtrlPopError, UsageError
 from ttrl_pop.kernels import malloc
 from ttrl_pop.text import shown
 
 
 class Commands(TyperGroup):
-    """All commands, with exit codes of our own: typer would give 1 for a closed pipe."""
+    """All commands, with exit codes of our own."""
 
     def invoke(self, ctx: Any) -> Any:
         with _exit_codes():
@@ -81,25 +59,14 @@ def _common(
 
 
 @app.command(short_help="Train without labels; final answers out.")
+@takes(
+    *("problems", "model", "population", "minds", "samples_per_mind", "steps", "problems_per_step", "lr", "reward"),
+    *("extract", "backend", "gold", "out", "seed", "stop_on_collapse", "config", "set", "raw", "prompt_key"),
+    *("answer_key", "id_key", "prompt_template", "resume", "quiet"),
+)
 def run(
+    given: Given,
     problems: OptionalProblems = None,
-    model: Model = None,
-    population: Population = None,
-    minds: Minds = None,
-    samples_per_mind: Samples = None,
-    steps: Annotated[
-        int | None, typer.Option(metavar="N", help="Steps to train; with --resume, more than before.  [default: 20]")
-    ] = None,
-    problems_per_step: Annotated[
-        int | None, typer.Option(metavar="N", help="Problems in a step.  [default: 16]")
-    ] = None,
-    lr: Annotated[
-        float | None,
-        typer.Option(metavar="RATE", help="Learning rate of the adapter; the population's is 5 ×.  [default: 5e-5]"),
-    ] = None,
-    reward: Reward = None,
-    extract: Extract = None,
-    backend: Backend = None,
     gold: Gold = None,
     out: Annotated[
         Path | None,
@@ -107,18 +74,6 @@ def run(
             metavar="RUN", help="Run directory; must not exist yet, or be empty.  [default: runs/NAME-NUMBER]"
         ),
     ] = None,
-    seed: Seed = None,
-    stop_on_collapse: Annotated[
-        bool | None,
-        typer.Option("--stop-on-collapse", help="End with exit code 3 when the run looks like a collapse."),
-    ] = None,
-    config: ConfigFile = None,
-    settings: Set = None,
-    raw: Raw = None,
-    prompt_key: PromptKey = None,
-    answer_key: AnswerKeyName = None,
-    id_key: IdKey = None,
-    prompt_template: Template = None,
     resume: Annotated[
         Path | None,
         typer.Option(
@@ -133,61 +88,37 @@ def run(
     Train without labels: many minds answer each problem, the majority is the label, GRPO learns. Prints the final
     answers as JSON lines (a table on a terminal). Everything else is kept in the run directory.
     """
-    overrides = {
-        "model": model,
-        "backend": backend,
-        "seed": seed,
-        "steps": steps,
-        "problems_per_step": problems_per_step,
-        "population.name": population,
-        "population.minds": minds,
-        "population.samples_per_mind": samples_per_mind,
-        "learn.lr": lr,
-        "vote.reward": reward,
-        "guard.stop_on_collapse": stop_on_collapse,
-        "vote.extract": extract,
-        **reading_settings(raw, prompt_key, answer_key, id_key, prompt_template),
-    }
     if resume is not None:
         if out is not None:
             raise UsageError("--resume goes on in its own run directory; leave --out out")
         from ttrl_pop.cli import opening
 
-        prepared = opening.prepare_resume(resume, problems, gold, config, overrides, settings or [])
+        prepared = opening.prepare_resume(resume, problems, gold, given)
     else:
         from ttrl_pop.cli import inputs
 
-        given = inputs.for_run(problems, gold, out, config, overrides, settings or [])
+        checked = inputs.for_run(problems, gold, out, given)
         from ttrl_pop.cli import opening
 
-        prepared = opening.create_run(given)
+        prepared = opening.create_run(checked)
     from ttrl_pop.cli import run as command
 
     command.run(prepared, quiet)
 
 
 @app.command("eval", short_help="Measure a model or a run; gold answers optional.")
+@takes(
+    *("problems", "run", "compare", "model", "population", "minds", "samples_per_mind", "extract", "backend", "gold"),
+    *("seed", "config", "set", "raw", "prompt_key", "answer_key", "id_key", "prompt_template", "quiet"),
+)
 def evaluate(
+    given: Given,
     problems: Problems,
     run: Trained = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Measure the base model as well, and the difference.")
     ] = False,
-    model: Model = None,
-    population: Population = None,
-    minds: Minds = None,
-    samples_per_mind: Samples = None,
-    extract: Extract = None,
-    backend: Backend = None,
     gold: Gold = None,
-    seed: Seed = None,
-    config: ConfigFile = None,
-    settings: Set = None,
-    raw: Raw = None,
-    prompt_key: PromptKey = None,
-    answer_key: AnswerKeyName = None,
-    id_key: IdKey = None,
-    prompt_template: Template = None,
     quiet: Quiet = False,
 ) -> None:
     """ttrl-pop eval problems.jsonl --gold gold.jsonl --run runs/problems-1
@@ -196,66 +127,33 @@ def evaluate(
     intervals over problems. One JSON line for each measured system (a table on a terminal). --compare adds the base
     model, with the same number of rollouts, and the paired difference. --population none switches the noise off.
     """
-    overrides = {
-        "model": model,
-        "backend": backend,
-        "seed": seed,
-        "population.name": population,
-        "population.minds": minds,
-        "population.samples_per_mind": samples_per_mind,
-        "vote.extract": extract,
-        **reading_settings(raw, prompt_key, answer_key, id_key, prompt_template),
-    }
     if compare and run is None:
         raise UsageError("--compare puts a run beside the base model; pass --run RUN")
     from ttrl_pop.cli import inputs
 
-    given = inputs.for_reading(problems, gold, run, config, overrides, settings or [])
+    checked = inputs.for_reading(problems, gold, run, given)
     from ttrl_pop.cli import eval as command
 
-    command.evaluate(given, compare, quiet)
+    command.evaluate(checked, compare, quiet)
 
 
 @app.command(short_help="Rollouts only, one JSON line each.")
-def sample(
-    problems: Problems,
-    run: Trained = None,
-    model: Model = None,
-    population: Population = None,
-    minds: Minds = None,
-    samples_per_mind: Samples = None,
-    extract: Extract = None,
-    backend: Backend = None,
-    seed: Seed = None,
-    config: ConfigFile = None,
-    settings: Set = None,
-    raw: Raw = None,
-    prompt_key: PromptKey = None,
-    id_key: IdKey = None,
-    prompt_template: Template = None,
-    quiet: Quiet = False,
-) -> None:
+@takes(
+    *("problems", "run", "model", "population", "minds", "samples_per_mind", "extract", "backend", "seed", "config"),
+    *("set", "raw", "prompt_key", "id_key", "prompt_template", "quiet"),
+)
+def sample(given: Given, problems: Problems, run: Trained = None, quiet: Quiet = False) -> None:
     """ttrl-pop sample problems.jsonl --minds 4 > rollouts.jsonl
 
     Rollouts only, one JSON line each, as they are written: id, form (raw or chat), rollout, mind (its seed), text,
     answer, finish_reason, policy_version, prompt_tokens, completion_ids, logprobs.
     """
-    overrides = {
-        "model": model,
-        "backend": backend,
-        "seed": seed,
-        "population.name": population,
-        "population.minds": minds,
-        "population.samples_per_mind": samples_per_mind,
-        "vote.extract": extract,
-        **reading_settings(raw, prompt_key, None, id_key, prompt_template),
-    }
     from ttrl_pop.cli import inputs
 
-    given = inputs.for_reading(problems, None, run, config, overrides, settings or [], rewards=False)
+    checked = inputs.for_reading(problems, None, run, given, rewards=False)
     from ttrl_pop.cli import sample as command
 
-    command.sample(given, quiet)
+    command.sample(checked, quiet)
 
 
 @app.command(short_help="What a run knows of each problem.")
@@ -274,7 +172,12 @@ def problems(
 
 
 @app.command(short_help="Label rollouts made elsewhere.")
+@takes(
+    *("rollouts", "gold", "before", "extract", "grader", "reward", "weight", "config", "set", "rollouts_raw"),
+    *("answer_key", "id_key", "text_key", "shuffled", "quiet"),
+)
 def vote(
+    given: Given,
     rollouts: Annotated[
         str,
         typer.Argument(
@@ -293,32 +196,6 @@ def vote(
             metavar="FILE", help="Other rollouts, say of the base model: which labels were learned, kept and lost."
         ),
     ] = None,
-    extract: Extract = None,
-    grader: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Which answers are equal: math, exact, choice, or package.module:Name.  [default: math]",
-        ),
-    ] = None,
-    reward: Reward = None,
-    weight: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="Votes: one for each rollout, or mind, or by confidence.  [default: rollout]"
-        ),
-    ] = None,
-    config: ConfigFile = None,
-    settings: Set = None,
-    raw: Annotated[
-        bool | None,
-        typer.Option(
-            "--raw/--chat",
-            help="What the prompts were: text to continue, or chat turns. Decides how auto reads an answer.  "
-            "[default: the rows' field form, else chat]",
-        ),
-    ] = None,
-    answer_key: AnswerKeyName = None,
     id_key: Annotated[
         str | None, typer.Option(metavar="FIELD", help="Field that holds the problem's id.  [default: detected]")
     ] = None,
@@ -340,25 +217,15 @@ def vote(
 
     Rollouts whose chat template opened the thoughts need --set vote.thinking=true.
     """
-    overrides = {
-        "vote.extract": extract,
-        "vote.grader": grader,
-        "vote.reward": reward,
-        "vote.weight": weight,
-        **reading_settings(raw, None, answer_key, None, None),
-    }
-    from ttrl_pop.cli import vote as vote_command
+    from ttrl_pop.cli import vote as command
     from ttrl_pop.read.rollouts import Layout
 
-    layout = Layout(id_key, text_key, shuffled=shuffled)
-    vote_command.label(rollouts, before, gold, layout, config, overrides, settings or [], quiet)
+    command.label(rollouts, before, gold, Layout(id_key, text_key, shuffled=shuffled), given, quiet)
 
 
 def main() -> None:
     """Entry point. 0 done, 1 failed, 2 bad usage or input, 3 stopped by the collapse guard, 130 interrupted."""
-    # A stream that was closed (>&-) is None, and its number would go to the next file that is opened.
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    stdout.install()
     interrupts.install()
     malloc.configure()
     app()
@@ -366,6 +233,7 @@ def main() -> None:
 
 @contextmanager
 def _exit_codes() -> Iterator[None]:
+    """An error that a user can act on becomes one line on stderr; any other keeps its traceback."""
     try:
         yield
         sys.stdout.flush()
@@ -374,7 +242,6 @@ def _exit_codes() -> Iterator[None]:
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    except BrokenPipeError:
-        # The reader has left: nothing more to say. Python would complain when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
+    except BrokenPipeError as error:
+        # That of stdout never comes this far, but click takes any for it and would end without a word.
+        raise RuntimeError("the pipe to another process broke (not that of standard output)") from error

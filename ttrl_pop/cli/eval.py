@@ -1,4 +1,4 @@
-"""`ttrl-pop eval`: measure the base model, a run, and the difference."""
+"""`ttrl-pop eval`: measure the base model, a run, or both and the difference."""
 
 import sys
 from contextlib import closing
@@ -10,7 +10,7 @@ from ttrl_pop.cli.display.base import Display
 from ttrl_pop.cli.display.tables import measures_table
 from ttrl_pop.cli.inputs import ReadingInputs
 from ttrl_pop.cli.opening import open_for_reading
-from ttrl_pop.cli.stdout import print_rows
+from ttrl_pop.cli.printing import print_rows
 from ttrl_pop.fit.prepare import prepare
 from ttrl_pop.report.estimators import bootstrap_difference
 from ttrl_pop.report.gold import label_correct, outcome_table

@@ -1,9 +1,155 @@
-"""Flags that several commands share, each with its help."""
+"""Flags: a table of those that set a configuration value, those that commands share otherwise, and who takes which.
 
+A new flag for a setting is an entry in `SETTINGS`, and its name in `takes(...)` of each command that has it.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from ttrl_pop.cli.given import Given
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A flag that sets one value of the configuration."""
+
+    key: str
+    """Dotted, as in `learn.lr`."""
+    kind: Any
+    option: Any
+    value: Callable[[Any], Any] = lambda typed: typed
+    """What was typed → the value; None, not given, stays None."""
+
+
+SETTINGS = {
+    "model": Setting(
+        "model",
+        str,
+        typer.Option(metavar="NAME", help="Hub id, folder, .gguf file, or smollm2 (built in).  [default: smollm2]"),
+    ),
+    "backend": Setting(
+        "backend",
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Rollout engine: hf, vllm, auto (vllm where it is installed and a GPU is there, else hf), or "
+            "package.module:Name.  [default: hf]",
+        ),
+    ),
+    "seed": Setting("seed", int, typer.Option(metavar="N", help="Of every random draw.  [default: 0]")),
+    "steps": Setting(
+        "steps",
+        int,
+        typer.Option(metavar="N", help="Steps to train; with --resume, more than before.  [default: 20]"),
+    ),
+    "problems_per_step": Setting(
+        "problems_per_step", int, typer.Option(metavar="N", help="Problems in a step.  [default: 16]")
+    ),
+    "population": Setting(
+        "population.name",
+        str,
+        typer.Option(metavar="NAME", help="norm-noise (B-Trans), none, or package.module:Name.  [default: norm-noise]"),
+    ),
+    "minds": Setting(
+        "population.minds", int, typer.Option(metavar="N", help="Minds that answer each problem.  [default: 16]")
+    ),
+    "samples_per_mind": Setting(
+        "population.samples_per_mind",
+        int,
+        typer.Option(metavar="N", help="Rollouts of each mind; a problem gets minds × this many votes.  [default: 1]"),
+    ),
+    "lr": Setting(
+        "learn.lr",
+        float,
+        typer.Option(metavar="RATE", help="Learning rate of the adapter; the population's is 5 ×.  [default: 5e-5]"),
+    ),
+    "extract": Setting(
+        "vote.extract",
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="How an answer is read: auto, first-number, last-number, choice, regex:PATTERN, or "
+            "package.module:function.  [default: auto]",
+        ),
+    ),
+    "grader": Setting(
+        "vote.grader",
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Which answers are equal: math, exact, choice, or package.module:Name.  [default: math]",
+        ),
+    ),
+    "reward": Setting(
+        "vote.reward",
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="majority, frequency, gated, novelty, gold, package.module:Name, or a sum: majority+0.2*format.  "
+            "[default: majority]",
+        ),
+    ),
+    "weight": Setting(
+        "vote.weight",
+        str,
+        typer.Option(
+            metavar="NAME", help="Votes: one for each rollout, or mind, or by confidence.  [default: rollout]"
+        ),
+    ),
+    "stop_on_collapse": Setting(
+        "guard.stop_on_collapse",
+        bool,
+        typer.Option("--stop-on-collapse", help="End with exit code 3 when the run looks like a collapse."),
+    ),
+    "raw": Setting(
+        "problems.form",
+        bool,
+        typer.Option(
+            "--raw/--chat",
+            help="Text prompts as they stand, for the model to continue (base and very small models, few-shot "
+            "prompts), or as chat turns that ask for a boxed answer (instruction-tuned models).  [default: raw where "
+            "the field is named prompt, else chat]",
+        ),
+        {True: "raw", False: "chat"}.get,
+    ),
+    "rollouts_raw": Setting(
+        "problems.form",
+        bool,
+        typer.Option(
+            "--raw/--chat",
+            help="What the prompts were: text to continue, or chat turns. Decides how auto reads an answer.  "
+            "[default: the rows' field form, else chat]",
+        ),
+        {True: "raw", False: "chat"}.get,
+    ),
+    "prompt_key": Setting(
+        "problems.prompt_key",
+        str,
+        typer.Option(metavar="FIELD", help="Field that holds the prompt.  [default: detected]"),
+    ),
+    "answer_key": Setting(
+        "problems.answer_key",
+        str,
+        typer.Option(metavar="FIELD", help="Field that holds the gold answer.  [default: detected]"),
+    ),
+    "id_key": Setting(
+        "problems.id_key",
+        str,
+        typer.Option(metavar="FIELD", help="Field that holds the id.  [default: detected, or the line number]"),
+    ),
+    "prompt_template": Setting(
+        "problems.prompt_template",
+        str,
+        typer.Option(metavar="TEXT", help="Text with {prompt} in it, put around every prompt."),
+    ),
+}
+"""Flag, as a Python name → what it sets. A flag that is not given leaves the value as it is."""
 
 SOURCE = "JSONL or JSON file, - for standard input, or hf:NAME[:config][:split]."
 
@@ -13,95 +159,12 @@ OptionalProblems = Annotated[
     str | None, typer.Argument(metavar="PROBLEMS", help=f"{SOURCE} Not needed with --resume.", show_default=False)
 ]
 
-ConfigFile = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE", help="TOML file, such as RUN/config.toml; flags win over it.")
-]
-
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, as in learn.loss=grpo. May be repeated."),
-]
-
-Model = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="Hub id, folder, .gguf file, or smollm2 (built in).  [default: smollm2]"),
-]
-
-Backend = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help="Rollout engine: hf, vllm, auto (vllm where it is installed and a GPU is there, else hf), or "
-        "package.module:Name.  [default: hf]",
-    ),
-]
-
-Population = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="norm-noise (B-Trans), none, or package.module:Name.  [default: norm-noise]"),
-]
-
-Minds = Annotated[int | None, typer.Option(metavar="N", help="Minds that answer each problem.  [default: 16]")]
-
-Samples = Annotated[
-    int | None,
-    typer.Option(metavar="N", help="Rollouts of each mind; a problem gets minds × this many votes.  [default: 1]"),
-]
-
 Gold = Annotated[
     str | None,
     typer.Option(
         metavar="FILE",
         help="Gold answers (JSON lines with id and answer), for measuring: only --reward gold learns from them.",
     ),
-]
-
-Seed = Annotated[int | None, typer.Option(metavar="N", help="Of every random draw.  [default: 0]")]
-
-Raw = Annotated[
-    bool | None,
-    typer.Option(
-        "--raw/--chat",
-        help="Text prompts as they stand, for the model to continue (base and very small models, few-shot prompts), or "
-        "as chat turns that ask for a boxed answer (instruction-tuned models).  [default: raw where the field is named "
-        "prompt, else chat]",
-    ),
-]
-
-Extract = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help="How an answer is read: auto, first-number, last-number, choice, regex:PATTERN, or "
-        "package.module:function.  [default: auto]",
-    ),
-]
-
-Reward = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help="majority, frequency, gated, novelty, gold, package.module:Name, or a sum: majority+0.2*format.  "
-        "[default: majority]",
-    ),
-]
-
-PromptKey = Annotated[
-    str | None, typer.Option(metavar="FIELD", help="Field that holds the prompt.  [default: detected]")
-]
-
-AnswerKeyName = Annotated[
-    str | None,
-    typer.Option("--answer-key", metavar="FIELD", help="Field that holds the gold answer.  [default: detected]"),
-]
-
-IdKey = Annotated[
-    str | None, typer.Option(metavar="FIELD", help="Field that holds the id.  [default: detected, or the line number]")
-]
-
-Template = Annotated[
-    str | None,
-    typer.Option("--prompt-template", metavar="TEXT", help="Text with {prompt} in it, put around every prompt."),
 ]
 
 Trained = Annotated[
@@ -115,18 +178,51 @@ Trained = Annotated[
 
 Quiet = Annotated[bool, typer.Option("--quiet", help="Nothing on stderr but errors.")]
 
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="TOML file, such as RUN/config.toml; flags win over it.")
+]
 
-def reading_settings(
-    raw: bool | None,
-    prompt_key: str | None,
-    answer_key: str | None,
-    id_key: str | None,
-    prompt_template: str | None,
-) -> dict[str, Any]:
-    return {
-        "problems.form": None if raw is None else "raw" if raw else "chat",
-        "problems.prompt_key": prompt_key,
-        "problems.answer_key": answer_key,
-        "problems.id_key": id_key,
-        "problems.prompt_template": prompt_template,
-    }
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, as in learn.loss=grpo. May be repeated."),
+]
+
+
+def takes(*flags: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command these flags, in the order of its help: its own parameters, settings of the table, `config`, `set`.
+
+    What was typed for all but its own parameters comes to it as one: its first parameter, `given`.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = dict(inspect.signature(command).parameters)
+        del own["given"]
+        # Keywords, of which one with a default may stand before one without.
+        parameters = [
+            (own.get(flag) or _parameter(flag)).replace(kind=inspect.Parameter.KEYWORD_ONLY) for flag in flags
+        ]
+        assert own.keys() <= set(flags), f"{command.__name__} does not say where these flags stand: {[*own]}"
+
+        @functools.wraps(command)
+        def typed(**values: Any) -> None:
+            mine = {name: values.pop(name) for name in own}
+            config_file, settings = values.pop("config"), values.pop("set") or ()
+            overrides = {SETTINGS[name].key: SETTINGS[name].value(value) for name, value in values.items()}
+            command(Given(config_file, overrides, settings), **mine)
+
+        # What typer reads: the parameters, and their types.
+        typed.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        typed.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return typed
+
+    return decorate
+
+
+def _parameter(flag: str) -> inspect.Parameter:
+    if flag == "config":
+        kind: Any = ConfigFile
+    elif flag == "set":
+        kind = Set
+    else:
+        kind = Annotated[SETTINGS[flag].kind | None, SETTINGS[flag].option]
+    return inspect.Parameter(flag, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)

@@ -5,30 +5,28 @@ Nothing here imports torch: a mistyped path or key is reported in a fraction of 
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ttrl_pop.cli.given import Given
 from ttrl_pop.config import Config
-from ttrl_pop.config_file import load_config, parse_assignment
+from ttrl_pop.config_file import load_config
 from ttrl_pop.errors import UsageError
 from ttrl_pop.read.problems import read_problems
+from ttrl_pop.store.directory import RunDirectory, find
 from ttrl_pop.types import ProblemSet
 from ttrl_pop.vote.rewards.base import needs_gold
 
-Overrides = Mapping[str, Any]
-"""Configuration values by dotted key, from flags; None means not given."""
-
-CONFIG = "config.toml"
 FIXED = ("population.name", "population.options", "learn.lora.")
-"""Settings that belong to the trained weights of a run."""
+"""Settings that belong to the trained weights of a run, or how their keys begin."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunInputs:
-    """For a new run."""
+    """What a new run is made from."""
 
     config: Config
     problems: ProblemSet
@@ -39,41 +37,36 @@ class RunInputs:
 
 @dataclass(frozen=True, slots=True)
 class ReadingInputs:
-    """For `eval` and `sample`, where nothing learns."""
+    """What `eval` and `sample` read, where nothing learns."""
 
     config: Config
     problems: ProblemSet
     source: str
-    run: Path | None
-    """A run directory or a checkpoint; None is the base model."""
-    noise: bool
+    run: RunDirectory | None = None
+    """None is the base model."""
+    checkpoint: Path | None = None
+    """A checkpoint of the run; None is its newest."""
+    noise: bool = True
     """Whether the minds differ; without it the mean mind writes all rollouts."""
-    rewards: bool
+    rewards: bool = True
     """Whether rollouts are rewarded as in training. Nothing learns from it: it says which groups carry a signal."""
 
 
-def for_run(
-    source: str | None,
-    gold: str | None,
-    out: Path | None,
-    config_file: Path | None,
-    overrides: Overrides,
-    settings: Sequence[str],
-) -> RunInputs:
+def for_run(source: str | None, gold: str | None, out: Path | None, given: Given) -> RunInputs:
     """Read configuration and problems of a new run.
 
     Args:
         source: as for `read_problems`.
         gold: file of gold answers.
         out: directory to be, which must not exist or be empty.
-        settings: `KEY=VALUE` texts, which win over `overrides`.
 
     Raises:
         UsageError: whatever of it is wrong.
     """
     if source is None:
         raise UsageError("run needs PROBLEMS: a file, - for standard input, or hf:NAME (or --resume RUN)")
-    config = configured(config_file, overrides, settings)
+    check_one_stdin({"PROBLEMS": source, "--gold": gold})
+    config = given.config()
     _check_free(out)
     problems = read_problems(source, config.problems, gold)
     if needs_gold(config.vote.reward):
@@ -81,15 +74,7 @@ def for_run(
     return RunInputs(config, problems, source, out)
 
 
-def for_reading(
-    source: str,
-    gold: str | None,
-    run: Path | None,
-    config_file: Path | None,
-    overrides: Overrides,
-    settings: Sequence[str],
-    rewards: bool = True,
-) -> ReadingInputs:
+def for_reading(source: str, gold: str | None, run: Path | None, given: Given, rewards: bool = True) -> ReadingInputs:
     """Read configuration and problems for a base model or, where `run` is given, for what it trained.
 
     Args:
@@ -99,18 +84,15 @@ def for_reading(
     Raises:
         UsageError: whatever of it is wrong; also a setting that the run's weights do not go with.
     """
+    check_one_stdin({"PROBLEMS": source, "--gold": gold})
     if run is None:
-        config = configured(config_file, overrides, settings)
+        config = given.config()
         problems = read_problems(source, config.problems, gold)
-        return ReadingInputs(config, problems, source, None, True, rewards and _can_reward(config, problems))
-    if config_file is not None:
+        return ReadingInputs(config, problems, source, rewards=rewards and _can_reward(config, problems))
+    if given.config_file is not None:
         raise UsageError("--run takes its configuration from the run directory; use --set for single values")
-    folders = (run, *run.resolve().parents)[:3]
-    home = next((folder for folder in folders if (folder / CONFIG).is_file()), None)
-    if home is None:
-        raise UsageError(f"--run {run}: neither a run directory nor a checkpoint in one (no {CONFIG})")
-    saved = load_config(home / CONFIG, {})
-    config = configured(home / CONFIG, overrides, settings)
+    run_dir, checkpoint = find(run)
+    saved, config = load_config(run_dir.config, {}), given.config(run_dir.config)
     noise = config.population.name != "none" or saved.population.name == "none"
     if not noise:
         # A trained adapter without noise is the mean mind; it needs the population's mu.
@@ -121,21 +103,19 @@ def for_reading(
         if key.startswith(FIXED):
             raise UsageError(f"--run {run}: {key} was {before!r} in training, cannot become {now!r}")
     problems = read_problems(source, config.problems, gold)
-    return ReadingInputs(config, problems, source, run, noise, rewards and _can_reward(config, problems))
+    rewards = rewards and _can_reward(config, problems)
+    return ReadingInputs(config, problems, source, run_dir, checkpoint, noise, rewards)
 
 
-def configured(config_file: Path | None, overrides: Overrides, settings: Sequence[str]) -> Config:
-    """Defaults < file < flags < `--set`.
+def check_one_stdin(sources: Mapping[str, str | None]) -> None:
+    """Let standard input be one of `sources`, which has the names of the command line, at most.
 
     Raises:
-        UsageError: a file or a value that is no configuration.
+        UsageError: it is several, of which the second would find it empty.
     """
-    given = {**overrides, **dict(parse_assignment(text) for text in settings)}
-    name = given.get("population.name")
-    if config_file is not None and name not in (None, load_config(config_file, {}).population.name):
-        # The options in the file belong to the population that it names.
-        given = {"population.options": {}, **given}
-    return load_config(config_file, given)
+    if [*sources.values()].count("-") > 1:
+        *names, last = sources
+        raise UsageError(f"standard input can be one of {', '.join(names)} and {last}; name files for the others")
 
 
 def changes(before: Config, after: Config) -> list[tuple[str, Any, Any]]:
@@ -145,7 +125,7 @@ def changes(before: Config, after: Config) -> list[tuple[str, Any, Any]]:
 
 
 def check_writable(path: Path, flag: str) -> None:
-    """Try it: permission bits say nothing of read-only mounts, of /proc, or of what root may do.
+    """Check by trying: permission bits say nothing of read-only mounts, of /proc, or of what root may do.
 
     Raises:
         UsageError: `path`, or the nearest folder above it that exists, takes no files.
@@ -168,7 +148,7 @@ def _check_free(out: Path | None) -> None:
         return
     check_writable(out, f"--out {out}")
     if out.is_dir() and any(out.iterdir()):
-        resumable = f"--resume {out} or " if (out / CONFIG).exists() else ""
+        resumable = f"--resume {out} or " if RunDirectory(out).identity.exists() else ""
         raise UsageError(f"--out {out}: exists and is not empty; pass {resumable}another --out")
 
 

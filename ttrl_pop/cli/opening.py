@@ -1,12 +1,13 @@
 """A model, a run or a resumed run, opened and checked before anything is written."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ttrl_pop.cli import inputs
-from ttrl_pop.cli.inputs import Overrides, ReadingInputs, RunInputs
+from ttrl_pop.cli.given import Given
+from ttrl_pop.cli.inputs import ReadingInputs, RunInputs
 from ttrl_pop.config import ProblemsConfig
 from ttrl_pop.config_file import dump_config, load_config
 from ttrl_pop.errors import UsageError
@@ -55,9 +56,7 @@ def prepare_resume(
     path: Path,
     source: str | None,
     gold: str | None,
-    config_file: Path | None,
-    overrides: Overrides,
-    settings: Sequence[str],
+    given: Given,
 ) -> PreparedRun:
     """Open a run directory to go on with it: same configuration, model and problems.
 
@@ -66,14 +65,14 @@ def prepare_resume(
     """
     run = RunDirectory(path)
     identity = read_identity(run, f"--resume {path}")
-    if config_file is not None:
+    if given.config_file is not None:
         raise UsageError("--resume takes its configuration from the run directory; leave --config out")
     if gold is not None:
         raise UsageError(
             "--resume takes its gold answers from the run directory; leave --gold out (ttrl-pop eval takes other ones)"
         )
     saved = load_config(run.config, {})
-    config = inputs.configured(run.config, overrides, settings)
+    config = given.config(run.config)
     for key, before, now in inputs.changes(saved, config):
         if key not in CHANGEABLE and not key.startswith("problems."):
             raise UsageError(f"--resume {path}: {key} was {before!r}, cannot become {now!r}; start a new run")
@@ -106,9 +105,9 @@ def open_for_reading(given: ReadingInputs) -> tuple[Session, Path | None]:
     """A session for `eval` and `sample`, and the run's checkpoint, of which only the population's start is loaded."""
     if given.run is None:
         return open_session(given.config, given.problems, adapter=False, rewards=given.rewards), None
-    flag = f"--run {given.run}"
-    folder, run_dir = checkpoint.find(given.run)
-    identity = read_identity(run_dir, flag)
+    flag = f"--run {given.run.path}"
+    folder = given.checkpoint or checkpoint.newest(given.run)
+    identity = read_identity(given.run, flag)
     session = open_session(given.config, given.problems, adapter=True, rewards=given.rewards)
     check_model(session, identity, flag)
     checkpoint.load_start(folder, session.policy)

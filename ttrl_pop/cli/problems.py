@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from ttrl_pop.cli.display.tables import states_table
-from ttrl_pop.cli.stdout import print_rows
+from ttrl_pop.cli.printing import print_rows
 from ttrl_pop.config_file import load_config
 from ttrl_pop.run.history import group_weight
 from ttrl_pop.run.progress import load_history
 from ttrl_pop.store import checkpoint, files
+from ttrl_pop.store.directory import find
 from ttrl_pop.vote.rules import build_grader
 
 
@@ -18,8 +19,8 @@ def problems(path: Path) -> None:
     Raises:
         UsageError: `path` is neither a run with a checkpoint nor a checkpoint.
     """
-    folder, run_dir = checkpoint.find(path)
-    history = load_history(folder)
+    run_dir, folder = find(path)
+    history = load_history(folder or checkpoint.newest(run_dir))
     config = load_config(run_dir.config, {})
     same = build_grader(config.vote).same
     gold = {row["id"]: row["answer"] for row in files.read_lines(run_dir.gold)} if run_dir.gold.exists() else {}

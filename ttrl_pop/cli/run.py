@@ -1,14 +1,18 @@
-"""What each command does once its arguments are parsed: prepare, iterate, show, write."""
+"""`ttrl-pop run`: train, answer every problem, say what came of it."""
 
+import errno
 import json
+import os
+import re
 import shlex
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import Any
 
 from rich.text import Text
+from safetensors import SafetensorError
 
 from ttrl_pop.cli import interrupts
 from ttrl_pop.cli.display import open_display
@@ -16,9 +20,9 @@ from ttrl_pop.cli.display.base import Display
 from ttrl_pop.cli.display.console import console_on
 from ttrl_pop.cli.display.tables import answers_table, outcomes_line, summary_table
 from ttrl_pop.cli.opening import PreparedRun
-from ttrl_pop.cli.stdout import print_rows
+from ttrl_pop.cli.printing import print_rows
 from ttrl_pop.config_file import dump_config
-from ttrl_pop.errors import CollapseError, UsageError
+from ttrl_pop.errors import CollapseError, TtrlPopError, UsageError
 from ttrl_pop.fit.prepare import prepare
 from ttrl_pop.report.estimators import mean
 from ttrl_pop.report.gold import label_correct, outcome_table, rollout_accuracy
@@ -30,7 +34,7 @@ from ttrl_pop.store import checkpoint, files
 from ttrl_pop.store.directory import RunDirectory
 from ttrl_pop.text import safe
 from ttrl_pop.train import train
-from ttrl_pop.types import StepReport, Tally
+from ttrl_pop.types import Phase, StepReport, Tally
 
 LARGE_SET = 128
 """Problems beyond which label-free training was found to collapse (arXiv 2603.08660)."""
@@ -38,16 +42,25 @@ LARGE_SET = 128
 LONGEST_PATH = 4096
 """Characters of a path that are printed."""
 
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+"""What writing ends with on a disk that is full, over its quota or the limit on files, or has become read-only."""
+
 
 def run(prepared: PreparedRun, quiet: bool) -> None:
     """Train, answer, summarise.
 
     Raises:
         UsageError: another process works in the run directory.
+        TtrlPopError: the run directory takes no more; what was saved before is whole.
     """
     session, run_dir = prepared.session, prepared.run
     config = session.config
-    with closing(session.backend), run_dir.lock(), open_display(quiet, sys.stderr) as display:
+    with (
+        closing(session.backend),
+        run_dir.lock(),
+        open_display(quiet, sys.stderr) as display,
+        _early_end(run_dir, display),
+    ):
         if prepared.changed:
             # In this order: answers of fewer steps must not outlive a kill in between.
             run_dir.answers.unlink(missing_ok=True)
@@ -58,37 +71,65 @@ def run(prepared: PreparedRun, quiet: bool) -> None:
             display.notice(prepared.notice)
         _warn_of_size(session, display)
         try:
-            try:
-                _prepare(session, run_dir, display)
-            except UsageError:
-                if not prepared.resumed:
-                    shutil.rmtree(run_dir.path)
-                raise
-            if config.baseline and not progress.step and not run_dir.baseline.exists():
-                rows = list(_survey(session, display, "before training: answering"))
-                files.write_lines(run_dir.baseline, rows)
-            first, last = _train(prepared, progress, display)
-            if config.answers and not run_dir.answers.exists():
-                rows = list(_survey(session, display, "after training: answering"))
-                files.write_lines(run_dir.answers, rows)
-        except KeyboardInterrupt:
-            hint = f"ttrl-pop run --resume {shlex.quote(str(run_dir.path))}"
-            display.notice(f"stopped; saved up to step {checkpoint.latest(run_dir) or 0}; go on with: {hint}")
+            _prepare(session, run_dir, display)
+        except UsageError:
+            if not prepared.resumed:
+                shutil.rmtree(run_dir.path)
             raise
-        except CollapseError as error:
-            best = (
-                f"; {run_dir.path / 'best'} is where minds agreed most before"
-                if (run_dir.path / "best").exists()
-                else ""
-            )
-            raise CollapseError(
-                f"{error}; saved up to step {checkpoint.latest(run_dir)} in {run_dir.path}{best}. To go on all the "
-                "same: --resume with --set guard.stop_on_collapse=false"
-            ) from None
+        if config.baseline and not progress.step and not run_dir.baseline.exists():
+            rows = list(_survey(session, display, "before training: answering"))
+            files.write_lines(run_dir.baseline, rows)
+        first, last = _train(prepared, progress, display)
+        if config.answers and not run_dir.answers.exists():
+            rows = list(_survey(session, display, "after training: answering"))
+            files.write_lines(run_dir.answers, rows)
     if config.answers:
         print_rows(list(files.read_lines(run_dir.answers)), answers_table)
     if not quiet:
         _print_summary(prepared, first, last)
+
+
+@contextmanager
+def _early_end(run_dir: RunDirectory, display: Display) -> Iterator[None]:
+    """Say of a run that ends before its time what of it is saved, and how to go on.
+
+    Raises:
+        KeyboardInterrupt: as it came.
+        CollapseError: with what is kept.
+        TtrlPopError: the disk takes no more; in place of the error that a write ended with.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        display.notice(f"stopped; {_saved(run_dir)}")
+        raise
+    except CollapseError as error:
+        best = run_dir.path / "best"
+        kept = f"; {best} is where minds agreed most before" if best.exists() else ""
+        raise CollapseError(
+            f"{error}; saved up to step {checkpoint.latest(run_dir)} in {run_dir.path}{kept}. To go on all the same: "
+            "--resume with --set guard.stop_on_collapse=false"
+        ) from None
+    except (OSError, SafetensorError) as error:
+        if (reason := _refusal(error)) is None:
+            raise
+        name = getattr(error, "filename", None) or run_dir.path
+        raise TtrlPopError(f"{name}: cannot be written to ({reason}); {_saved(run_dir)}") from error
+
+
+def _refusal(error: OSError | SafetensorError) -> str | None:
+    """What a disk has against being written to; None where `error` is about something else."""
+    number = error.errno if isinstance(error, OSError) else None
+    if found := re.search(r"os error (\d+)", str(error)):
+        # safetensors wraps the system's error, and its number is left in the text alone.
+        number = int(found[1])
+    return os.strerror(number) if number in NO_ROOM else None
+
+
+def _saved(run_dir: RunDirectory) -> str:
+    """Step of the newest whole checkpoint, and the command that goes on from it."""
+    hint = f"ttrl-pop run --resume {shlex.quote(str(run_dir.path))}"
+    return f"saved up to step {checkpoint.latest(run_dir) or 0}; go on with: {hint}"
 
 
 def _warn_of_size(session: Session, display: Display) -> None:
@@ -109,29 +150,23 @@ def _train(prepared: PreparedRun, progress: Progress, display: Display) -> tuple
     """Run the loop; returns the first and the last report of the whole run."""
     session = prepared.session
     answers, same = session.gold, session.grader.same
-    per_step = min(session.config.problems_per_step, len(session.problems))
     first = last = None
     if prepared.run.metrics.exists():
         for row in files.read_lines(prepared.run.metrics):
             last = from_metrics_row(row)
             first = first or last
             display.step(last)
-    if progress.step < session.config.steps:
-        display.phase(f"step {progress.step + 1}: sampling", per_step)
-    voted = 0
     with closing(train(session, prepared.run, progress)) as events:
         for event in events:
             interrupts.check()
-            if isinstance(event, StepReport):
-                first, last, voted = first or event, event, 0
-                display.step(event)
-                if event.step < session.config.steps:
-                    display.phase(f"step {event.step + 1}: sampling", per_step)
-            else:
-                display.tally(event, label_correct(event, answers, same))
-                voted += 1
-                if voted == per_step:
-                    display.phase(f"step {progress.step + 1}: learning", 0)
+            match event:
+                case Phase():
+                    display.phase(f"step {event.step}: {event.name}", event.total)
+                case Tally():
+                    display.tally(event, label_correct(event, answers, same))
+                case StepReport():
+                    first, last = first or event, event
+                    display.step(event)
     return first, last
 
 

@@ -1,4 +1,4 @@
-"""`ttrl-pop sample`: rollouts, as they are written."""
+"""`ttrl-pop sample`: rollouts, printed as they are written."""
 
 import json
 import sys

@@ -4,14 +4,13 @@ A problem's row is printed once its rollouts are voted on, and nothing of them i
 
 Simplifications:
 
-1. Labels are those of the rollouts' own majority, whatever `vote.labels` says: there is no model to ask.
+1. A label is that of the rollouts' own majority, whatever `vote.labels` says: there is no model to ask.
 2. Rewards that look at lengths know the token limit only where a configuration gives one.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from rich.text import Text
@@ -19,10 +18,10 @@ from rich.text import Text
 from ttrl_pop.cli import interrupts
 from ttrl_pop.cli.display.console import console_on
 from ttrl_pop.cli.display.tables import answers_table, measures_table
-from ttrl_pop.cli.inputs import Overrides, configured
-from ttrl_pop.cli.stdout import print_row, print_rows
+from ttrl_pop.cli.given import Given
+from ttrl_pop.cli.inputs import check_one_stdin
+from ttrl_pop.cli.printing import print_row, print_rows
 from ttrl_pop.config import Config
-from ttrl_pop.errors import UsageError
 from ttrl_pop.read.problems import read_gold
 from ttrl_pop.read.rollouts import Layout, read_rollouts
 from ttrl_pop.report.gold import gold_metrics, label_correct, outcome_table
@@ -34,7 +33,7 @@ from ttrl_pop.vote.vote import vote
 
 @dataclass(slots=True)
 class Totals:
-    """Sums over the problems of one source."""
+    """Running sums over the problems of one source of rollouts."""
 
     problems: int = 0
     rollouts: int = 0
@@ -72,9 +71,7 @@ def label(
     before: str | None,
     gold: str | None,
     layout: Layout,
-    config_file: Path | None,
-    overrides: Overrides,
-    settings: Sequence[str],
+    given: Given,
     quiet: bool,
 ) -> None:
     """Vote on each problem and print its row; figures on stderr at the end.
@@ -88,9 +85,8 @@ def label(
     Raises:
         UsageError: whatever of it is wrong; rows before the wrong one have been printed.
     """
-    if [rollouts, before, gold].count("-") > 1:
-        raise UsageError("standard input can be one of ROLLOUTS, --before and --gold; name files for the others")
-    config = configured(config_file, overrides, settings)
+    check_one_stdin({"ROLLOUTS": rollouts, "--before": before, "--gold": gold})
+    config = given.config()
     answers = AnswerKey() if gold is None else read_gold(gold, config.problems)
     layout = replace(layout, form=config.problems.form)
     rules = build_rules(config.vote, answers, token_limit=_token_limit(config))

@@ -137,19 +137,16 @@ def load_start(folder: Path, policy: Policy) -> None:
     policy.population.restart()
 
 
-def find(path: Path) -> tuple[Path, RunDirectory]:
-    """The newest checkpoint of a run directory, or `path` itself where it is a checkpoint; and the run directory.
+def newest(run: RunDirectory) -> Path:
+    """Folder of the newest whole checkpoint.
 
     Raises:
         UsageError: there is none.
     """
-    if (path / "MANIFEST").is_file():
-        return path.resolve(), RunDirectory(path.resolve().parents[1])
-    run = RunDirectory(path)
     step = latest(run)
     if step is None:
-        raise UsageError(f"{path}: neither a run directory with a checkpoint nor a checkpoint")
-    return run.checkpoint(step), run
+        raise UsageError(f"{run.path}: no whole checkpoint in this run; go on with it by ttrl-pop run --resume")
+    return run.checkpoint(step)
 
 
 def load_optimizer(folder: Path) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
-"""RUN/ on disk: the names of its files, its lock, and how a new one is made."""
+"""RUN/ on disk: the names of its files, its lock, how a new one is made, and how one is found from a path in it."""
 
 import fcntl
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,11 @@ from pathlib import Path
 
 from ttrl_pop.errors import UsageError
 from ttrl_pop.store.files import write_atomic
+
+IDENTITY = "identity.json"
+
+MANIFEST = "MANIFEST"
+"""Lists the files of a checkpoint; written last."""
 
 
 class RunDirectory:
@@ -34,7 +40,7 @@ class RunDirectory:
     @property
     def identity(self) -> Path:
         """Fingerprints of model and problems. Written last when a run is created."""
-        return self.path / "identity.json"
+        return self.path / IDENTITY
 
     @property
     def metrics(self) -> Path:
@@ -101,6 +107,28 @@ def create(path: Path | None, source: str, files: Mapping[str, str]) -> RunDirec
     except OSError as error:
         raise UsageError(f"run directory {path or 'runs'} cannot be made ({error.strerror}); pass --out") from error
     return run
+
+
+def find(path: Path) -> tuple[RunDirectory, Path | None]:
+    """The run that `path` is or stands in and, where `path` is or stands in a checkpoint, that checkpoint's folder.
+
+    `RUN/best` is the checkpoint that it points to.
+
+    Raises:
+        UsageError: it stands in no run, or in what is no checkpoint although it has the place of one.
+    """
+    # A path with a slip of the pen must not be taken for the folder that it would stand in.
+    above = (path, *path.resolve().parents) if os.path.exists(path) else ()
+    run = next((run for run in map(RunDirectory, above) if run.identity.is_file()), None)
+    if run is None:
+        raise UsageError(f"{path}: neither a run directory nor a checkpoint in one (no {IDENTITY})")
+    checkpoints = run.checkpoints.resolve()
+    folder = next((folder for folder in (path.resolve(), *above[1:]) if folder.parent == checkpoints), None)
+    if folder is None:
+        return run, None
+    if not (folder / MANIFEST).is_file():
+        raise UsageError(f"{path}: not a whole checkpoint (no {MANIFEST})")
+    return run, folder
 
 
 def _names(source: str) -> Iterator[Path]:

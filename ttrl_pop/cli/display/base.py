@@ -1,16 +1,19 @@
-"""What a display is shown, and the one that shows nothing."""
+"""The interface of displays: what they are shown of a run while it happens."""
 
-from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import TypeAlias
 
 from ttrl_pop.types import StepReport, Tally
 
 Figure: TypeAlias = float | int | None
+"""A number that may be unknown."""
 
 
-class Display(ABC):
-    """Shows a run while it happens. Leaving its context, also by an exception, restores the terminal."""
+class Display:
+    """A display that shows nothing, for `--quiet`; others show what is told to them.
+
+    Leaving its context, also by an exception, restores the terminal.
+    """
 
     def __enter__(self) -> "Display":
         return self
@@ -23,42 +26,18 @@ class Display(ABC):
     ) -> None:
         return None
 
-    @abstractmethod
     def begin(self, title: str, steps: int, done: int) -> None:
         """A run of `steps` steps starts, `done` of which an earlier process has finished; 0 steps: no training."""
 
-    @abstractmethod
     def phase(self, text: str, total: int) -> None:
         """A stretch of work starts; each tally is one of its `total` parts. 0: it has none to count."""
 
-    @abstractmethod
     def tally(self, tally: Tally, correct: bool | None) -> None:
         """A problem was voted on; `correct` compares its label with gold, None where gold is unknown."""
 
-    @abstractmethod
     def step(self, report: StepReport) -> None:
         """A step, counted from 1, is finished. One up to `done` is history that was shown before: it only
         fills the curves."""
 
-    @abstractmethod
     def notice(self, text: str) -> None:
         """Something to be read once, which stays on the screen."""
-
-
-class Quiet(Display):
-    """Shows nothing."""
-
-    def begin(self, title: str, steps: int, done: int) -> None:
-        pass
-
-    def phase(self, text: str, total: int) -> None:
-        pass
-
-    def tally(self, tally: Tally, correct: bool | None) -> None:
-        pass
-
-    def step(self, report: StepReport) -> None:
-        pass
-
-    def notice(self, text: str) -> None:
-        pass

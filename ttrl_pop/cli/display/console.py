@@ -7,7 +7,7 @@ from rich.console import Console
 
 
 @runtime_checkable
-class Stream(Protocol):
+class TextStream(Protocol):
     """What is needed of `sys.stderr` or of whatever stands in for it."""
 
     @property
@@ -17,7 +17,7 @@ class Stream(Protocol):
     def isatty(self) -> bool: ...
 
 
-def console_on(stream: Stream) -> Console:
+def console_on(stream: TextStream) -> Console:
     """A console that takes no text for markup, and for which a reader that went away is no error."""
     return Console(file=cast(TextIO, Deafened(stream)), markup=False, emoji=False, highlight=False)
 
@@ -25,7 +25,7 @@ def console_on(stream: Stream) -> Console:
 class Deafened:
     """A text stream for which a reader that went away is no error: from then on it drops what it is given."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: TextStream) -> None:
         self._stream = stream
         self._open = True
         self.encoding = getattr(stream, "encoding", None) or "utf-8"

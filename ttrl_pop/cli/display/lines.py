@@ -1,10 +1,10 @@
 """The display for logs: one plain line a step."""
 
 from ttrl_pop.cli.display.base import Display
-from ttrl_pop.cli.display.console import Deafened, Stream
+from ttrl_pop.cli.display.console import Deafened, TextStream
 from ttrl_pop.cli.display.marks import NOTICE, number, warning_of
 from ttrl_pop.text import safe
-from ttrl_pop.types import StepReport, Tally
+from ttrl_pop.types import StepReport
 
 LINE = {
     "agreement": "vote/agreement",
@@ -16,14 +16,16 @@ LINE = {
     "kl": "learn/kl",
     "gap": "learn/logprob_gap",
 }
+"""Name in a line → metric, in their order."""
 
 NEEDS_GOLD = {"accuracy", "label_accuracy"}
+"""Left out where gold is unknown; any other figure that is None is a dash."""
 
 
 class Lines(Display):
     """One plain line per step, for logs: no escape sequences, flushed at once."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: TextStream) -> None:
         self._stream = Deafened(stream)
         self._steps = self._done_before = 0
 
@@ -31,12 +33,6 @@ class Lines(Display):
         self._steps, self._done_before = steps, done
         parts = [f"{steps} steps"] * bool(steps) + [f"{done} done"] * bool(done)
         self._write("  ".join([safe(title, NOTICE), *parts]))
-
-    def phase(self, text: str, total: int) -> None:
-        pass
-
-    def tally(self, tally: Tally, correct: bool | None) -> None:
-        pass
 
     def step(self, report: StepReport) -> None:
         if report.step <= self._done_before:

@@ -1,15 +1,4 @@
-"""The view for the person who watches, on stderr: a live one on a terminal, one plain line a step elsewhere.
-
-    with open_display(quiet=False, stream=sys.stderr) as display:
-        display.begin("smollm2 on tables.jsonl", steps=8, done=0)
-        display.phase("step 1: sampling", total=16)
-        display.tally(tally, correct=True)
-        display.step(report)
-
-What a model or a file wrote reaches the screen through `safe` and `rich.text.Text` only, so that it can
-neither colour the screen, move the cursor nor be read as markup. A reader that goes away silences the display
-and leaves the run alone.
-"""
+"""The live view: progress, curves and the votes of the current step, drawn in place on a terminal."""
 
 import threading
 import time
@@ -19,7 +8,8 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from rich import live
-from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Group as Stack
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -53,11 +43,12 @@ CURVES = {
     "gap": "learn/logprob_gap",
     "tokens/s": "time/tokens_per_s",
 }
+"""Name of a curve → metric, the first to be shown where there is little room first."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
-    """What the table keeps of a tally, so that the rollouts can be freed."""
+class _Line:
+    """What the table of votes keeps of a tally, so that the rollouts can be freed."""
 
     problem: str
     agreement: float
@@ -68,12 +59,14 @@ class _Row:
 
 @dataclass(slots=True)
 class _Curve:
+    """A figure over the steps: its first value and the newest ones."""
+
     first: float | int
     points: deque[Figure]
 
 
 class Live(Display):
-    """Progress, curves and the votes of the current step, drawn in place four times a second at most.
+    """The display for a terminal, drawn anew four times a second at most.
 
     While a step is under way, the rows of the one before stay below, dimmed, until new ones take their
     places: the view keeps its height.
@@ -98,7 +91,7 @@ class Live(Display):
         self._phase = ""
         self._phase_total = self._count = 0
         self._phase_started = self._started
-        self._rows: list[_Row] = []
+        self._rows: list[_Line] = []
         self._fresh = 0
         self._closed = True
         self._curves: dict[str, _Curve] = {}
@@ -134,7 +127,7 @@ class Live(Display):
     def tally(self, tally: Tally, correct: bool | None) -> None:
         # Cut here, so that a row never holds a megabyte that a model wrote.
         label = None if tally.label is None else safe(tally.label)
-        row = _Row(safe(tally.group.problem.id), tally.agreement, tally.margin, label, correct)
+        row = _Line(safe(tally.group.problem.id), tally.agreement, tally.margin, label, correct)
         with self._lock:
             if self._closed:
                 self._closed, self._fresh = False, 0
@@ -186,7 +179,7 @@ class Live(Display):
             left -= curves + 1
         if self._rows and left > 3:
             parts += [Text(), self._vote_table(width, left - 2)]
-        return Group(*parts)
+        return Stack(*parts)
 
     def _progress(self, width: int) -> Table:
         now = self._clock()
@@ -254,7 +247,7 @@ class Live(Display):
             current = self._closed or index < self._fresh
             table.add_row(*cells, mark(row.correct), answer_cell(row.label), style="" if current else "dim")
         if hidden := total - shown:
-            return Group(table, Text(f"… and {hidden} more", style="dim"))
+            return Stack(table, Text(f"… and {hidden} more", style="dim"))
         return table
 
 

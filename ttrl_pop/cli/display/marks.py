@@ -1,4 +1,4 @@
-"""The marks that tables and views are made of: numbers, bars, curves, check marks."""
+"""Marks that displays and tables are made of: numbers, bars, curves, check marks."""
 
 import math
 from collections.abc import Sequence
@@ -64,6 +64,7 @@ def clock_time(seconds: float) -> str:
 
 
 def warning_of(report: StepReport) -> str | None:
+    """What a person must be told of a step at once, if anything."""
     if report.alarm:
         return f"step {report.step} looks like a collapse: {safe(report.alarm, NOTICE)}"
     bad = report.metrics.get("learn/bad_updates")
@@ -73,13 +74,14 @@ def warning_of(report: StepReport) -> str | None:
 
 
 def mark(correct: bool | None) -> Text:
+    """A check mark or a cross; a blank where gold is unknown."""
     if correct is None:
         return Text(" ")
     return Text("✓", style="green") if correct else Text("✗", style="red")
 
 
 def answer_cell(answer: str | None) -> Text:
-    """Cut by its cell, so that its column, alone in being allowed to wrap, gives way in a narrow table."""
+    """An answer, cut by its cell: its column, alone in being allowed to wrap, gives way in a narrow table."""
     text = Text("no answer", style="dim italic") if answer is None else Text(safe(answer))
     text.no_wrap, text.overflow = True, "ellipsis"
     return text

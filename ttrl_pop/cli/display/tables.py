@@ -1,9 +1,10 @@
-"""Tables of answers, of states of problems and of measures."""
+"""Tables for a person who looks on: answers, what a run knows of problems, measures, before and after."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Group as Stack
 from rich.table import Table
 from rich.text import Text
 
@@ -85,7 +86,7 @@ def measures_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
                 cell.append(f" [{pair[0]:.3f}, {pair[1]:.3f}]", style="not bold")
             cells.append(cell)
         table.add_row(Text(safe(name)), *cells)
-    return Group(table, *(outcomes_line(row["labels"]) for row in rows if row.get("labels")))
+    return Stack(table, *(outcomes_line(row["labels"]) for row in rows if row.get("labels")))
 
 
 def outcomes_line(outcomes: Mapping[str, int]) -> RenderableType:

@@ -1,0 +1,37 @@
+"""What was typed for the configuration: a file, flags that have a key, and --set."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    # Not before a command runs: --help answers at once.
+    import ttrl_pop.config
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """The sources of a command's configuration, unread: defaults < --config < flags < --set."""
+
+    config_file: Path | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """Values of flags by dotted key; None means not given."""
+    settings: Sequence[str] = ()
+    """`KEY=VALUE` texts of --set."""
+
+    def config(self, file: Path | None = None) -> "ttrl_pop.config.Config":
+        """The configuration that they make, with `file`, such as a run's own, in the place of --config.
+
+        Raises:
+            UsageError: a file or a value that is no configuration.
+        """
+        from ttrl_pop.config_file import load_config, parse_assignment
+
+        file = file or self.config_file
+        values = {**self.overrides, **dict(parse_assignment(text) for text in self.settings)}
+        population = values.get("population.name")
+        if file is not None and population not in (None, load_config(file, {}).population.name):
+            # The options in the file belong to the population that it names.
+            values = {"population.options": {}, **values}
+        return load_config(file, values)
