@@ -61,8 +61,8 @@ class Pack:
     """Tokens of each branch, by tree, piece by piece."""
 
     def sources(self, tree: int, branch: int) -> tuple[int, ...]:
-        """The tokens behind whose hidden states a branch's tokens come, and one more that may follow: the last of the
-        prompt, then those of the branch."""
+        """The tokens that predict a branch, each the next one: the last of the prompt, then the branch's own, of which
+        the last predicts what may follow."""
         return (self.stems[tree][-1][-1], *chain(*self.branches[tree][branch]))
 
 
