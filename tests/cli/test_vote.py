@@ -206,7 +206,7 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "no gold answer": ("vote - --gold rollouts.jsonl", GOOD, "rollouts.jsonl:1: no gold answer (found: id, text)"),
     "no file before": ("vote - --before nothing.jsonl", GOOD, "nothing.jsonl: no such file"),
     "two from one input": ("vote - --before -", GOOD, "standard input can be one of ROLLOUTS, --before and --gold"),
-    "no such extraction": ("vote - --extract boxed", GOOD, "extract must be auto"),
+    "no such extraction": ("vote - --extract boxed", GOOD, "extractor must be one of auto"),
     "a broken pattern": ("vote - --extract regex:(", GOOD, "is not a valid regular expression"),
     "no such grader": ("vote - --grader exakt", GOOD, "did you mean 'exact'?"),
     "no such reward": ("vote - --reward majorty", GOOD, "did you mean 'majority'?"),
