@@ -129,6 +129,11 @@ def read_identity(run: RunDirectory, flag: str) -> dict[str, str]:
 
 
 def check_model(session: Session, identity: Mapping[str, str], flag: str) -> None:
+    """Refuse to go on with another model than the run's.
+
+    Raises:
+        UsageError: its weights, or their type, are not those of the run.
+    """
     if session.policy.fingerprint != identity["model"]:
         raise UsageError(
             f"{flag}: model {session.config.model!r} is not the one of the run (other weights, or another dtype)"
@@ -136,6 +141,7 @@ def check_model(session: Session, identity: Mapping[str, str], flag: str) -> Non
 
 
 def announce(calibration: Calibration | None, display: Display) -> None:
+    """Tell the sigma that was found, if there was one to find."""
     if calibration is not None:
         display.notice(
             f"sigma = {calibration.sigma:.4g} (KL {calibration.kl:.3f} nats per token, "
