@@ -40,6 +40,11 @@ class Holder:
     def inside(text, finish_reason):
         return text
 
+class Reading:
+    def answer(self, text, finish_reason, is_chat, thinking):
+        return text
+
+reading = Reading()
 number = 3
 """
 
@@ -63,13 +68,14 @@ def offer(folder: Path, package: str, entries: str) -> None:
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in BUILT_IN for name in BUILT_IN[kind]])
 def test_every_built_in_comes_through_the_door(kind: str, name: str) -> None:
-    assert callable(load(kind, name))
+    assert load(kind, name) is not None
 
 
 def test_a_path_names_a_plug_in_of_ones_own(installed: Path) -> None:
     assert load("grader", "mine:Whole").__name__ == "Whole"
     assert load("reward", "mine:reward").__name__ == "reward"
     assert load("extractor", "mine:Holder.inside")("5", "stop") == "5"
+    assert load("extractor", "mine:reading").answer("5", "stop", True, False) == "5"
 
 
 @pytest.mark.parametrize(
@@ -157,11 +163,8 @@ def test_an_entry_point_that_is_wrong_is_refused(installed: Path, entry: str, me
         ("reward", "majorty", "got 'majorty'; did you mean 'majority'?"),
         ("population", "norm_noise", "got 'norm_noise'; did you mean 'norm-noise'?"),
         ("reward", "shrt", "got 'shrt'; did you mean 'short'?"),
-        (
-            "extractor",
-            "first_number",
-            "one of auto, regex:PATTERN, first-number, last-number, choice or package.module:Name",
-        ),
+        ("extractor", "first-numbr", "extractor must be one of auto, "),
+        ("extractor", "first-numbr", " or package.module:Name, got 'first-numbr'; did you mean 'first-number'?"),
         ("backend", "zzz", "backend must be one of hf, vllm or package.module:Name, got 'zzz'"),
         ("grader", "mine:", "grader must be one of math, exact, choice or package.module:Name, got 'mine:'"),
         ("grader", ":Whole", "got ':Whole'"),

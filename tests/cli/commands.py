@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 from ttrl_pop.cli.app import app
 from ttrl_pop.errors import UsageError
-from ttrl_pop.sample.backend import Request
+from ttrl_pop.sample.backend import Request, Weights
 from ttrl_pop.sample.hf.backend import HfBackend
 from ttrl_pop.store import checkpoint, files
 from ttrl_pop.store.directory import RunDirectory
@@ -127,14 +127,14 @@ def on_terminal(start: Callable[..., Any], *arguments: object) -> tuple[int | No
 
 
 class Refusing(HfBackend):
-    def rollouts(self, requests: Sequence[Request]) -> Iterator[tuple[int, Rollout]]:
+    def rollouts(self, requests: Sequence[Request], weights: Weights = "policy") -> Iterator[tuple[int, Rollout]]:
         raise UsageError("not with me")
 
 
 class Broken(HfBackend):
     """An engine whose process is gone."""
 
-    def rollouts(self, requests: Sequence[Request]) -> Iterator[tuple[int, Rollout]]:
+    def rollouts(self, requests: Sequence[Request], weights: Weights = "policy") -> Iterator[tuple[int, Rollout]]:
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
@@ -143,9 +143,9 @@ class Watched(HfBackend):
 
     events: ClassVar[list[str]] = []
 
-    def rollouts(self, requests: Sequence[Request]) -> Iterator[tuple[int, Rollout]]:
+    def rollouts(self, requests: Sequence[Request], weights: Weights = "policy") -> Iterator[tuple[int, Rollout]]:
         for start in range(0, len(requests), 6):
-            for index, rollout in super().rollouts(requests[start : start + 6]):
+            for index, rollout in super().rollouts(requests[start : start + 6], weights):
                 self.events.append("rollout")
                 yield start + index, rollout
 
@@ -170,6 +170,6 @@ class Counted(ScriptedBackend):
 class Timed(ScriptedBackend):
     """Says how much of the processor's time went by before it was asked for anything."""
 
-    def rollouts(self, requests: Sequence[Request]) -> Iterator[tuple[int, Rollout]]:
+    def rollouts(self, requests: Sequence[Request], weights: Weights = "policy") -> Iterator[tuple[int, Rollout]]:
         print(f"cpu {time.process_time()}", file=sys.stderr)
-        return super().rollouts(requests)
+        return super().rollouts(requests, weights)

@@ -188,7 +188,7 @@ BAD_ARGUMENTS: dict[str, tuple[str, str]] = {
     "no config file": ("sample good.jsonl --config nothing.toml", "nothing.toml: cannot be read"),
     "unknown key": ("run good.jsonl --set learn.los=grpo", "unknown key 'learn.los'; did you mean 'learn.loss'?"),
     "no assignment": ("run good.jsonl --set a", "--set takes KEY=VALUE (as in learn.loss=grpo), got 'a'"),
-    "not a number": ("run good.jsonl --set learn.lr=abc", "learn.lr: Input should be a valid number"),
+    "not a number": ("run good.jsonl --set learn.lr=abc", "learn.lr: Input should be a number"),
     "below a value": ("run good.jsonl --set model.x=1", "'model' is a value"),
     "out of range": ("eval good.jsonl --minds 0", "population.minds: Input should be greater than or equal to 1"),
     "group of one": ("run good.jsonl --minds 1", "a group needs at least 2 rollouts"),

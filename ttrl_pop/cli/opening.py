@@ -126,6 +126,11 @@ def read_identity(run: RunDirectory, flag: str) -> dict[str, str]:
 
 
 def check_model(session: Session, identity: Mapping[str, str], flag: str) -> None:
+    """Refuse to go on with another model than the run's.
+
+    Raises:
+        UsageError: its weights, or their type, are not those of the run.
+    """
     if session.policy.model.fingerprint != identity["model"]:
         raise UsageError(
             f"{flag}: model {session.config.model!r} is not the one of the run (other weights, or another dtype)"
