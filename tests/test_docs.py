@@ -2,6 +2,8 @@
 
 import importlib
 import re
+import shlex
+import sys
 import tomllib
 from collections import Counter
 from collections.abc import Sequence
@@ -9,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import ROOT
+import typer.main
+from fakes import ROOT, save_tiny
 from pydantic import BaseModel
 from test_architecture import FLOORS
 
+from ttrl_pop.cli.app import app
 from ttrl_pop.config import Config
 from ttrl_pop.plugins import BUILT_IN, load
 
@@ -29,6 +33,8 @@ GROUPS = {f"ttrl_pop.{kinds}" for kinds in ("populations", "backends", "graders"
 DEFAULT = re.compile(r"`([A-Za-z_]\w*(?:\.\w+)*) = ([^`]+)`")
 LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
 TREE_LINE = re.compile(r"( *)([\w.]+/?)  +\S.*")
+RECIPE = re.compile(r"^```python\n(.*?)^```\n\n    PYTHONPATH=\. ttrl-pop ([^\n]*)$", re.MULTILINE | re.DOTALL)
+"""Code of a plug-in, and the command below it."""
 SMALL_TREE = """
 ```
 ttrl_pop/        the face
@@ -209,3 +215,25 @@ def test_a_wrong_default_is_seen(quotation: str) -> None:
 
 def test_a_right_default_is_not_reported() -> None:
     assert wrong_defaults('`learn.clip_high = 0.28`, `learn.loss = "dapo"`, `learn.mask_truncated = true`') == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["reward", "grader", "population", "backend"])
+def test_a_recipe_runs_as_it_stands(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = ARCHITECTURE.read_text().partition(f"\n### A {kind}\n")[2]
+    code, command = RECIPE.findall(text)[0]
+    (tmp_path / "my_plugins.py").write_text(code)
+    problems = (ROOT / "examples" / "times-table.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "problems.jsonl").write_text("".join(problems[:2]))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_plugins", raising=False)
+    name, *arguments = shlex.split(command)
+    assert any("my_plugins:" in argument for argument in arguments)
+    small = ["--model", str(save_tiny(tmp_path / "model")), "--minds=2", "--set", "sampling.max_new_tokens=4"]
+    commands: Any = typer.main.get_command(app)
+    commands.commands[name].main([*arguments, *small, *["--steps=1"] * (name == "run")], standalone_mode=False)
+    assert len(capsys.readouterr().out.splitlines()) == (2 if name == "run" else 4)
+    assert Path(sys.modules["my_plugins"].__file__ or "") == tmp_path / "my_plugins.py"

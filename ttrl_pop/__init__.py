@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ttrl_pop.errors import UsageError
     from ttrl_pop.population.base import MEAN, Population
     from ttrl_pop.population.norm_noise import gaussian_kl, hidden_size, norm_sites
-    from ttrl_pop.sample.backend import Backend, Request
+    from ttrl_pop.sample.backend import Backend, Request, Weights
     from ttrl_pop.sample.hf.backend import HfBackend
     from ttrl_pop.types import FinishReason, Metrics, Mind, Rollout
     from ttrl_pop.vote.graders.base import Grader
@@ -40,6 +40,7 @@ __all__ = [
     "Rollout",
     "Section",
     "UsageError",
+    "Weights",
     "gaussian_kl",
     "hidden_size",
     "majority",
@@ -61,6 +62,7 @@ _HOMES = {
     "Rollout": "ttrl_pop.types",
     "Section": "ttrl_pop.config",
     "UsageError": "ttrl_pop.errors",
+    "Weights": "ttrl_pop.sample.backend",
     "gaussian_kl": "ttrl_pop.population.norm_noise",
     "hidden_size": "ttrl_pop.population.norm_noise",
     "majority": "ttrl_pop.vote.rewards.consensus",

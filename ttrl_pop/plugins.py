@@ -64,9 +64,6 @@ BASES = {
 }
 """Kinds that are classes, and what they derive from; the others are anything that can be called."""
 
-METHODS = {"extractor": "answer"}
-"""Kinds that need not be callable where they have this method."""
-
 WITH_OPTIONS = ("population", "backend")
 """Kinds whose classes say in `Options` what can be set."""
 
@@ -141,7 +138,7 @@ def _check(kind: str, name: str, found: Any) -> None:
     """Raises UsageError where `found` is not of the kind that was asked for."""
     came = f"{name!r}, {'the class ' + found.__name__ if isinstance(found, type) else 'a ' + type(found).__name__}"
     if kind not in BASES:
-        if not callable(found) and not hasattr(found, METHODS.get(kind, "__call__")):
+        if not callable(found):
             raise UsageError(f"{kind} must be callable, got {came}")
         return
     module, _, base_name = BASES[kind].partition(":")

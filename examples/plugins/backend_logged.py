@@ -10,16 +10,16 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ttrl_pop import HfBackend, Request, Rollout
+from ttrl_pop import HfBackend, Request, Rollout, Weights
 
 LOG = Path("requests.jsonl")
 
 
 class LoggedBackend(HfBackend):
-    def rollouts(self, requests: Sequence[Request]) -> Iterator[tuple[int, Rollout]]:
+    def rollouts(self, requests: Sequence[Request], weights: Weights = "policy") -> Iterator[tuple[int, Rollout]]:
         start = time.perf_counter()
         with LOG.open("a") as log:
-            for index, rollout in super().rollouts(requests):
+            for index, rollout in super().rollouts(requests, weights):
                 row = {
                     "request": index,
                     "mind": rollout.mind.seed,
