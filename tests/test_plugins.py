@@ -40,11 +40,6 @@ class Holder:
     def inside(text, finish_reason):
         return text
 
-class Reading:
-    def answer(self, text, finish_reason, is_chat, thinking):
-        return text
-
-reading = Reading()
 number = 3
 """
 
@@ -75,7 +70,6 @@ def test_a_path_names_a_plug_in_of_ones_own(installed: Path) -> None:
     assert load("grader", "mine:Whole").__name__ == "Whole"
     assert load("reward", "mine:reward").__name__ == "reward"
     assert load("extractor", "mine:Holder.inside")("5", "stop") == "5"
-    assert load("extractor", "mine:reading").answer("5", "stop", True, False) == "5"
 
 
 @pytest.mark.parametrize(

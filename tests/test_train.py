@@ -37,10 +37,10 @@ def weights(session: Session) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in learner.trained.by_name.items()}
 
 
-def test_every_step_yields_its_tallies_and_then_its_report(run: RunDirectory) -> None:
+def test_every_step_yields_its_phases_its_tallies_and_then_its_report(run: RunDirectory) -> None:
     session = tiny_session(steps=2)
     kinds = [type(event).__name__ for event in train(session, run, Progress())]
-    assert kinds == ["Tally", "Tally", "Tally", "StepReport"] * 2
+    assert kinds == ["Phase", "Tally", "Tally", "Tally", "Phase", "StepReport"] * 2
 
 
 def test_what_is_written_is_what_was_yielded(run: RunDirectory) -> None:
@@ -88,7 +88,7 @@ def test_gold_answers_do_not_reach_the_learner(tmp_path: Path) -> None:
     assert any(not torch.equal(value, weights(tiny_session())[name]) for name, value in ends[0].items())
 
 
-@pytest.mark.parametrize("after", [0, 1, 4, 5, 9])
+@pytest.mark.parametrize("after", [0, 1, 2, 5, 6, 7, 13])
 def test_closing_after_any_event_keeps_what_is_finished(run: RunDirectory, after: int) -> None:
     whole = tiny_session(steps=3, checkpoint__every=5)
     list(train(whole, RunDirectory(run.path.parent / "whole"), Progress()))
@@ -97,10 +97,10 @@ def test_closing_after_any_event_keeps_what_is_finished(run: RunDirectory, after
     for _ in range(after):
         next(events)
     events.close()
-    assert checkpoint.latest(run) == (after // 4 or None)
+    assert checkpoint.latest(run) == (after // 6 or None)
     second = tiny_session(steps=3, checkpoint__every=5)
     progress = resume(run, second)
-    assert progress.step == after // 4
+    assert progress.step == after // 6
     list(train(second, run, progress))
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(second)[name])
@@ -129,7 +129,7 @@ def test_a_resumed_run_equals_one_never_stopped_though_the_grader_gives_answers_
         metrics += [event.metrics] if isinstance(event, StepReport) else []
     assert all(row["vote/timeouts"] for row in metrics)
     events = train(session(), run, Progress())
-    for _ in range(14):
+    for _ in range(18):
         next(events)
     events.close()
     progress = resume(run, second)
@@ -214,7 +214,7 @@ def labels_of(events: Sequence[Any]) -> list[dict[str, str | None]]:
     for event in events:
         if isinstance(event, Tally):
             steps[-1][event.group.problem.id] = event.label
-        else:
+        elif isinstance(event, StepReport):
             steps.append({})
     return steps[:-1]
 
@@ -263,7 +263,7 @@ def test_labels_of_the_base_model_are_elected_once_also_over_a_resume(run: RunDi
     whole = tiny_session(**settings)
     list(train(whole, RunDirectory(run.path.parent / "whole"), Progress()))
     events = train(tiny_session(**settings), run, Progress())
-    for _ in range(9):
+    for _ in range(13):
         next(events)
     events.close()
     second = tiny_session(**settings)
@@ -303,7 +303,7 @@ def test_labels_by_the_average_are_those_of_its_mean_mind(run: RunDirectory) -> 
     # At decay 0 the average is the policy itself.
     session = tiny_session(**settings, vote__average_decay=0.0, vote__label_rollouts=5)
     events = train(session, run, Progress())
-    steps = [[next(events) for _ in range(7)]]
+    steps = [[next(events) for _ in range(9)]]
     groups = session.sample(PROBLEMS, [MEAN], 5, 2, purpose="label")
     expected = {group.problem.id: session.tally(group).label for group in groups}
     steps.append(list(events))
@@ -438,7 +438,7 @@ def test_a_step_whose_row_was_not_written_is_repeated(run: RunDirectory, monkeyp
 
     session = tiny_session(steps=2)
     events = train(session, run, Progress())
-    for _ in range(4):
+    for _ in range(6):
         next(events)
     monkeypatch.setattr(files, "append_line", interrupted)
     with pytest.raises(KeyboardInterrupt):

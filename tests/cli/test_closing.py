@@ -16,7 +16,7 @@ from ttrl_pop.errors import UsageError
 from ttrl_pop.run.session import Session
 from ttrl_pop.sample.hf.backend import HfBackend
 from ttrl_pop.store.directory import RunDirectory
-from ttrl_pop.types import Rollout
+from ttrl_pop.types import ProblemSet, Rollout
 
 
 class Closable(HfBackend):
@@ -41,7 +41,8 @@ def train(session: Session, folder: Path) -> None:
 def reading(command: Callable[[ReadingInputs], None], module: Any) -> Callable[[Session, Path, Any], None]:
     def read(session: Session, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "open_for_reading", lambda given: (session, None))
-        command(ReadingInputs(session.config, session.problems, "problems.jsonl", None, noise=True))
+        problems = ProblemSet(session.problems, session.gold, "fingerprint")
+        command(ReadingInputs(session.config, problems, "problems.jsonl"))
 
     return read
 

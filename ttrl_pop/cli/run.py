@@ -7,7 +7,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -132,6 +132,11 @@ def _saved(run_dir: RunDirectory) -> str:
     return f"saved up to step {checkpoint.latest(run_dir) or 0}; go on with: {hint}"
 
 
+def _column(rows: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    """One figure of all rows that have it, verdicts as 0 and 1."""
+    return [float(row[key]) for row in rows if row.get(key) is not None]
+
+
 def _warn_of_size(session: Session, display: Display) -> None:
     count = len(session.problems)
     if count > LARGE_SET:
@@ -192,10 +197,7 @@ def _print_summary(prepared: PreparedRun, first: StepReport | None, last: StepRe
     if run_dir.baseline.exists() and run_dir.answers.exists():
         before, after = (list(files.read_lines(p)) for p in (run_dir.baseline, run_dir.answers))
         keys = {"agreement": "agreement", "accuracy": "rollout accuracy", "correct": "majority accuracy"}
-        rows = [
-            (name, mean([row.get(key) for row in before]), mean([row.get(key) for row in after]))
-            for key, name in keys.items()
-        ]
+        rows = [(name, mean(_column(before, key)), mean(_column(after, key))) for key, name in keys.items()]
         title = f"all {len(after)} problems, {prepared.session.config.group_size} rollouts each"
         heads = "before", "after"
         outcomes = outcome_table(
