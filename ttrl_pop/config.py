@@ -4,6 +4,7 @@ Every value has one home. The resolved configuration is saved in the run directo
 `--config`. Options of a plug-in stand in the `options` table beside its name and are checked by the plug-in.
 """
 
+import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -34,6 +35,8 @@ class ProblemsConfig(Section):
     """`chat` makes every prompt a chat turn, `raw` uses the text as it stands, `auto` goes by the field's name."""
     prompt_template: str | None = None
     """Text with one `{prompt}`, put around every text prompt before anything else."""
+    date: datetime.date | None = None
+    """Day that chat templates are told which print one; None: the day on which the run begins, on which it stays."""
 
 
 class PopulationConfig(Section):

@@ -200,6 +200,27 @@ def test_no_signal_at_all_is_no_update() -> None:
     assert session.policy.version == 0
 
 
+def test_a_group_whose_labellers_abstained_learns_from_rewards_that_need_no_label() -> None:
+    session = tiny_session(tiny_policy())
+    (tally,) = tallies_of(session, problems=PROBLEMS[1:2])
+    assert tally.clusters
+    unlabelled = dataclasses.replace(tally, label=None, label_cluster=None)
+    learner = Learner(session.policy, session.config)
+    assert learner.learn([unlabelled], 1).groups_used == 1
+    silent = dataclasses.replace(
+        tally,
+        group=dataclasses.replace(
+            tally.group,
+            rollouts_G=tuple(dataclasses.replace(r, policy_version=1) for r in tally.group.rollouts_G),
+        ),
+        answers_G=(None,) * len(tally.answers_G),
+        clusters=(),
+        label=None,
+        label_cluster=None,
+    )
+    assert learner.learn([silent], 2).groups_used == 0, "nobody answered: there is nothing to learn"
+
+
 def test_truncated_rollouts_are_masked_unless_asked_for() -> None:
     session = tiny_session(tiny_policy(), sampling__temperature=3.0, sampling__stop=list("abcdefgh12345"))
     tallies = tallies_of(session)

@@ -167,7 +167,9 @@ class Learner:
         for tally in tallies:
             rewards_G = torch.tensor(tally.rewards_G, dtype=torch.float64)
             weight = weights.get(tally.group.problem.id, 1.0)
-            signal = tally.label is not None and weight > 0 and grpo.has_signal(rewards_G)
+            # Where labellers abstained, rewards that ask for no label still tell; where nobody answered, none does.
+            answered = tally.label is not None or bool(tally.clusters)
+            signal = answered and weight > 0 and grpo.has_signal(rewards_G)
             keep = signal or options.kl > 0
             advantages_G = grpo.advantages(rewards_G, options.loss) * weight
             advantages = advantages_G.tolist() if signal else [0.0] * len(rewards_G)

@@ -1,5 +1,7 @@
 """Problems → token ids, tokens → text."""
 
+import datetime
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -7,15 +9,22 @@ import jinja2
 
 from ttrl_pop.errors import UsageError
 from ttrl_pop.model.load import LoadedModel
-from ttrl_pop.types import Problem
+from ttrl_pop.types import Message, Problem
 
 TEMPLATE_ALLOWANCE = 256
 """Tokens that a chat template may add without the prompt's length being measured."""
 
 
-def encode(tokenizer: Any, problem: Problem) -> tuple[int, ...]:
+_FORMAT = re.compile(r"""(["'])((?:(?!\1).)*%(?:(?!\1).)*)\1""")
+_DATED = "{% macro strftime_now(format) %}{{ dates_by_format[format] }}{% endmacro %}\n"
+
+
+def encode(tokenizer: Any, problem: Problem, date: datetime.date | None = None) -> tuple[int, ...]:
     """Token ids of the prompt: text as it stands, with what the tokenizer puts before any text; chat messages by
     the model's chat template, up to where the answer begins.
+
+    Args:
+        date: what the template is told where it asks for the date; None is today.
 
     Raises:
         UsageError: the prompt is chat and the tokenizer has no chat template, or it has no tokens.
@@ -29,7 +38,7 @@ def encode(tokenizer: Any, problem: Problem) -> tuple[int, ...]:
                 "if its prompt is text, else name an instruct model"
             )
         try:
-            text = tokenizer.apply_chat_template(list(problem.prompt), tokenize=False, add_generation_prompt=True)
+            text = _rendered(tokenizer, list(problem.prompt), date)
         except jinja2.TemplateError as error:
             raise UsageError(
                 f"problem {problem.id!r}: the model's chat template refuses it ({error}); change its messages"
@@ -45,9 +54,7 @@ def opens_thoughts(tokenizer: Any) -> bool:
     if not tokenizer.chat_template:
         return False
     try:
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": "?"}], tokenize=False, add_generation_prompt=True
-        )
+        text = _rendered(tokenizer, [{"role": "user", "content": "?"}], None)
     except jinja2.TemplateError:
         # It takes other conversations than this one; `encode` says so where it matters.
         return False
@@ -63,12 +70,21 @@ def decode(tokenizer: Any, completion_ids: Sequence[int]) -> str:
 class Prompts(Mapping[str, tuple[int, ...]]):
     """Token ids by problem id, encoded when asked for: a file of 100,000 problems costs nothing until it is visited."""
 
-    def __init__(self, model: LoadedModel, problems: Sequence[Problem], max_new_tokens: int) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        problems: Sequence[Problem],
+        max_new_tokens: int,
+        date: datetime.date | None = None,
+    ) -> None:
         """
+        Args:
+            date: as `encode` takes it.
+
         Raises:
             UsageError: a prompt and `max_new_tokens` together do not fit the model's context.
         """
-        self._model = model
+        self._model, self._date = model, date
         self._problems = {problem.id: problem for problem in problems}
         room = model.context_length - max_new_tokens
         if room < 1:
@@ -79,7 +95,7 @@ class Prompts(Mapping[str, tuple[int, ...]]):
         # The chat template can be missing or refuse an order of roles: say so before anything is written.
         kinds = {() if isinstance(p.prompt, str) else tuple(m["role"] for m in p.prompt): p for p in reversed(problems)}
         for problem in kinds.values():
-            encode(model.tokenizer, problem)
+            encode(model.tokenizer, problem, date)
         for problem in problems:
             # No tokenizer makes more tokens than bytes, so only long prompts need to be encoded to be checked.
             if _bytes(problem) + TEMPLATE_ALLOWANCE > room and len(self[problem.id]) > room:
@@ -90,13 +106,29 @@ class Prompts(Mapping[str, tuple[int, ...]]):
                 )
 
     def __getitem__(self, problem_id: str) -> tuple[int, ...]:
-        return encode(self._model.tokenizer, self._problems[problem_id])
+        return encode(self._model.tokenizer, self._problems[problem_id], self._date)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._problems)
 
     def __len__(self) -> int:
         return len(self._problems)
+
+
+def _rendered(tokenizer: Any, messages: list[Message], date: datetime.date | None) -> str:
+    """The chat template's text for these messages, up to where the answer begins."""
+    template: str = tokenizer.get_chat_template()
+    if date is None or "strftime_now" not in template:
+        dated, told = template, {}
+    else:
+        # transformers gives templates the clock, and nothing else that can be called: so a macro of that name stands
+        # before the template, with the date in every format that the template spells out.
+        formats = {found[2] for found in _FORMAT.finditer(template)}
+        dated, told = _DATED + template, {"dates_by_format": {each: date.strftime(each) for each in formats}}
+    text: str = tokenizer.apply_chat_template(
+        messages, chat_template=dated, tokenize=False, add_generation_prompt=True, **told
+    )
+    return text
 
 
 def _bytes(problem: Problem) -> int:

@@ -1,5 +1,6 @@
 """Configuration and problems → everything that a command works with, checked before anything is written."""
 
+import datetime
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -100,7 +101,7 @@ def open_session(config: Config, problems: ProblemSet, adapter: bool, rewards: b
         gold=problems.answers,
         policy=policy,
         backend=backend,
-        prompts=Prompts(policy.model, problems.problems, config.sampling.max_new_tokens),
+        prompts=Prompts(policy.model, problems.problems, config.sampling.max_new_tokens, config.problems.date),
         rules=replace(rules, thinking=bool(config.vote.thinking)),
     )
 
@@ -109,13 +110,13 @@ def resolve(config: Config, engine: str, policy: Policy, backend: Backend) -> Co
     """The configuration with what it left open decided: what runs, and what is saved so that it runs again.
 
     Device and dtype are those of the loaded model, the backend is the one that was chosen, the learner's settings are
-    what that backend calls for, and the chat template tells whether prompts end inside the thoughts. A setting that the
-    user gave stays.
+    what that backend calls for, the chat template tells whether prompts end inside the thoughts, and today is what it
+    prints where it prints a date. A setting that the user gave stays.
 
     Args:
         engine: name of `backend`.
     """
-    learn, vote = config.learn, config.vote
+    problems, learn, vote = config.problems, config.learn, config.vote
     called_for = {name: value for name, value in backend.learner_defaults().items() if getattr(learn, name) is None}
     thinking = opens_thoughts(policy.model.tokenizer) if vote.thinking is None else vote.thinking
     return config.model_copy(
@@ -123,6 +124,7 @@ def resolve(config: Config, engine: str, policy: Policy, backend: Backend) -> Co
             "device": policy.device.type if config.device == "auto" else config.device,
             "dtype": policy.dtype_name,
             "backend": engine,
+            "problems": problems.model_copy(update={"date": problems.date or datetime.date.today()}),
             "learn": learn.model_copy(update={**called_for, "population_lr": learn.population_rate}),
             "vote": vote.model_copy(update={"thinking": thinking}),
         }
