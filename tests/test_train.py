@@ -338,7 +338,7 @@ def test_flip_weights_reach_the_learner(tmp_path: Path) -> None:
 def test_a_collapse_is_told_is_not_the_best_and_stops_the_run_if_asked_to(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(collapse, "RULES", (lambda first, now: "all the same",))
+    monkeypatch.setattr(collapse, "SIGNS", (lambda first, now: "all the same",))
     session = tiny_session(steps=8, guard__stop_on_collapse=True, checkpoint__every=5)
     reports: list[Any] = []
     events = train(session, run, Progress())

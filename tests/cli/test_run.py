@@ -160,7 +160,7 @@ def test_a_resume_with_something_else_is_refused(place: Path, copied: Path, tmp_
 def test_the_collapse_guard_ends_a_run_with_exit_code_3_and_says_what_is_kept(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(collapse, "RULES", (lambda first, now: "\x1b[31mall the same",))
+    monkeypatch.setattr(collapse, "SIGNS", (lambda first, now: "\x1b[31mall the same",))
     out = tmp_path / "run"
     arguments = ("run", place / "p.jsonl", "--config", place / "c.toml", "--out", out, "--steps", 7)
     told = ttrl(*arguments, "--stop-on-collapse", code=3)

@@ -2,4 +2,4 @@
 
 What it goes by: labels of each problem over time (history.py), the collapse alarm (collapse.py), and labels that others
 than the learning minds elect (labellers.py). survey.py lets every mind answer every problem without learning. The loop
-itself is `ttrl_pop.train`; another rule of collapse is one function in `collapse.RULES`."""
+itself is `ttrl_pop.train`; another rule of collapse is one function in `collapse.SIGNS`."""

@@ -40,7 +40,7 @@ class Watch:
         if len(self._newest) < WINDOW:
             return None
         first, now = _means(self._first), _means(self._newest)
-        return next((text for rule in RULES if (text := rule(first, now))), None)
+        return next((text for rule in SIGNS if (text := rule(first, now))), None)
 
 
 def _shrunk(first: Mapping[str, float], now: Mapping[str, float]) -> str | None:
@@ -71,7 +71,7 @@ def _uniform(first: Mapping[str, float], now: Mapping[str, float]) -> str | None
     return None
 
 
-RULES: tuple[Callable[[Mapping[str, float], Mapping[str, float]], str | None], ...] = (
+SIGNS: tuple[Callable[[Mapping[str, float], Mapping[str, float]], str | None], ...] = (
     _shrunk,
     _certain,
     _silent,

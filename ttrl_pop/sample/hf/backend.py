@@ -261,7 +261,7 @@ class HfBackend(Backend):
             tokens=[writing.ids[-1] for writing in active],
             positions=[length - 1 for length in lengths],
             ends=[len(writing.request.prompt_ids) + limit - 2 for writing in active],
-            places=[known[mind] for mind in minds] or [0] * count,
+            minds=[known[mind] for mind in minds] or [0] * count,
         )
         uniforms_BT = self._uniforms(active, turns)
         tokens, logprobs = [], []

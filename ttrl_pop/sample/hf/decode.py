@@ -65,11 +65,11 @@ class DecodeStep:
         self.uniforms_B = torch.zeros(rows, dtype=wide, device=policy.device)
         self.logprobs_B = torch.zeros(rows, dtype=wide, device=policy.device)
 
-    def load(self, tokens: Sequence[int], positions: Sequence[int], ends: Sequence[int], places: Sequence[int]) -> None:
+    def load(self, tokens: Sequence[int], positions: Sequence[int], ends: Sequence[int], minds: Sequence[int]) -> None:
         """Set, for the first rows, the last token, its position, the position that may not be passed, and the mind
         among `minds_M`. Rows behind them are unused: they write to slots that nobody owns."""
         unused = [0] * (self._integers.shape[1] - len(tokens))
-        values = [[*given, *unused] for given in (tokens, positions, ends, places)]
+        values = [[*given, *unused] for given in (tokens, positions, ends, minds)]
         self._integers.copy_(transfer(values, torch.long, self.policy.device))
 
     def __call__(self) -> None:
