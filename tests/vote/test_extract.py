@@ -2,7 +2,6 @@
 
 import json
 import time
-from pathlib import Path
 
 import pytest
 from fakes import CASES
@@ -78,14 +77,6 @@ def test_extraction_of_hostile_text_is_quick(
     extractor.answer(text, finish, is_chat, thinking=False)
     # Linear scans take about 0.1 s; one that backtracks takes minutes.
     assert time.process_time() - start < 2
-
-
-@pytest.fixture
-def plug_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "my_extract.py").write_text(
-        "def whole(text, finish_reason): return text\ndef number(text, finish_reason): return 3\nnothing = None\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
 
 
 @pytest.mark.usefixtures("plug_ins")

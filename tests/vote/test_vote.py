@@ -4,7 +4,6 @@ import math
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -327,14 +326,6 @@ def test_an_error_of_a_vote_reaches_the_one_who_iterates() -> None:
 def test_a_reward_that_breaks_its_interface_is_refused(rewards_G: tuple[float, ...]) -> None:
     with pytest.raises(UsageError, match=r"one finite number per rollout \(2\)"):
         vote(group(["a", "b"]), Rules(ExactGrader(), lambda _: rewards_G))
-
-
-@pytest.fixture
-def plug_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "my_extract.py").write_text(
-        "def whole(text, finish_reason): return text\ndef number(text, finish_reason): return 3\nnothing = None\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
 
 
 @pytest.mark.usefixtures("plug_ins")
