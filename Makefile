@@ -26,7 +26,7 @@ lint: .venv/.test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-check: lint test  ## format, lint, types, tests: what CI runs
+check: lint test  ## format, lint, types, tests
 
 bench: .venv-bench/.done  ## the short form; benchmarks/README.md has the long one
 	for name in step rollouts learner scaling vote; do .venv-bench/bin/python -m benchmarks.$$name --quick || exit; done

@@ -3,6 +3,7 @@
 import importlib
 import re
 import shlex
+import shutil
 import sys
 import tomllib
 from collections import Counter
@@ -33,8 +34,10 @@ GROUPS = {f"ttrl_pop.{kinds}" for kinds in ("populations", "backends", "graders"
 DEFAULT = re.compile(r"`([A-Za-z_]\w*(?:\.\w+)*) = ([^`]+)`")
 LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
 TREE_LINE = re.compile(r"( *)([\w.]+/?)  +\S.*")
-RECIPE = re.compile(r"^```python\n(.*?)^```\n\n    PYTHONPATH=\. ttrl-pop ([^\n]*)$", re.MULTILINE | re.DOTALL)
-"""Code of a plug-in, and the command below it."""
+RECIPE = re.compile(
+    r"^```python\n(.*?)^```\n\n    PYTHONPATH=\. ttrl-pop ((?:[^\n]*\\\n)*[^\n]*)$", re.MULTILINE | re.DOTALL
+)
+"""Code of a plug-in, and the command below it, whose lines may end with a backslash."""
 SMALL_TREE = """
 ```
 ttrl_pop/        the face
@@ -225,15 +228,18 @@ def test_a_recipe_runs_as_it_stands(
     text = ARCHITECTURE.read_text().partition(f"\n### A {kind}\n")[2]
     code, command = RECIPE.findall(text)[0]
     (tmp_path / "my_plugins.py").write_text(code)
-    problems = (ROOT / "examples" / "times-table.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "problems.jsonl").write_text("".join(problems[:2]))
+    examples = ROOT / "examples"
+    (tmp_path / "examples").mkdir()
+    shutil.copy(examples / "times-table.toml", tmp_path / "examples")
+    problems = (examples / "times-table.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "examples" / "times-table.jsonl").write_text("".join(problems[:2]))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "my_plugins", raising=False)
-    name, *arguments = shlex.split(command)
+    name, *arguments = shlex.split(command.replace("\\\n", " "))
     assert any("my_plugins:" in argument for argument in arguments)
     small = ["--model", str(save_tiny(tmp_path / "model")), "--minds=2", "--set", "sampling.max_new_tokens=4"]
     commands: Any = typer.main.get_command(app)
-    commands.commands[name].main([*arguments, *small, *["--steps=1"] * (name == "run")], standalone_mode=False)
+    commands.commands[name].main([*arguments, *small], standalone_mode=False)
     assert len(capsys.readouterr().out.splitlines()) == (2 if name == "run" else 4)
     assert Path(sys.modules["my_plugins"].__file__ or "") == tmp_path / "my_plugins.py"

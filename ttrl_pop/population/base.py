@@ -83,7 +83,8 @@ class Population(nn.Module, ABC):
         return mind
 
     def held(self) -> object:
-        """What the last forward has read beside parameters and buffers."""
+        """What the last forward has read beside parameters and buffers, and a later one may read again: an engine that
+        records its decode steps as CUDA graphs keeps it alive, as a record reads the same memory each time."""
         return None
 
     def metrics(self) -> Metrics:

@@ -21,7 +21,11 @@ from ttrl_pop.vote.graders.base import Grader
 
 @dataclass(frozen=True, slots=True)
 class Ballot:
-    """One group's answers, clustered: all that a reward may look at."""
+    """One group's answers, clustered: all that a reward may look at.
+
+    `_G` is the order of the rollouts. In training all fields are known; of rollouts from elsewhere (`ttrl-pop vote`)
+    those that their rows tell.
+    """
 
     problem_id: str
     answers_G: tuple[str | None, ...]
@@ -38,11 +42,11 @@ class Ballot:
     finished_G: tuple[bool, ...]
     """False where the token limit cut the completion off."""
     lengths_G: tuple[int, ...]
-    """Tokens of each completion."""
+    """Tokens of each completion, the one that ended it among them; 0 where rollouts came without token ids."""
     logprob_G: tuple[float | None, ...]
-    """Mean log-probability of each completion's tokens, nats; None without tokens."""
+    """Mean log-probability of each completion's tokens, nats; None where none is known."""
     token_limit: int | None
-    """Longest completion that sampling allowed; None where unknown."""
+    """Longest completion that sampling allowed, in tokens; None where it is not known."""
 
 
 Reward: TypeAlias = Callable[[Ballot], tuple[float, ...]]
