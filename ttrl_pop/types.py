@@ -41,7 +41,7 @@ class Problem:
 
 
 class AnswerKey(Mapping[str, str]):
-    """Gold answers by problem id; may be empty. Only `report`, `evaluate` and the `gold` reward accept one."""
+    """Gold answers by problem id; may be empty. Only reports, measures and rewards that ask for it receive one."""
 
     __slots__ = ("_gold",)
 

@@ -1,4 +1,4 @@
-"""Reward `gold`: the only one that receives an answer key; it has to be asked for by name."""
+"""Reward `gold`: the built-in one that receives an answer key; it has to be asked for by name."""
 
 from typing import ClassVar
 
