@@ -54,6 +54,15 @@ def test_errors_name_file_and_key(tmp_path: Path, text: str, message: str) -> No
     assert "\n" not in str(error.value)
 
 
+def test_an_error_names_the_command_line_where_the_file_is_right(tmp_path: Path) -> None:
+    right, wrong = write(tmp_path, "steps = 3"), tmp_path / "wrong.toml"
+    wrong.write_text("stepz = 3")
+    with pytest.raises(UsageError, match=r"^command line: unknown key 'learn.reward'; did you mean 'vote.reward'\?$"):
+        load_config(right, {"learn.reward": 2})
+    with pytest.raises(UsageError, match=r"wrong.toml: unknown key 'stepz'"):
+        load_config(wrong, {"learn.lr": 1e-3})
+
+
 def test_options_of_a_plug_in_are_checked_too() -> None:
     with pytest.raises(UsageError, match=r"population.options: unknown key 'sgima'; did you mean 'sigma'\?"):
         validate(NormNoiseOptions, {"sgima": 0.1}, "population.options")

@@ -110,7 +110,9 @@ def test_a_short_name_is_found_by_entry_point(installed: Path, kind: str) -> Non
     path = found.get(kind, "mine:Whole" if kind == "grader" else "mine:reward")
     offer(installed, "mine", f"[ttrl_pop.{kind}s]\nshort = {path} [extra]\n\n[ttrl_pop.others]\nzzz = mine:none\n")
     assert load(kind, "short") is load(kind, path)
-    with pytest.raises(UsageError, match=rf"{kind} must be one of .*, short or package.module:Name, got 'zzz'$"):
+    with pytest.raises(
+        UsageError, match=rf"{kind} must be one of .*, short or package.module:Name, got 'zzz'; no installed"
+    ):
         load(kind, "zzz")
 
 
@@ -159,7 +161,11 @@ def test_an_entry_point_that_is_wrong_is_refused(installed: Path, entry: str, me
         ("reward", "shrt", "got 'shrt'; did you mean 'short'?"),
         ("extractor", "first-numbr", "extractor must be one of auto, "),
         ("extractor", "first-numbr", " or package.module:Name, got 'first-numbr'; did you mean 'first-number'?"),
-        ("backend", "zzz", "backend must be one of hf, vllm or package.module:Name, got 'zzz'"),
+        (
+            "backend",
+            "zzz",
+            "backend must be one of hf, vllm or package.module:Name, got 'zzz'; no installed package offers it",
+        ),
         ("grader", "mine:", "grader must be one of math, exact, choice or package.module:Name, got 'mine:'"),
         ("grader", ":Whole", "got ':Whole'"),
         ("grader", ".mine:Whole", "got '.mine:Whole'"),

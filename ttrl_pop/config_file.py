@@ -3,6 +3,7 @@
 import difflib
 import tomllib
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,10 +48,17 @@ def load_config(path: Path | None, overrides: Mapping[str, Any]) -> Config:
             raise UsageError(f"{path}: cannot be read ({error})") from error
         except tomllib.TOMLDecodeError as error:
             raise UsageError(f"{path}: not valid TOML: {error}") from error
+    whole = deepcopy(tree)
     for dotted, value in overrides.items():
         if value is not None:
-            _put(tree, dotted, value)
-    return validate(Config, tree, source=str(path) if path else "configuration")
+            _put(whole, dotted, value)
+    try:
+        return validate(Config, whole, source="command line" if path else "configuration")
+    except UsageError:
+        if path is not None:
+            # Where the file is wrong by itself, it is what is named.
+            validate(Config, tree, source=str(path))
+        raise
 
 
 def validate(model: type[S], tree: Mapping[str, Any], source: str) -> S:

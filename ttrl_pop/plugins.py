@@ -102,9 +102,8 @@ def _offered(kind: str, name: str) -> str:
     )
     if not found:
         known = [*ALSO.get(kind, ()), *BUILT_IN[kind], *sorted({point.name for point in points})]
-        raise UsageError(
-            f"{kind} must be one of {', '.join(known)} or package.module:Name, got {name!r}{_hint(name, known)}"
-        )
+        hint = _hint(name, known) or ("" if ":" in name else "; no installed package offers it")
+        raise UsageError(f"{kind} must be one of {', '.join(known)} or package.module:Name, got {name!r}{hint}")
     packages, paths = zip(*found, strict=True)
     if len(found) > 1:
         raise UsageError(

@@ -200,6 +200,10 @@ BAD_ARGUMENTS: dict[str, tuple[str, str]] = {
     "no such module": ("run good.jsonl --reward no.such:Thing", "cannot be imported"),
     "gold reward without": ("run good.jsonl --reward gold", "2 of 2 have none (first: 'a')"),
     "gold reward with some": ("run good.jsonl --reward gold --gold gold.jsonl", "1 of 2 have none (first: 'b')"),
+    "gold reward by path": (
+        "run good.jsonl --reward ttrl_pop.vote.rewards.gold:GoldReward",
+        "reward ttrl_pop.vote.rewards.gold:GoldReward needs a gold answer for every problem",
+    ),
     "unknown option": ("run good.jsonl --set population.options.sgma=1", "did you mean 'sigma'?"),
     "resume of no run": ("run --resume full", "--resume full: not a run directory"),
     "resume elsewhere": ("run --resume full --out new", "leave --out out"),

@@ -83,7 +83,7 @@ def test_a_run_is_measured_only_as_what_it_is(place: Path, trained: tuple[Path, 
     for more, message in (
         (("--model", save_tiny(tmp_path / "another", seed=1)), "is not the one of the run"),
         (("--population", "fakes:Other"), "population.name was 'norm-noise' in training"),
-        (("--set", "population.options.sigma=1"), "population.options was {'sigma': 0.3} in training"),
+        (("--set", "population.options.sigma=1"), "population.options.sigma was 0.3 in training, cannot become 1"),
         (("--set", "learn.lora.rank=4"), "learn.lora.rank was 2 in training, cannot become 4"),
         (("--config", place / "c.toml"), "--run takes its configuration from the run directory"),
     ):

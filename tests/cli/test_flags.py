@@ -60,3 +60,10 @@ def test_another_population_does_not_get_the_options_of_the_one_in_the_file(tmp_
     file.write_text("[population]\nname = 'norm-noise'\noptions = {sigma = 0.1}\n")
     assert Given(file, {"population.name": "norm-noise"}).config().population.options == {"sigma": 0.1}
     assert Given(file, {"population.name": "none"}).config().population.options == {}
+
+
+def test_another_backend_does_not_get_the_options_of_the_one_in_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text("backend = 'hf'\nbackend_options = {graphs = false}\n")
+    assert Given(file, {"backend": "hf"}).config().backend_options == {"graphs": False}
+    assert Given(file, {"backend": "vllm"}, ["backend_options.slots=2"]).config().backend_options == {"slots": 2}

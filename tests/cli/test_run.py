@@ -151,7 +151,13 @@ def test_a_resume_with_something_else_is_refused(place: Path, copied: Path, tmp_
     assert "holds other problems than the run" in resume_refused(copied, other)
     assert "model was" in resume_refused(copied, "--model", another)
     assert "learn.lr was 0.01, cannot become 0.02" in resume_refused(copied, "--lr", 0.02)
-    assert "population.options was" in resume_refused(copied, "--set", "population.options.sigma=0.1")
+    for setting, message in (
+        ("population.options.sigma=0.1", "population.options.sigma was 0.3, cannot become 0.1"),
+        ("population.options.spread=dim", "population.options.spread was 'site', cannot become 'dim'"),
+        ("backend_options.graphs=true", "backend_options.graphs was False, cannot become True"),
+        ("backend_options.slots=2", "backend_options.slots was None, cannot become 2"),
+    ):
+        assert message in resume_refused(copied, "--set", setting)
     assert "the run has done 3 steps; --steps cannot go back to 2" in resume_refused(copied, "--steps", 2)
     assert "leave --gold out" in resume_refused(copied, "--gold", place / "gold.jsonl")
     assert "leave --config out" in resume_refused(copied, "--config", place / "c.toml")

@@ -21,7 +21,7 @@ from fakes import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ttrl_pop.errors import DivergenceError, StaleRolloutError
+from ttrl_pop.errors import DivergenceError, SamplerMismatchError, StaleRolloutError
 from ttrl_pop.learn import grpo, objective
 from ttrl_pop.learn.learner import Learner, schedule_factor
 from ttrl_pop.learn.micro_batches import MicroBatches, Sample
@@ -571,3 +571,13 @@ def test_a_population_without_noise_learns_the_adapter_alone() -> None:
     update = Learner(session.policy, session.config).learn(tallies_of(session), 1)
     assert update.updates == 1
     assert session.policy.population.spawn(0, 1, 1)[0] != MEAN
+
+
+@pytest.mark.parametrize(("backend", "remedy"), [("hf", "pure function of the mind's seed"), ("vllm", "--backend hf")])
+def test_a_gap_beyond_the_limit_says_what_to_do(backend: str, remedy: str) -> None:
+    session = tiny_session(tiny_policy(), learn__max_logprob_gap=1e-30)
+    learner = Learner(session.policy, session.config.model_copy(update={"backend": backend}))
+    with pytest.raises(SamplerMismatchError) as error:
+        learner.learn(tallies_of(session), 1)
+    assert remedy in str(error.value)
+    assert ("--backend hf" in str(error.value)) == (backend != "hf")

@@ -1,6 +1,7 @@
 """What is decided at the start of a run: the configuration that is resolved, runs and is saved is one."""
 
 import json
+import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,16 @@ from typer.testing import CliRunner, Result
 
 from ttrl_pop.cli.app import app
 from ttrl_pop.config import Config
-from ttrl_pop.config_file import load_config
+from ttrl_pop.config_file import dump_config, load_config, validate
 from ttrl_pop.errors import UsageError
 from ttrl_pop.model.load import resolve_device
 from ttrl_pop.model.prompts import opens_thoughts
+from ttrl_pop.population.norm_noise import NormNoiseOptions
 from ttrl_pop.randomness import OUTSIDE_TRAINING
-from ttrl_pop.run.session import Session, open_session
+from ttrl_pop.run.session import Session, _with_options, open_session
 from ttrl_pop.sample.backend import Request, Weights
 from ttrl_pop.sample.hf.backend import HfBackend
+from ttrl_pop.sample.vllm.options import VllmOptions
 from ttrl_pop.store.directory import RunDirectory
 from ttrl_pop.types import AnswerKey, ProblemSet, Rollout
 
@@ -94,6 +97,27 @@ def test_a_resolved_configuration_is_resolved_to_itself(tiny: Path) -> None:
     config = opened(tiny, backend=f"{__name__}:Second").config
     again = open_session(config, ProblemSet(PROBLEMS, AnswerKey(), "f"), adapter=True)
     assert again.config == config
+
+
+def test_the_options_of_plug_ins_are_written_out(tiny: Path) -> None:
+    config = opened(tiny).config
+    assert config.population.options == {
+        "sigma": "auto",
+        "target_kl": 0.04,
+        "target_flips": 0.03,
+        "spread": "site",
+        "level": "sequence",
+        "scope": "sequence",
+    }
+    assert config.backend_options == {"graphs": False}
+    assert opened(tiny, **{"population.options.sigma": 1}).config.population.options["sigma"] == 1.0
+    assert validate(Config, tomllib.loads(dump_config(config)), "saved") == config
+
+
+def test_options_that_are_none_or_nested_stay_what_they_are() -> None:
+    given = VllmOptions(max_model_len=128, engine={"swap_space": 2})
+    saved = dump_config(_with_options(Config(), NormNoiseOptions(), given))
+    assert validate(VllmOptions, tomllib.loads(saved)["backend_options"], "saved") == given
 
 
 def test_sampling_takes_engine_prompts_and_seed_from_the_session() -> None:

@@ -1,12 +1,16 @@
 """The vote: clustering by properties, and the bugs of the reference as tests."""
 
 import math
+import sys
 import threading
+import types
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -326,6 +330,45 @@ def test_an_error_of_a_vote_reaches_the_one_who_iterates() -> None:
 def test_a_reward_that_breaks_its_interface_is_refused(rewards_G: tuple[float, ...]) -> None:
     with pytest.raises(UsageError, match=r"one finite number per rollout \(2\)"):
         vote(group(["a", "b"]), Rules(ExactGrader(), lambda _: rewards_G))
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (torch.ones(2), "got a Tensor among them; return a tuple of float(...)"),
+        (("1", "0"), "got a str among them; return a tuple of float(...)"),
+        (None, "got a NoneType"),
+        ((1.0,), "got (1.0,)"),
+        ((1.0, math.nan), "got (1.0, nan)"),
+    ],
+)
+@pytest.mark.parametrize("name", ["mine:pay", "0.5*mine:pay+majority"])
+def test_an_error_of_a_reward_names_it_and_the_problem(
+    monkeypatch: pytest.MonkeyPatch, returned: Any, message: str, name: str
+) -> None:
+    mine = types.ModuleType("mine")
+    monkeypatch.setattr(mine, "pay", lambda ballot: returned, raising=False)
+    monkeypatch.setitem(sys.modules, "mine", mine)
+    rules = build_rules(VoteConfig(grader="exact", reward=name), AnswerKey())
+    with pytest.raises(UsageError) as error:
+        vote(group(["a", "b"]), rules)
+    rule = "reward 'mine:pay', problem 'p': a reward must return one finite number per rollout (2), "
+    assert str(error.value) == rule + message
+
+
+def test_numbers_of_other_libraries_are_rewards() -> None:
+    rewards_G = vote(group(["a", "b"]), Rules(ExactGrader(), lambda _: np.array([1, 0], np.float32))).rewards_G  # type: ignore[arg-type,return-value]
+    assert rewards_G == (1.0, 0.0)
+    assert {type(value) for value in rewards_G} == {float}
+
+
+def test_the_key_of_a_grader_must_be_a_text() -> None:
+    class Numbers(ExactGrader):
+        def key(self, answer: str) -> Any:
+            return float(answer)
+
+    with pytest.raises(UsageError, match=r"^grader Numbers: key must return a text, got a float for the answer '5'$"):
+        vote(group([r"\boxed{5}"]), Rules(Numbers(), majority))
 
 
 @pytest.mark.usefixtures("plug_ins")

@@ -38,8 +38,8 @@ SETTINGS = {
         str,
         typer.Option(
             metavar="NAME",
-            help="Rollout engine: hf, vllm, auto (vllm where it is installed and a GPU is there, else hf), or "
-            "package.module:Name.  [default: hf]",
+            help="Rollout engine: hf, vllm, auto (vllm where it is installed and a GPU is there, else hf), a "
+            "name that an installed package gives, or package.module:Name.  [default: hf]",
         ),
     ),
     "seed": Setting("seed", int, typer.Option(metavar="N", help="Of every random draw.  [default: 0]")),
@@ -54,7 +54,11 @@ SETTINGS = {
     "population": Setting(
         "population.name",
         str,
-        typer.Option(metavar="NAME", help="norm-noise (B-Trans), none, or package.module:Name.  [default: norm-noise]"),
+        typer.Option(
+            metavar="NAME",
+            help="norm-noise (B-Trans), none, a name that an installed package gives, or package.module:Name.  "
+            "[default: norm-noise]",
+        ),
     ),
     "minds": Setting(
         "population.minds", int, typer.Option(metavar="N", help="Minds that answer each problem.  [default: 16]")
@@ -74,8 +78,8 @@ SETTINGS = {
         str,
         typer.Option(
             metavar="NAME",
-            help="How an answer is read: auto, first-number, last-number, choice, regex:PATTERN, or "
-            "package.module:function.  [default: auto]",
+            help="How an answer is read: auto, first-number, last-number, choice, regex:PATTERN, a name that an "
+            "installed package gives, or package.module:function.  [default: auto]",
         ),
     ),
     "grader": Setting(
@@ -83,7 +87,8 @@ SETTINGS = {
         str,
         typer.Option(
             metavar="NAME",
-            help="Which answers are equal: math, exact, choice, or package.module:Name.  [default: math]",
+            help="Which answers are equal: math, exact, choice, a name that an installed package gives, or "
+            "package.module:Name.  [default: math]",
         ),
     ),
     "reward": Setting(
@@ -91,8 +96,8 @@ SETTINGS = {
         str,
         typer.Option(
             metavar="NAME",
-            help="majority, frequency, gated, novelty, gold, package.module:Name, or a sum: majority+0.2*format.  "
-            "[default: majority]",
+            help="majority, frequency, gated, novelty, gold, a name that an installed package gives, "
+            "package.module:Name, or a sum: majority+0.2*format.  [default: majority]",
         ),
     ),
     "weight": Setting(
@@ -163,7 +168,8 @@ Gold = Annotated[
     str | None,
     typer.Option(
         metavar="FILE",
-        help="Gold answers (JSON lines with id and answer), for measuring: only --reward gold learns from them.",
+        help="Gold answers (JSON lines with id and answer), for measuring. Nothing learns from them but "
+        "--reward gold, and a reward class of yours that asks for them (needs_gold).",
     ),
 ]
 

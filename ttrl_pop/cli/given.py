@@ -30,8 +30,12 @@ class Given:
 
         file = file or self.config_file
         values = {**self.overrides, **dict(parse_assignment(text) for text in self.settings)}
-        population = values.get("population.name")
-        if file is not None and population not in (None, load_config(file, {}).population.name):
-            # The options in the file belong to the population that it names.
-            values = {"population.options": {}, **values}
+        population, backend = values.get("population.name"), values.get("backend")
+        if file is not None and (population is not None or backend is not None):
+            # The options in the file belong to the population and to the backend that it names.
+            named = load_config(file, {})
+            if population not in (None, named.population.name):
+                values = {"population.options": {}, **values}
+            if backend not in (None, named.backend) and named.backend != "auto":
+                values = {"backend_options": {}, **values}
         return load_config(file, values)

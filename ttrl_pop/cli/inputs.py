@@ -20,7 +20,7 @@ from ttrl_pop.store.directory import RunDirectory, find
 from ttrl_pop.types import ProblemSet
 from ttrl_pop.vote.rewards.base import needs_gold
 
-FIXED = ("population.name", "population.options", "learn.lora.")
+FIXED = ("population.name", "population.options.", "learn.lora.")
 """Settings that belong to the trained weights of a run, or how their keys begin."""
 
 
@@ -70,7 +70,7 @@ def for_run(source: str | None, gold: str | None, out: Path | None, given: Given
     _check_free(out)
     problems = read_problems(source, config.problems, gold)
     if needs_gold(config.vote.reward):
-        _check_all_gold(problems)
+        _check_all_gold(config.vote.reward, problems)
     return RunInputs(config, problems, source, out)
 
 
@@ -121,7 +121,9 @@ def check_one_stdin(sources: Mapping[str, str | None]) -> None:
 def changes(before: Config, after: Config) -> list[tuple[str, Any, Any]]:
     """(dotted key, value before, value after) of each setting that differs."""
     old, new = (_flat(config.model_dump()) for config in (before, after))
-    return [(key, old[key], value) for key, value in new.items() if value != old[key]]
+    # Options that are None are left out of a file.
+    keys = [*new, *(key for key in old if key not in new)]
+    return [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
 
 
 def check_writable(path: Path, flag: str) -> None:
@@ -160,18 +162,18 @@ def _without_gold(problems: ProblemSet) -> list[str]:
     return [problem.id for problem in problems.problems if problem.id not in problems.answers]
 
 
-def _check_all_gold(problems: ProblemSet) -> None:
+def _check_all_gold(reward: str, problems: ProblemSet) -> None:
     if missing := _without_gold(problems):
         raise UsageError(
-            f"reward gold needs a gold answer for every problem; {len(missing)} of {len(problems.problems)} have none "
-            f"(first: {missing[0]!r}). Pass --gold, or leave them out"
+            f"reward {reward} needs a gold answer for every problem; {len(missing)} of {len(problems.problems)} have "
+            f"none (first: {missing[0]!r}). Pass --gold, or leave them out"
         )
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, dict) and key != "options":
+        if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value

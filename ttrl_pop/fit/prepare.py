@@ -3,13 +3,14 @@
 from collections.abc import Callable
 
 from ttrl_pop.errors import UsageError
+from ttrl_pop.fit.admission import check_metrics, check_reach
 from ttrl_pop.fit.base_rollouts import base_rollouts
 from ttrl_pop.fit.sigma import MINDS, calibrate
 from ttrl_pop.run.session import Session
 
 
 def prepare(session: Session, notice: Callable[[str], None]) -> dict[str, float]:
-    """Find what the session's population lacks, so that its minds can be embodied.
+    """Find what the session's population lacks, so that its minds can be embodied, and check that they then act.
 
     Args:
         notice: is told in a line what is looked for, and in another what was found.
@@ -18,8 +19,17 @@ def prepare(session: Session, notice: Callable[[str], None]) -> dict[str, float]
         The figures of what was found, by name; none where nothing was lacking.
 
     Raises:
-        UsageError: it cannot be found.
+        UsageError: it cannot be found, or the population breaks its interface.
     """
+    policy = session.policy
+    found = _find_lack(session, notice)
+    (mind,) = policy.population.spawn(session.config.seed, 0, 1)
+    check_reach(policy, mind, session.prompts[session.problems[0].id])
+    check_metrics(policy.population)
+    return found
+
+
+def _find_lack(session: Session, notice: Callable[[str], None]) -> dict[str, float]:
     population = session.policy.population
     match population.lacks:
         case None:

@@ -153,10 +153,15 @@ class Learner:
             return
         gap = sums.gap / sums.gap_tokens
         if not gap <= limit:
+            remedy = (
+                "Let the population's noise be a pure function of the mind's seed"
+                if self.config.backend == "hf"
+                else "Go on with --backend hf"
+            )
             raise SamplerMismatchError(
                 f"step {step}: log-probabilities of sampler and learner differ by {gap:.2g} nats per token, more than "
                 f"learn.max_logprob_gap {limit:.2g}; the engine wrote with other minds or weights than the learner's. "
-                "Go on with --backend hf, or raise the limit if rounding explains it"
+                f"{remedy}, or raise the limit if rounding explains it"
             )
 
     def _samples(self, tallies: Sequence[Tally], weights: Mapping[str, float]) -> tuple[list[Sample], int, int]:

@@ -3,8 +3,9 @@
 import datetime
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from ttrl_pop.config import Config
+from ttrl_pop.config import Config, Section
 from ttrl_pop.config_file import validate
 from ttrl_pop.errors import UsageError
 from ttrl_pop.model.load import load_model
@@ -94,7 +95,7 @@ def open_session(config: Config, problems: ProblemSet, adapter: bool, rewards: b
         config.seed,
     )
     backend = backend_kind(policy, config.sampling, backend_options)
-    config = resolve(config, engine, policy, backend)
+    config = resolve(_with_options(config, options, backend_options), engine, policy, backend)
     return Session(
         config=config,
         problems=problems.problems,
@@ -129,6 +130,18 @@ def resolve(config: Config, engine: str, policy: Policy, backend: Backend) -> Co
             "vote": vote.model_copy(update={"thinking": thinking}),
         }
     )
+
+
+def _with_options(config: Config, population: Section, backend: Section) -> Config:
+    """The configuration with all options of its plug-ins written out: another default of a plug-in, as of a newer
+    version, then changes no run that goes on."""
+    named = config.population.model_copy(update={"options": _written(population)})
+    return config.model_copy(update={"population": named, "backend_options": _written(backend)})
+
+
+def _written(options: Section) -> dict[str, Any]:
+    """Options as TOML has them, where None is a key that is left out."""
+    return options.model_dump(mode="json", exclude_none=True)
 
 
 def check_trainable(config: Config) -> None:

@@ -29,6 +29,8 @@ class Rules:
     """Chat prompts end inside the thoughts."""
     token_limit: int | None = None
     """Longest completion, for rewards that look at lengths."""
+    reward_name: str = ""
+    """What the reward is called where it breaks its interface."""
 
 
 def build_grader(config: VoteConfig) -> Grader:
@@ -60,4 +62,4 @@ def build_rules(
     reward = build_reward(config.reward, answers, grader) if rewards else None
     extractor = build_extractor(config.extract)
     thinking = thinking if config.thinking is None else config.thinking
-    return Rules(grader, reward, extractor, config.weight, thinking, token_limit)
+    return Rules(grader, reward, extractor, config.weight, thinking, token_limit, config.reward)

@@ -14,14 +14,14 @@ abstentions included.
 | `confidence` | exp(mean log p of its tokens) for each rollout |
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 from ttrl_pop.errors import UsageError
 from ttrl_pop.types import Group, Tally, mean_logprob
 from ttrl_pop.vote.clusters import cluster_answers, cluster_equal_to
-from ttrl_pop.vote.rewards.base import Ballot
+from ttrl_pop.vote.rewards.base import Ballot, paid
 from ttrl_pop.vote.rules import Labels, Rules
 
 
@@ -35,7 +35,7 @@ def vote(group: Group, rules: Rules, labels: Labels | None = None) -> Tally:
         labels: where given, the label is the one that stands there, and the group's own majority has no say.
 
     Raises:
-        UsageError: the extraction or the reward breaks its interface.
+        UsageError: the extraction, the grader or the reward breaks its interface.
     """
     answers_G, keys_G = _answers(group, rules)
     clusters = cluster_answers(group.rollouts_G, answers_G, keys_G, rules)
@@ -60,9 +60,7 @@ def vote(group: Group, rules: Rules, labels: Labels | None = None) -> Tally:
         logprob_G=tuple(mean_logprob(rollout) for rollout in group.rollouts_G),
         token_limit=rules.token_limit,
     )
-    rewards_G = tuple(rules.reward(ballot))
-    if len(rewards_G) != len(answers_G) or not all(math.isfinite(value) for value in rewards_G):
-        raise UsageError(f"a reward must return one finite number per rollout ({len(answers_G)}), got {rewards_G!r}")
+    rewards_G = paid(rules.reward_name, rules.reward, ballot)
     return Tally(group, ballot.answers_G, clusters, label, label_cluster, rewards_G)
 
 
@@ -101,7 +99,12 @@ def _answers(group: Group, rules: Rules) -> tuple[list[str | None], list[str]]:
     keys_G: list[str] = []
     for rollout in group.rollouts_G:
         answer = rules.extractor.answer(rollout.text, rollout.finish_reason, group.problem.is_chat, rules.thinking)
-        key = rules.grader.key(answer) if answer is not None else ""
+        key: Any = rules.grader.key(answer) if answer is not None else ""
+        if not isinstance(key, str):
+            raise UsageError(
+                f"grader {type(rules.grader).__name__}: key must return a text, got a {type(key).__name__} for the "
+                f"answer {answer!r}"
+            )
         answers_G.append(answer if key else None)
         keys_G.append(key)
     return answers_G, keys_G

@@ -44,6 +44,8 @@ def plug_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "    def __call__(self, ballot): return (0.0,) * len(ballot.answers_G)\n"
         "class Oracle(Plain):\n"
         "    needs_gold = True\n"
+        "class Scaled(Plain):\n"
+        "    def __init__(self, scale): ...\n"
         "number = 3\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -56,6 +58,12 @@ def test_only_a_reward_that_asks_for_gold_gets_the_answer_key() -> None:
     oracle: Any = build_reward("my_rewards:Oracle", GOLD, grader)
     assert plain.given == ()
     assert oracle.given == (GOLD, grader)
+
+
+@pytest.mark.usefixtures("plug_ins")
+def test_a_reward_class_is_made_without_arguments() -> None:
+    with pytest.raises(UsageError, match=r"^reward 'my_rewards:Scaled': a reward class is made without arguments, "):
+        build_reward("my_rewards:Scaled", AnswerKey(), ExactGrader())
 
 
 @pytest.mark.usefixtures("plug_ins")

@@ -8,10 +8,12 @@ answer key and the grader; nothing else ever receives the key.
 p_c is the share of cluster c among all votes; p1 ≥ p2 are the two largest.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from numbers import Real
+from typing import Any, TypeAlias
 
 from ttrl_pop.errors import UsageError
 from ttrl_pop.plugins import load
@@ -53,6 +55,29 @@ Reward: TypeAlias = Callable[[Ballot], tuple[float, ...]]
 """A group's ballot → one finite number per rollout."""
 
 
+def paid(name: str, reward: Reward, ballot: Ballot) -> tuple[float, ...]:
+    """What the reward of that name pays for each rollout of the ballot.
+
+    Raises:
+        UsageError: it returns anything but one finite number per rollout.
+    """
+    returned: Any = reward(ballot)
+    rule = (
+        f"reward {name!r}, problem {ballot.problem_id!r}: a reward must return one finite number per rollout "
+        f"({len(ballot.answers_G)})"
+    )
+    try:
+        values = tuple(returned)
+    except TypeError:
+        raise UsageError(f"{rule}, got a {type(returned).__name__}") from None
+    for value in values:
+        if not isinstance(value, Real):
+            raise UsageError(f"{rule}, got a {type(value).__name__} among them; return a tuple of float(...)")
+    if len(values) != len(ballot.answers_G) or not all(map(math.isfinite, values)):
+        raise UsageError(f"{rule}, got {values!r}")
+    return tuple(map(float, values))
+
+
 def needs_gold(name: str) -> bool:
     """Whether a term of this reward looks at gold answers.
 
@@ -71,17 +96,17 @@ def build_reward(name: str, answers: AnswerKey, grader: Grader) -> Reward:
     """
     terms = [_term(text.strip(), name, answers, grader) for text in name.split("+")]
     if len(terms) == 1 and terms[0][0] == 1.0:
-        return terms[0][1]
+        return terms[0][2]
 
     def total(ballot: Ballot) -> tuple[float, ...]:
-        columns = [[weight * value for value in reward(ballot)] for weight, reward in terms]
+        columns = [[weight * value for value in paid(term, reward, ballot)] for weight, term, reward in terms]
         return tuple(math.fsum(values) for values in zip(*columns, strict=True))
 
     return total
 
 
-def _term(text: str, whole: str, answers: AnswerKey, grader: Grader) -> tuple[float, Reward]:
-    """One summand: its weight and its reward."""
+def _term(text: str, whole: str, answers: AnswerKey, grader: Grader) -> tuple[float, str, Reward]:
+    """One summand: its weight, its name and its reward."""
     factor, star, name = text.rpartition("*")
     try:
         weight = float(factor) if star else 1.0
@@ -89,12 +114,13 @@ def _term(text: str, whole: str, answers: AnswerKey, grader: Grader) -> tuple[fl
         weight = math.nan
     if not math.isfinite(weight):
         raise UsageError(f"a reward is NAME or WEIGHT*NAME, joined by +; got {text!r} in {whole!r}")
-    loaded = load("reward", name.strip())
+    name = name.strip()
+    loaded = load("reward", name)
     reward: Reward
     if not isinstance(loaded, type):
         reward = loaded
     elif not getattr(loaded, "needs_gold", False):
-        reward = loaded()
+        reward = _without_arguments(name, loaded)
     elif answers:
         reward = loaded(answers, grader)
     else:
@@ -103,4 +129,16 @@ def _term(text: str, whole: str, answers: AnswerKey, grader: Grader) -> tuple[fl
         )
     if not callable(reward):
         raise UsageError(f"a reward must be callable on a ballot, got {name!r}, a {type(reward).__name__}")
-    return weight, reward
+    return weight, name, reward
+
+
+def _without_arguments(name: str, kind: type) -> Any:
+    signature = inspect.signature(kind)
+    try:
+        signature.bind()
+    except TypeError as error:
+        raise UsageError(
+            f"reward {name!r}: a reward class is made without arguments, {kind.__name__}{signature} has a {error}; "
+            "give it a default"
+        ) from None
+    return kind()
