@@ -22,7 +22,7 @@ from ttrl_pop.store.directory import RunDirectory
 from ttrl_pop.text import shown
 
 COMMANDS = ("run", "eval", "sample")
-"""Those that take problems."""
+"""Commands that take problems."""
 GOOD = {"id": "a", "prompt": "Q: 1+1?\nA:"}
 HEAVY = {"torch", "transformers", "peft", "rich", "numpy", "ttrl_pop.config", "ttrl_pop.cli.run"}
 

@@ -41,7 +41,7 @@ def backend(request: pytest.FixtureRequest, models: Models) -> Iterator[VllmBack
 
 
 def prompts(policy: Policy) -> list[tuple[int, ...]]:
-    """Of very different lengths; the longest do not fit one forward of the tight engine."""
+    """Prompts of very different lengths; the longest do not fit one forward of the tight engine."""
     texts = [str(problem.prompt) * n for problem, n in zip(PROBLEMS, (1, 2, 8), strict=False)]
     return [tuple(policy.model.tokenizer(text)["input_ids"])[:120] for text in texts]
 
