@@ -34,6 +34,7 @@ def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[
     try:
         for step, batch in remaining(session, progress.step):
             clock, timeouts = Clock(), grader.timeouts
+            # What was given up in the step before would leave questions out of this one's count of timeouts.
             grader.forget()
             with keeper.step():
                 yield Phase(step, "sampling", len(batch))

@@ -6,6 +6,7 @@ from ttrl_pop.errors import UsageError
 from ttrl_pop.fit.admission import check_metrics, check_reach
 from ttrl_pop.fit.base_rollouts import base_rollouts
 from ttrl_pop.fit.sigma import MINDS, calibrate
+from ttrl_pop.randomness import OUTSIDE_TRAINING
 from ttrl_pop.run.session import Session
 
 
@@ -23,7 +24,7 @@ def prepare(session: Session, notice: Callable[[str], None]) -> dict[str, float]
     """
     policy = session.policy
     found = _find_lack(session, notice)
-    (mind,) = policy.population.spawn(session.config.seed, 0, 1)
+    (mind,) = policy.population.spawn(session.config.seed, OUTSIDE_TRAINING, 1)
     check_reach(policy, mind, session.prompts[session.problems[0].id])
     check_metrics(policy.population)
     return found
@@ -36,7 +37,7 @@ def _find_lack(session: Session, notice: Callable[[str], None]) -> dict[str, flo
             return {}
         case "scale":
             notice("finding sigma on the given problems …")
-            minds = population.spawn(session.config.seed, 0, MINDS)
+            minds = population.spawn(session.config.seed, OUTSIDE_TRAINING, MINDS)
             found = calibrate(session.policy, base_rollouts(session), minds, session.config.learn.token_budget)
             notice(
                 f"sigma = {found.sigma:.4g} (KL {found.kl:.3f} nats per token, "
