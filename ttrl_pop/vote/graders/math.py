@@ -31,6 +31,7 @@ from typing import Any, Final, Generic, TypeVar
 from ttrl_pop.errors import TtrlPopError
 from ttrl_pop.vote.graders.base import Grader
 from ttrl_pop.vote.graders.exact import ExactGrader
+from ttrl_pop.vote.graders.spelling import clean, unwrapped
 
 MAX_LENGTH = 400
 """Longest answer that is parsed, in characters."""
@@ -106,7 +107,12 @@ class MathGrader(Grader):
         return self._exact.key(answer)
 
     def equal(self, a: str, b: str) -> bool:
-        if is_refused(a) or is_refused(b) or (self._is_plain(a) and self._is_plain(b)):
+        if len(a) > MAX_LENGTH or len(b) > MAX_LENGTH:
+            return False
+        text_a, text_b = clean(a), clean(b)
+        if "\\" in a + b and _letters(text_a) == _letters(text_b) != "":
+            return True
+        if is_refused(text_a) or is_refused(text_b) or (self._is_plain(a) and self._is_plain(b)):
             return False
         # Before what is known of the pair: a grader that knows less must say the same.
         if not self._given_up.answers.isdisjoint((a, b)):
@@ -153,6 +159,11 @@ class MathGrader(Grader):
     def _give_up(self, answer: str) -> None:
         self.timeouts += 1
         self._given_up.answers.add(answer)
+
+
+def _letters(text: str) -> str:
+    r"""A text whose `\text{}` and spaces are gone: `40 N` and `40\text{ N}` are one answer, whatever `N` is."""
+    return "".join(unwrapped(text).split())
 
 
 def is_refused(answer: str) -> bool:
