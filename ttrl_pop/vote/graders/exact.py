@@ -11,7 +11,7 @@ Simplifications, against a grader that understands mathematics:
    `5 m` is `5 km`. In a list whose numbers have different units they count, as they say what belongs to which.
 3. `1,234` is a number, but inside brackets a comma separates: `(1,234)` is a pair. Where the three digits begin
    with 0 (`(1,000)`) it is a thousands separator there too.
-4. Dates, spans, scores, ratios and times of day are text: digits with `-`, `:` or two `/` between them are not computed.
+4. Dates, spans, scores, ratios and times of day are text: digits with `-`, `:` or two `/` between are not computed.
 5. An answer longer than `MAX_LENGTH` is compared as text.
 """
 
@@ -38,11 +38,22 @@ _BEHIND_COMMAND = re.compile(r"(\\[a-zA-Z]+) (?=[0-9])")
 
 _TIME = re.compile(r"(?<![0-9:.])0(?=[0-9]:[0-9]{2}(?![0-9]))")
 _TIME_OF_DAY = re.compile(r"0?([0-9]{1,2})(:[0-9]{2}(?::[0-9]{2})?)?\s*([ap])\.?\s?m\.?", re.IGNORECASE)
-_BASES = {
-    **{name: str(base) for base, name in enumerate("two three four five six seven eight nine ten eleven twelve".split(), 2)},
-    **{"sixteen": "16", "binary": "2", "octal": "8", "decimal": "10", "hexadecimal": "16", "hex": "16"},
-    **{"0x": "16", "0o": "8", "0b": "2"},
-}
+_BASE_NAMES = """
+2 two binary 0b
+3 three
+4 four
+5 five
+6 six
+7 seven
+8 eight octal 0o
+9 nine
+10 ten decimal
+11 eleven
+12 twelve
+16 sixteen hexadecimal hex 0x
+"""
+"""Bases with their names, in words and in the prefixes of programs."""
+_BASES = {name: line.split()[0] for line in _BASE_NAMES.strip().splitlines() for name in line.split()[1:]}
 _BASE = "|".join((*sorted(_BASES, key=len, reverse=True), "[0-9]{1,2}"))
 _IN_BASE = re.compile(
     rf"""(?P<prefix>0[xob])(?P<prefixed>[0-9a-f]+)

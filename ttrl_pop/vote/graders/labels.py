@@ -5,7 +5,7 @@ r"""Names in front of an equals sign that only say what the answer is of: `x=5`,
 Simplifications:
 
 1. Names differ without the answers' differing: `x=5` is `y=5`. In a list they count (`x=1, y=2`).
-2. What measures a figure, a function or an angle is a label only before a number: `AB=CD` and `f(1)=f(2)` are equations.
+2. What measures a figure, a function or an angle is a label only before a number: `AB=CD` is an equation.
 """
 
 import re
@@ -15,7 +15,7 @@ from ttrl_pop.vote.graders.spelling import unwrapped
 MAX_NAME = 80
 """Longest text that is a name, in characters."""
 
-_GREEK = r"\\(?:alpha|beta|gamma|delta|epsilon|varepsilon|theta|lambda|mu|pi|rho|sigma|tau|phi|varphi|omega|Delta|Omega)"
+_GREEK = r"\\(?:alpha|beta|gamma|delta|(?:var)?epsilon|theta|lambda|mu|pi|rho|sigma|tau|(?:var)?phi|omega|Delta|Omega)"
 _SYMBOL = re.compile(
     rf"(?:[A-Za-z]|{_GREEK})(?:\s*_\s*(?:[A-Za-z0-9]|\{{[A-Za-z0-9 ]+\}}))?'?(?:\([a-z](?:,[a-z])*\))?"
 )
@@ -24,8 +24,8 @@ _NOT_A_NAME = re.compile(
     r"\b(?:if|or|and|not|for|when|unless|where|iff|then|only|sin|cos|tan|cot|sec|csc|log|exp|sqrt|max|min|gcd|lcm)\b"
 )
 _MEASURE = re.compile(
-    rf"""(?:m\s*)?\\(?:angle|triangle|overline|vec)\s*\{{?[A-Z]{{1,4}}\}}? | [A-Z]{{2,4}} | \|[A-Z]{{2}}\| | \[[A-Z]{{3,}}\]
-    | (?:P|Pr|\\Pr|E|Var|SD)\s*[(\[][^=]*[)\]] | [fghpqFGHPQST](?:\^\{{-1\}}|'+)?\s*\([^=]*\) | [a-zA-Z]\s*\([0-9]+\)
+    rf"""(?:m\s*)?\\(?:angle|triangle|overline|vec)\s*\{{?[A-Z]{{1,4}}\}}?
+    | [A-Z]{{2,4}} | \|[A-Z]{{2}}\| | \[[A-Z]{{3,}}\] | (?:P|Pr|\\Pr|E|Var|SD)\s*[(\[][^=]*[)\]] | [fghpqFGHPQST](?:\^\{{-1\}}|'+)?\s*\([^=]*\) | [a-zA-Z]\s*\([0-9]+\)
     | \\(?:sin|cos|tan|cot|sec|csc)\s*(?:\\angle\s*)?(?:[A-Z]|{_GREEK})""",
     re.VERBOSE,
 )

@@ -75,6 +75,7 @@ _COUNTED = re.compile(r"!|\\[dt]?binom|\\choose")
 _COUNTED_TWICE = re.compile(r"!\s*[)}\]]+\s*!|\\[dt]?binom\s*\{[^{}]*[\^!]")
 _PLAIN_NUMBER = re.compile(r"-?[0-9]+(?:/[0-9]+)?")
 _PLAIN_WORDS = re.compile(r"[^\W\d_]{3,}(?:[ .'-]+[^\W\d_]+)*")
+_BRACED_DIGIT = re.compile(r"\^\{([0-9])\}")
 _PROSE = re.compile(
     r"[^\\]*(?<![\\a-zA-Z])(?!(?:and|sqrt|arc(?:sin|cos|tan)|(?:sin|cos|tan)h?|cot|sec|csc|log|exp|infty)(?![a-zA-Z]))"
     r"[a-zA-Z]{3}[^\\]*"
@@ -163,7 +164,7 @@ class MathGrader(Grader):
 
 def _letters(text: str) -> str:
     r"""A text whose `\text{}` and spaces are gone: `40 N` and `40\text{ N}` are one answer, whatever `N` is."""
-    return "".join(unwrapped(text).split())
+    return _BRACED_DIGIT.sub(r"^\1", "".join(unwrapped(text).split()))
 
 
 def is_refused(answer: str) -> bool:

@@ -3,6 +3,13 @@ r"""Signs that are written in several ways, each way beside the one that is comp
 To add a spelling, add it to the table of its sort. A table's right side is what `spelling.clean` leaves of its left.
 """
 
+_GREEK = """
+α alpha β beta γ gamma δ delta ε epsilon ζ zeta η eta θ theta ι iota κ kappa λ lambda μ mu ν nu ξ xi π pi ρ rho ς sigma
+σ sigma τ tau υ upsilon φ phi χ chi ψ psi ω omega Γ Gamma Δ Delta Θ Theta Λ Lambda Ξ Xi Π Pi Σ Sigma Φ Phi Ψ Psi Ω Omega
+ϕ phi ϑ vartheta ϵ epsilon
+"""
+_LETTERS = iter(_GREEK.split())
+
 UNICODE = {
     # signs of a number
     **dict.fromkeys("−–—‐‑‒﹣", "-"),
@@ -90,26 +97,29 @@ UNICODE = {
     "″": "''",
     **dict.fromkeys("“”„«»「」『』", '"'),
     # Greek letters
-    **{letter: rf"\{name} " for letter, name in zip(
-        "αβγδεζηθικλμνξπρςστυφχψωΓΔΘΛΞΠΣΦΨΩϕϑϵ",
-        "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma sigma tau upsilon phi chi "
-        "psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega phi vartheta epsilon".split(),
-        strict=True,
-    )},
+    **{letter: rf"\{name} " for letter, name in zip(_LETTERS, _LETTERS, strict=True)},
     "µ": r"\mu ",
     "Ω": r"\Omega ",
-}  # fmt: skip
+}
 """Character → LaTeX or ASCII."""
 
 ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
 """Sign of a root, which has no braces → its command."""
 
+_NOTHING = """
+( ) [ ] left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr
+"""
+_SPACE = """
+, ; : > quad qquad enspace thinspace space nobreakspace hfill hfil null displaystyle textstyle scriptstyle
+scriptscriptstyle limits nolimits tiny small footnotesize scriptsize normalsize large Large LARGE huge Huge
+bf it rm sf tt sc bfseries itshape rmfamily sffamily ttfamily centering
+"""
+_LOOKS = """
+boldsymbol bm underline uline emph ensuremath num fbox framebox textnormal textup textmd textsc mathnormal pmb bold
+"""
 COMMANDS = {
-    **{rf"\{name}": "" for name in "( ) [ ] left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr".split()},
-    **{rf"\{name}": " " for name in ", ; : > quad qquad enspace thinspace space nobreakspace hfill hfil null".split()},
-    **{rf"\{name}": " " for name in "displaystyle textstyle scriptstyle scriptscriptstyle limits nolimits".split()},
-    **{rf"\{name}": " " for name in "tiny small footnotesize scriptsize normalsize large Large LARGE huge Huge".split()},
-    **{rf"\{name}": " " for name in "bf it rm sf tt sc bfseries itshape rmfamily sffamily ttfamily centering".split()},
+    **{rf"\{name}": "" for name in _NOTHING.split()},
+    **{rf"\{name}": " " for name in _SPACE.split()},
     **dict.fromkeys((r"\dfrac", r"\tfrac", r"\cfrac", r"\sfrac", r"\nicefrac", r"\xfrac"), r"\frac"),
     **dict.fromkeys((r"\dbinom", r"\tbinom"), r"\binom"),
     r"\ ": " ",
@@ -172,8 +182,7 @@ COMMANDS = {
 """Command → the one that says the same, "" or a space for one that only lays out."""
 
 WRAPPERS = {
-    **{rf"\{name}": ("", "") for name in "boldsymbol bm underline uline emph ensuremath num fbox framebox".split()},
-    **{rf"\{name}": ("", "") for name in "textnormal textup textmd textsc mathnormal pmb bold".split()},
+    **{rf"\{name}": ("", "") for name in _LOOKS.split()},
     r"\pmatrix": (r"\begin{pmatrix}", r"\end{pmatrix}"),
     r"\bmatrix": (r"\begin{pmatrix}", r"\end{pmatrix}"),
     r"\matrix": (r"\begin{pmatrix}", r"\end{pmatrix}"),

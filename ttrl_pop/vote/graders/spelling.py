@@ -4,7 +4,7 @@ Simplifications:
 
 1. `1,234` is one thousand, wherever a comma does not separate; so is `1 234`, as groups of three digits are. A decimal
    comma is read where a semicolon separates (`0,5; 1,5`) or where dots group (`1.234,50`).
-2. A currency before or behind a number is dropped as the dollar is, unless two different ones stand in one answer.
+2. The sign of a currency is dropped, but in a list, where it may differ from number to number.
 """
 
 import re
@@ -29,7 +29,8 @@ _COMMAND = re.compile(
     | \\\\ | (?P<negated>\\not\s*(?:=|\\in(?![a-zA-Z]))) | \\[a-zA-Z]+ | \\.""",
     re.VERBOSE,
 )
-_COLOR = re.compile(r"\\(?:text)?color\s*(?:\[[^\[\]{}]*\])?\s*\{[^{}]*\}|\\[hv](?:space|skip)\*?\s*\{[^{}]*\}")
+_LIST = re.compile(r",(?![0-9])|;|and|or")
+_COLOR = re.compile(r"\\(?:text)?color(?:box)?\s*(?:\[[^\[\]{}]*\])?\s*\{[^{}]*\}|\\[hv](?:space|skip)\*?\s*\{[^{}]*\}")
 _MEASURED = re.compile(r"\\(?:qty|SI)\s*(?:\[[^\[\]{}]*\])?\s*\{([^{}]*)\}\s*\{([^{}]*)\}|\\(?:unit|si)\s*\{([^{}]*)\}")
 _PREFIX = re.compile(r"\\(nano|micro|milli|centi|deci|kilo|mega|giga)(?![a-zA-Z])\s*\\?")
 _INFIX = re.compile(r"\{([^{}]*)\\(choose|over)(?![a-zA-Z])([^{}]*)\}|^([^{}]*)\\(choose|over)(?![a-zA-Z])([^{}]*)$")
@@ -39,18 +40,31 @@ _MATRIX = re.compile(
 )
 _BLACKBOARD = re.compile(r"\\mathbb\s*([A-Z])")
 _GREEK = "alpha|beta|gamma|delta|theta|lambda|mu|pi|rho|sigma|tau|phi|omega"
-_BARE_ARGUMENT = re.compile(rf"(\\(?:frac|sqrt|binom))\s*(?:(\[[^\[\]]*\])\s*)?((?<=\s)[a-zA-Z]|[0-9]|\\(?:{_GREEK})(?![a-zA-Z]))")
+_BARE_ARGUMENT = re.compile(
+    rf"(\\(?:frac|sqrt|binom))\s*(?:(\[[^\[\]]*\])\s*)?((?<=\s)[a-zA-Z]|[0-9]|\\(?:{_GREEK})(?![a-zA-Z]))"
+)
 _BARE_SECOND = re.compile(rf"(\\(?:frac|binom))\s*(\{{[^{{}}]*\}})\s*([a-zA-Z0-9]|\\(?:{_GREEK})(?![a-zA-Z]))")
 
-_UNUSUAL = re.compile(r"[;'\"`_<>!\[\]]|[0-9] +[0-9]|\\infty|\.[0-9]{3}[.,]|,[0-9]{2},")
+_UNUSUAL = re.compile(
+    r"""[;'"`_<>!\[\]] | [0-9]\ +[0-9] | \.[0-9]{3}[.,] | ,[0-9]{2}, | \.{3}
+    | \\(?:\{|(?:not)?in|[cs]u[bp]|cap|setminus)""",
+    re.VERBOSE,
+)
+"""What `_plain_notation` looks for: without it a text is spelled as it should be."""
 _RELATION = re.compile(r"([<>])=|(?<![0-9)\]}!])!=|(?<=\s)!=")
 _RELATIONS = {">": r"\ge ", "<": r"\le "}
 _PLUS_INFINITY = re.compile(r"(^|[(\[\],;<>={]|\\(?:cup|in|to|le|ge|ne)(?![a-zA-Z]))\s*\+\s*(?=\\infty)")
+_SETS = r"\\(?:in|notin|cup|cap|subset|subseteq|supset|supseteq|setminus)(?![a-zA-Z])"
+_PLAIN_SET = re.compile(rf"({_SETS}\s*|^(?=\{{[^{{}}]*\}}\s*{_SETS}))\{{([^{{}}]*,[^{{}}]*)\}}")
+_NO_ELEMENTS = re.compile(r"\\\{\s*\\\}")
+_DOTS = re.compile(r"([,+])\s*\.{3,}")
 _QUOTES = (("'", "'"), ('"', '"'), ("`", "`"), ("``", "''"))
 _GROUPED = re.compile(
     r"(?<![\w.,'])(?<![0-9.,] )[1-9][0-9]{0,2}(?:(?: +[0-9]{3})+|(?:'[0-9]{3})+|(?:_[0-9]{3})+)(?![\w'/]| *[0-9/])"
 )
-_DOTTED = re.compile(r"(?<![\w.,])([0-9]{1,3}(?:\.[0-9]{3}){2,}|[0-9]{1,3}(?:\.[0-9]{3})+(?=,[0-9]))(?:,([0-9]+))?(?![\w.,])")
+_DOTTED = re.compile(
+    r"(?<![\w.,])([0-9]{1,3}(?:\.[0-9]{3}){2,}|[0-9]{1,3}(?:\.[0-9]{3})+(?=,[0-9]))(?:,([0-9]+))?(?![\w.,])"
+)
 _INDIAN = re.compile(r"(?<![\w.,])[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}(?![0-9,])")
 _SEPARATED = re.compile(r"[()\[\]{};,]")
 _THOUSANDS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
@@ -59,8 +73,9 @@ _INTERVAL = re.compile(r"([\[\]])([^\[\]()]*[,;][^\[\]()]*)([\[\]])")
 
 
 def clean(answer: str) -> str:
-    r"""The answer in one spelling: `$`, `\left`, `\large`, spaces and the final period dropped, `\frac` and `\sqrt` with
-    braces, signs as in `signs`, `[2;5[` as `[2,5)`."""
+    r"""The answer in one spelling: without `$`, `\left`, `\large`, layout and the final period, `\frac` and `\sqrt` with
+    braces, signs as in `signs`, `[2;5[` as `[2,5)`.
+    """
     text = answer if answer.isascii() else _plain_characters(answer)
     if "$" in text:
         text = _DOLLAR_OF.sub("", text)
@@ -197,10 +212,10 @@ def _plain_infix(match: re.Match[str]) -> str:
 
 
 def _without_currency(text: str) -> str:
-    """The text without its sign of currency; two that differ stay, as units of what they stand at."""
+    """The text without its sign of currency, which in a list stays, as a unit of what it stands at."""
     signs = (CURRENCY_SIGNS | {"¤"}).intersection(text)
-    if len(signs) == 1:
-        return text.replace(*signs, "")
+    if len(signs) == 1 and not _LIST.search(text):
+        return text.replace(min(signs), "")
     return text.replace("¤", "$")
 
 
@@ -211,13 +226,15 @@ def _plain_notation(text: str) -> str:
         text = _RELATION.sub(lambda m: _RELATIONS.get(m[1], r"\ne "), text)
     if r"\infty" in text:
         text = _PLUS_INFINITY.sub(r"\1", text)
-    if "[" in text or "]" in text:
-        if _REVERSED.search(text):
-            text = _INTERVAL.sub(_plain_interval, text)
+    if _REVERSED.search(text):
+        text = _INTERVAL.sub(_plain_interval, text)
     if ";" in text:
         text = _with_commas(text)
     text = _GROUPED.sub(lambda m: re.sub(r"[ '_]", "", m[0]), text)
     text = _DOTTED.sub(lambda m: m[1].replace(".", "") + ("." + m[2] if m[2] else ""), text)
+    if "{" in text:
+        text = _NO_ELEMENTS.sub(r"\\emptyset ", _PLAIN_SET.sub(r"\1\\{\2\\}", text))
+    text = _DOTS.sub(r"\1\\dots ", text) if "..." in text else text
     return text if set("([{") & set(text) else _INDIAN.sub(lambda m: m[0].replace(",", ""), text)
 
 
@@ -245,7 +262,7 @@ def _with_commas(text: str) -> str:
 
 
 def _separate(characters: list[str], text: str, semicolons: list[int], commas: list[int]) -> None:
-    """Write the semicolons of one level of brackets as commas, its commas as points or, between thousands, not at all."""
+    """Write a level's semicolons as commas, and its commas as points or, where all part thousands, not at all."""
     if not semicolons or not all(text[at - 1 : at].isdigit() and text[at + 1 : at + 2].isdigit() for at in commas):
         return
     thousands = all(_THOUSANDS.match(text, at) for at in commas)

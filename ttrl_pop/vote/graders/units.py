@@ -54,6 +54,7 @@ day: day, 天
 week: week, 周
 month: month, 个月
 year: year, yr, 年
+year old: year old, years old/years old
 decade: decade
 century: century
 L: liter, litre, l, 升
@@ -142,10 +143,15 @@ deg rad gal tbsp tsp Rs ° % ‰
 """
 """Symbols that count outside `\\text{}` too: such that hardly are products of two variables."""
 
-_PLAIN_QUOTIENTS = frozenset("m/s m/s^2 L/s L/h g/L g/l J/K J/s J/g N/m N/m^2 N/C V/m W/m W/m^2 C/s".split())
+_PLAIN_QUOTIENTS = """
+m/s m/s^2 L/s L/h g/L g/l J/K J/s J/g N/m N/m^2 N/C V/m W/m W/m^2 C/s
+"""
 """Units of single letters that count outside `\\text{}` too; any other quotient of letters may be a formula."""
 
-_ALONE = frozenset("m g s h l L N V W J A".split())
+_PLAIN_POWERS = ("m^2", "m^3")
+"""Powers of a single letter that count outside `\\text{}` behind a space."""
+
+_ALONE = "mgshlLNVWJA"
 """Symbols of one letter that count alone, in `\\text{}`."""
 
 _CURRENCIES = """
@@ -200,10 +206,10 @@ stamp star stick stone stop store story strawberry student subset table tank tea
 tomato toy train tree triangle trip truck turn value vehicle video visitor voter vote wall way wheel window winner
 word worker zero
 child/children man/men woman/women person/people tooth/teeth die/dice fish/fish sheep/sheep goose/geese mouse/mice
-loaf/loaves leaf/leaves knife/knives vertex/vertices ox/oxen people/people times/times years-old/years-old
+loaf/loaves leaf/leaves knife/knives vertex/vertices ox/oxen people/people times/times
 人/人 个/个 個/個 本/本 枚/枚 名/名 只/只 件/件 张/张 条/条 辆/辆 岁/岁 次/次 种/种 개/개 명/명 つ/つ 匹/匹 冊/冊 台/台
 """
-"""Things that are counted: behind a number, in `\\text{}`, they only say what it counts. Halves and dozens it multiplies."""
+"""Things that are counted, which in `\\text{}` only say what the number is of. Halves and dozens it multiplies."""
 
 _POWERS = {"square": 2, "sq": 2, "squared": 2, "平方": 2, "cubic": 3, "cu": 3, "cubed": 3, "立方": 3}
 _TOKEN = re.compile(
@@ -237,15 +243,15 @@ _OF_CURRENCY = _by_name(_CURRENCIES)
 _OF_NAME = _by_name(_UNITS) | _OF_CURRENCY
 _OF_SYMBOL = {symbol: unit or symbol for symbol, _, unit in (entry.partition("=") for entry in _SYMBOLS.split())}
 _PLAIN_SYMBOLS = frozenset(_PLAIN.split())
-_CURRENCY_BEFORE = re.compile(r"(?:([A-Z]{3})|Rs\.?|[€£¥₹₩₽₺₪฿₱₫₦])\s*(?=[-+.0-9])")
+_CURRENCY_BEFORE = re.compile(r"([-+]?)\s*([A-Z]{3}|Rs\.?|[$€£¥₹₩₽₺₪฿₱₫₦])\s*(?=[-+.0-9])")
 
 
 def currency_before(text: str) -> tuple[str, str]:
-    """The canonical currency before a number, or "", and the text behind it."""
+    """The canonical currency before a number, or "", and the text without it."""
     match = _CURRENCY_BEFORE.match(text)
-    if match is None or (currency := _OF_CURRENCY.get(match[0].strip(" .").casefold())) is None:
+    if match is None or (currency := _OF_CURRENCY.get(match[2].rstrip(".").casefold())) is None:
         return "", text
-    return currency, text[match.end() :]
+    return currency, match[1] + text[match.end() :]
 
 
 @lru_cache(maxsize=4096)
@@ -301,7 +307,7 @@ def _read(text: str, in_text: bool) -> str | None:
         return None
     if len(factors) == 1 and len(compact) == 1 and compact.isalpha() and compact.isascii() and compact not in _ALONE:
         return None
-    if not plain and compact not in _PLAIN_QUOTIENTS:
+    if not plain and compact not in _PLAIN_QUOTIENTS.split() and not (text[0] == " " and compact in _PLAIN_POWERS):
         return None
     return " ".join(sorted(unit if power == 1 else f"{unit}^{power}" for unit, power in factors))
 
@@ -312,9 +318,9 @@ def _factor(token: str, behind: list[str]) -> tuple[str | None, bool, bool]:
     if behind and (unit := _OF_NAME.get(f"{token} {behind[0]}".casefold())):
         behind.pop(0)
         return unit, False, True
-    if unit := _OF_SYMBOL.get(token):
-        return unit, False, token in _PLAIN_SYMBOLS or not token.isascii()
     name = token.casefold()
+    if (name != token or name not in _OF_NAME) and (unit := _OF_SYMBOL.get(token)):
+        return unit, False, token in _PLAIN_SYMBOLS or not token.isascii()
     if unit := _OF_NAME.get(name):
         return unit, False, len(name) > 2 or token in _PLAIN_SYMBOLS or name in _PLAIN_SYMBOLS or not name.isascii()
     return _OF_NOUN.get(name), True, not name.isascii()

@@ -8,8 +8,8 @@ Equations and inequalities are equal if their left minus right sides are multipl
 
 Simplifications:
 
-1. A list of numbers without brackets is unordered, so `1,-2` is `-2,1` and `\{1,-2\}`; brackets of tuples and intervals must
-   agree.
+1. A list without brackets is unordered unless a word stands in it, so `1,-2` is `-2,1` and `\{1,-2\}`; brackets of
+   tuples and intervals must agree.
 2. Equality is not transitive: `1,2` and `1,2,2` are both `\{1,2\}`, and differ from each other.
 """
 

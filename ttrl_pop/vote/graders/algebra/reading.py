@@ -54,10 +54,11 @@ _RELATIONS = {
 }
 
 _LABEL = re.compile(r"[A-Za-z](?:_\{[A-Za-z0-9]+\})?(?:\([a-z](?:,[a-z])*\))?|\\[a-zA-Z]+")
-_UNIT_BEHIND = re.compile(r"(?:\s|\\text|\\mathrm|\\mbox|\\%|%|\^\s*\{?\s*\\circ)[^()=+]*$")
+_BEFORE_UNIT = re.compile(r"\s|\\text|\\mathrm|\\mbox|%|\^\s*(?:\{\s*)?\\circ")
 _REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\overline\s*\{([0-9]+)\}")
 
 _FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp"
+_FUNCTION = re.compile(_FUNCTIONS)
 _NAMED = re.compile(rf"(?<![a-zA-Z\\])({_FUNCTIONS}|pi|infty)(?![a-zA-Z])")
 
 _COMMANDS = frozenset(
@@ -69,13 +70,16 @@ _COMMAND = re.compile(r"\\([a-zA-Z]+)")
 
 _OPAQUE = re.compile(
     r"""[a-zA-Z]{3} | I | [A-Z]\s*[A-Z] | [a-zA-Z]\s*[0-9] | (?<=[0-9a-zA-Z)}~])\s+[a-z]{2}\s+(?=[0-9a-zA-Z({~])
-    | \([0-9]+\)\s*[0-9] | [0-9]\s*/\s*[0-9.]+\s*/ | [^-\w\s+*/^(){}\[\]|!.~] | [0-9]\s+[0-9.] | \}\s*[0-9] | \}\s*\([0-9.\s]*\)
-    | /\s*[0-9.]+\s*[a-zA-Z~(] | !\s*! | [0-9]\}?\s*_ | \^\s*\{[^{}]*\}\s*\^ | \^\s*\w\s*\^
+    | \([0-9]+\)\s*[0-9] | [0-9]\s*/\s*[0-9.]+\s*/ | [^-\w\s+*/^(){}\[\]|!.~] | [0-9]\s+[0-9.]
+    | \}\s*[0-9] | \}\s*\([0-9.\s]*\) | /\s*[0-9.]+\s*[a-zA-Z~(] | !\s*! | [0-9]\}?\s*_ | \^\s*\{[^{}]*\}\s*\^ | \^\s*\w\s*\^
     | \.(?![0-9]) | \.[0-9]+\.""",
     re.VERBOSE,
 )
 
-_LISTED = re.compile(r"[-+]?[0-9.,/]+(?:\s*-\s*[0-9.,/]+)+|[A-Z][a-z]|[a-z][A-Z]|[a-zA-Z](?:\s+[a-zA-Z])+")
+_LISTED = re.compile(
+    r"[-+]?[0-9.,/]+(?:\s*-\s*[0-9.,/]+)+|[A-Z][a-z]|[a-z][A-Z]|[a-zA-Z](?:\s+[a-zA-Z])+|[0-9]+\s*[ap]m"
+    r"|(?:am|an|as|at|be|by|do|go|he|if|in|is|it|me|my|no|of|ok|on|or|so|to|up|us|we)"
+)
 """What stands side by side and is not computed: a date, a span, a score (`3-2`), a code (`He`), letters in an order."""
 _WORDS = re.compile(rf"{TEXT_COMMAND}(?!\s*(?:{_FUNCTIONS})\s*\}})[^{{}}]*[a-zA-Z]{{2}}")
 
@@ -99,7 +103,7 @@ def _read_list(text: str) -> Form:
 
 
 def _elements(pieces: Sequence[str]) -> tuple[Form, ...]:
-    r"""Forms of the pieces, with their units where these differ; what `\pm` makes of one piece stands beside the others."""
+    r"""Forms of the pieces, with units where these differ; what `\pm` makes of one piece stands beside the others."""
     units = [_unit(piece) for piece in pieces]
     differ = len(set(units) - {""}) > 1
     forms: list[Form] = []
@@ -241,9 +245,11 @@ def _unit(text: str) -> str:
 
 def _without_unit(text: str) -> tuple[str, str]:
     r"""`2\pi \text{ cm}` without its unit, and the unit; a function's argument keeps its degrees."""
-    behind = _UNIT_BEHIND.search(text)
-    if behind and not re.search(rf"\\?(?:{_FUNCTIONS})", text) and (unit := unit_of(behind[0])):
-        return text[: behind.start()].strip(), unit
+    text = text.strip()
+    if not _FUNCTION.search(text):
+        for mark in _BEFORE_UNIT.finditer(text, max(map(text.rfind, "()=+")) + 1):
+            if unit := unit_of(text[mark.start() :]):
+                return text[: mark.start()].strip(), unit
     return text, ""
 
 
