@@ -155,7 +155,7 @@ def _train(prepared: PreparedRun, progress: Progress, display: Display) -> tuple
     """Run the loop; returns the first and the last report of the whole run."""
     session = prepared.session
     answers, same = session.gold, session.grader.same
-    first = last = None
+    first = last = doubt = None
     if prepared.run.metrics.exists():
         for row in files.read_lines(prepared.run.metrics):
             last = from_metrics_row(row)
@@ -169,6 +169,8 @@ def _train(prepared: PreparedRun, progress: Progress, display: Display) -> tuple
                     display.phase(f"step {event.step}: {event.name}", event.total)
                 case Tally():
                     display.tally(event, label_correct(event, answers, same))
+                    if doubt is None and (doubt := session.grader.doubt(event.answers_G)):
+                        display.notice(f"problem {event.group.problem.id}: {doubt}")
                 case StepReport():
                     first, last = first or event, event
                     display.step(event)

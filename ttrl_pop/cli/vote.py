@@ -17,6 +17,7 @@ from rich.text import Text
 
 from ttrl_pop.cli import interrupts
 from ttrl_pop.cli.display.console import console_on
+from ttrl_pop.cli.display.marks import NOTICE
 from ttrl_pop.cli.display.tables import answers_table, measures_table
 from ttrl_pop.cli.given import Given
 from ttrl_pop.cli.inputs import check_one_stdin
@@ -26,6 +27,7 @@ from ttrl_pop.read.problems import read_gold
 from ttrl_pop.read.rollouts import Layout, read_rollouts
 from ttrl_pop.report.gold import gold_metrics, label_correct, outcome_table
 from ttrl_pop.report.rows import answer_row, vote_row
+from ttrl_pop.text import safe
 from ttrl_pop.types import AnswerKey, Tally
 from ttrl_pop.vote.rules import Rules, build_rules
 from ttrl_pop.vote.vote import vote
@@ -39,6 +41,8 @@ class Totals:
     rollouts: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    doubts: list[str] = field(default_factory=list)
+    """What is to be told of votes that a doubtful rule of reading decided."""
     right: dict[str, bool] = field(default_factory=dict)
     """Problem id → whether its label is right, where gold is known."""
 
@@ -52,6 +56,8 @@ class Totals:
             "rollout accuracy": against_gold["rollout/accuracy"],
             "reward accuracy": against_gold["vote/reward_accuracy"],
         }
+        if doubt := rules.grader.doubt(tally.answers_G):
+            self.doubts.append(f"problem {tally.group.problem.id}: {doubt}")
         self.problems += 1
         self.rollouts += len(tally.answers_G)
         for name, value in figures.items():
@@ -122,6 +128,13 @@ def _print_totals(before: Totals | None, after: Totals, gold: int) -> None:
     for name, totals in (("before: ", before), ("", after)):
         if totals is not None:
             console.print(Text(f"{name}{totals.problems} problems, {totals.rollouts} rollouts"))
+            if totals.doubts:
+                votes = (
+                    "this decides 1 vote"
+                    if len(totals.doubts) == 1
+                    else f"such rules decide {len(totals.doubts)} votes"
+                )
+                console.print(Text(f"{safe(totals.doubts[0], NOTICE)} ({votes})"))
     if gold and not after.right:
         console.print(Text(f"no problem has an id of the {gold} gold answers"))
     if before is None:

@@ -1,6 +1,7 @@
 """What a grader is: a canonical key for every answer, and a slower test for answers whose keys differ."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 
 class Grader(ABC):
@@ -23,6 +24,12 @@ class Grader(ABC):
     def equal(self, a: str, b: str) -> bool:
         """Whether answers with different keys are equal all the same. Asked both ways; both must hold."""
         return False
+
+    def doubt(self, answers: Iterable[str | None]) -> str | None:
+        """What to tell of a vote on these answers that was decided by a rule of reading on which people differ, such as
+        whether `1,234` is one thousand or one; None where none was.
+        """
+        return None
 
     def forget(self) -> None:  # noqa: B027 (a grader that remembers nothing has nothing to forget)
         """Drop verdicts that depend on what the calling thread asked before, such as an answer that was given up on.

@@ -17,7 +17,9 @@ Simplifications, against a grader that understands mathematics:
 
 import hashlib
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 from ttrl_pop.vote.graders.base import Grader
 from ttrl_pop.vote.graders.labels import behind_label
@@ -30,6 +32,7 @@ MAX_LENGTH = 1000
 _OPENERS = {"(": (")", "]"), "[": (")", "]"), "{": ("}",), r"\{": (r"\}",)}
 _BRACKETS = re.compile(r"\\[{}]|[()\[\]{}]|,(?!0[0-9]{2}(?![0-9]))")
 _INTEGER = re.compile(r"-?[1-9][0-9]{0,99}")
+_THREE_DIGITS = re.compile(r"(?<![0-9.,])([0-9]{1,3}),([0-9]{3})(?![0-9.,])")
 _LETTER = r"[^\W\d_]"
 _WORDS = re.compile(rf"(?=.*{_LETTER}{{2}}){_LETTER}+(?:(?:\.? |[-']){_LETTER}+)*")
 # A space between two letters or two digits separates; any other is layout, as it is between a command and a digit.
@@ -81,6 +84,32 @@ class ExactGrader(Grader):
             text = behind
         number = quantity(text)  # before `\text{}` goes: a noun in one is a unit
         return str(number[0]) if number is not None else _structured(trim(unwrapped(text)))
+
+    def doubt(self, answers: Iterable[str | None]) -> str | None:
+        spellings = sorted({answer for answer in answers if answer and len(answer) <= MAX_LENGTH})
+        return self._doubt_about_commas(spellings) or _doubt_about_units(spellings)
+
+    def _doubt_about_commas(self, spellings: Sequence[str]) -> str | None:
+        """What to tell where commas before three digits, were they decimal ones, would make other votes of these."""
+        first = next(filter(_THREE_DIGITS.search, spellings), None)
+        if first is None:
+            return None
+        here = [self.key(spelling) for spelling in spellings]
+        elsewhere = [self.key(_THREE_DIGITS.sub(r"\1.\2", spelling)) for spelling in spellings]
+        if len({*here}) == len({*elsewhere}) == len({*zip(here, elsewhere, strict=True)}):
+            return None
+        return f"{first} counts as {self.key(first)}, as a comma before three digits parts thousands"
+
+
+def _doubt_about_units(spellings: Sequence[str]) -> str | None:
+    """What to tell where one number stands with two units, which are dropped."""
+    seen: dict[Fraction, tuple[str, str]] = {}
+    for spelling in spellings:
+        if not spelling.isdecimal() and (found := quantity(clean(spelling))) and found[1]:
+            other, unit = seen.setdefault(found[0], (spelling, found[1]))
+            if unit != found[1]:
+                return f"{other} and {spelling} count as one answer, as units are dropped"
+    return None
 
 
 @dataclass(slots=True)

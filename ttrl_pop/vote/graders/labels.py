@@ -25,7 +25,8 @@ _NOT_A_NAME = re.compile(
 )
 _MEASURE = re.compile(
     rf"""(?:m\s*)?\\(?:angle|triangle|overline|vec)\s*\{{?[A-Z]{{1,4}}\}}?
-    | [A-Z]{{2,4}} | \|[A-Z]{{2}}\| | \[[A-Z]{{3,}}\] | (?:P|Pr|\\Pr|E|Var|SD)\s*[(\[][^=]*[)\]] | [fghpqFGHPQST](?:\^\{{-1\}}|'+)?\s*\([^=]*\) | [a-zA-Z]\s*\([0-9]+\)
+    | [A-Z]{{2,4}} | \|[A-Z]{{2}}\| | \[[A-Z]{{3,}}\]
+    | (?:P|Pr|\\Pr|E|Var|SD)\s*[(\[][^=]*[)\]] | [fghpqFGHPQST](?:\^\{{-1\}}|'+)?\s*\([^=]*\) | [a-zA-Z]\s*\([0-9]+\)
     | \\(?:sin|cos|tan|cot|sec|csc)\s*(?:\\angle\s*)?(?:[A-Z]|{_GREEK})""",
     re.VERBOSE,
 )

@@ -25,6 +25,7 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
@@ -120,6 +121,9 @@ class MathGrader(Grader):
             return False
         with self._lock:
             return self._verdict((a, b) if a < b else (b, a))
+
+    def doubt(self, answers: Iterable[str | None]) -> str | None:
+        return self._exact.doubt(answers)
 
     def forget(self) -> None:
         self._given_up.answers.clear()

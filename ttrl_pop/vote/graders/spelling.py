@@ -73,8 +73,8 @@ _INTERVAL = re.compile(r"([\[\]])([^\[\]()]*[,;][^\[\]()]*)([\[\]])")
 
 
 def clean(answer: str) -> str:
-    r"""The answer in one spelling: without `$`, `\left`, `\large`, layout and the final period, `\frac` and `\sqrt` with
-    braces, signs as in `signs`, `[2;5[` as `[2,5)`.
+    r"""The answer in one spelling: without `$`, `\left`, `\large`, layout and the final period, `\frac` and `\sqrt`
+    with braces, signs as in `signs`, `[2;5[` as `[2,5)`.
     """
     text = answer if answer.isascii() else _plain_characters(answer)
     if "$" in text:

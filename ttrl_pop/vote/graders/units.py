@@ -206,7 +206,7 @@ stamp star stick stone stop store story strawberry student subset table tank tea
 tomato toy train tree triangle trip truck turn value vehicle video visitor voter vote wall way wheel window winner
 word worker zero
 child/children man/men woman/women person/people tooth/teeth die/dice fish/fish sheep/sheep goose/geese mouse/mice
-loaf/loaves leaf/leaves knife/knives vertex/vertices ox/oxen people/people times/times
+loaf/loaves leaf/leaves knife/knives vertex/vertices ox/oxen times/times
 人/人 个/个 個/個 本/本 枚/枚 名/名 只/只 件/件 张/张 条/条 辆/辆 岁/岁 次/次 种/种 개/개 명/명 つ/つ 匹/匹 冊/冊 台/台
 """
 """Things that are counted, which in `\\text{}` only say what the number is of. Halves and dozens it multiplies."""
@@ -226,19 +226,19 @@ def _plural(name: str) -> str:
     return re.sub(r"(?<![aeiou])y$", "ie", name) + "s"
 
 
-def _names(entries: list[str]) -> list[str]:
-    """Names in singular and plural, of entries `singular` and `singular/plural`."""
-    pairs = (entry.strip().partition("/") for entry in entries)
-    return [name.casefold() for one, slash, more in pairs for name in (one, more if slash else _plural(one))]
+def _names(entry: str) -> tuple[str, str]:
+    """Singular and plural of an entry `singular` or `singular/plural`."""
+    singular, slash, plural = entry.strip().casefold().partition("/")
+    return singular, plural if slash else _plural(singular)
 
 
 def _by_name(table: str) -> dict[str, str]:
     """Name → canonical unit."""
     lines = (line.partition(":") for line in table.strip().splitlines())
-    return {name: unit for unit, _, entries in lines for name in _names(entries.split(","))}
+    return {name: unit for unit, _, entries in lines for entry in entries.split(",") for name in _names(entry)}
 
 
-_OF_NOUN = {name: name for name in _names(_NOUNS.split())}
+_OF_NOUN = {name: _names(entry)[0] for entry in _NOUNS.split() for name in _names(entry)}
 _OF_CURRENCY = _by_name(_CURRENCIES)
 _OF_NAME = _by_name(_UNITS) | _OF_CURRENCY
 _OF_SYMBOL = {symbol: unit or symbol for symbol, _, unit in (entry.partition("=") for entry in _SYMBOLS.split())}
