@@ -15,6 +15,7 @@ Simplifications:
 
 import re
 from functools import lru_cache
+from string import ascii_letters
 
 _UNITS = """
 m: meter, metre, 米, 公尺
@@ -277,37 +278,33 @@ def _read(text: str, in_text: bool) -> str | None:
     while match := _TOKEN.match(text, end):
         tokens.append(match[1])
         end = match.end()
-    if not tokens or text[end:].strip():
+    if text[end:].strip():
         return None
     factors: list[tuple[str, int]] = []
-    plain = in_text
-    power, below, grouped, nouns = 1, False, False, 0
+    power = 1
+    below = in_brackets = False
+    counts = in_text
     while tokens:
         token = tokens.pop(0)
         if (token in ("/", "per") and tokens[:1] != ["cent"]) or (token in "*()" and factors):
             below = token in ("/", "per") or (below and token != ")")
-            grouped = (grouped or token == "(") and token != ")"
-        elif token[0] in "^23" or (token in ("squared", "cubed") and factors):
-            if not factors:
-                return None
-            exponent = _POWERS.get(token) or int(token.strip("^( )").replace(" ", ""))
-            factors[-1] = (factors[-1][0], factors[-1][1] * exponent)
+            in_brackets = (in_brackets or token == "(") and token != ")"
+        elif factors and (token[0] in "^23" or token in ("squared", "cubed")):
+            unit, exponent = factors[-1]
+            factors[-1] = (unit, exponent * (_POWERS.get(token) or int(token.strip("^( )").replace(" ", ""))))
         elif token.casefold() in _POWERS:
             power = _POWERS[token.casefold()]
         else:
-            unit, is_noun, is_plain = _factor(token, tokens)
-            if unit is None or (is_noun and factors and not below):
+            found, is_noun, counts_outside = _factor(token, tokens)
+            if found is None or (is_noun and factors and not below):
                 return None
-            nouns += is_noun
-            plain = plain or is_plain
-            factors.append((unit, -power if below else power))
-            power, below = 1, below and grouped
+            counts = counts or counts_outside
+            factors.append((found, -power if below else power))
+            power, below = 1, below and in_brackets
     compact = text.replace(" ", "")
-    if not factors or power != 1 or below:
+    if not factors or power != 1 or below or (len(compact) == 1 and compact in ascii_letters and compact not in _ALONE):
         return None
-    if len(factors) == 1 and len(compact) == 1 and compact.isalpha() and compact.isascii() and compact not in _ALONE:
-        return None
-    if not plain and compact not in _PLAIN_QUOTIENTS.split() and not (text[0] == " " and compact in _PLAIN_POWERS):
+    if not counts and compact not in _PLAIN_QUOTIENTS.split() and not (text[0] == " " and compact in _PLAIN_POWERS):
         return None
     return " ".join(sorted(unit if power == 1 else f"{unit}^{power}" for unit, power in factors))
 

@@ -87,7 +87,7 @@ def _equal_bags(a: Bag, b: Bag) -> bool:
 
 def _is_word(form: Form) -> bool:
     """Whether a form is a word, a code or another text that is not computed, whose place in a list may count."""
-    return isinstance(form, Leaf) and form.values is None
+    return isinstance(form, Leaf) and (form.values is None or (len(form.key) == 1 and form.key.isupper()))
 
 
 def _equal_leaves(a: Leaf, b: Leaf) -> bool:
