@@ -32,7 +32,7 @@ from typing import Any, Final, Generic, TypeVar
 from ttrl_pop.errors import TtrlPopError
 from ttrl_pop.vote.graders.base import Grader
 from ttrl_pop.vote.graders.exact import ExactGrader
-from ttrl_pop.vote.graders.spelling import clean, unwrapped
+from ttrl_pop.vote.graders.spelling import TEXT_COMMAND, clean, unwrapped
 
 MAX_LENGTH = 400
 """Longest answer that is parsed, in characters."""
@@ -76,6 +76,7 @@ _COUNTED = re.compile(r"!|\\[dt]?binom|\\choose")
 _COUNTED_TWICE = re.compile(r"!\s*[)}\]]+\s*!|\\[dt]?binom\s*\{[^{}]*[\^!]")
 _PLAIN_NUMBER = re.compile(r"-?[0-9]+(?:/[0-9]+)?")
 _PLAIN_WORDS = re.compile(r"[^\W\d_]{3,}(?:[ .'-]+[^\W\d_]+)*")
+_TEXT = re.compile(TEXT_COMMAND)
 _BRACED_DIGIT = re.compile(r"\^\{([0-9])\}")
 _PROSE = re.compile(
     r"[^\\]*(?<![\\a-zA-Z])(?!(?:and|sqrt|arc(?:sin|cos|tan)|(?:sin|cos|tan)h?|cot|sec|csc|log|exp|infty)(?![a-zA-Z]))"
@@ -111,10 +112,9 @@ class MathGrader(Grader):
     def equal(self, a: str, b: str) -> bool:
         if len(a) > MAX_LENGTH or len(b) > MAX_LENGTH:
             return False
-        text_a, text_b = clean(a), clean(b)
-        if "\\" in a + b and _letters(text_a) == _letters(text_b) != "":
+        if (_TEXT.search(a) or _TEXT.search(b)) and self._plain_key(a) == self._plain_key(b) != "":
             return True
-        if is_refused(text_a) or is_refused(text_b) or (self._is_plain(a) and self._is_plain(b)):
+        if (self._is_plain(a) and self._is_plain(b)) or is_refused(clean(a)) or is_refused(clean(b)):
             return False
         # Before what is known of the pair: a grader that knows less must say the same.
         if not self._given_up.answers.isdisjoint((a, b)):
@@ -132,6 +132,10 @@ class MathGrader(Grader):
         """End the worker; the next question starts another."""
         with self._lock:
             self._worker.close()
+
+    def _plain_key(self, answer: str) -> str:
+        r"""The key without `\text{}`: `40 N` and `40\text{ N}` are one answer, whatever `N` is."""
+        return self._exact.key(_BRACED_DIGIT.sub(r"^\1", unwrapped(clean(answer))))
 
     def _is_plain(self, answer: str) -> bool:
         """Whether an answer is a number or words, of which the key says all that there is to say."""
@@ -164,11 +168,6 @@ class MathGrader(Grader):
     def _give_up(self, answer: str) -> None:
         self.timeouts += 1
         self._given_up.answers.add(answer)
-
-
-def _letters(text: str) -> str:
-    r"""A text whose `\text{}` and spaces are gone: `40 N` and `40\text{ N}` are one answer, whatever `N` is."""
-    return _BRACED_DIGIT.sub(r"^\1", "".join(unwrapped(text).split()))
 
 
 def is_refused(answer: str) -> bool:

@@ -77,11 +77,11 @@ _OPAQUE = re.compile(
 )
 
 _LISTED = re.compile(
-    r"[-+]?[0-9.,/]+(?:\s*-\s*[0-9.,/]+)+|[A-Z][a-z]|[a-z][A-Z]|[a-zA-Z](?:\s+[a-zA-Z])+|[0-9]+\s*[ap]m"
+    r"[-+]?[0-9.,/]+(?:\s*-\s*[0-9.,/]+)+|[A-Z][a-z]|[a-z][A-Z]|[a-zA-Z]+(?:\s+[a-zA-Z]+)+|[0-9]+\s*[ap]m"
     r"|[A-Z](?:\s*-\s*[A-Z])+|[A-Z][0-9]*(?:\s*-\s*[A-Z0-9]+){2,}"
     r"|(?:am|an|as|at|be|by|do|go|he|if|in|is|it|me|my|no|of|ok|on|or|so|to|up|us|we)"
 )
-"""What stands side by side and is not computed: a date, a span, a score (`3-2`), a code (`He`, `A-B`), letters in an order."""
+"""What is not computed though it could be: dates, spans, scores (`3-2`), codes (`He`, `A-B`), words side by side."""
 _WORDS = re.compile(rf"{TEXT_COMMAND}(?!\s*(?:{_FUNCTIONS})\s*\}})[^{{}}]*[a-zA-Z]{{2}}")
 
 
