@@ -218,6 +218,6 @@ def _in_base(match: re.Match[str]) -> str | None:
     base = int(_BASES.get(name, name))
     if not 2 <= base <= 36 or any(int(digit, 36) >= base for digit in digits.replace(".", "")):
         return None
-    if digits.isalpha() and (base != 16 or match["digits"] in (digits.lower(), digits[:1])):
+    if match["digits"] and digits.isalpha() and (base != 16 or match["digits"] in {*"abcdef"}):
         return None
     return str(int(digits)) if base == 10 and digits.isdecimal() else f"{digits}_{{{base}}}"

@@ -19,18 +19,21 @@ _GREEK = r"\\(?:alpha|beta|gamma|delta|(?:var)?epsilon|theta|lambda|mu|pi|rho|si
 _SYMBOL = re.compile(
     rf"(?:[A-Za-z]|{_GREEK})(?:\s*_\s*(?:[A-Za-z0-9]|\{{[A-Za-z0-9 ]+\}}))?'?(?:\([a-z](?:,[a-z])*\))?"
 )
-_WORDS = re.compile(r"[A-Za-z]{3,}(?:[ -][A-Za-z]+){0,5}")
+_WORDS = re.compile(r"[A-Za-z]{3,}(?:[ -][A-Za-z]+){0,5}(?: ?\\(?:tri)?angle ?[A-Z]{1,4})?")
 _NOT_A_NAME = re.compile(
     r"\b(?:if|or|and|not|for|when|unless|where|iff|then|only|sin|cos|tan|cot|sec|csc|log|exp|sqrt|max|min|gcd|lcm)\b"
 )
+_ARGUMENT = r"(?:\((?:[^()]|\([^()]*\))*\)|\[[^\[\]]*\])"
 _MEASURE = re.compile(
     rf"""(?:m\s*)?\\(?:angle|triangle|overline|vec)\s*\{{?[A-Z]{{1,4}}\}}?
     | [A-Z]{{2,4}} | \|[A-Z]{{2}}\| | \[[A-Z]{{3,}}\]
-    | (?:P|Pr|\\Pr|E|Var|SD)\s*[(\[][^=]*[)\]] | [fghpqFGHPQST](?:\^\{{-1\}}|'+)?\s*\([^=]*\) | [a-zA-Z]\s*\([0-9]+\)
+    | (?:P|Pr|\\Pr|E|Var|SD)\s*{_ARGUMENT} | [fghpqFGHPQST](?:\^\{{-1\}}|'+)?\s*{_ARGUMENT} | [a-zA-Z]\s*\([0-9]+\)
+    | n\([A-Z]\) | \|[A-Z](?:\s*\\c[ua]p\s*[A-Z])*\| | \\?(?:det|dim|gcd|lcm|rank|tr|deg)\s*(?:[A-Z]|{_ARGUMENT})
     | \\(?:sin|cos|tan|cot|sec|csc)\s*(?:\\angle\s*)?(?:[A-Z]|{_GREEK})""",
     re.VERBOSE,
 )
 _OTHER_MEASURE = re.compile(r"\\(?:angle|triangle|overline|vec|sin|cos|tan)(?![a-zA-Z])|[A-Z]{2}|[fghpqFGHPQST]\s*\(")
+_MARK = re.compile(r"[()=]")
 
 
 def label_of(before: str, behind: str) -> str | None:
@@ -49,6 +52,13 @@ def label_of(before: str, behind: str) -> str | None:
 
 
 def behind_label(text: str) -> str | None:
-    """What stands behind a label and the one equals sign; None if there is no such."""
-    before, equals, behind = text.partition("=")
-    return behind if equals and "=" not in behind and label_of(before, behind) else None
+    """What stands behind a label and the only equals sign outside brackets; None if there is no such."""
+    at, depth = -1, 0
+    for mark in _MARK.finditer(text):
+        if mark[0] != "=":
+            depth += 1 if mark[0] == "(" else -1
+        elif depth == 0:
+            if at >= 0:
+                return None
+            at = mark.start()
+    return text[at + 1 :] if at >= 0 and label_of(text[:at], text[at + 1 :]) else None

@@ -115,7 +115,8 @@ scriptscriptstyle limits nolimits tiny small footnotesize scriptsize normalsize 
 bf it rm sf tt sc bfseries itshape rmfamily sffamily ttfamily centering
 """
 _LOOKS = """
-boldsymbol bm underline uline emph ensuremath num fbox framebox textnormal textup textmd textsc mathnormal pmb bold
+boldsymbol bm underline uline numprint emph ensuremath num fbox framebox textnormal textup textmd textsc mathnormal
+pmb bold
 """
 COMMANDS = {
     **{rf"\{name}": "" for name in _NOTHING.split()},
@@ -162,6 +163,10 @@ COMMANDS = {
     r"\ast": "*",
     r"\div": "/",
     r"\colon": ":",
+    **dict.fromkeys((r"\mod", r"\bmod"), " mod "),
+    r"\infin": r"\infty",
+    r"\gets": r"\leftarrow",
+    **dict.fromkeys((r"\lVert", r"\rVert", r"\Vert"), r"\|"),
     r"\ratio": ":",
     r"\tg": r"\tan",
     r"\ctg": r"\cot",
@@ -186,6 +191,7 @@ WRAPPERS = {
     r"\pmatrix": (r"\begin{pmatrix}", r"\end{pmatrix}"),
     r"\bmatrix": (r"\begin{pmatrix}", r"\end{pmatrix}"),
     r"\matrix": (r"\begin{pmatrix}", r"\end{pmatrix}"),
+    r"\pmod": ("(mod ", ")"),
     r"\ang": ("", r"^\circ "),
 }
 """Command that takes one argument in braces → what stands before and behind the argument in its place."""

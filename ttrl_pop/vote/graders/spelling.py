@@ -16,6 +16,7 @@ from ttrl_pop.vote.graders.units import CURRENCY_SIGNS
 TEXT_COMMAND = r"\\(?:text(?:bf|it|rm|sf|tt)?|math(?:bf|it|rm|sf|tt)|[mhf]box|boxed)\s*\{"
 _TEXT_BRACES = re.compile(rf"({TEXT_COMMAND})|\\[{{}}]|[{{}}]")
 _WRAPPER_BRACES = re.compile(rf"((?:{'|'.join(map(re.escape, WRAPPERS))})\s*\{{)|\\[{{}}]|[{{}}]")
+_ENDS_IN_COMMAND = re.compile(r"\\[a-zA-Z]+$")
 _WRAPPER = re.compile(rf"(?:{'|'.join(map(re.escape, WRAPPERS))})\s*\{{")
 
 _SUPERSCRIPTS = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
@@ -40,8 +41,11 @@ _MATRIX = re.compile(
 )
 _BLACKBOARD = re.compile(r"\\mathbb\s*([A-Z])")
 _GREEK = "alpha|beta|gamma|delta|theta|lambda|mu|pi|rho|sigma|tau|phi|omega"
+_BARE = re.compile(r"\\(?:frac|sqrt|binom|pmod)(?!\{[^{}]*\}(?:\{|$))")
+_ROOT_OF = re.compile(r"\\root\s*\{?\s*([0-9]+)\s*\}?\s*\\of\s*(?=\{|[0-9])")
+_PRIME = re.compile(r"\^\s*(?:\{\s*\\prime\s*\}|\\prime(?![a-zA-Z]))")
 _BARE_ARGUMENT = re.compile(
-    rf"(\\(?:frac|sqrt|binom))\s*(?:(\[[^\[\]]*\])\s*)?((?<=\s)[a-zA-Z]|[0-9]|\\(?:{_GREEK})(?![a-zA-Z]))"
+    rf"(\\(?:frac|sqrt|binom|pmod))\s*(?:(\[[^\[\]]*\])\s*)?((?<=\s)[a-zA-Z]|[0-9]|\\(?:{_GREEK})(?![a-zA-Z]))"
 )
 _BARE_SECOND = re.compile(rf"(\\(?:frac|binom))\s*(\{{[^{{}}]*\}})\s*([a-zA-Z0-9]|\\(?:{_GREEK})(?![a-zA-Z]))")
 
@@ -120,7 +124,8 @@ def _rewritten(text: str, braces: re.Pattern[str]) -> str:
         read = token.end()
         if token[1]:
             before, behind = WRAPPERS.get(mark[:-1].rstrip(), ("", ""))
-            pieces.append(before)
+            # `\cdot\text{m}` must not become `\cdotm`.
+            pieces.append(" " if not before and _ENDS_IN_COMMAND.search(pieces[-1]) else before)
             closing.append(behind)
             continue
         if mark == "{":
@@ -173,15 +178,19 @@ def _plain_commands(text: str) -> str:
             text = _COLOR.sub("", text)
         if _MEASURED.search(text):
             text = _MEASURED.sub(_plain_measured, text)
-        if _WRAPPER.search(text):
-            text = _rewritten(text, _WRAPPER_BRACES)
     if r"\choose" in text or r"\over" in text:
         text = _INFIX.sub(_plain_infix, text)
+    if r"\root" in text:
+        text = _ROOT_OF.sub(r"\\sqrt[\1]", text)
+    if r"\prime" in text:
+        text = _PRIME.sub("'", text)
     if r"\begin" in text:
         text = _MATRIX.sub(_plain_matrix, text)
-    if r"\frac" in text or r"\sqrt" in text or r"\binom" in text:
+    if _BARE.search(text):
         text = _BARE_ARGUMENT.sub(lambda m: f"{m[1]}{m[2] or ''}{{{m[3]}}}", text)
         text = _BARE_SECOND.sub(r"\1\2{\3}", text)
+    if _WRAPPER.search(text):
+        text = _rewritten(text, _WRAPPER_BRACES)
     return _BLACKBOARD.sub(r"\\mathbb{\1}", text) if r"\mathbb" in text else text
 
 

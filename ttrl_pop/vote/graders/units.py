@@ -145,7 +145,7 @@ deg rad gal tbsp tsp Rs ° % ‰
 """Symbols that count outside `\\text{}` too: such that hardly are products of two variables."""
 
 _PLAIN_QUOTIENTS = """
-m/s m/s^2 L/s L/h g/L g/l J/K J/s J/g N/m N/m^2 N/C V/m W/m W/m^2 C/s
+N*m m/s m/s^2 L/s L/h g/L g/l J/K J/s J/g N/m N/m^2 N/C V/m W/m W/m^2 C/s
 """
 """Units of single letters that count outside `\\text{}` too; any other quotient of letters may be a formula."""
 
