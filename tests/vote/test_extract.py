@@ -8,7 +8,7 @@ from fakes import CASES
 
 from ttrl_pop.errors import UsageError
 from ttrl_pop.types import FinishReason
-from ttrl_pop.vote.extract import AUTO, Extractor, build_extractor
+from ttrl_pop.vote.extract.extractor import AUTO, Extractor, build_extractor
 
 EXTRACT_CASES = json.loads((CASES / "extract.json").read_text(encoding="utf-8"))
 
