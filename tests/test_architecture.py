@@ -134,7 +134,14 @@ def test_what_needs_no_torch_imports_none() -> None:
     light = [
         *FLOORS[-1],
         *("read.problems", "read.rollouts", "report.measures", "kernels.malloc"),
-        *("vote.extract.extractor", "vote.vote", "vote.rules", "vote.graders.exact", "vote.rewards.base", "vote.rewards.novelty"),
+        *(
+            "vote.extract.extractor",
+            "vote.vote",
+            "vote.rules",
+            "vote.graders.exact",
+            "vote.rewards.base",
+            "vote.rewards.novelty",
+        ),
         *("cli.app", "cli.inputs", "cli.interrupts", "cli.stdout", "cli.printing", "cli.vote", "cli.display.live"),
     ]
     script = "; ".join(f"import ttrl_pop.{name}" for name in light)

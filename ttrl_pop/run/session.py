@@ -113,8 +113,8 @@ def resolve(config: Config, engine: str, policy: Policy, backend: Backend) -> Co
 
     Device and dtype are those of the loaded model, the backend is the one that was chosen, the learner's settings are
     what that backend calls for, the chat template tells whether prompts end inside the thoughts, and today is what it
-    prints where it prints a date. A setting that the user gave stays; of marks of thoughts (`vote.thinking`) the first one
-    is emptied where the template writes it.
+    prints where it prints a date. A setting that the user gave stays; of two marks of thoughts (`vote.thinking`) the
+    first is emptied where the template writes it.
 
     Args:
         engine: name of `backend`.

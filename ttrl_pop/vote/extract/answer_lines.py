@@ -38,7 +38,8 @@ _SAID = re.compile(r"\banswer[ \t*_]*+is(?![a-z])[ \t]*+:?+(.*)", re.IGNORECASE)
 _VERB = re.compile(r"[ \t]*+(?:is|was|are)(?!\w)", re.IGNORECASE)
 _FORMULA_OPENS = {"$$": "$$", r"\[": r"\]"}
 _SENTENCE_ENDS = (".", "!", "?", ":", ",", "。", "：")
-_RULE = re.compile(r"[-=*_─—]{3,}")
+_LIST_MARK = re.compile(r"\A\s*+(?:>\s*+)*+(?:[-•*]\s++)?+")
+_BLANK = re.compile(r"\s*+[-=*_─—]*+\s*+")
 
 
 def last_answer_line(turn: Turn) -> str | None:
@@ -59,7 +60,8 @@ def last_said_answer(text: str) -> str | None:
 
 
 def _named(line: re.Match[str]) -> str | None:
-    rest = line["rest"]
+    # `\textbf{Answer:} 57` closes behind the colon.
+    rest = line["rest"].lstrip(ADORNMENT + "}】」")
     answer = answer_itself(rest) if rest.strip(ADORNMENT) else None
     if answer is None:
         return None
@@ -82,7 +84,7 @@ def _below(line: re.Match[str], lines: Sequence[str], index: int, is_cut: bool) 
         return _formula(lines[below + 1 : below + 1 + LONGEST_FORMULA], _FORMULA_OPENS[opening])
     if _LINE.match(lines[below]):
         return None
-    answer = answer_itself(lines[below])
+    answer = answer_itself(_LIST_MARK.sub("", lines[below]))
     after = _next(lines, below + 1)
     if answer is None or (after is not None and _is_more(lines[after])):
         return None
@@ -93,7 +95,7 @@ def _below(line: re.Match[str], lines: Sequence[str], index: int, is_cut: bool) 
 
 def _is_more(line: str) -> bool:
     """Whether a line below an answer is another part of it, and no remark."""
-    return is_value(line) and not _RULE.fullmatch(line.strip())
+    return is_value(_LIST_MARK.sub("", line))
 
 
 def _formula(lines: Sequence[str], closing: str) -> str | None:
@@ -104,5 +106,5 @@ def _formula(lines: Sequence[str], closing: str) -> str | None:
 
 
 def _next(lines: Sequence[str], start: int) -> int | None:
-    """The next line that is not blank."""
-    return next((index for index in range(start, len(lines)) if lines[index].strip()), None)
+    """The next line that is neither blank nor a rule."""
+    return next((index for index in range(start, len(lines)) if not _BLANK.fullmatch(lines[index])), None)

@@ -25,8 +25,8 @@ _TAG = re.compile("|".join(re.escape(tag) for pair in TAGS for tag in pair), re.
 def last_tagged(turn: Turn) -> tuple[int, str] | None:
     """Where the non-empty tags that open last begin, and what they hold.
 
-    Tags that never close hold an answer of one line where the model ended by itself: the closing one may be the text
-    that generation stops at.
+    Tags in `<>` that never close hold an answer of one line where the model ended by itself: the closing one may be the
+    text that generation stops at.
     """
     text = turn.text
     best: tuple[int, str] | None = None
@@ -39,6 +39,12 @@ def last_tagged(turn: Turn) -> tuple[int, str] | None:
             if inside := text[opened.end() : tag.start()].strip():
                 best = opened.end(), inside
             opened = None
-    if opened and not turn.is_cut and (rest := text[opened.end() :].strip()) and "\n" not in rest:
+    if (
+        opened
+        and opened[0].startswith("<")
+        and not turn.is_cut
+        and (rest := text[opened.end() :].strip())
+        and "\n" not in rest
+    ):
         return opened.end(), rest
     return best

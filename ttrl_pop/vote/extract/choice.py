@@ -1,4 +1,4 @@
-r"""The letter of a multiple-choice answer: `Answer: D`, `\boxed{\text{(d)}}`, `The answer is option D.`, `(D) is correct`.
+r"""The letter of a multiple-choice answer: `Answer: D`, `\boxed{\text{(d)}}`, `The answer is D.`, `(D) is correct`.
 
 Where several marks name an answer, the first that names a letter counts, in the order of `marked_answers`: a box around
 a formula hides no answer line. A letter stands for a choice, and not for a word or a list of choices:
@@ -7,7 +7,7 @@ a formula hides no answer line. A letter stands for a choice, and not for a word
 |---|---|
 | `D`, `(D)`, `**D.**`, `\text{D}`, `"D"`, `Ｄ`, and `d` likewise | `a cat`, `I think`, `AB`, `A1`, `C++` |
 | `Option D`, `choice (d)`, `the correct answer is D` | `not D`, `neither A nor B` |
-| `D. Paris`, `(D) Paris`, `D: 4`, `D - Paris`, `D because ...`, `D, since ...` | `A/C`, `A, B`, `A and C`, `A or B`, `A - C` |
+| `D. Paris`, `(D) Paris`, `D: 4`, `D - Paris`, `D, since ...` | `A/C`, `A, B`, `A and C`, `A or B`, `A - C` |
 """
 
 import re
@@ -20,13 +20,15 @@ from ttrl_pop.vote.extract.chat import marked_answers
 from ttrl_pop.vote.extract.turn import said
 from ttrl_pop.vote.extract.words import (
     AND,
+    ANSWER,
     CHOICE,
     CORRECT,
     IS_WORD,
     NAMED,
     PICK,
-    PLAIN_REASON,
     REASON,
+    WORD_END,
+    WRONG,
     any_of,
 )
 
@@ -37,28 +39,37 @@ _COMMAND = r"\\(?:text(?:bf|it|rm|sf|tt|sc)?|math(?:rm|bf|it|sf|tt)|[mhf]box|box
 _OPEN = rf"""(?:[\s*_`$({{\[<"'“‘「【]|{_COMMAND})*+"""
 # `Option`, `The answer is`, `Answer:`. No letter of a Latin word is the choice.
 _LEAD = rf"""(?: {_OPEN} (?: {NAMED} | (?:the\s++)?+ (?:(?:correct|right|best|final)\s++)?+ (?:{any_of(CHOICE)}) )
-    (?: (?<![A-Za-z]) | (?![A-Za-z]) ) [\s*_]*+ (?:{IS_WORD})?+ [\s*_]*+ [:：]?+ ){{0,3}}"""
+    {WORD_END} [\s*_]*+ (?:{IS_WORD})?+ [\s*_]*+ [:：]?+ ){{0,3}}"""
 _LETTER = re.compile(
     rf"""{_LEAD} {_OPEN} (?P<letter>[A-Za-z]) (?![\w'^+#]|[-/&–][A-Za-z]) (?P<closed>[*_`$}}"'”’」】>]*+)
     (?P<mark>(?:\s*+[)\].:])?+) (?P<rest>.*)""",
     re.VERBOSE | re.IGNORECASE | re.DOTALL,
 )
-_NOTHING = re.compile(r"""[\s*_`$)}\]>"'”’」】.:。]*+""")
+_NOTHING = re.compile(r"""[\s*_`$)}\]>"'”’」】.:。!]*+""")
 _ANOTHER = re.compile(
-    rf"[\s*_`$)}}\].:]*+(?:[,;/&+、]|(?:{any_of(AND)})(?!\w))[\s(\[*$\\]*+(?:(?:{any_of(AND, CHOICE)})\s++)?+[\s(\[*$]*+[A-Za-z](?![\w'])",
+    rf"[\s*_`$)}}\].:]*+(?:[,/&+、]|;(?=[\s(]*+[A-Za-z][\s).]*+(?:\Z|[,;]))|(?:{any_of(AND)})(?!\w))"
+    rf"[\s(\[*$\\]*+(?:(?:{any_of(AND, CHOICE)})\s++)?+[\s(\[*$]*+[A-Za-z](?![\w'])",
     re.IGNORECASE,
 )
+_DENIED = re.compile(rf"[\s)\]*_]*+(?:{any_of(WRONG)})(?![a-z])", re.IGNORECASE)
 _REMARK = re.compile(
-    rf"""[)\].]*+ (?: [,;]?+ \s*+ (?:{any_of(REASON, PLAIN_REASON)}|not|so|is\s(?:{any_of(CORRECT)}))(?![a-z])
-      | \s++ [-–—]{{1,2}} \s++ (?![A-Za-z](?!\w)) | \s [:：] \s | \s \([^()]*+\) {_NOTHING.pattern} \Z )""",
+    rf"""[)\].]*+ (?: [,;]?+ \s*+ (?:{any_of(REASON)}|not|so|is\s(?:{any_of(CORRECT)}))(?![a-z])
+      | ; \s | \s*+ [–—] \s*+ (?:{any_of(REASON)})(?![a-z]) | \s++ [-–—]{{1,2}} \s++ (?![A-Za-z](?!\w))
+      | \s [:：] \s | \s \([^()]*+\) {_NOTHING.pattern} \Z )""",
     re.VERBOSE | re.IGNORECASE,
 )
 _SAID = (
-    re.compile(rf"(?:answer|{any_of(CHOICE)})[ \t*_]*+(?:(?:{IS_WORD})|(?:must|should|would) be(?![a-z]))[ \t]*+[:：]?+(.*)", re.IGNORECASE),
-    re.compile(rf"(?<![a-z])(?:{any_of(PICK)})(?![a-z])[:：]?+(.*)", re.IGNORECASE),
+    re.compile(
+        rf"""(?<![A-Za-z]) (?:{any_of(ANSWER, CHOICE)}) [ \t*_]*+
+        (?: {IS_WORD} [ \t]*+ [:：]?+ | (?:must|should|would)[ ]be(?![a-z]) | [:：] ) (.*)""",
+        re.VERBOSE | re.IGNORECASE,
+    ),
+    re.compile(rf"(?<![A-Za-z])(?:{any_of(PICK)}){WORD_END}[:：]?+(.*)", re.IGNORECASE),
 )
 _TAKEN = re.compile(
-    rf"(?<![\w'(\[*])[(\[*]*+([A-J])[)\]*.]*+\s++is\s++(?:(?:clearly|therefore|thus|indeed)\s++)?+(?:{any_of(CORRECT)})(?!\w)"
+    rf"""(?<![\w'(\[*]) [(\[*]*+ ([A-J]) [)\]*.]*+ \s++ is \s++ (?:(?:clearly|therefore|thus|indeed)\s++)?+
+    (?:{any_of(CORRECT)})(?!\w)""",
+    re.VERBOSE,
 )
 
 
@@ -81,13 +92,14 @@ def _told(text: str) -> Iterator[str]:
             if found := _letter(rest, is_named=True):
                 yield found
     lines = text.split("\n")
-    taken = next((found for line in reversed(lines) if (found := set(_TAKEN.findall(line)))), set())
+    taken = next((letters for line in reversed(lines) if (letters := set(_TAKEN.findall(line)))), set())
     if len(taken) == 1:
         yield taken.pop()
     if found := _letter(lines[0], is_named=False):
         yield found
-    if not _NOTHING.sub("", lines[-1], count=1)[1:] and (found := _letter(lines[-1], is_named=False)):
-        yield found
+    alone = _LETTER.match(lines[-1])
+    if alone and alone["letter"].isupper() and _NOTHING.fullmatch(alone["rest"]):
+        yield alone["letter"]
 
 
 def _letter(text: str, is_named: bool) -> str | None:
@@ -104,7 +116,7 @@ def _letter(text: str, is_named: bool) -> str | None:
     if _NOTHING.fullmatch(rest):
         return letter.upper()
     behind = text[found.end("closed") :]
-    if _ANOTHER.match(behind):
+    if _ANOTHER.match(behind) or _DENIED.match(behind):
         return None
     if found["mark"] and (letter.isupper() or (is_named and (rest[:1].isspace() or found["mark"] == ")"))):
         return letter.upper()

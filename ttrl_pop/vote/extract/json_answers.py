@@ -49,7 +49,7 @@ def last_json_answer(turn: Turn) -> str | None:
 
 
 def _members(text: str, start: int) -> tuple[dict[str, str], int] | None:
-    """Keys and values of the object that begins there, as they are written, and where it ends; None if it never does."""
+    """Keys and values, as written, of the object that begins there, and where it ends; None if it never does."""
     members: dict[str, str] = {}
     depth, before, key, value = 0, "", "", -1
     for token in _TOKEN.finditer(text, start):

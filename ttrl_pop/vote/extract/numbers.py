@@ -60,30 +60,32 @@ _SIZE = rf"""(?: (?: \d++ \  \d++ [/⁄] \d++ | (?: \d++ \ ?+ )?+ {_VULGAR} | (?
           | \s*+ {_TIMES} \s*+ 10 {_EXPONENT} )?+
         (?: \ ?+ (?i: {"|".join(MAGNITUDES)} ) s?+ (?![{_CASED}]) )?+ )
     {_FACTOR}*+ | {_FACTOR}++ )"""
+_WORD = rf"""(?!π(?![{_CASED}])) [{_CASED}] [{_CASED}\d_]*+ (?: (?<=\d) \. \d++ [{_CASED}\d_]*+ )*+
+    (?: (?: \^ | (?<=_) ) \{{?+ {_MINUS}?+ \d++ \}}?+ )*+"""
+_DATE = r"""(?<!\d) \d{1,4} (?P<dash>[-/.]) \d{1,2} (?P=dash) \d{1,4} (?!\d) (?: (?P=dash) \d++ )*+
+    | (?<!\d) (?: \d++ 年 )?+ \d++ 月 (?: \d++ 日 )?+"""
+_RATIO = r"(?<!\d) \d{1,4} (?: : \d{1,4} )++"
+_VERSION = r"(?! \d{1,3} (?: \.\d{3} ){2,} (?!\d) ) \d++ (?: \.\d++ ){2,}+"
+_INDEX = rf"[_^] \{{ {_MINUS}?+ \d++ | (?<=[{_CASED}\d)\]}}]) [_^] {_MINUS}?+ \d++"
+_FRAC_OF_LETTERS = rf"""(?! {_FRAC} ) \\[dtc]?frac (?![a-zA-Z]) \s*+
+    (?: \{{ [^{{}}]*+ (?: \}} \s*+ (?: \{{ [^{{}}]*+ \}}? )?+ )?+ )?+"""
+_SIGN = rf"""(?: (?<![^\W_]) (?<![.)\]}}]) | (?<=[{COPULAS}]) )
+    (?P<sign> [-+−–±] | \\pm\ ?+ ) (?: [{CURRENCIES}] | \\\$ )?+"""
+_NUMBER = rf"(?: {_SIGN} )?+ (?: (?<![\d.]) | (?<=[{_CASED}]\.) ) (?P<size> {_SIZE} )"
 _TOKEN = re.compile(
-    rf"""
-      (?!π(?![{_CASED}])) [{_CASED}] [{_CASED}\d_]*+ (?: (?<=\d) \. \d++ [{_CASED}\d_]*+ )*+
-      (?: (?: \^ | (?<=_) ) \{{?+ {_MINUS}?+ \d++ \}}?+ )*+
-    | (?<!\d) \d{{1,4}} (?P<dash>[-/.]) \d{{1,2}} (?P=dash) \d{{1,4}} (?!\d) (?: (?P=dash) \d++ )*+
-    | (?<!\d) (?: \d++ 年 )?+ \d++ 月 (?: \d++ 日 )?+ | (?<!\d) \d{{1,4}} (?: : \d{{1,4}} )++
-    | (?! \d{{1,3}} (?: \.\d{{3}} ){{2,}} (?!\d) ) \d++ (?: \.\d++ ){{2,}}+
-    | [_^] \{{ {_MINUS}?+ \d++ | (?<=[{_CASED}\d)\]}}]) [_^] {_MINUS}?+ \d++
-    | (?! {_FRAC} ) \\[dtc]?frac (?![a-zA-Z]) \s*+ (?: \{{ [^{{}}]*+ (?: \}} \s*+ (?: \{{ [^{{}}]*+ \}}? )?+ )?+ )?+
-    | (?P<number> (?: (?: (?<![\w.)\]}}]) | (?<=[{COPULAS}]) ) (?P<sign>[-+−–±]|\\pm\ ?+) (?:[{CURRENCIES}]|\\\$)?+ )?+
-        (?: (?<![\d.]) | (?<=[{_CASED}]\.) ) (?P<size>{_SIZE}) )
-    """,
-    re.VERBOSE,
+    f"{_WORD} | {_DATE} | {_RATIO} | {_VERSION} | {_INDEX} | {_FRAC_OF_LETTERS} | (?P<number> {_NUMBER} )", re.VERBOSE
 )
-"""A number, or what holds digits and is none: words, dates, times, versions, indices, fractions of letters."""
 
 _BEGUN = "|".join(sorted({word[:end] for word in MAGNITUDES for end in range(1, len(word) + 1)}))
 _GOES_ON = re.compile(
-    rf"""(?: [./⁄٫．:] | [./⁄:]\d++ | [,'’_٬]\d{{0,2}} | {_SPACE}\d++[/⁄]? | [eE]{_MINUS}?
-    | \ ?(?:\^|\*\*) \ ? [{{(]? {_MINUS}? \d* | <[sup/>]*\d* | \ ?(?:{_BEGUN})s?
-    | \s* {_TIMES} \s* 1 (?: 0 (?: (?:\^|\*\*?) \s? [{{(]? {_MINUS}? \d* )? )?
-    | \ ?\\[a-zA-Z,]* (?: [{{\d\[] [^{{}}]* )? | \{{,?\}}?\d{{0,2}} | (?<=\d{{4}})-\d{{0,2}}(?:-\d*)? | 年\d*月?\d* )?""",
+    rf"""(?: [./⁄٫．:] | [./⁄:] \d++ | [,'’_٬] \d{{0,2}} | {_SPACE} \d++ [/⁄]? | \{{ ,? \}}? \d{{0,2}}
+    | [eE] {_MINUS}? | \ ? (?: \^ | \*\* ) \ ? [{{(]? {_MINUS}? \d* | <[sup/>]* \d*
+    | \s* {_TIMES} \s* 1 (?: 0 (?: (?: \^ | \*\*? ) \s? [{{(]? {_MINUS}? \d* )? )?
+    | \ ? \\[a-zA-Z,]* (?: [{{\d\[] [^{{}}]* )?
+    | (?<=\d{{4}}) - \d{{0,2}} (?: - \d* )? | 年 \d* 月? \d* | \ ? (?: {_BEGUN} ) s? )?""",
     re.VERBOSE,
 )
+"""What stands behind a number, to the end of the text, where it may have gone on."""
 _TIMES_BEGUN = re.compile(rf"\s*{_TIMES}\s*")
 _DECIMAL_SIGN = re.compile("[.٫．]")
 
@@ -126,8 +128,8 @@ def extract_raw(text: str, finish_reason: FinishReason, thinking: Thinking = Fal
     """Answer of a raw completion: the first number on its first non-blank line, else that line, else None; read after
     thoughts, if there are any.
 
-    Where the token limit cut the line, a number at its very end (`5`, `3.`, `56,`, `1/`, `3 ×`) may have gone on, and so
-    may the line: neither is an answer.
+    Where the token limit cut the line, a number at its very end (`5`, `3.`, `56,`, `1/`) may have gone on, and so may
+    the line: neither is an answer.
     """
     turn = said(text, finish_reason, thinking)
     if turn is None:

@@ -42,8 +42,8 @@ class PatternExtractor:
         except TimeoutError as error:
             raise UsageError(
                 f"extract 'regex:{shown(self._pattern.pattern)}' takes more than {SECONDS:g} s for a completion of "
-                f"{len(text)} characters; a repetition inside a repetition, as in (a+)+, tries all ways to part a line: "
-                "write it without"
+                f"{len(text)} characters; a repetition inside a repetition, as in (a+)+, tries too many ways: write it "
+                "without"
             ) from error
         if last is None:
             return None

@@ -43,8 +43,8 @@ _REMARK = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 _BEHIND_VALUE = re.compile(
-    rf"""\s*+ (?: (?:is|are)\s++(?:{any_of(CORRECT)})(?![a-z]) | since(?![a-z]) | as\s++(?:shown|required|expected)(?![a-z])
-      | [,，]\s*+(?:{any_of(CONSEQUENCE)})(?![a-z]) | (?:{any_of(POLITE)}) )""",
+    rf"""(?<!\s) \s*+ (?: (?:is|are)\s++(?:{any_of(CORRECT)})(?![a-z]) | since(?![a-z])
+      | as\s++(?:shown|required|expected)(?![a-z]) | [,，]\s*+(?:{any_of(CONSEQUENCE)})(?![a-z]) | (?:{any_of(POLITE)}) )""",
     re.VERBOSE | re.IGNORECASE,
 )
 _SENTENCE_BEHIND = re.compile(r"[.!]\s++[A-Z]")
@@ -64,8 +64,9 @@ def answer_itself(text: str) -> str | None:
         value = _plain(_without_remark(text[lead.end() :])) if lead else ""
         if not is_value(value):
             break
-        text = value.removesuffix(".")
-    return _plain(_without_remark(text)) or None
+        text = value
+    text = _plain(_without_remark(text))
+    return (text.removesuffix(".") if is_value(text) else text) or None
 
 
 def is_value(text: str) -> bool:
@@ -85,8 +86,8 @@ def _without_remark(text: str) -> str:
         if _SENTENCE_BEHIND.match(head, math.end()) or _BEHIND_VALUE.match(head, math.end()):
             head = math[0]
     elif (number := number_at_start(head)) and (behind := _BEHIND_VALUE.search(head, number.end)):
-        if _UNIT.fullmatch(head, number.end, behind.start()):
-            head = head[: behind.start()]
+        is_unit = _UNIT.fullmatch(head, number.end, behind.start())
+        head = head[: behind.start()] if is_unit else head
     return head if head.strip(ADORNMENT) else text
 
 
@@ -96,10 +97,14 @@ def _plain(text: str) -> str:
     text = text.strip(ADORNMENT)
     done = text.rstrip(ADORNMENT + DONE)
     text = (done or text).removesuffix("。").removesuffix("।")
+    if text.count("|") == 1:
+        # The end of a row of a table.
+        text = text.removesuffix("|").rstrip(ADORNMENT)
     if not any(opener in text for opener in OPENERS):
         # A bracket that opened before the word for the answer.
         text = text.rstrip(CLOSERS + ADORNMENT) or text
-    if len(text) > 2 and QUOTES.get(text[0]) == text[-1] and text[0] not in (inner := text[1:-1]) and text[-1] not in inner:
+    inner = text[1:-1]
+    if inner and QUOTES.get(text[0]) == text[-1] and not {text[0], text[-1]} & set(inner):
         return inner.strip(ADORNMENT)
     return text
 

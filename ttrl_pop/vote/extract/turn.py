@@ -50,9 +50,31 @@ ENDS = (
 )
 """Special tokens that end a turn, or begin the next one. What stands behind one is not of the turn."""
 
+STARTS = (
+    "<|im_start|>",
+    "<|start|>",  # gpt-oss
+    "<|message|>",
+    "<|assistant|>",  # GLM, Phi, Granite
+    "<｜Assistant｜>",  # DeepSeek
+    "<|start_header_id|>",  # Llama
+    "<|end_header_id|>",
+    "<|begin_of_text|>",
+    "<|begin_of_solution|>",  # Sky-T1, OpenThinker
+    "<|START_OF_TURN_TOKEN|>",  # Command
+    "<|CHATBOT_TOKEN|>",
+    "<|START_RESPONSE|>",
+    "<|START_TEXT|>",
+    "<start_of_turn>",  # Gemma
+    "<|turn>",
+    "<bos>",
+    "<s>",
+)
+"""Special tokens that begin a turn or a part of one."""
+ROLES = ("assistant", "model", "final")
+"""What may stand behind them."""
+
 _END = re.compile("|".join(map(re.escape, sorted(ENDS, key=len, reverse=True))))
-# Begins a turn or a part of it: `<|start|>assistant`, `<|begin_of_solution|>`, `<|START_RESPONSE|>`.
-_START = re.compile(r"(?:\s*+<\|[A-Za-z_]++\|>(?:assistant(?![a-z]))?+)++")
+_START = re.compile(rf"(?:\s*+(?:{'|'.join(map(re.escape, STARTS))})(?:(?:{'|'.join(ROLES)})(?![a-z]))?+)++")
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,15 +122,38 @@ CHOICE = {
 PICK = ("choose", "select", "pick", "choosing", "selecting", "go with", "选择", "選擇", "选", "選")
 """Verbs before the choice that is taken."""
 
-CORRECT = ("correct", "right", "true", "the answer", "the correct", "the right", "the best", "our answer", "my answer")
+CORRECT = (
+    "correct",
+    "right",
+    "true",
+    "the answer",
+    "the final",
+    "the correct",
+    "the right",
+    "the best",
+    "our answer",
+    "my answer",
+)
 """What is said of the choice that is taken, behind `is`."""
+
+WRONG = ("is not", "isn't", "is wrong", "is incorrect", "is false", "cannot", "can't", "are not", "was not")
+"""What is said of a choice that is not taken."""
 
 AND = ("and", "or", "und", "oder", "y", "o", "et", "ou", "и", "или", "和", "或", "及", "与", "as well as")
 """Words between one choice and another."""
 
 REASON = (
     *("because", "since", "due to", "which is", "which means", "see above", "from above"),
-    *("as shown", "as required", "as expected", "as desired", "as requested", "as stated", "as computed", "as calculated"),
+    *(
+        "as shown",
+        "as required",
+        "as expected",
+        "as desired",
+        "as requested",
+        "as stated",
+        "as computed",
+        "as calculated",
+    ),
     *("as found", "as above", "as we", "as it", "as the", "as can", "as a result"),
     *("porque", "ya que", "parce que", "weil", "perché", "poiché", "потому что", "так как", "因为", "因為", "由于"),
 )
@@ -146,8 +169,20 @@ GLOSS = ("approximately", "approx", "about", "roughly", "rounded", "i.e.", "that
 """What begins another form of the answer, in brackets behind it."""
 
 SENTENCE = (
-    *("I hope", "I am", "I'm", "Hope this", "Hope that", "Hope it", "This ", "That is", "That's", "These are", "It is"),
-    *("It's", "Because", "Since", "Therefore", "Thus", "Hence", "As shown", "As required", "So the", "So it", "We have"),
+    *("I hope", "I am", "I'm", "Hope this", "Hope that", "Hope it", "This ", "That is", "These are", "It is"),
+    *(
+        "It's",
+        "Because",
+        "Since",
+        "Therefore",
+        "Thus",
+        "Hence",
+        "As shown",
+        "As required",
+        "So the",
+        "So it",
+        "We have",
+    ),
     *("We get", "We can", "Let me", "Let's", "Note ", "Note:", "Thank you", "Thanks", "Please", "If you", "The answer"),
     *("The final answer", "Explanation:", "Reason:", "Check:", "Verification:", "In conclusion", "Q.E.D"),
     *("希望", "因为", "因為", "由于", "所以", "因此", "这是"),
@@ -164,5 +199,7 @@ def any_of(*tables: dict[str, tuple[str, ...]] | tuple[str, ...]) -> str:
 _GAP = r"[ \t*_,，]*+"
 NAMED = rf"(?:(?:{any_of(BEFORE)}){_GAP}){{0,5}}(?:{any_of(ANSWER)})(?:{_GAP}(?:{any_of(AFTER)})){{0,2}}"
 """A pattern of the noun for an answer with the words around it."""
-IS_WORD = rf"(?:{any_of(IS)})(?![A-Za-zÀ-ÿ])"
+WORD_END = "(?:(?<![A-Za-zÀ-ÿ])|(?![A-Za-zÀ-ÿ]))"
+"""Behind a word of these tables, none of whose Latin ones is the beginning of a longer word."""
+IS_WORD = rf"(?:{any_of(IS)}){WORD_END}"
 """A pattern of a verb between the noun and the answer."""
