@@ -35,6 +35,8 @@ _LINE = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 _SAID = re.compile(r"\banswer[ \t*_]*+is(?![a-z])[ \t]*+:?+(.*)", re.IGNORECASE)
+# `\textbf{Answer:} 57` closes behind the colon.
+_CLOSED = re.compile(r"\A[*_`\s]*+[}】」]++[*_`]*+")
 _VERB = re.compile(r"[ \t]*+(?:is|was|are)(?!\w)", re.IGNORECASE)
 _FORMULA_OPENS = {"$$": "$$", r"\[": r"\]"}
 _SENTENCE_ENDS = (".", "!", "?", ":", ",", "。", "：")
@@ -60,8 +62,7 @@ def last_said_answer(text: str) -> str | None:
 
 
 def _named(line: re.Match[str]) -> str | None:
-    # `\textbf{Answer:} 57` closes behind the colon.
-    rest = line["rest"].lstrip(ADORNMENT + "}】」")
+    rest = _CLOSED.sub("", line["rest"])
     answer = answer_itself(rest) if rest.strip(ADORNMENT) else None
     if answer is None:
         return None

@@ -44,7 +44,8 @@ _REMARK = re.compile(
 )
 _BEHIND_VALUE = re.compile(
     rf"""(?<!\s) \s*+ (?: (?:is|are)\s++(?:{any_of(CORRECT)})(?![a-z]) | since(?![a-z])
-      | as\s++(?:shown|required|expected)(?![a-z]) | [,，]\s*+(?:{any_of(CONSEQUENCE)})(?![a-z]) | (?:{any_of(POLITE)}) )""",
+      | as\s++(?:shown|required|expected)(?![a-z]) | [,，]\s*+(?:{any_of(CONSEQUENCE)})(?![a-z])
+      | (?:{any_of(POLITE)}) )""",
     re.VERBOSE | re.IGNORECASE,
 )
 _SENTENCE_BEHIND = re.compile(r"[.!]\s++[A-Z]")
