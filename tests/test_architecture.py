@@ -23,7 +23,7 @@ FLOORS = [
     ("model", "vote"),
     ("packing", "population", "report", "read"),
     ("kernels",),
-    ("types", "config", "config_file", "errors", "plugins", "randomness", "text"),
+    ("types", "config", "config_file", "errors", "plugins", "randomness", "text", "thoughts"),
 ]
 """From the top. A room (a wing, or a module of the root) imports from the floors below and from itself; rooms of the
 lowest floor import each other. The face, `ttrl_pop/__init__.py`, stands outside: it points to every floor, and nothing
@@ -134,7 +134,14 @@ def test_what_needs_no_torch_imports_none() -> None:
     light = [
         *FLOORS[-1],
         *("read.problems", "read.rollouts", "report.measures", "kernels.malloc"),
-        *("vote.extract", "vote.vote", "vote.rules", "vote.graders.exact", "vote.rewards.base", "vote.rewards.novelty"),
+        *(
+            "vote.extract.extractor",
+            "vote.vote",
+            "vote.rules",
+            "vote.graders.exact",
+            "vote.rewards.base",
+            "vote.rewards.novelty",
+        ),
         *("cli.app", "cli.inputs", "cli.interrupts", "cli.stdout", "cli.printing", "cli.vote", "cli.display.live"),
     ]
     script = "; ".join(f"import ttrl_pop.{name}" for name in light)

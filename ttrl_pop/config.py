@@ -13,6 +13,8 @@ Weight = Literal["rollout", "mind", "confidence"]
 
 Positive = Annotated[int, Field(ge=1)]
 
+Mark = Annotated[str, Field(min_length=1)]
+
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -75,8 +77,9 @@ class VoteConfig(Section):
     extract: str = "auto"
     """How an answer is read: `auto`, `first-number`, `last-number`, `choice`, `regex:PATTERN`, the short name of an
     installed plug-in, or `package.module:function` taking (text, finish_reason) and returning the answer or None."""
-    thinking: bool | None = None
-    """Whether chat prompts end inside the thoughts; None asks the chat template."""
+    thinking: bool | tuple[str, Mark] | None = None
+    """Whether chat prompts end inside the thoughts; None asks the chat template. Or the marks of thoughts of a model
+    that has its own, as in `["<plan>", "</plan>"]`; an empty first one says that prompts end inside the thoughts."""
     grader: str = "math"
     """Which answers are equal: `math`, `exact`, `choice`, the short name of an installed plug-in, or
     `package.module:Name`."""

@@ -51,9 +51,9 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "overlong": "ttrl_pop.vote.rewards.consensus:overlong",
     },
     "extractor": {
-        "first-number": "ttrl_pop.vote.extract:extract_first_number",
-        "last-number": "ttrl_pop.vote.extract:extract_last_number",
-        "choice": "ttrl_pop.vote.extract:extract_choice",
+        "first-number": "ttrl_pop.vote.extract.numbers:extract_first_number",
+        "last-number": "ttrl_pop.vote.extract.numbers:extract_last_number",
+        "choice": "ttrl_pop.vote.extract.choice:extract_choice",
     },
 }
 

@@ -9,6 +9,7 @@ import jinja2
 
 from ttrl_pop.errors import UsageError
 from ttrl_pop.model.load import LoadedModel
+from ttrl_pop.thoughts import ends_in_thoughts
 from ttrl_pop.types import Message, Problem
 
 TEMPLATE_ALLOWANCE = 256
@@ -49,8 +50,12 @@ def encode(tokenizer: Any, problem: Problem, date: datetime.date | None = None) 
     return tuple(ids)
 
 
-def opens_thoughts(tokenizer: Any) -> bool:
-    """Whether the chat template ends a prompt inside the thoughts, so that a completion begins with them."""
+def opens_thoughts(tokenizer: Any, opening: str = "") -> bool:
+    """Whether the chat template ends a prompt inside the thoughts, so that a completion begins with them.
+
+    Args:
+        opening: a mark that opens them beside those that are known (`ttrl_pop.thoughts.MARKS`).
+    """
     if not tokenizer.chat_template:
         return False
     try:
@@ -58,7 +63,7 @@ def opens_thoughts(tokenizer: Any) -> bool:
     except jinja2.TemplateError:
         # It takes other conversations than this one; `encode` says so where it matters.
         return False
-    return bool(text.rstrip().endswith("<think>"))
+    return ends_in_thoughts(text, opening)
 
 
 def decode(tokenizer: Any, completion_ids: Sequence[int]) -> str:

@@ -15,6 +15,7 @@ from ttrl_pop.plugins import load
 from ttrl_pop.population.base import Population
 from ttrl_pop.sample.backend import Backend, Weights, backend_name
 from ttrl_pop.sample.sample import sample
+from ttrl_pop.thoughts import Thinking
 from ttrl_pop.types import AnswerKey, Group, Mind, Problem, ProblemSet, Tally
 from ttrl_pop.vote.graders.base import Grader
 from ttrl_pop.vote.rules import Labels, Rules, build_rules
@@ -103,7 +104,7 @@ def open_session(config: Config, problems: ProblemSet, adapter: bool, rewards: b
         policy=policy,
         backend=backend,
         prompts=Prompts(policy.model, problems.problems, config.sampling.max_new_tokens, config.problems.date),
-        rules=replace(rules, thinking=bool(config.vote.thinking)),
+        rules=replace(rules, thinking=config.vote.thinking or False),
     )
 
 
@@ -112,14 +113,15 @@ def resolve(config: Config, engine: str, policy: Policy, backend: Backend) -> Co
 
     Device and dtype are those of the loaded model, the backend is the one that was chosen, the learner's settings are
     what that backend calls for, the chat template tells whether prompts end inside the thoughts, and today is what it
-    prints where it prints a date. A setting that the user gave stays.
+    prints where it prints a date. A setting that the user gave stays; of two marks of thoughts (`vote.thinking`) the
+    first is emptied where the template writes it.
 
     Args:
         engine: name of `backend`.
     """
     problems, learn, vote = config.problems, config.learn, config.vote
     called_for = {name: value for name, value in backend.learner_defaults().items() if getattr(learn, name) is None}
-    thinking = opens_thoughts(policy.model.tokenizer) if vote.thinking is None else vote.thinking
+    thinking = _thinking(policy.model.tokenizer, vote.thinking)
     return config.model_copy(
         update={
             "device": policy.device.type if config.device == "auto" else config.device,
@@ -130,6 +132,15 @@ def resolve(config: Config, engine: str, policy: Policy, backend: Backend) -> Co
             "vote": vote.model_copy(update={"thinking": thinking}),
         }
     )
+
+
+def _thinking(tokenizer: Any, given: Thinking | None) -> Thinking:
+    """What is known of the thoughts: what was given, and whether the chat template opens them."""
+    if given is None:
+        return opens_thoughts(tokenizer)
+    if isinstance(given, tuple) and opens_thoughts(tokenizer, given[0]):
+        return "", given[1]
+    return given
 
 
 def _with_options(config: Config, population: Section, backend: Section) -> Config:

@@ -1,0 +1,94 @@
+"""Marks around a model's thoughts, and what it says after them.
+
+A new family of models is a line in `MARKS`; marks of one model alone are told by `vote.thinking`.
+
+Simplifications:
+
+1. What stands before the last closing mark is thoughts, whichever mark opened them, and also where none did: a chat
+   template may have.
+2. A mark that an answer quotes is a mark.
+"""
+
+import re
+from typing import TypeAlias
+
+Thinking: TypeAlias = bool | tuple[str, str]
+"""What is known of a chat prompt's thoughts: whether it ends inside them, or the marks that open and close them, beside
+those of `MARKS`; an empty opening mark says that it ends inside them."""
+
+MARKS = (
+    ("<think>", "</think>"),  # DeepSeek-R1, Qwen, GLM, Phi-4-reasoning, Hunyuan, ERNIE, MiniMax and most since
+    ("<thinking>", "</thinking>"),  # prompts written for Claude
+    ("<thought>", "</thought>"),  # EXAONE Deep, Marco-o1
+    ("<thoughts>", "</thoughts>"),
+    ("<reasoning>", "</reasoning>"),  # Reka Flash, recipes of GRPO
+    ("<reason>", "</reason>"),
+    ("<reflection>", "</reflection>"),
+    ("<analysis>", "</analysis>"),
+    ("<rationale>", "</rationale>"),
+    ("<scratchpad>", "</scratchpad>"),
+    ("<inner_monologue>", "</inner_monologue>"),
+    ("<internal_monologue>", "</internal_monologue>"),
+    ("<chain_of_thought>", "</chain_of_thought>"),
+    ("<cot>", "</cot>"),
+    ("<seed:think>", "</seed:think>"),  # Seed-OSS
+    ("<longcat_think>", "</longcat_think>"),  # LongCat
+    ("<think_fast>", "</think_fast>"),  # K2-V2
+    ("<think_faster>", "</think_faster>"),
+    ("<mm:think>", "</mm:think>"),
+    ("<start_working_out>", "<end_working_out>"),  # recipes of GRPO
+    ("[THINK]", "[/THINK]"),  # Magistral, Ministral
+    ("[THINKING]", "[/THINKING]"),
+    ("[REASONING]", "[/REASONING]"),
+    ("[unused16]", "[unused17]"),  # Pangu
+    ("◁think▷", "◁/think▷"),  # Kimi
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),  # Sky-T1, OpenThinker
+    ("<|begin_of_thinking|>", "<|end_of_thinking|>"),
+    ("<|start_of_thought|>", "<|end_of_thought|>"),
+    ("<|thought_start|>", "<|thought_end|>"),
+    ("<|think_start|>", "<|think_end|>"),
+    ("<|think|>", "<|/think|>"),
+    ("<|thinking|>", "<|/thinking|>"),
+    ("<｜begin▁of▁thinking｜>", "<｜end▁of▁thinking｜>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),  # Command A Reasoning
+    ("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
+    ("<unused94>thought", "<unused95>"),  # MedGemma
+    ("<|channel>thought", "<channel|>"),  # Gemma 4
+    ("<|channel|>analysis", "<|channel|>final"),  # gpt-oss
+    ("<|channel|>commentary", "<|channel|>final"),
+    ("assistantanalysis", "assistantfinal"),  # gpt-oss, its special tokens left out
+    ("assistantcommentary", "assistantfinal"),
+    ("Here is my thought process:", "Here is my response:"),  # Granite 3.2
+    ("Here's my thought process:", "Here's my response:"),
+)
+"""What opens thoughts and what closes them, in upper or lower case."""
+
+_OPENING, _CLOSING = (tuple(dict.fromkeys(mark.lower() for mark in marks)) for marks in zip(*MARKS, strict=True))
+# The channel that opens a text of gpt-oss without its special tokens; a text that begins with the word goes on with a
+# space or a mark.
+_STRIPPED_CHANNEL = re.compile(r"\s*+(?:analysis|commentary)(?=[^\W_]|[\\$\"“(\[])")
+_MESSAGE = "<|message|>"
+"""What stands between the name of a channel and its text."""
+
+
+def spoken(text: str, thinking: Thinking = False) -> str | None:
+    """What follows the thoughts; None where they never closed."""
+    also = (thinking,) if isinstance(thinking, tuple) else ()
+    # The one letter that becomes two in lower case would move all that stands behind it.
+    plain = text.replace("\u0130", "i").lower()
+    start = 0
+    for mark in (*_CLOSING, *(closing.lower() for _, closing in also)):
+        if (at := plain.rfind(mark)) >= 0:
+            start = max(start, at + len(mark))
+    if not start and (thinking is True or any(not opening for opening, _ in also) or _STRIPPED_CHANNEL.match(text)):
+        return None
+    if any(plain.find(mark, start) >= 0 for mark in (*_OPENING, *(opening.lower() for opening, _ in also if opening))):
+        return None
+    return text[start:].removeprefix(_MESSAGE)
+
+
+def ends_in_thoughts(prompt: str, opening: str = "") -> bool:
+    """Whether a prompt ends with a mark that opens thoughts: one of `MARKS`, or `opening`."""
+    end = prompt.rstrip().removesuffix(_MESSAGE).lower()
+    own = opening.strip().lower()
+    return end.endswith(_OPENING) or (own != "" and end.endswith(own))

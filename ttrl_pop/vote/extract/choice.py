@@ -1,0 +1,123 @@
+r"""The letter of a multiple-choice answer: `Answer: D`, `\boxed{\text{(d)}}`, `The answer is D.`, `(D) is correct`.
+
+Where several marks name an answer, the first that names a letter counts, in the order of `marked_answers`: a box around
+a formula hides no answer line. A letter stands for a choice, and not for a word or a list of choices:
+
+| read | not read |
+|---|---|
+| `D`, `(D)`, `**D.**`, `\text{D}`, `"D"`, `Ｄ`, and `d` likewise | `a cat`, `I think`, `AB`, `A1`, `C++` |
+| `Option D`, `choice (d)`, `the correct answer is D` | `not D`, `neither A nor B` |
+| `D. Paris`, `(D) Paris`, `D: 4`, `D - Paris`, `D, since ...` | `A/C`, `A, B`, `A and C`, `A or B`, `A - C` |
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterator
+
+from ttrl_pop.thoughts import Thinking
+from ttrl_pop.types import FinishReason
+from ttrl_pop.vote.extract.chat import marked_answers
+from ttrl_pop.vote.extract.turn import said
+from ttrl_pop.vote.extract.words import (
+    AND,
+    ANSWER,
+    CHOICE,
+    CORRECT,
+    IS_WORD,
+    NAMED,
+    PICK,
+    REASON,
+    WORD_END,
+    WRONG,
+    any_of,
+)
+
+LONGEST = 300
+"""Characters of an answer that are read: its letter stands at its beginning."""
+
+_COMMAND = r"\\(?:text(?:bf|it|rm|sf|tt|sc)?|math(?:rm|bf|it|sf|tt)|[mhf]box|boxed|fbox)\s*+\{"
+_OPEN = rf"""(?:[\s*_`$({{\[<"'“‘「【]|{_COMMAND})*+"""
+# `Option`, `The answer is`, `Answer:`. No letter of a Latin word is the choice.
+_LEAD = rf"""(?: {_OPEN} (?: {NAMED} | (?:the\s++)?+ (?:(?:correct|right|best|final)\s++)?+ (?:{any_of(CHOICE)}) )
+    {WORD_END} [\s*_]*+ (?:{IS_WORD})?+ [\s*_]*+ [:：]?+ ){{0,3}}"""
+_LETTER = re.compile(
+    rf"""{_LEAD} {_OPEN} (?P<letter>[A-Za-z]) (?![\w'^+#]|[-/&–][A-Za-z]) (?P<closed>[*_`$}}"'”’」】>]*+)
+    (?P<mark>(?:\s*+[)\].:])?+) (?P<rest>.*)""",
+    re.VERBOSE | re.IGNORECASE | re.DOTALL,
+)
+_NOTHING = re.compile(r"""[\s*_`$)}\]>"'”’」】.:。!]*+""")
+_ANOTHER = re.compile(
+    rf"[\s*_`$)}}\].:]*+(?:[,/&+、]|;(?=[\s(]*+[A-Za-z][\s).]*+(?:\Z|[,;]))|(?:{any_of(AND)})(?!\w))"
+    rf"[\s(\[*$\\]*+(?:(?:{any_of(AND, CHOICE)})\s++)?+[\s(\[*$]*+[A-Za-z](?![\w'])",
+    re.IGNORECASE,
+)
+_DENIED = re.compile(rf"[\s)\]*_]*+(?:{any_of(WRONG)})(?![a-z])", re.IGNORECASE)
+_REMARK = re.compile(
+    rf"""[)\].]*+ (?: [,;]?+ \s*+ (?:{any_of(REASON)}|not|so|is\s(?:{any_of(CORRECT)}))(?![a-z])
+      | ; \s | \s*+ [–—] \s*+ (?:{any_of(REASON)})(?![a-z]) | \s++ [-–—]{{1,2}} \s++ (?![A-Za-z](?!\w))
+      | \s [:：] \s | \s \([^()]*+\) {_NOTHING.pattern} \Z )""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_SAID = (
+    re.compile(
+        rf"""(?<![A-Za-z]) (?:{any_of(ANSWER, CHOICE)}) [ \t*_]*+
+        (?: {IS_WORD} [ \t]*+ [:：]?+ | (?:must|should|would)[ ]be(?![a-z]) | [:：] ) (.*)""",
+        re.VERBOSE | re.IGNORECASE,
+    ),
+    re.compile(rf"(?<![A-Za-z])(?:{any_of(PICK)}){WORD_END}[:：]?+(.*)", re.IGNORECASE),
+)
+_TAKEN = re.compile(
+    rf"""(?<![\w'(\[*]) [(\[*]*+ ([A-J]) [)\]*.]*+ \s++ is \s++ (?:(?:clearly|therefore|thus|indeed)\s++)?+
+    (?:{any_of(CORRECT)})(?!\w)""",
+    re.VERBOSE,
+)
+
+
+def extract_choice(text: str, finish_reason: FinishReason, thinking: Thinking = False) -> str | None:
+    """The letter of a multiple-choice answer: in a mark, behind the last `answer is`, in `(D) is correct`, opening the
+    text, or alone on its last line. A letter of a sentence is none."""
+    turn = said(text, finish_reason, thinking)
+    if turn is None:
+        return None
+    for answer in marked_answers(turn):
+        if found := answer.upper() if len(answer) == 1 and answer.isalpha() else _letter(answer, is_named=True):
+            return unicodedata.normalize("NFKC", found)
+    return next(_told(turn.finished_lines.strip()), None)
+
+
+def _told(text: str) -> Iterator[str]:
+    """Letters that sentences tell, the surest first."""
+    for pattern in _SAID:
+        for rest in pattern.findall(text)[-1:]:
+            if found := _letter(rest, is_named=True):
+                yield found
+    lines = text.split("\n")
+    taken = next((letters for line in reversed(lines) if (letters := set(_TAKEN.findall(line)))), set())
+    if len(taken) == 1:
+        yield taken.pop()
+    if found := _letter(lines[0], is_named=False):
+        yield found
+    alone = _LETTER.match(lines[-1])
+    if alone and alone["letter"].isupper() and _NOTHING.fullmatch(alone["rest"]):
+        yield alone["letter"]
+
+
+def _letter(text: str, is_named: bool) -> str | None:
+    """The choice that a text begins with.
+
+    Args:
+        is_named: a mark or a word before it says that it is the answer: no article and no number of a list.
+    """
+    text = unicodedata.normalize("NFKC", text[:LONGEST])
+    found = _LETTER.match(text)
+    if found is None:
+        return None
+    letter, rest = found["letter"], found["rest"]
+    if _NOTHING.fullmatch(rest):
+        return letter.upper()
+    behind = text[found.end("closed") :]
+    if _ANOTHER.match(behind) or _DENIED.match(behind):
+        return None
+    if found["mark"] and (letter.isupper() or (is_named and (rest[:1].isspace() or found["mark"] == ")"))):
+        return letter.upper()
+    return letter.upper() if is_named and letter != "I" and _REMARK.match(behind) else None
