@@ -19,7 +19,10 @@ from hypothesis import strategies as st
 
 from ttrl_pop.config import ProblemsConfig
 from ttrl_pop.errors import UsageError
-from ttrl_pop.read.problems import GOLD_FIELDS, ID_FIELDS, INSTRUCTION, PROMPT_FIELDS, read_problems, write_problems
+from ttrl_pop.read.gold import GOLD_FIELDS
+from ttrl_pop.read.problems import read_problems, write_problems
+from ttrl_pop.read.question import INSTRUCTION, PROMPT_FIELDS
+from ttrl_pop.read.rows import ID_FIELDS
 from ttrl_pop.types import Problem, ProblemSet
 
 CASES = json.loads((ROOT / "tests/cases/problems.json").read_text(encoding="utf-8"))

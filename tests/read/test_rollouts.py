@@ -5,7 +5,6 @@ Golden rows and messages are in cases/rollouts.json.
 
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ttrl_pop.errors import UsageError
-from ttrl_pop.read.rollouts import PROBLEM_ID_FIELDS, TEXT_FIELDS, Layout, read_rollouts
-from ttrl_pop.read.rows import read_rows
+from ttrl_pop.read.rollouts import TEXT_FIELDS, Layout, read_rollouts
+from ttrl_pop.read.rows import ID_FIELDS, read_rows
 from ttrl_pop.types import Group
 
 CASES = json.loads((ROOT / "tests/cases" / "rollouts.json").read_text(encoding="utf-8"))
@@ -77,10 +76,11 @@ class Fed:
     def __init__(self, *rows: dict[str, Any]) -> None:
         self.rows, self.taken = rows, 0
 
-    def __iter__(self) -> Iterator[bytes]:
-        for row in self.rows:
-            self.taken += 1
-            yield json.dumps(row).encode() + b"\n"
+    def readline(self, size: int, /) -> bytes:
+        if self.taken == len(self.rows):
+            return b""
+        self.taken += 1
+        return json.dumps(self.rows[self.taken - 1]).encode() + b"\n"
 
 
 def test_a_group_comes_with_the_first_row_after_it() -> None:
@@ -136,7 +136,7 @@ json_values = st.recursive(
     max_leaves=6,
 )
 known = st.sampled_from(
-    [*PROBLEM_ID_FIELDS, *TEXT_FIELDS, "finish_reason", "mind", "logprobs", "mean_logprob", "completion_ids", "form"]
+    [*ID_FIELDS, *TEXT_FIELDS, "finish_reason", "mind", "logprobs", "mean_logprob", "completion_ids", "form"]
 )
 completions = st.text() | st.lists(st.text() | st.dictionaries(known, json_values, max_size=3), max_size=3)
 
