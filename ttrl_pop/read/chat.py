@@ -2,7 +2,7 @@
 
 | | |
 |---|---|
-| role | `role`, `from` (ShareGPT), `author`; others' words for it: `ROLES` |
+| role | `role`, `from` (ShareGPT), `author`, `type` (LangChain); others' words for it: `ROLES` |
 | text | `content`, `value`, `parts` (Gemini), `text`; a text, or a list of parts of which `TEXT_PARTS` are joined |
 """
 
@@ -22,6 +22,9 @@ ROLES: Mapping[str, str] = {
 ROLE_FIELDS = ("role", "from", "author")
 """Fields of a turn's role, in the order in which they count."""
 
+TYPED_ROLES = ("human", "ai", "system")
+"""Values of `type` that are a role (LangChain), where they are those of parts and items elsewhere."""
+
 CONTENT_FIELDS = ("content", "value", "parts", "text")
 """Fields of a turn's text, in the order in which they count."""
 
@@ -33,7 +36,8 @@ def role_of(turn: Any) -> str | None:
     """Who speaks in a turn, in our words; None where it says nothing of it, and is no turn."""
     if not isinstance(turn, dict):
         return None
-    said = next((turn[field] for field in ROLE_FIELDS if is_text(turn.get(field))), None)
+    typed = turn.get("type") if turn.get("type") in TYPED_ROLES else None
+    said = next((turn[field] for field in ROLE_FIELDS if is_text(turn.get(field))), typed)
     return None if said is None else ROLES.get(said, str(said))
 
 

@@ -22,7 +22,9 @@ from ttrl_pop.types import FinishReason
 
 FINISH_REASONS: Mapping[str, FinishReason] = {
     **dict.fromkeys(("stop", "stopped", "stop_sequence", "stop_str", "stop_token", "word", "end_turn", "end"), "stop"),
-    **dict.fromkeys(("eos", "eos_token", "eos_token_id", "endoftext", "eot", "im_end", "normal", "success"), "stop"),
+    **dict.fromkeys(("eos", "eos_token", "eos_token_id", "normal", "success"), "stop"),
+    # Names of tokens that end a text, without their brackets.
+    **dict.fromkeys(("endoftext", "im_end", "eot", "eot_id", "eom_id", "end_of_turn", "end_of_text", "s"), "stop"),
     **dict.fromkeys(("complete", "completed", "finish", "finished", "done", "matched_stop", "stop_string"), "stop"),
     **dict.fromkeys(("tool_calls", "tool_call", "tool_use", "tool", "function_call", "function"), "stop"),
     **dict.fromkeys(("length", "limit", "max_length", "model_length", "max_model_length", "context_length"), "length"),
@@ -127,6 +129,6 @@ def _of_word(value: Any) -> Ending:
     if not is_text(value):
         return Ending("length", shown(value) if isinstance(value, Number) else kind(value))
     # An enumeration writes itself as `FinishReason.STOP`.
-    word = value.strip().rpartition(".")[2].lower().replace("-", "_").replace(" ", "_")
+    word = value.strip("<|/> \n").rpartition(".")[2].lower().replace("-", "_").replace(" ", "_")
     known = FINISH_REASONS.get(word) or FINISH_REASONS.get(word.removeprefix("finish_reason_"))
     return Ending("length", f"'{shown(value)}'") if known is None else STOP if known == "stop" else CUT

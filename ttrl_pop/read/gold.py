@@ -70,6 +70,8 @@ _VERBS = frozenset(("is", "are", "was", "were", "equals"))
 _JOINS = frozenset(("and", "or", "=", ";"))
 _NUMBER_WORDS = 3
 """Words of a number with its unit."""
+_LONGEST_WORD = 60
+"""Characters of a solution that is an answer itself."""
 _WHOLE_SENTENCE = 3
 """Words from which a text that ends like a sentence is one."""
 
@@ -171,7 +173,7 @@ def final_answer(name: str, text: str) -> str | None:
         return behind.strip().partition("\n")[0].strip() or None
     if (said := _said(text)) is not None:
         return said
-    if name in SOLUTION_FIELDS and len(text.split()) > 1:
+    if name in SOLUTION_FIELDS and (len(text.split()) > 1 or len(text) > _LONGEST_WORD):
         return None
     return text or None
 
@@ -211,9 +213,11 @@ def _said(text: str) -> str | None:
     if match := _SAYS.search(line):
         lead = line[: match.start()].rpartition(". ")[2]
         if set(re.findall(r"\w+", lead.lower())) <= _LEAD:
-            rest = line[match.end() :].strip(_ADORNMENT).removesuffix(".")
+            rest = line[match.end() :].strip(_ADORNMENT).removesuffix(".").rstrip(_ADORNMENT)
             first, stop, _ = rest.partition(". ")
-            return (first if stop and " " not in first else rest) or None
+            # What follows a number or a letter is another sentence; what follows `St.` is not.
+            is_sentence = stop and " " not in first and (len(first) == 1 or any(map(str.isdigit, first)))
+            return (first if is_sentence else rest) or None
     return None if before else _stated_number(line.strip().removesuffix("."))
 
 

@@ -31,14 +31,19 @@ from ttrl_pop.errors import UsageError
 from ttrl_pop.text import shown
 
 LINE_LIMIT = 128 << 20
-"""Bytes of a line, and of blank lines in a row."""
+"""Bytes of a line."""
+
+BLANK_LIMIT = 1 << 20
+"""Blank lines one after another."""
 
 PATH_LIMIT = 4096
 """Characters of a source's name that are shown."""
 
 _SWOLLEN = 1000
-"""How many times its own size a packed file may hold once it has given `LINE_LIMIT` bytes: text does not pack so well,
-what is made to fill a memory does."""
+"""How many times its own size a packed file may hold: text packs less well, what is made to fill a memory better."""
+
+_SMALL = 4 << 20
+"""Bytes that a packed file may hold however small it is."""
 
 _PIECE = 1 << 10
 """Bytes given to zstd at once: four may hold a block of 128 KiB, and all that a piece holds comes at once."""
@@ -99,7 +104,7 @@ WIDE: Mapping[bytes, str] = {
 class _ZstdFile(io.RawIOBase):
     """What the frames of a zstd file hold; a reader of the library would take a file that was cut for a whole one."""
 
-    def __init__(self, packed: BinaryIO) -> None:
+    def __init__(self, packed: io.BufferedReader) -> None:
         self._packed = packed
         self._frame: Any = None
         self._rest = b""
@@ -243,7 +248,7 @@ def _unpacked(packed: _Ahead, pack: _Pack, name: str) -> Iterator[bytes]:
         given = 0
         for line in _plain(head, inside, name):
             given += len(line)
-            if given > LINE_LIMIT and given > _SWOLLEN * packed.taken:
+            if given > _SMALL and given > _SWOLLEN * packed.taken:
                 advice = "Unpack it, and look at what is in it."
                 raise UsageError(f"{name}: holds more than {_SWOLLEN} times its own size. {advice}")
             yield line
@@ -268,11 +273,12 @@ def _plain(head: bytes, stream: ByteStream, name: str) -> Iterator[bytes]:
         raise UsageError(f"{name}: is {other[0]}, which is not read. {other[1]}")
     line, number, blank = head.removeprefix(codecs.BOM_UTF8), 1, 0
     while line:
-        blank = blank + len(line) if line.isspace() else 0
-        if max(len(line), blank) > LINE_LIMIT:
-            raise UsageError(
-                f"{name}:{number}: no row ends within {LINE_LIMIT >> 20} MiB. Write a JSON object on each line."
-            )
+        if len(line) > LINE_LIMIT:
+            limit = f"{LINE_LIMIT >> 20} MiB"
+            raise UsageError(f"{name}:{number}: longer than {limit}. Write a JSON object on each line.")
+        blank = blank + 1 if line.isspace() else 0
+        if blank > BLANK_LIMIT:
+            raise UsageError(f"{name}:{number}: more than {BLANK_LIMIT} blank lines. Name a file with rows in it.")
         yield line
         line, number = stream.readline(LINE_LIMIT + 1), number + 1
 

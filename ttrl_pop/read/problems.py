@@ -145,6 +145,8 @@ def _read_gold(
         first = first or row
     gold.settle()
     if not gold.answers and first is not None:
+        if (doubt := next(gold.notices(), None)) is not None:
+            raise UsageError(f"{source_name(source)}: {doubt}.")
         raise first.error(f"no gold answer (found: {first.listed()}). Name its field with --answer-key.")
     _tell(gold, source, notice)
     return gold.answers

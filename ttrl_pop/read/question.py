@@ -38,7 +38,8 @@ TASK_FIELDS = ("instruction", "instructions", "Instruction", "task_prompt")
 
 PROMPT_FIELDS = (
     *("problem", "question.stem", "question", "prompt", "Problem", "Question", "input", "query", "messages"),
-    *("conversations", "conversation", "body.messages", "body.input", "problem_statement", "stem", *TASK_FIELDS),
+    *("conversations", "conversation", "chat", "contents", "body.messages", "body.input", "params.messages"),
+    *("request.messages", "request.contents", "problem_statement", "stem", *TASK_FIELDS),
 )
 """Fields of a question, in the order in which they count."""
 
@@ -49,7 +50,10 @@ CONTEXT_FIELDS = (
 )
 """Fields of what a question is about."""
 
-SYSTEM_FIELDS = ("system", "system_prompt", "system_message")
+SYSTEM_FIELDS = (
+    *("system", "system_prompt", "system_message", "body.instructions", "params.system"),
+    *("systemInstruction.parts", "request.systemInstruction.parts"),
+)
 """Fields of what a system turn says."""
 
 HISTORY_FIELDS = ("history", "chat_history", "dialogue_history")
@@ -140,7 +144,7 @@ def _whole(row: Row, field: str, value: str) -> tuple[str, list[str]]:
     """The text of a question with all that is put above and below it, and the fields it is from."""
     used, above, below = [field], [], []
     for name in (*TASK_FIELDS, *CONTEXT_FIELDS):
-        if name != field and (part := _part(row, name)) is not None:
+        if name != field.partition(".")[0] and (part := _part(row, name)) is not None:
             used.append(name)
             if not _holds(value, part):
                 above.append(part)
@@ -157,7 +161,7 @@ def _part(row: Row, name: str) -> str | None:
     Raises:
         UsageError: it is no text.
     """
-    value = row.fields.get(name)
+    value = joined(row.get(name))
     if value is None or value in ([], {}) or isinstance(value, bool):
         return None
     if (text := _text(value)) is None:
@@ -250,7 +254,8 @@ def _chat(row: Row, field: str, values: list[Any], options: ProblemsConfig) -> t
 def _message(row: Row, place: str, value: Any) -> Message:
     if not isinstance(value, dict):
         raise row.error(f"{place} must be an object with role and content, got {kind(value)}.")
-    role_field = next((key for key in ROLE_FIELDS if key in value), "role")
+    typed = "role" if role_of(value) is None else "type"
+    role_field = next((key for key in ROLE_FIELDS if key in value), typed)
     content_field = next((key for key in CONTENT_FIELDS if key in value), "content")
     names = {role_field: "role", content_field: "content"}
     message: Message = {}

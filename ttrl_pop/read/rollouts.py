@@ -200,8 +200,7 @@ def _text_field(row: Row, layout: Layout, counted: Counted) -> tuple[str, Any]:
     if layout.text_key:
         field, value = row.first((layout.text_key,))
         if field is None:
-            advice = "Name another with --text-key."
-            raise row.error(f"no text field {shown(layout.text_key)} (found: {row.listed()}). {advice}")
+            raise row.error(f"no text field {shown(layout.text_key)} (found: {row.listed()}). Name it with --text-key.")
         return field, value
     present = list(row.present(TEXT_FIELDS))
     holding = [(field, value) for field, value in present if _may_hold(value)] or present
@@ -215,7 +214,7 @@ def _text_field(row: Row, layout: Layout, counted: Counted) -> tuple[str, Any]:
 
 def _may_hold(value: Any) -> bool:
     """Whether a value may hold a completion; turns without one of the assistant are a prompt."""
-    return (is_text(value) or isinstance(value, list | dict)) and not (_is_prompt(value))
+    return (is_text(value) or isinstance(value, list | dict)) and not _is_prompt(value)
 
 
 def _is_prompt(value: Any) -> bool:
@@ -237,7 +236,7 @@ def _spread(
         raise row.error(f"{place} must be text, got {kind(value)}.")
     elif isinstance(value, dict):
         key = next((key for key in INSIDE if value.get(key) is not None), None)
-        if key is None and not any(key in value for key in INSIDE):
+        if key is None and not any(key in value for key in INSIDE) and role_of(value) != "assistant":
             raise row.error(f"{place} has no text. Give it one of text, message and content.")
         # A reply without content is one that says nothing: a refusal, a call of a tool, thoughts cut off.
         inside = "" if key is None else spoken(value[key]) if key in CONTENT_FIELDS else value[key]

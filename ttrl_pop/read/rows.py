@@ -88,7 +88,10 @@ class Row:
     def present(self, fields: Iterable[str]) -> Iterator[tuple[str, Any]]:
         """Yield each of `fields` that is there and not null, with its value."""
         for field in fields:
-            if (value := self.get(field)) is not None:
+            value = self.fields.get(field)
+            if value is None and "." in field:
+                value = self.get(field)
+            if value is not None:
                 yield field, value
 
     def first(self, fields: Iterable[str]) -> tuple[str | None, Any]:
