@@ -4,13 +4,16 @@
 |---|---|
 | `{"A": "3", "B": "4"}` | in one of `CHOICE_FIELDS` |
 | `["3", "4"]`, `["A) 3", "B) 4"]`, lines of a text | labels as they stand, else letters |
+| `"['3', '4']"` | a list as a data frame writes it |
 | `{"label": ["A", "B"], "text": ["3", "4"]}` | ARC |
-| `[{"label": "A", "text": "3"}, …]`, `[{"A": "3"}, …]` | |
+| `[{"label": "A", "text": "3"}, …]`, `[{"A": "3"}, …]`, `[["A", "3"], …]` | |
 | `"A": "3", "B": "4"` | a field each, named as in `SERIES` |
 """
 
+import ast
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from string import ascii_lowercase, ascii_uppercase
 from typing import Any
@@ -36,10 +39,13 @@ _SERIES = tuple(
     for name in SERIES
     for counted in (_COUNTED[:1] if name == "{}" else _COUNTED)
 )
+_LONGEST = 10_000
+"""Characters of a list that is written as text."""
 _LABELS = ("label", "labels", "key", "letter", "id")
 _TEXTS = ("text", "texts", "value", "content", "option", "choice")
 _LABELLED = re.compile(r"\s*+(?:\(([A-Za-z0-9])\)|([A-Za-z0-9])[).:])\s*+(.*)", re.DOTALL)
 _WORDS = re.compile(r"(?:option|choice|answer)\s++", re.IGNORECASE)
+_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
 _MARKS = ("{}. {}", "{}) {}", "{}: {}", "{}.{}", "{}){}", "{}:{}", "{} {}", "{} - {}")
 
 
@@ -68,7 +74,11 @@ class Choices:
 
     def label_of(self, answer: str) -> str | None:
         """The label of the choice that an answer means by its label (`B`, `b`, `(B)`, `B. 4`) or its text."""
-        answer = _WORDS.sub("", answer.strip(), count=1) if _WORDS.match(answer.strip()) else answer.strip()
+        answer = answer.strip(" $\n")
+        if match := _TEXT.fullmatch(answer):
+            answer = match[1].strip()
+        if match := _WORDS.match(answer):
+            answer = answer[match.end() :]
         if (label := self._same_label(answer)) is not None:
             return label
         found = [label for label, text in zip(self.labels, self.texts, strict=True) if _plain(text) == _plain(answer)]
@@ -89,13 +99,15 @@ class Choices:
 
 
 def choices_of(row: Row) -> Choices | None:
-    """The choices of a row's question; None where it has none.
+    """The choices of a row's question; None where it has none, or as free text.
 
     Raises:
         UsageError: there are some that cannot be read.
     """
     for field, value in row.present(CHOICE_FIELDS):
-        if value in ([], {}) or (is_text(value) and not value.strip()):
+        if is_text(value):
+            value = _listed(value)
+        if value in ([], {}, None):
             continue
         found = _choices(field, value)
         if found is None or len(set(found.labels)) < len(found.labels) or not found.labels:
@@ -121,10 +133,9 @@ def _series(row: Row, counted: str, names: Sequence[str]) -> Choices | None:
 
 
 def _choices(field: str, value: Any) -> Choices | None:
-    if is_text(value):
-        lines = [line for line in value.splitlines() if line.strip()]
-        return _of_texts(field, lines) if all(map(_LABELLED.fullmatch, lines)) else None
     if isinstance(value, list):
+        if all(isinstance(item, list) and len(item) == 2 for item in value):
+            return _of_pairs(field, value)
         if all(isinstance(item, dict) and len(item) == 1 for item in value):
             return _of_pairs(field, [pair for item in value for pair in item.items()])
         if all(isinstance(item, dict) for item in value):
@@ -139,12 +150,29 @@ def _choices(field: str, value: Any) -> Choices | None:
     return None
 
 
+def _listed(text: str) -> list[str] | None:
+    """The lines or the list that a text of choices writes; None for free text."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    if lines and all(map(_LABELLED.fullmatch, lines)):
+        return lines
+    if text.startswith("[") and len(text) < _LONGEST:
+        # As a data frame writes a list.
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            value = ast.literal_eval(text)
+            if isinstance(value, list) and all(isinstance(item, str) for item in value):
+                return value
+    return None
+
+
 def _of_pairs(field: str, pairs: Sequence[tuple[Any, Any]]) -> Choices | None:
     labels = [spelling(label) for label, _ in pairs]
     texts = [spelling(text) for _, text in pairs]
     if None in labels or None in texts:
         return None
-    return Choices((field,), tuple(str(label).strip() for label in labels), tuple(str(text).strip() for text in texts))
+    names = [str(label).strip() for label in labels]
+    if all(name in ascii_lowercase for name in names):
+        names = [name.upper() for name in names]
+    return Choices((field,), tuple(names), tuple(str(text).strip() for text in texts))
 
 
 def _of_texts(field: str, texts: Sequence[str]) -> Choices | None:
@@ -152,7 +180,7 @@ def _of_texts(field: str, texts: Sequence[str]) -> Choices | None:
     if all(matches):
         labels = [match[1] or match[2] for match in matches if match]
         if [label.upper() for label in labels] in (list(counted[: len(labels)]) for counted in _COUNTED):
-            return Choices((field,), tuple(labels), tuple(match[3].strip() for match in matches if match))
+            return _of_pairs(field, [(label, match[3]) for label, match in zip(labels, matches, strict=True) if match])
     if len(texts) > len(ascii_uppercase):
         return None
     letters = tuple(ascii_uppercase[: len(texts)])
@@ -164,4 +192,4 @@ def _first(fields: Iterable[str], value: Mapping[str, Any]) -> Any:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.split()).casefold().removesuffix(".")
+    return " ".join(text.split()).casefold().removesuffix(".").strip("$")

@@ -8,8 +8,10 @@ Of `GOLD_FIELDS` the first that holds an answer counts; null and blank are none.
 | `<answer>4</answer>` | what stands in the last of such tags |
 | `… #### 4` (GSM8K) | the line behind the last mark |
 | `The answer is 4.`, `Answer: 4` on its last line | 4 |
-| `The sum is 4.` | 4, where it is one sentence that ends in a number |
-| anything else | itself; of `SOLUTION_FIELDS` only a text without blanks, as a worked solution is no answer |
+| `The sum is 4.` | 4, where it is one sentence that says one thing and ends in a number |
+| anything else | itself, a word without its period |
+
+Of `SOLUTION_FIELDS` a text that says no answer has none, unless it is a single word: a worked solution is no answer.
 
 A list gives its only element; of several the first with a digit, else the first. Beside choices the answer is the label
 of the one it means: by label, by text, or by number. Numbers are read alike in all rows of a source: as places counted
@@ -20,6 +22,7 @@ What is left in doubt is counted, and said once for a source.
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,11 +37,12 @@ SOLUTION_FIELDS = ("solution", "Solution")
 GOLD_FIELDS = (
     *("answer", "label", "gold", "target", "ground_truth", "final_answer", "Answer", "expected_answer"),
     *("answers", "answerKey", "answer_key", "correct_answer", "correct_option", "correct_choice", "gold_answer"),
-    *("reference_answer", "answer_idx", "answer_index", "cop", *SOLUTION_FIELDS, "reward_model.ground_truth"),
+    *("reference_answer", "Correct Answer", "best_answer", "answer_idx", "answer_index", "correct_index", "cop"),
+    *(*SOLUTION_FIELDS, "reward_model.ground_truth"),
 )
 """Fields of a gold answer, in the order in which they count."""
 
-PLACE_FIELDS = ("answer_idx", "answer_index", "cop")
+PLACE_FIELDS = ("answer_idx", "answer_index", "correct_index", "cop")
 """Gold fields whose numbers are places of choices, never their texts."""
 
 DOUBTS = {
@@ -67,9 +71,8 @@ _LEAD = frozenset(
 """Words that may stand before `answer is` on a line that says the answer."""
 _VERBS = frozenset(("is", "are", "was", "were", "equals"))
 """Words between what a sentence speaks of and the number that it gives."""
-_JOINS = frozenset(("and", "or", "=", ";"))
-_NUMBER_WORDS = 3
-"""Words of a number with its unit."""
+_JOINS = frozenset(("and", "or", "=", ";", "where", "when", "if", "that", "which", "for"))
+"""Words by which a sentence says more than one thing."""
 _LONGEST_WORD = 60
 """Characters of a solution that is an answer itself."""
 _WHOLE_SENTENCE = 3
@@ -82,6 +85,8 @@ class Gold:
 
     fields: Sequence[str] = GOLD_FIELDS
     rows: int = 0
+    choices: dict[str, Choices] = field(default_factory=dict)
+    """By problem id; a row of gold answers alone is read by those of its problem."""
     answers: dict[str, str] = field(default_factory=dict)
     """By problem id; those that are numbers of choices come with `settle`."""
     _numbers: list[tuple[str, tuple[str | None, str | None, str | None]]] = field(default_factory=list)
@@ -95,11 +100,11 @@ class Gold:
             UsageError: it holds half a surrogate pair.
         """
         self.rows += 1
-        try:
-            choices = choices_of(row)
-        except UsageError:
-            # Where they belong to a question, reading it says so.
-            choices = None
+        # Where choices that cannot be read belong to a question, reading it says so.
+        with suppress(UsageError):
+            if (found := choices_of(row)) is not None:
+                self.choices[row_id] = found
+        choices = self.choices.get(row_id)
         doubt = "none"
         for name, value in row.present(self.fields):
             scalars = list(_scalars(value))
@@ -175,7 +180,8 @@ def final_answer(name: str, text: str) -> str | None:
         return said
     if name in SOLUTION_FIELDS and (len(text.split()) > 1 or len(text) > _LONGEST_WORD):
         return None
-    return text or None
+    is_word = text.count(".") == 1 and len(text.split()) == 1
+    return (text.removesuffix(".") if is_word else text) or None
 
 
 def _scalars(value: Any) -> list[Any]:
@@ -190,7 +196,8 @@ def _scalars(value: Any) -> list[Any]:
 
 def _place(answers: Sequence[str]) -> str | None:
     """The number that may be the place of a choice; None where the answer is none."""
-    number = answers[0]
+    # Data frames write whole numbers as 1.0 where some are missing.
+    number = answers[0].removesuffix(".0")
     return number if len(answers) == 1 and re.fullmatch("[0-9]{1,2}", number) else None
 
 
@@ -218,15 +225,13 @@ def _said(text: str) -> str | None:
             # What follows a number or a letter is another sentence; what follows `St.` is not.
             is_sentence = stop and " " not in first and (len(first) == 1 or any(map(str.isdigit, first)))
             return (first if is_sentence else rest) or None
-    return None if before else _stated_number(line.strip().removesuffix("."))
+    return None if before else _stated_number(line.strip())
 
 
 def _stated_number(sentence: str) -> str | None:
     """What a sentence with one verb and a number behind it, such as `The sum is 4`, gives."""
-    words = sentence.split()
+    words = sentence.removesuffix(".").split()
     verbs = [place for place, word in enumerate(words) if word.lower() in _VERBS]
-    if len(verbs) != 1 or not _JOINS.isdisjoint(words):
+    if not sentence.endswith(".") or len(words) < _WHOLE_SENTENCE or not _JOINS.isdisjoint(words):
         return None
-    behind = words[verbs[0] + 1 :]
-    is_number = 0 < len(behind) <= _NUMBER_WORDS and verbs[0] > 0 and any(map(str.isdigit, behind[0]))
-    return " ".join(behind) if is_number else None
+    return words[-1] if verbs == [len(words) - 2] and any(map(str.isdigit, words[-1])) else None

@@ -13,10 +13,11 @@ Gold answers go into the `AnswerKey` and never into a `Problem`.
 
 import hashlib
 import json
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
 from ttrl_pop.config import ProblemsConfig
 from ttrl_pop.errors import UsageError
+from ttrl_pop.read.choices import Choices
 from ttrl_pop.read.gold import GOLD_FIELDS, Gold
 from ttrl_pop.read.hub import DatasetLoader, hub_rows, load_from_hub
 from ttrl_pop.read.lines import ByteStream, source_name
@@ -71,7 +72,8 @@ def read_problems(
     if gold is None:
         _tell(found, source, notice)
     else:
-        answers |= _read_gold(_read_rows(gold, stdin, load_dataset), options, seen, gold, notice)
+        rows = _read_rows(gold, stdin, load_dataset)
+        answers |= _read_gold(rows, options, gold, notice, ids=seen, choices=found.choices)
     if options.answer_key and not answers:
         raise UsageError(
             f"{source_name(source)}: no row has an answer in {shown(options.answer_key)}. "
@@ -90,7 +92,7 @@ def read_gold(source: str, options: ProblemsConfig, notice: Notice = unsaid) -> 
         UsageError: the source cannot be read, a row breaks a rule, or none has an answer; the message begins with file
             and line.
     """
-    return AnswerKey(_read_gold(_read_rows(source, None, None), options, None, source, notice))
+    return AnswerKey(_read_gold(_read_rows(source, None, None), options, source, notice))
 
 
 def write_problems(problems: Sequence[Problem]) -> Iterator[str]:
@@ -129,10 +131,16 @@ def _problem_id(row: Row, key: str | None) -> str:
 
 
 def _read_gold(
-    rows: Iterable[Row], options: ProblemsConfig, ids: Container[str] | None, source: str, notice: Notice
+    rows: Iterable[Row],
+    options: ProblemsConfig,
+    source: str,
+    notice: Notice,
+    ids: Container[str] | None = None,
+    choices: Mapping[str, Choices] | None = None,
 ) -> dict[str, str]:
     id_fields = (options.id_key, *ID_FIELDS) if options.id_key else ID_FIELDS
-    gold = Gold((options.answer_key, *GOLD_FIELDS) if options.answer_key else GOLD_FIELDS)
+    fields = (options.answer_key, *GOLD_FIELDS) if options.answer_key else GOLD_FIELDS
+    gold = Gold(fields, choices=dict(choices or {}))
     seen: dict[str, int] = {}
     first = None
     for row in rows:

@@ -27,7 +27,7 @@ from typing import Any
 
 from ttrl_pop.config import ProblemsConfig
 from ttrl_pop.read.chat import CONTENT_FIELDS, ROLE_FIELDS, is_chat, joined, part_text, role_of
-from ttrl_pop.read.choices import choices_of
+from ttrl_pop.read.choices import CHOICE_FIELDS, choices_of
 from ttrl_pop.read.gold import GOLD_FIELDS
 from ttrl_pop.read.rows import ID_FIELDS, Row, is_text, kind, spelling
 from ttrl_pop.text import shown
@@ -56,7 +56,7 @@ SYSTEM_FIELDS = (
 )
 """Fields of what a system turn says."""
 
-HISTORY_FIELDS = ("history", "chat_history", "dialogue_history")
+HISTORY_FIELDS = ("history", "chat_history", "dialogue_history", "conversation_history")
 """Fields of turns before the question: pairs of question and answer, or turns of a chat."""
 
 NO_PART = frozenset(
@@ -82,6 +82,8 @@ INSTRUCTION = r"Please reason step by step, and put your final answer in \boxed{
 
 _WORD = re.compile(r"[a-z]+|[A-Z]+(?![a-z])|[A-Z][a-z]+")
 _NO_PART_NAMES = ("extra_info", "created_at", "updated_at", "method")
+_WRONG = frozenset(("incorrect", "wrong", "distractor", "false"))
+"""Words for choices beside the right one, which belong to the question."""
 _USUAL_FIELDS = ("problem", "question", "prompt", "messages")
 _UNSAID = ("weight", "loss", "loss_mask", "loss_weight", "train", "id", "index", "timestamp")
 """Fields of a turn that tell trainers something, and not the model."""
@@ -152,6 +154,12 @@ def _whole(row: Row, field: str, value: str) -> tuple[str, list[str]]:
         used.extend(choices.fields)
         if not choices.stand_in(value):
             below.append(choices.lines())
+    else:
+        for name, text in row.present(CHOICE_FIELDS):
+            # Free text, as it stands.
+            if is_text(text) and text.strip():
+                used.append(name)
+                below.append(text)
     return "\n\n".join([*above, value, *below]), used
 
 
@@ -296,7 +304,8 @@ def _unread(row: Row, used: Iterable[str], text: str) -> tuple[str, ...]:
         and not is_no_part(name)
         and value is not None
         and not isinstance(value, bool)
-        and value not in ("", [], {})
+        and value not in ([], {})
+        and not (is_text(value) and not value.strip())
         and not _is_in(value, text)
     )
 
@@ -319,7 +328,7 @@ def is_no_part(name: str) -> bool:
     """Whether the name of a field says that it is no part of a question."""
     words = [word.lower() for word in _WORD.findall(name)]
     is_known = name.startswith("_") or name in ID_FIELDS or name in GOLD_FIELDS or name in _NO_PART_NAMES
-    return is_known or (bool(words) and words[-1] in NO_PART)
+    return is_known or (bool(words) and words[-1] in NO_PART and _WRONG.isdisjoint(words))
 
 
 def _no_prompt(row: Row, key: str | None) -> str:
