@@ -12,7 +12,8 @@ INTRODUCTION = """# Command line
 
 stdout carries data only, one JSON object a line (a table where it is a terminal); the live view, notices and errors go
 to stderr. Exit codes: 0 done, also when the reader of stdout has left; 1 failed; 2 bad usage or bad input, nothing
-written; 3 stopped by the collapse guard, a checkpoint is kept; 130 interrupted (Ctrl-C or SIGTERM) after saving.
+written (`vote` goes on behind a row that cannot be read, and ends with 2 all the same); 3 stopped by the collapse
+guard, a checkpoint is kept; 130 interrupted (Ctrl-C or SIGTERM) after saving.
 
 This page is the output of `--help`, by `python dev/cli_reference.py > docs/CLI.md`.
 """

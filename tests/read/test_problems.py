@@ -19,7 +19,12 @@ from hypothesis import strategies as st
 
 from ttrl_pop.config import ProblemsConfig
 from ttrl_pop.errors import UsageError
-from ttrl_pop.read.problems import GOLD_FIELDS, ID_FIELDS, INSTRUCTION, PROMPT_FIELDS, read_problems, write_problems
+from ttrl_pop.read.chat import ROLES
+from ttrl_pop.read.choices import CHOICE_FIELDS
+from ttrl_pop.read.gold import GOLD_FIELDS
+from ttrl_pop.read.problems import read_problems, write_problems
+from ttrl_pop.read.question import CONTEXT_FIELDS, HISTORY_FIELDS, INSTRUCTION, PROMPT_FIELDS, SYSTEM_FIELDS
+from ttrl_pop.read.rows import ID_FIELDS
 from ttrl_pop.types import Problem, ProblemSet
 
 CASES = json.loads((ROOT / "tests/cases/problems.json").read_text(encoding="utf-8"))
@@ -72,6 +77,14 @@ def test_what_an_error_says(case: dict[str, Any], tmp_path: Path) -> None:
     assert str(caught.value).replace(source, "FILE").replace(str(gold), "GOLD") == case["error"]
 
 
+@pytest.mark.parametrize("case", CASES["notices"], ids=lambda case: case["name"])
+def test_what_a_user_is_told(case: dict[str, Any], tmp_path: Path) -> None:
+    source, options, gold = write_case(case, tmp_path)
+    told: list[str] = []
+    read_problems(source, options, gold, notice=told.append)
+    assert [line.replace(source, "FILE").replace(str(gold), "GOLD") for line in told] == case["notices"]
+
+
 def test_standard_input_has_a_name_in_errors() -> None:
     with pytest.raises(UsageError, match=r"^<stdin>:2: must be a JSON object, got a list\.$"):
         read_bytes(b'{"prompt": "p"}\n[]')
@@ -87,10 +100,9 @@ def test_a_byte_order_mark_is_tolerated(raw: bytes) -> None:
     [
         (b'{"prompt": "p"}\n\n{"prompt": "\xff"}', 3),
         (b'[{"prompt": "p"},\n{"prompt": "\xff"}]', 2),
-        ('{"prompt": "p"}'.encode("utf-16"), 1),
         (b'{"prompt": "\xed\xa0\x80"}', 1),
     ],
-    ids=["line", "array", "utf-16", "encoded surrogate"],
+    ids=["line", "array", "encoded surrogate"],
 )
 def test_invalid_utf8_is_placed(raw: bytes, line: int) -> None:
     with pytest.raises(UsageError, match=rf"^<stdin>:{line}: not valid UTF-8 \(byte 0x"):
@@ -134,8 +146,9 @@ def test_a_source_that_cannot_be_read(name: str, message: str, tmp_path: Path) -
 
 text = st.text(st.characters(exclude_categories=["Cs"]))
 spoken = text.filter(str.strip)
+roles = text.filter(lambda role: role not in {*ROLES, "assistant"})
 turn = st.dictionaries(text.filter(lambda key: key not in ("role", "content")), text, max_size=1).flatmap(
-    lambda extra: st.fixed_dictionaries({"role": text, "content": spoken}).map(lambda base: {**extra, **base})
+    lambda extra: st.fixed_dictionaries({"role": roles, "content": spoken}).map(lambda base: {**extra, **base})
 )
 prompts = st.one_of(spoken, st.lists(turn, min_size=1, max_size=3).map(tuple))
 prompts_by_id = st.dictionaries(text, prompts, min_size=1, max_size=5)
@@ -209,9 +222,11 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=6,
 )
-known_fields = st.sampled_from([*PROMPT_FIELDS, *GOLD_FIELDS, *ID_FIELDS, "reward_model", "text"])
+parts = [*CONTEXT_FIELDS, *CHOICE_FIELDS, *SYSTEM_FIELDS, *HISTORY_FIELDS, "A", "B"]
+known_fields = st.sampled_from([*PROMPT_FIELDS, *parts, *GOLD_FIELDS, *ID_FIELDS, "reward_model", "text"])
 messages = st.lists(
-    st.dictionaries(st.sampled_from(["role", "content", "name"]), json_values) | json_values, max_size=3
+    st.dictionaries(st.sampled_from(["role", "content", "name", "from", "value", "type"]), json_values) | json_values,
+    max_size=3,
 )
 
 

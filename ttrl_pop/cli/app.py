@@ -97,7 +97,7 @@ def run(
     else:
         from ttrl_pop.cli import inputs
 
-        checked = inputs.for_run(problems, gold, out, given)
+        checked = inputs.for_run(problems, gold, out, given, inputs.notices(quiet))
         from ttrl_pop.cli import opening
 
         prepared = opening.create_run(checked)
@@ -131,7 +131,7 @@ def evaluate(
         raise UsageError("--compare puts a run beside the base model; pass --run RUN")
     from ttrl_pop.cli import inputs
 
-    checked = inputs.for_reading(problems, gold, run, given)
+    checked = inputs.for_reading(problems, gold, run, given, inputs.notices(quiet))
     from ttrl_pop.cli import eval as command
 
     command.evaluate(checked, compare, quiet)
@@ -150,7 +150,7 @@ def sample(given: Given, problems: Problems, run: Trained = None, quiet: Quiet =
     """
     from ttrl_pop.cli import inputs
 
-    checked = inputs.for_reading(problems, None, run, given, rewards=False)
+    checked = inputs.for_reading(problems, None, run, given, inputs.notices(quiet), rewards=False)
     from ttrl_pop.cli import sample as command
 
     command.sample(checked, quiet)
@@ -182,8 +182,8 @@ def vote(
         str,
         typer.Argument(
             metavar="ROLLOUTS",
-            help="JSONL or JSON file (.zst: compressed), or - for standard input. Each row holds the id of a problem "
-            "and a completion, or a list of them.",
+            help="JSONL or JSON file, packed or not, or - for standard input. Each row holds the id of a problem and a "
+            "completion, or a list of them.",
         ),
     ],
     gold: Annotated[
@@ -214,6 +214,8 @@ def vote(
     Label rollouts made elsewhere, by the votes of training: id, label, agreement, margin, entropy, tie, abstained,
     rollouts, clusters (answer, votes, share) and rewards in the order of the rows; one JSON line for each problem, as
     soon as its last row is read (a table on a terminal). Means on stderr at the end.
+
+    A row that cannot be read is told on stderr and left out, all others count, and the exit code is 2 at the end.
 
     Rollouts whose chat template opened the thoughts need --set vote.thinking=true.
     """

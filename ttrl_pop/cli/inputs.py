@@ -4,6 +4,7 @@ Nothing here imports torch: a mistyped path or key is reported in a fraction of 
 """
 
 import os
+import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,7 +17,9 @@ from ttrl_pop.config import Config
 from ttrl_pop.config_file import load_config
 from ttrl_pop.errors import UsageError
 from ttrl_pop.read.problems import read_problems
+from ttrl_pop.read.rows import Notice, unsaid
 from ttrl_pop.store.directory import RunDirectory, find
+from ttrl_pop.text import shown
 from ttrl_pop.types import ProblemSet
 from ttrl_pop.vote.rewards.base import needs_gold
 
@@ -52,13 +55,19 @@ class ReadingInputs:
     """Whether rollouts are rewarded as in training. Nothing learns from it: it says which groups carry a signal."""
 
 
-def for_run(source: str | None, gold: str | None, out: Path | None, given: Given) -> RunInputs:
+def notices(quiet: bool) -> Notice:
+    """What tells notices on stderr, a line each; nothing where the user wants it quiet."""
+    return unsaid if quiet else lambda text: print(f"ttrl-pop: {shown(text, limit=None)}", file=sys.stderr)
+
+
+def for_run(source: str | None, gold: str | None, out: Path | None, given: Given, notice: Notice) -> RunInputs:
     """Read configuration and problems of a new run.
 
     Args:
         source: as for `read_problems`.
         gold: file of gold answers.
         out: directory to be, which must not exist or be empty.
+        notice: as for `read_problems`.
 
     Raises:
         UsageError: whatever of it is wrong.
@@ -68,16 +77,19 @@ def for_run(source: str | None, gold: str | None, out: Path | None, given: Given
     check_one_stdin({"PROBLEMS": source, "--gold": gold})
     config = given.config()
     _check_free(out)
-    problems = read_problems(source, config.problems, gold)
+    problems = read_problems(source, config.problems, gold, notice=notice)
     if needs_gold(config.vote.reward):
         _check_all_gold(config.vote.reward, problems)
     return RunInputs(config, problems, source, out)
 
 
-def for_reading(source: str, gold: str | None, run: Path | None, given: Given, rewards: bool = True) -> ReadingInputs:
+def for_reading(
+    source: str, gold: str | None, run: Path | None, given: Given, notice: Notice, rewards: bool = True
+) -> ReadingInputs:
     """Read configuration and problems for a base model or, where `run` is given, for what it trained.
 
     Args:
+        notice: as for `read_problems`.
         rewards: reward the rollouts as the configuration says, unless that takes gold answers that are not there: a run
             that learned from them can be measured without.
 
@@ -87,7 +99,7 @@ def for_reading(source: str, gold: str | None, run: Path | None, given: Given, r
     check_one_stdin({"PROBLEMS": source, "--gold": gold})
     if run is None:
         config = given.config()
-        problems = read_problems(source, config.problems, gold)
+        problems = read_problems(source, config.problems, gold, notice=notice)
         return ReadingInputs(config, problems, source, rewards=rewards and _can_reward(config, problems))
     if given.config_file is not None:
         raise UsageError("--run takes its configuration from the run directory; use --set for single values")
@@ -102,7 +114,7 @@ def for_reading(source: str, gold: str | None, run: Path | None, given: Given, r
     for key, before, now in changes(saved, config):
         if key.startswith(FIXED):
             raise UsageError(f"--run {run}: {key} was {before!r} in training, cannot become {now!r}")
-    problems = read_problems(source, config.problems, gold)
+    problems = read_problems(source, config.problems, gold, notice=notice)
     rewards = rewards and _can_reward(config, problems)
     return ReadingInputs(config, problems, source, run_dir, checkpoint, noise, rewards)
 

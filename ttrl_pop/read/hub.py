@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 from ttrl_pop.errors import UsageError
-from ttrl_pop.read.rows import PATH_LIMIT, source_name
+from ttrl_pop.read.lines import PATH_LIMIT, source_name
 from ttrl_pop.text import shown
 
 DatasetLoader: TypeAlias = Callable[[str, str | None, str | None], Iterable[Any]]
