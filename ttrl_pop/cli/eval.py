@@ -33,6 +33,8 @@ def evaluate(given: ReadingInputs, compare: bool, quiet: bool) -> None:
     measured: dict[str, Measures] = {}
     with closing(session.backend), open_display(quiet, sys.stderr) as display:
         display.begin(f"eval {given.source}", 0, 0)
+        for text in session.notices:
+            display.notice(text)
         if folder is None or compare:
             measured["base"] = _measure(session, display, "base", noise, weights="base")
             rows.append(_measures_row("base", 0, session, measured["base"], noise))

@@ -67,8 +67,8 @@ def run(prepared: PreparedRun, quiet: bool) -> None:
             files.write_atomic(run_dir.config, dump_config(config).encode())
         progress = resume(run_dir, session) if prepared.resumed else Progress()
         display.begin(run_dir.path.name, config.steps, progress.step)
-        if prepared.notice is not None:
-            display.notice(prepared.notice)
+        for text in (*session.notices, *([prepared.notice] if prepared.notice else [])):
+            display.notice(text)
         _warn_of_size(session, display)
         try:
             _prepare(session, run_dir, display)

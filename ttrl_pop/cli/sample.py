@@ -26,6 +26,8 @@ def sample(given: ReadingInputs, quiet: bool) -> None:
     # On a terminal the rows themselves show how far it is; a live view would be drawn among them.
     with closing(session.backend), open_display(quiet or sys.stdout.isatty(), sys.stderr) as display:
         display.begin(f"sample {given.source}", 0, 0)
+        for text in session.notices:
+            display.notice(text)
         prepare(session, display.notice)
         display.phase("sampling", len(session.problems))
         for tally in survey(session, given.noise):

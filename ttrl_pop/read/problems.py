@@ -7,8 +7,9 @@ Each row is read by itself, so one file may mix layouts. Of `PROMPT_FIELDS`, `GO
 first field that is there counts; null is the same as absent, and a list or an object is no gold answer. A
 field that the user names is taken instead; a dotted name such as `extra_info.index` reaches into an object.
 
-A string `prompt` is raw text, any other text becomes a user turn with `INSTRUCTION` below it, and a list is a
-chat. Gold answers go into the `AnswerKey` and never into a `Problem`.
+A string `prompt` stays text, of which `ttrl_pop.model.turns` makes a turn where the model is one for chats; any other
+text becomes a user turn with `INSTRUCTION` below it, and a list is a chat. Gold answers go into the `AnswerKey` and
+never into a `Problem`.
 """
 
 import hashlib
@@ -88,7 +89,7 @@ def read_problems(
             f"{source_name(source)}: no row has an answer in {shown(options.answer_key)}. "
             "Pass another --answer-key or none."
         )
-    return ProblemSet(tuple(problems), AnswerKey(answers), _fingerprint(problems))
+    return ProblemSet(tuple(problems), AnswerKey(answers), fingerprint(problems))
 
 
 def read_gold(source: str, options: ProblemsConfig) -> AnswerKey:
@@ -108,6 +109,17 @@ def write_problems(problems: Sequence[Problem]) -> Iterator[str]:
     for problem in problems:
         field = "messages" if problem.is_chat else "prompt"
         yield json.dumps({"id": problem.id, field: problem.prompt}, ensure_ascii=False)
+
+
+def as_turn(text: str) -> tuple[Message, ...]:
+    """A question as a chat: one turn of the user, with the instruction below it."""
+    return ({"role": "user", "content": f"{text}\n\n{INSTRUCTION}"},)
+
+
+def fingerprint(problems: Iterable[Problem]) -> str:
+    """SHA-256 (hex) over ids and prompts in order."""
+    canonical = json.dumps([(problem.id, problem.prompt) for problem in problems], sort_keys=True)
+    return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
 
 # --- source → rows ---
@@ -150,7 +162,7 @@ def _prompt(row: Row, options: ProblemsConfig) -> str | tuple[Message, ...]:
     row.check_encodable("prompt", text)
     if options.form == "raw" or (options.form == "auto" and field == "prompt"):
         return text
-    return ({"role": "user", "content": f"{text}\n\n{INSTRUCTION}"},)
+    return as_turn(text)
 
 
 def _no_prompt(row: Row, key: str | None) -> str:
@@ -235,8 +247,3 @@ def _final_answer(field: str, text: str) -> str:
 
 def _is_plain(name: str) -> bool:
     return name == shown(name)
-
-
-def _fingerprint(problems: Iterable[Problem]) -> str:
-    canonical = json.dumps([(problem.id, problem.prompt) for problem in problems], sort_keys=True)
-    return hashlib.sha256(canonical.encode("ascii")).hexdigest()
