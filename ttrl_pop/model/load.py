@@ -5,6 +5,7 @@ Of what a model brings only data is read, never code: where it needs code of its
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,9 +70,10 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto") -> LoadedMo
             trust_remote_code=False,
             # Not what the model's settings name, which may be a kernel to be downloaded and run.
             attn_implementation=None,
+            ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-        _check_whole(network, info["missing_keys"], what)
+        _check_whole(network, info, what)
         network = network.to(where).eval().requires_grad_(False)
     return LoadedModel(
         network=network,
@@ -175,14 +177,23 @@ def _tokenizer_has_code(settings: dict[str, Any]) -> bool:
     return bool(named.get("AutoTokenizer") if isinstance(named, dict) else named)
 
 
-def _check_whole(network: Any, missing: set[str], what: str) -> None:
-    """Refuse what transformers would fill up with random numbers, put beside other numbers, or leave packed.
+def _check_whole(network: Any, info: Mapping[str, Any], what: str) -> None:
+    """Refuse what transformers has filled up with random numbers, changed by an adapter, or left packed.
+
+    Args:
+        info: what transformers says of loading.
 
     Raises:
-        UsageError: weights are missing, packed, or an adapter was loaded with them.
+        UsageError: weights are missing, of another shape or packed, or an adapter was loaded with them.
     """
     parameters = dict(network.named_parameters())
-    if absent := sorted(missing & parameters.keys()):
+    if misfits := sorted(info["mismatched_keys"]):
+        key, found, wanted = misfits[0]
+        raise UsageError(
+            f"{what}: {key} has the shape {list(found)}, but config.json makes it {list(wanted)}; pass the folder as "
+            "it was published"
+        )
+    if absent := sorted(info["missing_keys"] & parameters.keys()):
         raise UsageError(f"{what}: it lacks {len(absent)} of its {len(parameters)} weights (first: {absent[0]})")
     if getattr(network, "_hf_peft_config_loaded", False):
         raise UsageError(

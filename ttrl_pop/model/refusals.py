@@ -40,11 +40,13 @@ def code_refused(what: str, part: str = "it") -> str:
 
 
 def reason(error: BaseException) -> str:
-    """The first line that an error says, and its kind where that says little."""
+    """What an error says in its first line (and the next, where that is a heading), and its kind where that says little
+    by itself."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
-    first = lines[0] if len(lines[0]) <= _LONGEST else f"{lines[0][:_LONGEST]}…"
+    first = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    first = first if len(first) <= _LONGEST else f"{first[:_LONGEST]}…"
     return f"{type(error).__name__}: {first}" if isinstance(error, LookupError | AttributeError | TypeError) else first
 
 

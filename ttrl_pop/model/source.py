@@ -122,6 +122,11 @@ def _is_gguf(path: Path) -> bool:
         raise UsageError(f"model {str(path)!r}: cannot be read ({error.strerror})") from error
 
 
+def _is_pointer(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(23) == b"version https://git-lfs"
+
+
 def _check_folder(name: str, path: Path) -> None:
     """Refuse a folder that is no model, or more than one.
 
@@ -149,6 +154,10 @@ def _check_folder(name: str, path: Path) -> None:
         raise UsageError(f"model folder {name!r} has no config.json; pass a transformers model folder")
     if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
         raise UsageError(f"model folder {name!r} has no weights (*.safetensors)")
+    if pointer := next(filter(_is_pointer, sorted(path.glob("*.safetensors"))), None):
+        raise UsageError(
+            f"model folder {name!r}: {pointer.name} is a pointer of Git LFS, not weights; fetch those by git lfs pull"
+        )
 
 
 def _run_of(path: Path) -> Path | None:
