@@ -28,7 +28,7 @@ from typing import Any
 from benchmarks.workload import Work
 from ttrl_pop.errors import UsageError
 from ttrl_pop.kernels import malloc
-from ttrl_pop.model.load import locate
+from ttrl_pop.model.source import locate
 
 MIB = 1 << 20
 KEPT_MEMORY = {

@@ -15,6 +15,7 @@ from ttrl_pop.report.step import step_report
 from ttrl_pop.run.clock import Clock
 from ttrl_pop.run.history import group_weight
 from ttrl_pop.run.labellers import Labellers
+from ttrl_pop.run.lessons import skipped
 from ttrl_pop.run.progress import Keeper, Progress
 from ttrl_pop.run.session import Session
 from ttrl_pop.store.directory import RunDirectory
@@ -65,6 +66,7 @@ def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[
                     times=clock.times(),
                     flips=history.flip_share(progress.history, (problem.id for problem in batch)),
                     timeouts=grader.timeouts - timeouts,
+                    skipped=skipped(tallies, weights, config.learn.mask_truncated),
                     alarm=progress.watch.see,
                 )
                 keeper.finish(report, tallies, history)

@@ -30,6 +30,8 @@ CONFIG = """
 model = {model}
 steps = 3
 problems_per_step = 4
+[problems]
+form = "raw"
 [population]
 minds = 3
 [population.options]

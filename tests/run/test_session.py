@@ -42,7 +42,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(tiny: Path, **settings: Any) -> Session:
-    given = {"model": str(tiny), "vote.grader": "exact", "sampling.max_new_tokens": 4, **settings}
+    given = {
+        "model": str(tiny),
+        "vote.grader": "exact",
+        "problems.form": "raw",
+        "sampling.max_new_tokens": 4,
+        **settings,
+    }
     return open_session(load_config(None, given), ProblemSet(PROBLEMS, AnswerKey({"p0": "56"}), "f"), adapter=True)
 
 

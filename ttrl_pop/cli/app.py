@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from ttrl_pop import __version__
-from ttrl_pop.cli import interrupts, stdout
+from ttrl_pop.cli import advice, interrupts, stdout
 from ttrl_pop.cli.flags import Gold, OptionalProblems, Problems, Quiet, Trained, takes
 from ttrl_pop.cli.given import Given
 from ttrl_pop.errors import TtrlPopError, UsageError
@@ -228,6 +228,7 @@ def vote(
 def main() -> None:
     """Entry point. 0 done, 1 failed, 2 bad usage or input, 3 stopped by the collapse guard, 130 interrupted."""
     stdout.install()
+    advice.install()
     interrupts.install()
     malloc.configure()
     app()
@@ -235,7 +236,8 @@ def main() -> None:
 
 @contextmanager
 def _exit_codes() -> Iterator[None]:
-    """An error that a user can act on becomes one line on stderr; any other keeps its traceback."""
+    """An error that a user can act on, the system's among them, becomes one line on stderr; any other keeps its
+    traceback."""
     try:
         yield
         sys.stdout.flush()
@@ -247,3 +249,10 @@ def _exit_codes() -> Iterator[None]:
     except BrokenPipeError as error:
         # That of stdout never comes this far, but click takes any for it and would end without a word.
         raise RuntimeError("the pipe to another process broke (not that of standard output)") from error
+    except OSError as error:
+        from ttrl_pop.cli.os_errors import refusal
+
+        if (line := refusal(error)) is None:
+            raise
+        print(f"ttrl-pop: {shown(line, limit=None)}", file=sys.stderr)
+        raise SystemExit(1) from None

@@ -15,6 +15,7 @@ from ttrl_pop.fit.prepare import prepare
 from ttrl_pop.report.estimators import bootstrap_difference
 from ttrl_pop.report.gold import label_correct, outcome_table
 from ttrl_pop.report.measures import Measures
+from ttrl_pop.run.lessons import CutOff
 from ttrl_pop.run.session import Session
 from ttrl_pop.run.survey import summarise, survey
 from ttrl_pop.sample.backend import Weights
@@ -33,6 +34,8 @@ def evaluate(given: ReadingInputs, compare: bool, quiet: bool) -> None:
     measured: dict[str, Measures] = {}
     with closing(session.backend), open_display(quiet, sys.stderr) as display:
         display.begin(f"eval {given.source}", 0, 0)
+        for text in session.notices:
+            display.notice(text)
         if folder is None or compare:
             measured["base"] = _measure(session, display, "base", noise, weights="base")
             rows.append(_measures_row("base", 0, session, measured["base"], noise))
@@ -49,11 +52,14 @@ def evaluate(given: ReadingInputs, compare: bool, quiet: bool) -> None:
 def _measure(session: Session, display: Display, name: str, noise: bool, weights: Weights = "policy") -> Measures:
     prepare(session, display.notice)
     display.phase(f"{name}: sampling", len(session.problems))
-    tallies = []
+    tallies, cut_off = [], CutOff(session.config.sampling.max_new_tokens)
     for tally in survey(session, noise, weights):
         interrupts.check()
         display.tally(tally, label_correct(tally, session.gold, session.grader.same))
         tallies.append(tally)
+        cut_off.see(tally)
+    if told := cut_off.notice():
+        display.notice(f"warning: {name}: {told}")
     return summarise(session, tallies)
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ttrl_pop.cli import advice
 from ttrl_pop.cli.given import Given
 
 
@@ -182,7 +183,7 @@ Trained = Annotated[
     ),
 ]
 
-Quiet = Annotated[bool, typer.Option("--quiet", help="Nothing on stderr but errors.")]
+Quiet = Annotated[bool, typer.Option("--quiet", callback=advice.hush, help="Nothing on stderr but errors.")]
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="TOML file, such as RUN/config.toml; flags win over it.")

@@ -11,13 +11,13 @@ from ttrl_pop.cli.inputs import ReadingInputs, RunInputs
 from ttrl_pop.config import ProblemsConfig
 from ttrl_pop.config_file import dump_config, load_config
 from ttrl_pop.errors import UsageError
-from ttrl_pop.read.problems import read_problems, write_problems
-from ttrl_pop.run.session import Session, check_trainable, open_session
+from ttrl_pop.read.problems import fingerprint, read_problems, write_problems
+from ttrl_pop.run.session import Session, as_asked, check_trainable, open_session
 from ttrl_pop.store import checkpoint
 from ttrl_pop.store.directory import RunDirectory, create
 
-CHANGEABLE = ("steps", "guard.stop_on_collapse", "device")
-"""Settings that a run may go on with at other values."""
+CHANGEABLE = ("steps", "guard.stop_on_collapse", "device", "model")
+"""Settings that a run may go on with at other values; of a model that is its place, as its weights are checked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +42,10 @@ def create_run(given: RunInputs) -> PreparedRun:
     config, problems = given.config, given.problems
     check_trainable(config)
     session = open_session(config, problems, adapter=True)
-    identity = {"model": session.policy.model.fingerprint, "problems": problems.fingerprint}
+    identity = {"model": session.policy.model.fingerprint, "problems": fingerprint(session.problems)}
     files = {
         "config.toml": dump_config(session.config),
-        "problems.jsonl": "".join(f"{line}\n" for line in write_problems(problems.problems)),
+        "problems.jsonl": "".join(f"{line}\n" for line in write_problems(session.problems)),
         "gold.jsonl": "".join(json.dumps({"id": i, "answer": a}) + "\n" for i, a in problems.answers.items()),
         "identity.json": json.dumps(identity, indent=1) + "\n",
     }
@@ -83,15 +83,19 @@ def prepare_resume(
     # Before the model is loaded; the lock that counts is the one that `run` holds.
     with run.lock():
         pass
-    if source is not None and read_problems(source, config.problems).fingerprint != identity["problems"]:
-        raise UsageError(f"--resume {path}: {source} holds other problems than the run; leave PROBLEMS out")
+    given_problems = None if source is None else read_problems(source, config.problems).problems
     stored = read_problems(str(run.problems), ProblemsConfig(), str(run.gold) if run.gold.is_file() else None)
     if stored.fingerprint != identity["problems"]:
         raise UsageError(f"--resume {path}: {run.problems.name} in it has been changed; start a new run")
     # The flags for reading were for PROBLEMS of this command, not for the run.
-    config = saved.model_copy(update={"steps": config.steps, "guard": config.guard, "device": config.device})
-    session = open_session(config, stored, adapter=True)
+    reading = config
+    config = saved.model_copy(
+        update={"steps": config.steps, "guard": config.guard, "device": config.device, "model": config.model}
+    )
+    session = open_session(config, stored, adapter=True, settled=True)
     check_model(session, identity, f"--resume {path}")
+    if given_problems and fingerprint(as_asked(given_problems, reading, session.policy)) != identity["problems"]:
+        raise UsageError(f"--resume {path}: {source} holds other problems than the run; leave PROBLEMS out")
     notice = None
     if saved.device not in ("auto", session.config.device):
         notice = (

@@ -1,9 +1,6 @@
 """`ttrl-pop run`: train, answer every problem, say what came of it."""
 
-import errno
 import json
-import os
-import re
 import shlex
 import shutil
 import sys
@@ -12,7 +9,6 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 from rich.text import Text
-from safetensors import SafetensorError
 
 from ttrl_pop.cli import interrupts
 from ttrl_pop.cli.display import open_display
@@ -20,6 +16,7 @@ from ttrl_pop.cli.display.base import Display
 from ttrl_pop.cli.display.console import console_on
 from ttrl_pop.cli.display.tables import answers_table, outcomes_line, summary_table
 from ttrl_pop.cli.opening import PreparedRun
+from ttrl_pop.cli.os_errors import refusal
 from ttrl_pop.cli.printing import print_rows
 from ttrl_pop.config_file import dump_config
 from ttrl_pop.errors import CollapseError, TtrlPopError, UsageError
@@ -27,6 +24,7 @@ from ttrl_pop.fit.prepare import prepare
 from ttrl_pop.report.estimators import mean
 from ttrl_pop.report.gold import label_correct, outcome_table, rollout_accuracy
 from ttrl_pop.report.rows import answer_row, from_metrics_row
+from ttrl_pop.run.lessons import CutOff, Lessons
 from ttrl_pop.run.progress import Progress, resume
 from ttrl_pop.run.session import Session
 from ttrl_pop.run.survey import survey
@@ -41,9 +39,6 @@ LARGE_SET = 128
 
 LONGEST_PATH = 4096
 """Characters of a path that are printed."""
-
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
-"""What writing ends with on a disk that is full, over its quota or the limit on files, or has become read-only."""
 
 
 def run(prepared: PreparedRun, quiet: bool) -> None:
@@ -67,8 +62,8 @@ def run(prepared: PreparedRun, quiet: bool) -> None:
             files.write_atomic(run_dir.config, dump_config(config).encode())
         progress = resume(run_dir, session) if prepared.resumed else Progress()
         display.begin(run_dir.path.name, config.steps, progress.step)
-        if prepared.notice is not None:
-            display.notice(prepared.notice)
+        for text in (*session.notices, *([prepared.notice] if prepared.notice else [])):
+            display.notice(text)
         _warn_of_size(session, display)
         try:
             _prepare(session, run_dir, display)
@@ -84,7 +79,10 @@ def run(prepared: PreparedRun, quiet: bool) -> None:
             rows = list(_survey(session, display, "after training: answering"))
             files.write_lines(run_dir.answers, rows)
     if config.answers:
-        print_rows(list(files.read_lines(run_dir.answers)), answers_table)
+        try:
+            print_rows(list(files.read_lines(run_dir.answers)), answers_table)
+        except TtrlPopError as error:
+            raise TtrlPopError(f"{error}; the answers are in {run_dir.answers}") from error
     if not quiet:
         _print_summary(prepared, first, last)
 
@@ -96,7 +94,7 @@ def _early_end(run_dir: RunDirectory, display: Display) -> Iterator[None]:
     Raises:
         KeyboardInterrupt: as it came.
         CollapseError: with what is kept.
-        TtrlPopError: the disk takes no more; in place of the error that a write ended with.
+        TtrlPopError: the system refuses something, as a disk that takes no more; in place of its error.
     """
     try:
         yield
@@ -110,20 +108,12 @@ def _early_end(run_dir: RunDirectory, display: Display) -> Iterator[None]:
             f"{error}; saved up to step {checkpoint.latest(run_dir)} in {run_dir.path}{kept}. To go on all the same: "
             "--resume with --set guard.stop_on_collapse=false"
         ) from None
-    except (OSError, SafetensorError) as error:
-        if (reason := _refusal(error)) is None:
+    except TtrlPopError:
+        raise
+    except Exception as error:
+        if (line := refusal(error, run_dir.path)) is None:
             raise
-        name = getattr(error, "filename", None) or run_dir.path
-        raise TtrlPopError(f"{name}: cannot be written to ({reason}); {_saved(run_dir)}") from error
-
-
-def _refusal(error: OSError | SafetensorError) -> str | None:
-    """What a disk has against being written to; None where `error` is about something else."""
-    number = error.errno if isinstance(error, OSError) else None
-    if found := re.search(r"os error (\d+)", str(error)):
-        # safetensors wraps the system's error, and its number is left in the text alone.
-        number = int(found[1])
-    return os.strerror(number) if number in NO_ROOM else None
+        raise TtrlPopError(f"{line}; {_saved(run_dir)}") from error
 
 
 def _saved(run_dir: RunDirectory) -> str:
@@ -156,11 +146,16 @@ def _train(prepared: PreparedRun, progress: Progress, display: Display) -> tuple
     session = prepared.session
     answers, same = session.gold, session.grader.same
     first = last = doubt = None
+    lessons, cut_off = (
+        Lessons(session.config),
+        CutOff(session.config.sampling.max_new_tokens, session.config.learn.mask_truncated),
+    )
     if prepared.run.metrics.exists():
         for row in files.read_lines(prepared.run.metrics):
             last = from_metrics_row(row)
             first = first or last
             display.step(last)
+            lessons.see(last)
     with closing(train(session, prepared.run, progress)) as events:
         for event in events:
             interrupts.check()
@@ -171,9 +166,16 @@ def _train(prepared: PreparedRun, progress: Progress, display: Display) -> tuple
                     display.tally(event, label_correct(event, answers, same))
                     if doubt is None and (doubt := session.grader.doubt(event.answers_G)):
                         display.notice(f"problem {event.group.problem.id}: {doubt}")
+                    if first is None:
+                        cut_off.see(event)
                 case StepReport():
-                    first, last = first or event, event
                     display.step(event)
+                    told = lessons.see(event) or (cut_off.notice() if first is None else None)
+                    if told:
+                        display.notice(f"warning: {told}")
+                    first, last = first or event, event
+    if conclusion := lessons.conclusion():
+        display.notice(f"warning: {conclusion}")
     return first, last
 
 

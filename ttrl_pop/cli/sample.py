@@ -10,6 +10,7 @@ from ttrl_pop.cli.inputs import ReadingInputs
 from ttrl_pop.cli.opening import open_for_reading
 from ttrl_pop.fit.prepare import prepare
 from ttrl_pop.report.rows import rollout_rows
+from ttrl_pop.run.lessons import CutOff
 from ttrl_pop.run.survey import survey
 from ttrl_pop.store import checkpoint
 
@@ -24,13 +25,19 @@ def sample(given: ReadingInputs, quiet: bool) -> None:
     if folder is not None:
         checkpoint.load_policy(folder, session.policy)
     # On a terminal the rows themselves show how far it is; a live view would be drawn among them.
-    with closing(session.backend), open_display(quiet or sys.stdout.isatty(), sys.stderr) as display:
+    with closing(session.backend), open_display(quiet, sys.stderr, among_rows=sys.stdout.isatty()) as display:
         display.begin(f"sample {given.source}", 0, 0)
+        for text in session.notices:
+            display.notice(text)
         prepare(session, display.notice)
         display.phase("sampling", len(session.problems))
+        cut_off = CutOff(session.config.sampling.max_new_tokens)
         for tally in survey(session, given.noise):
             interrupts.check()
             display.tally(tally, None)
             for row in rollout_rows(tally):
                 print(json.dumps(row))
             sys.stdout.flush()
+            cut_off.see(tally)
+        if told := cut_off.notice():
+            display.notice(f"warning: {told}")

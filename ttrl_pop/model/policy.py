@@ -113,6 +113,8 @@ def _with_adapter(network: nn.Module, lora: LoraConfig, seed: int) -> Any:
         # nothing that a user could act on.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
+        # What it derives for experts' fused parameters it looks for among modules too.
+        warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
         torch.manual_seed(randomness.seed("lora", seed))
         try:
             return peft.get_peft_model(network, settings)

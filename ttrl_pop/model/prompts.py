@@ -5,10 +5,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jinja2
-
 from ttrl_pop.errors import UsageError
 from ttrl_pop.model.load import LoadedModel
+from ttrl_pop.model.refusals import reason
 from ttrl_pop.thoughts import ends_in_thoughts
 from ttrl_pop.types import Message, Problem
 
@@ -21,8 +20,8 @@ _DATED = "{% macro strftime_now(format) %}{{ dates_by_format[format] }}{% endmac
 
 
 def encode(tokenizer: Any, problem: Problem, date: datetime.date | None = None) -> tuple[int, ...]:
-    """Token ids of the prompt: text as it stands, with what the tokenizer puts before any text; chat messages by
-    the model's chat template, up to where the answer begins.
+    """Token ids of the prompt: text as it stands, with what the tokenizer puts before any text and without what it puts
+    behind it; chat messages by the model's chat template, up to where the answer begins.
 
     Args:
         date: what the template is told where it asks for the date; None is today.
@@ -31,7 +30,7 @@ def encode(tokenizer: Any, problem: Problem, date: datetime.date | None = None) 
         UsageError: the prompt is chat and the tokenizer has no chat template, or it has no tokens.
     """
     if isinstance(problem.prompt, str):
-        ids = tokenizer(problem.prompt)["input_ids"]
+        ids = _open_ended(tokenizer, problem.prompt)
     else:
         if not tokenizer.chat_template:
             raise UsageError(
@@ -39,10 +38,11 @@ def encode(tokenizer: Any, problem: Problem, date: datetime.date | None = None) 
                 "if its prompt is text, else name an instruct model"
             )
         try:
-            text = _rendered(tokenizer, list(problem.prompt), date)
-        except jinja2.TemplateError as error:
+            text = rendered(tokenizer, list(problem.prompt), date)
+        except Exception as error:
+            # A template is a program, and ends as programs do.
             raise UsageError(
-                f"problem {problem.id!r}: the model's chat template refuses it ({error}); change its messages"
+                f"problem {problem.id!r}: the model's chat template refuses it ({reason(error)}); change its messages"
             ) from error
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if not ids:
@@ -59,8 +59,8 @@ def opens_thoughts(tokenizer: Any, opening: str = "") -> bool:
     if not tokenizer.chat_template:
         return False
     try:
-        text = _rendered(tokenizer, [{"role": "user", "content": "?"}], None)
-    except jinja2.TemplateError:
+        text = rendered(tokenizer, [{"role": "user", "content": "?"}], None)
+    except Exception:
         # It takes other conversations than this one; `encode` says so where it matters.
         return False
     return ends_in_thoughts(text, opening)
@@ -87,7 +87,8 @@ class Prompts(Mapping[str, tuple[int, ...]]):
             date: as `encode` takes it.
 
         Raises:
-            UsageError: a prompt and `max_new_tokens` together do not fit the model's context.
+            UsageError: a prompt and `max_new_tokens` together do not fit the model's context, or the model has no
+                embedding for a token of it.
         """
         self._model, self._date = model, date
         self._problems = {problem.id: problem for problem in problems}
@@ -110,6 +111,9 @@ class Prompts(Mapping[str, tuple[int, ...]]):
                     "sampling.max_new_tokens"
                 )
 
+        if _highest_id(model.tokenizer) >= (rows := model.network.get_input_embeddings().weight.shape[0]):
+            self._check_embedded(rows)
+
     def __getitem__(self, problem_id: str) -> tuple[int, ...]:
         return encode(self._model.tokenizer, self._problems[problem_id], self._date)
 
@@ -119,8 +123,18 @@ class Prompts(Mapping[str, tuple[int, ...]]):
     def __len__(self) -> int:
         return len(self._problems)
 
+    def _check_embedded(self, rows: int) -> None:
+        """Most models whose tokenizer knows more tokens than they do never meet those: only prompts tell."""
+        for problem_id, ids in self.items():
+            if (unknown := max(ids)) >= rows:
+                token = self._model.tokenizer.convert_ids_to_tokens(unknown)
+                raise UsageError(
+                    f"problem {problem_id!r}: the model has embeddings for {rows} tokens, but its tokenizer makes "
+                    f"token {unknown} ({token!r}) of the prompt; pass a model with the tokenizer that belongs to it"
+                )
 
-def _rendered(tokenizer: Any, messages: list[Message], date: datetime.date | None) -> str:
+
+def rendered(tokenizer: Any, messages: list[Message], date: datetime.date | None) -> str:
     """The chat template's text for these messages, up to where the answer begins."""
     template: str = tokenizer.get_chat_template()
     if date is None or "strftime_now" not in template:
@@ -134,6 +148,21 @@ def _rendered(tokenizer: Any, messages: list[Message], date: datetime.date | Non
         messages, chat_template=dated, tokenize=False, add_generation_prompt=True, **told
     )
     return text
+
+
+def _open_ended(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text that goes on: an end token that the tokenizer puts behind every text is left out, one that
+    the text itself ends with stays."""
+    encoded = tokenizer(text, return_special_tokens_mask=True)
+    ids, added = list(encoded["input_ids"]), encoded["special_tokens_mask"]
+    while ids and added[len(ids) - 1]:
+        ids.pop()
+    return ids
+
+
+def _highest_id(tokenizer: Any) -> int:
+    highest: int = max(len(tokenizer) - 1, *tokenizer.added_tokens_decoder, 0)
+    return highest
 
 
 def _bytes(problem: Problem) -> int:

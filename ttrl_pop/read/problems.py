@@ -8,7 +8,8 @@ from the first of `ttrl_pop.read.rows.ID_FIELDS` that is there. Null is the same
 is taken instead; a dotted name such as `extra_info.index` reaches into an object. A row that cannot be read refuses the
 source, as training on a part of it would be another experiment.
 
-Gold answers go into the `AnswerKey` and never into a `Problem`.
+A string `prompt` stays text, of which `ttrl_pop.model.turns` makes a turn where the model is one for chats. Gold
+answers go into the `AnswerKey` and never into a `Problem`.
 """
 
 import hashlib
@@ -79,7 +80,7 @@ def read_problems(
             f"{source_name(source)}: no row has an answer in {shown(options.answer_key)}. "
             "Pass another --answer-key or none."
         )
-    return ProblemSet(tuple(problems), AnswerKey(answers), _fingerprint(problems))
+    return ProblemSet(tuple(problems), AnswerKey(answers), fingerprint(problems))
 
 
 def read_gold(source: str, options: ProblemsConfig, notice: Notice = unsaid) -> AnswerKey:
@@ -103,6 +104,12 @@ def write_problems(problems: Sequence[Problem]) -> Iterator[str]:
     for problem in problems:
         field = "messages" if problem.is_chat else "prompt"
         yield json.dumps({"id": problem.id, field: problem.prompt}, ensure_ascii=False)
+
+
+def fingerprint(problems: Iterable[Problem]) -> str:
+    """SHA-256 (hex) over ids and prompts in order."""
+    canonical = json.dumps([(problem.id, problem.prompt) for problem in problems], sort_keys=True)
+    return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
 
 # --- source → rows ---
@@ -163,8 +170,3 @@ def _read_gold(
 def _tell(gold: Gold, source: str, notice: Notice) -> None:
     for said in gold.notices():
         notice(f"{source_name(source)}: {said}")
-
-
-def _fingerprint(problems: Iterable[Problem]) -> str:
-    canonical = json.dumps([(problem.id, problem.prompt) for problem in problems], sort_keys=True)
-    return hashlib.sha256(canonical.encode("ascii")).hexdigest()

@@ -11,6 +11,8 @@ from ttrl_pop.errors import UsageError
 from ttrl_pop.model.load import load_model
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.model.prompts import Prompts, opens_thoughts
+from ttrl_pop.model.source import lasting
+from ttrl_pop.model.turns import notice_of_turns, with_turns
 from ttrl_pop.plugins import load
 from ttrl_pop.population.base import Population
 from ttrl_pop.sample.backend import Backend, Weights, backend_name
@@ -29,6 +31,7 @@ class Session:
     config: Config
     """Resolved: nothing that decides what runs is left open."""
     problems: tuple[Problem, ...]
+    """As this model is asked: of texts, those that are turns for it have become turns."""
     gold: AnswerKey
     """Gold answers of those problems that have one."""
     policy: Policy
@@ -37,6 +40,8 @@ class Session:
     """Token ids of each problem's prompt."""
     rules: Rules
     """How groups are voted on."""
+    notices: tuple[str, ...] = ()
+    """What the user should know of how all this came out."""
 
     @property
     def grader(self) -> Grader:
@@ -72,12 +77,15 @@ class Session:
         return vote_in_background(groups, lambda group: vote(group, self.rules, labels))
 
 
-def open_session(config: Config, problems: ProblemSet, adapter: bool, rewards: bool = True) -> Session:
+def open_session(
+    config: Config, problems: ProblemSet, adapter: bool, rewards: bool = True, settled: bool = False
+) -> Session:
     """Load the model, attach population and LoRA, and choose backend, grader and reward.
 
     Args:
         adapter: whether there is a LoRA adapter to learn or to load.
         rewards: whether rollouts are rewarded.
+        settled: whether prompts are those of a run already, which stay as they are.
 
     Raises:
         UsageError: whatever of it cannot be had as asked for.
@@ -97,15 +105,24 @@ def open_session(config: Config, problems: ProblemSet, adapter: bool, rewards: b
     )
     backend = backend_kind(policy, config.sampling, backend_options)
     config = resolve(_with_options(config, options, backend_options), engine, policy, backend)
+    asked = problems.problems if settled else as_asked(problems.problems, config, policy)
+    turned = notice_of_turns(problems.problems, asked)
     return Session(
         config=config,
-        problems=problems.problems,
+        problems=asked,
         gold=problems.answers,
         policy=policy,
         backend=backend,
-        prompts=Prompts(policy.model, problems.problems, config.sampling.max_new_tokens, config.problems.date),
+        prompts=Prompts(policy.model, asked, config.sampling.max_new_tokens, config.problems.date),
         rules=replace(rules, thinking=config.vote.thinking or False),
+        notices=(*policy.model.notices, *([turned] if turned else [])),
     )
+
+
+def as_asked(problems: Sequence[Problem], config: Config, policy: Policy) -> tuple[Problem, ...]:
+    """The problems as the policy's model is asked them: where no form was named, its chat template decides which texts
+    are turns."""
+    return with_turns(policy.model.tokenizer, problems) if config.problems.form == "auto" else tuple(problems)
 
 
 def resolve(config: Config, engine: str, policy: Policy, backend: Backend) -> Config:
@@ -113,8 +130,8 @@ def resolve(config: Config, engine: str, policy: Policy, backend: Backend) -> Co
 
     Device and dtype are those of the loaded model, the backend is the one that was chosen, the learner's settings are
     what that backend calls for, the chat template tells whether prompts end inside the thoughts, and today is what it
-    prints where it prints a date. A setting that the user gave stays; of two marks of thoughts (`vote.thinking`) the
-    first is emptied where the template writes it.
+    prints where it prints a date. A model's path leads to it from any folder. A setting that the user gave stays; of
+    two marks of thoughts (`vote.thinking`) the first is emptied where the template writes it.
 
     Args:
         engine: name of `backend`.
@@ -124,6 +141,7 @@ def resolve(config: Config, engine: str, policy: Policy, backend: Backend) -> Co
     thinking = _thinking(policy.model.tokenizer, vote.thinking)
     return config.model_copy(
         update={
+            "model": lasting(config.model),
             "device": policy.device.type if config.device == "auto" else config.device,
             "dtype": policy.dtype_name,
             "backend": engine,

@@ -22,11 +22,25 @@ NEEDS_GOLD = {"accuracy", "label_accuracy"}
 """Left out where gold is unknown; any other figure that is None is a dash."""
 
 
-class Lines(Display):
-    """One plain line per step, for logs: no escape sequences, flushed at once."""
+class Notices(Display):
+    """What must be read, and nothing of how far it is: one plain line each, flushed at once."""
 
     def __init__(self, stream: TextStream) -> None:
         self._stream = Deafened(stream)
+
+    def notice(self, text: str) -> None:
+        self._write(safe(text, NOTICE))
+
+    def _write(self, line: str) -> None:
+        self._stream.write(line + "\n")
+        self._stream.flush()
+
+
+class Lines(Notices):
+    """One plain line per step as well, for logs: no escape sequences."""
+
+    def __init__(self, stream: TextStream) -> None:
+        super().__init__(stream)
         self._steps = self._done_before = 0
 
     def begin(self, title: str, steps: int, done: int) -> None:
@@ -50,10 +64,3 @@ class Lines(Display):
         self._write("  ".join(fields))
         if warning := warning_of(report):
             self._write(f"warning: {warning}")
-
-    def notice(self, text: str) -> None:
-        self._write(safe(text, NOTICE))
-
-    def _write(self, line: str) -> None:
-        self._stream.write(line + "\n")
-        self._stream.flush()
