@@ -14,6 +14,11 @@ stdout carries data only, one JSON object a line (a table where it is a terminal
 to stderr. Exit codes: 0 done, also when the reader of stdout has left; 1 failed; 2 bad usage or bad input, nothing
 written; 3 stopped by the collapse guard, a checkpoint is kept; 130 interrupted (Ctrl-C or SIGTERM) after saving.
 
+A plug-in (`package.module:Name`) is imported where its name was typed, or stands in a file that `--config` names. One
+that only the files of RUN name is imported where RUN was made on this machine by you, or with `--trust`, which is
+remembered for that RUN (in `$XDG_STATE_HOME/ttrl-pop/trusted`, else `~/.local/state/ttrl-pop/trusted`). All else in a
+run directory is data: nothing of it is imported or unpickled.
+
 This page is the output of `--help`, by `python dev/cli_reference.py > docs/CLI.md`.
 """
 

@@ -146,7 +146,7 @@ def test_a_negative_sigma_on_the_command_line_is_told_its_range() -> None:
 @given(
     st.integers(1, 10**6),
     st.floats(0, 1e3, allow_nan=False),
-    st.lists(st.text(max_size=5).filter(lambda s: "\x00" not in s), max_size=3),
+    st.lists(st.text(min_size=1, max_size=5).filter(lambda s: "\x00" not in s), max_size=3),
     st.one_of(st.none(), st.floats(0, 1)),
 )
 def test_a_saved_configuration_reads_back_equal(

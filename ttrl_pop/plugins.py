@@ -10,20 +10,22 @@
 
     load("reward", "short")
 
-A plug-in is code that the *user* names on the command line or in the configuration; it is imported and trusted.
+A plug-in is code that the *user* names on the command line or in the configuration; it is imported and trusted. What a
+run's own files name is looked at first (`foreign`).
 """
 
 import difflib
 import importlib
 import inspect
+import re
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import reduce
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from ttrl_pop.config import Section
+from ttrl_pop.config import Config, Section
 from ttrl_pop.errors import UsageError
 
 BUILT_IN: dict[str, dict[str, str]] = {
@@ -67,6 +69,11 @@ BASES = {
 WITH_OPTIONS = ("population", "backend")
 """Kinds whose classes say in `Options` what can be set."""
 
+ENGINE = "backend_options.engine."
+"""How keys begin that an engine of somebody else's takes as they are."""
+
+_PATH = re.compile(r"[\w.]+:[\w.]+")
+
 ALSO = {"extractor": ("auto", "regex:PATTERN")}
 """What can stand in the place of a name and is read by those who ask, not here."""
 
@@ -85,6 +92,40 @@ def load(kind: str, name: str) -> Any:
     found = _imported(f"{kind} {name!r}", module, attribute)
     _check(kind, name, found)
     return found
+
+
+def foreign(config: Config) -> dict[str, str]:
+    """What a configuration would have imported, by dotted key: names that are neither built in nor of an installed
+    package, those among options, and whatever is handed on to an engine, where more can be named than is known here."""
+    named = {
+        "population.name": ("population", [config.population.name]),
+        "backend": ("backend", [config.backend]),
+        "vote.grader": ("grader", [config.vote.grader]),
+        "vote.reward": ("reward", [term.rpartition("*")[2].strip() for term in config.vote.reward.split("+")]),
+        "vote.extract": ("extractor", [config.vote.extract] if not config.vote.extract.startswith("regex:") else []),
+    }
+    found = {
+        key: " and ".join(paths)
+        for key, (kind, names) in named.items()
+        if (paths := [name for name in names if name not in BUILT_IN[kind] and _is_path(name)])
+    }
+    for table, options in (
+        ("population.options", config.population.options),
+        ("backend_options", config.backend_options),
+    ):
+        for key, value in _leaves(options, table):
+            if key.startswith(ENGINE) or (isinstance(value, str) and _PATH.fullmatch(value)):
+                found[key] = str(value)
+    return found
+
+
+def _leaves(tree: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Each value of nested tables and lists, with its dotted key."""
+    if isinstance(tree, dict | list):
+        for name, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from _leaves(value, f"{key}.{name}")
+    else:
+        yield key, tree
 
 
 def _is_path(name: str) -> bool:

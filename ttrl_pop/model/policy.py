@@ -104,6 +104,12 @@ class Policy:
 def _with_adapter(network: nn.Module, lora: LoraConfig, seed: int) -> Any:
     """The network with LoRA in its linear layers, which starts as the identity."""
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    width = int(network.config.get_text_config().hidden_size)  # type: ignore[operator, union-attr]
+    if lora.rank > width:
+        raise UsageError(
+            f"learn.lora.rank must be at most {width}, the width of this model's hidden states, got {lora.rank}: a "
+            "higher one costs memory and adds nothing"
+        )
     settings = peft.LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM"
     )
