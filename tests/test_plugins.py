@@ -94,8 +94,8 @@ def test_a_path_names_a_plug_in_of_ones_own(installed: Path) -> None:
         ("backend", "mine:WrongOptions", "WrongOptions.Options must be a class derived from ttrl_pop.Section"),
         ("grader", "json:loads", "grader must be a class derived from ttrl_pop.Grader, got 'json:loads', a function"),
         ("grader", "mine:Keyless", "grader 'mine:Keyless': Keyless must define key, as ttrl_pop.Grader asks"),
-        ("reward", "mine:number", "reward must be callable, got 'mine:number', a int"),
-        ("extractor", "mine:number", "extractor must be callable, got 'mine:number', a int"),
+        ("reward", "mine:number", "reward must be callable, got 'mine:number', an int"),
+        ("extractor", "mine:number", "extractor must be callable, got 'mine:number', an int"),
     ],
 )
 def test_a_wrong_kind_is_refused(installed: Path, kind: str, name: str, message: str) -> None:
@@ -107,7 +107,7 @@ def test_a_wrong_kind_is_refused(installed: Path, kind: str, name: str, message:
 @pytest.mark.parametrize("kind", BUILT_IN)
 def test_a_short_name_is_found_by_entry_point(installed: Path, kind: str) -> None:
     found = {"population": "ttrl_pop.population.base:NoPopulation", "backend": "ttrl_pop.sample.hf.backend:HfBackend"}
-    path = found.get(kind, "mine:Whole" if kind == "grader" else "mine:reward")
+    path = found.get(kind, {"grader": "mine:Whole", "reward": "mine:reward"}.get(kind, "mine:Holder.inside"))
     offer(installed, "mine", f"[ttrl_pop.{kind}s]\nshort = {path} [extra]\n\n[ttrl_pop.others]\nzzz = mine:none\n")
     assert load(kind, "short") is load(kind, path)
     with pytest.raises(

@@ -181,7 +181,7 @@ class LearnConfig(Section):
     """Steps over which both learning rates rise to their full value."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Clip of the adapter's gradient norm; the population's is clipped apart, at the same value."""
-    updates_per_step: Positive = 1
+    updates_per_step: Annotated[int, Field(ge=1, le=1000)] = 1
     """Optimizer steps on each batch of rollouts."""
     token_budget: Positive = 1024
     """Tokens that one forward of the learner holds at most (at least one rollout). Memory grows with it, the gradient

@@ -18,6 +18,7 @@ import difflib
 import importlib
 import inspect
 import re
+import sys
 import traceback
 from collections.abc import Iterable, Iterator
 from functools import reduce
@@ -65,6 +66,15 @@ BASES = {
     "grader": "ttrl_pop.vote.graders.base:Grader",
 }
 """Kinds that are classes, and what they derive from; the others are anything that can be called."""
+
+TAKES = {
+    "population": ("options",),
+    "backend": ("policy", "sampling", "options"),
+    "grader": (),
+    "reward": ("ballot",),
+    "extractor": ("text", "finish_reason"),
+}
+"""What each kind is called with, the classes to be made."""
 
 WITH_OPTIONS = ("population", "backend")
 """Kinds whose classes say in `Options` what can be set."""
@@ -164,7 +174,7 @@ def _imported(what: str, module_name: str, attribute: str) -> Any:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise UsageError(f"{what} cannot be imported ({error}{_place(error)})") from error
         raise UsageError(f"{what} cannot be imported ({error}); is its folder on PYTHONPATH?") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"{what} cannot be imported ({type(error).__name__}: {error}{_place(error)})") from error
     try:
         return reduce(getattr, attribute.split("."), module)
@@ -176,11 +186,23 @@ def _imported(what: str, module_name: str, attribute: str) -> Any:
 
 def _check(kind: str, name: str, found: Any) -> None:
     """Raises UsageError where `found` is not of the kind that was asked for."""
-    came = f"{name!r}, {'the class ' + found.__name__ if isinstance(found, type) else 'a ' + type(found).__name__}"
-    if kind not in BASES:
-        if not callable(found):
-            raise UsageError(f"{kind} must be callable, got {came}")
-        return
+    came = f"{name!r}, {_described(found)}"
+    if kind in BASES:
+        _check_class(kind, name, found, came)
+    elif not callable(found):
+        raise UsageError(f"{kind} must be callable, got {came}")
+    elif (inspect.isroutine(found) or isinstance(found, type)) and _is_of_python(found):
+        raise UsageError(f"{kind} must be made for it, to take ({', '.join(TAKES[kind])}), got {came} of Python's own")
+    elif isinstance(found, type) and (kind == "extractor" or inspect.isabstract(found)):
+        rule = "a function of (text, finish_reason)" if kind == "extractor" else "a function or a class with instances"
+        raise UsageError(f"{kind} must be {rule}, got {came}")
+    # A class that is a reward is made first; who makes it knows of what.
+    if not (kind == "reward" and isinstance(found, type)) and not takes(found, len(TAKES[kind])):
+        raise UsageError(f"{kind} must take ({', '.join(TAKES[kind])}), got {came} of {inspect.signature(found)}")
+
+
+def _check_class(kind: str, name: str, found: Any, came: str) -> None:
+    """Raises UsageError where `found` is no class of which a population, a backend or a grader can be made."""
     module, _, base_name = BASES[kind].partition(":")
     if not isinstance(found, type) or not issubclass(found, getattr(importlib.import_module(module), base_name)):
         raise UsageError(f"{kind} must be a class derived from ttrl_pop.{base_name}, got {came}")
@@ -190,6 +212,33 @@ def _check(kind: str, name: str, found: Any) -> None:
     options = getattr(found, "Options", None)
     if kind in WITH_OPTIONS and not (isinstance(options, type) and issubclass(options, Section)):
         raise UsageError(f"{kind} {name!r}: {found.__name__}.Options must be a class derived from ttrl_pop.Section")
+
+
+def takes(found: Any, count: int) -> bool:
+    """Whether something can be called with so many arguments; what does not tell is taken at its word."""
+    try:
+        signature = inspect.signature(found)
+    except (ValueError, TypeError):
+        return True
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return False
+    return True
+
+
+def _is_of_python(found: Any) -> bool:
+    """Whether it stands in the standard library, where nothing is a plug-in."""
+    module: Any = getattr(found, "__module__", None)
+    return isinstance(module, str) and module.partition(".")[0] in sys.stdlib_module_names
+
+
+def _described(found: Any) -> str:
+    """What came in the place of a plug-in."""
+    if isinstance(found, type):
+        return f"the class {found.__name__}"
+    kind = type(found).__name__
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
 def _hint(name: str, known: Iterable[str]) -> str:

@@ -204,6 +204,6 @@ def test_a_resume_on_other_weights_or_changed_files_is_refused(place: Path, tmp_
     assert "is not the one of the run" in result.stderr
     problems = RunDirectory(out).problems
     problems.write_text(problems.read_text().replace("times", "plus"))
-    assert "problems.jsonl: has 357 bytes where 360 were written; put it back from a copy" in resume_refused(out)
+    assert "problems.jsonl: has 311 bytes where 317 were written; put it back from a copy" in resume_refused(out)
     RunDirectory(out).identity.write_text("{")
     assert "identity.json: is not the JSON that was written" in resume_refused(out)

@@ -96,7 +96,7 @@ def for_reading(source: str, gold: str | None, run: Path | None, given: Given, r
     run_dir, checkpoint = find(run)
     text = identity.read(run_dir, identity.load(run_dir), identity.CONFIG)
     saved, config = load_config(run_dir.config, {}, text), given.config(run_dir.config, text)
-    check_trusted(run_dir, config, given)
+    check_trusted(run_dir, config, given, unused=() if rewards else {"vote.reward"})
     noise = config.population.name != "none" or saved.population.name == "none"
     if not noise:
         # A trained adapter without noise is the mean mind; it needs the population's mu.

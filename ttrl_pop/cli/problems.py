@@ -12,6 +12,7 @@ from ttrl_pop.cli.given import Given
 from ttrl_pop.cli.printing import print_rows
 from ttrl_pop.cli.trust import check_trusted
 from ttrl_pop.config_file import load_config
+from ttrl_pop.plugins import foreign
 from ttrl_pop.run.history import group_weight
 from ttrl_pop.run.progress import load_history
 from ttrl_pop.store import checkpoint, files, identity
@@ -33,7 +34,7 @@ def problems(path: Path, trust: bool) -> None:
     run_dir, folder = find(path)
     known = identity.load(run_dir)
     config = load_config(run_dir.config, {}, identity.read(run_dir, known, CONFIG))
-    check_trusted(run_dir, config, Given(trust=trust), {"vote.grader"})
+    check_trusted(run_dir, config, Given(trust=trust), unused=foreign(config).keys() - {"vote.grader"})
     history = load_history(folder or checkpoint.newest(run_dir, _print_notice))
     same = build_grader(config.vote).same
     gold = _gold(run_dir, known)

@@ -21,12 +21,12 @@ from ttrl_pop.store.directory import RunDirectory
 from ttrl_pop.store.files import read_lines
 
 
-def check_trusted(run: RunDirectory, config: Config, given: Given, keys: Collection[str] | None = None) -> None:
+def check_trusted(run: RunDirectory, config: Config, given: Given, unused: Collection[str] = ()) -> None:
     """Let no code be imported that nobody but the run's own files has named.
 
     Args:
         config: of the run, with what was typed.
-        keys: settings that are looked at, where the command imports nothing of the others.
+        unused: settings of which the command imports nothing.
 
     Raises:
         UsageError: the files name code that is neither built in, of an installed package, typed, nor trusted.
@@ -35,7 +35,7 @@ def check_trusted(run: RunDirectory, config: Config, given: Given, keys: Collect
     asked = {
         key: name
         for key, name in foreign(config).items()
-        if not any(key == each or key.startswith(f"{each}.") for each in typed) and (keys is None or key in keys)
+        if key not in unused and not any(key == each or key.startswith(f"{each}.") for each in typed)
     }
     texts = [f"{key} = {name}" for key, name in asked.items()]
     if not texts or set(texts) <= _trusted(run):

@@ -4,6 +4,7 @@ A forward takes packed trees (`ttrl_pop.packing.pack`): no padding, and a prompt
 It ends at the hidden states; logits, which are as wide as the vocabulary, are made where they are asked for.
 """
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -122,5 +123,5 @@ def _with_adapter(network: nn.Module, lora: LoraConfig, seed: int) -> Any:
         torch.manual_seed(randomness.seed("lora", seed))
         try:
             return peft.get_peft_model(network, settings)
-        except ValueError as error:
+        except (ValueError, re.error) as error:
             raise UsageError(f"learn.lora.targets {lora.targets!r}: {str(error).splitlines()[0]}") from error

@@ -76,6 +76,7 @@ class Keeper:
         finally:
             if not finished:
                 progress.step, progress.history = done, history
+                del progress.metrics[done:]
                 if state is not None:
                     self.learner.restore(state)
 

@@ -33,7 +33,7 @@ from ttrl_pop.errors import DamagedError
 SMALL = 2**20
 """Bytes of a file that holds settings or names: config.toml, identity.json, a MANIFEST."""
 
-LARGE = 2**34
+LARGE = 2**32
 """Bytes of a file of rows, such as the rollouts of a step, decompressed."""
 
 CHUNK = 2**20
