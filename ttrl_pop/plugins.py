@@ -246,7 +246,7 @@ def _hint(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _place(error: Exception) -> str:
+def _place(error: BaseException) -> str:
     """Where a module failed while it was imported; a SyntaxError says so itself."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
     if isinstance(error, SyntaxError) or not frames:

@@ -28,7 +28,8 @@ def _write(path: Path, content: bytes) -> None:
 
 def _bit(path: Path, chance: random.Random) -> None:
     content = bytearray(path.read_bytes())
-    content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+    for place in [chance.randrange(len(content))] if content else []:
+        content[place] ^= 1 << chance.randrange(8)
     path.write_bytes(content)
 
 

@@ -138,6 +138,8 @@ def said_of(home: Path, out: Path, name: str, way: str, code: int = 0) -> str:
         ("config.toml", "a bit flipped", "config.toml: has other bytes than were written; put it back from a copy"),
         (".lock", "a folder", ".lock: cannot be locked (Is a directory); take it away"),
         (".lock", "a pipe", ".lock: cannot be locked (no regular file); take it away"),
+        ("answers.jsonl", "a folder", "answers.jsonl: must be a file; move the folder that stands there away"),
+        ("metrics.jsonl", "a folder", "metrics.jsonl: cannot be written (Is a directory: "),
         ("checkpoints", "empty", "checkpoints: must be a folder; move what stands there away"),
     ],
 )
@@ -145,10 +147,12 @@ def test_a_run_that_cannot_go_on_says_which_file_is_wrong_and_what_to_do(
     home: Path, tmp_path: Path, name: str, way: str, message: str
 ) -> None:
     out = tmp_path / "run"
-    said = said_of(home, out, name, way, code=1 if name == "checkpoints" else 2)
-    assert said.startswith(f"ttrl-pop: {out}/{message}")
-    assert said.count("\n") == 1
+    said = said_of(home, out, name, way, code=1 if name in WRITTEN else 2)
+    assert f"ttrl-pop: {out}/{message}" in said.splitlines()[-1]
 
+
+WRITTEN = {"checkpoints", "answers.jsonl", "metrics.jsonl"}
+"""In whose place something stands when they are written."""
 
 NEWEST = "checkpoints/step_0003"
 

@@ -75,7 +75,7 @@ def commands(runs: Path, out: Path) -> dict[str, tuple[object, ...]]:
     }
 
 
-@pytest.mark.parametrize("kind", SETTINGS)
+@pytest.mark.parametrize("kind", ["grader", *(pytest.param(kind, marks=pytest.mark.slow) for kind in [*SETTINGS][1:])])
 @pytest.mark.parametrize("name", ["resume", "eval", "sample", "problems"])
 def test_the_run_of_a_stranger_imports_nothing_until_it_is_trusted(
     runs: Path, strange: Path, kind: str, name: str

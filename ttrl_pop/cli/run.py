@@ -66,7 +66,7 @@ def run(prepared: PreparedRun, quiet: bool) -> None:
     ):
         if prepared.changed:
             # In this order: answers of fewer steps must not outlive a kill in between.
-            run_dir.answers.unlink(missing_ok=True)
+            files.remove(run_dir.answers)
             identity.record(run_dir, CONFIG, dump_config(config).encode())
         notices = [] if prepared.notice is None else [prepared.notice]
         progress = resume(run_dir, session, notices.append) if prepared.resumed else Progress()

@@ -33,6 +33,20 @@ def write_atomic(path: Path, content: bytes) -> None:
     sync_folder(path.parent)
 
 
+def remove(path: Path) -> None:
+    """Remove a file that may be there.
+
+    Raises:
+        TtrlPopError: a folder stands in its place.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        if not path.is_dir():
+            raise
+        raise TtrlPopError(f"{path}: must be a file; move the folder that stands there away") from error
+
+
 def encode_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> bytes:
     """Rows as the JSON Lines of `path`; compressed, with a checksum inside, where the name ends in .zst."""
     content = "".join(json.dumps(row) + "\n" for row in rows).encode()
