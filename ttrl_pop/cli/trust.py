@@ -56,7 +56,7 @@ def remember(run: RunDirectory, config: Config) -> None:
     with suppress(OSError, RuntimeError):
         path = _memory()
         path.parent.mkdir(parents=True, exist_ok=True)
-        row = {"run": str(run.path.resolve()), "code": texts}
+        row = {"run": os.path.realpath(run.path), "code": texts}
         with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o600), "a") as file:
             file.write(json.dumps(row) + "\n")
 
@@ -67,7 +67,7 @@ def _trusted(run: RunDirectory) -> set[str]:
     with suppress(DamagedError, RuntimeError):
         for row in read_lines(_memory()):
             code: Any = row.get("code")
-            if row.get("run") == str(run.path.resolve()) and isinstance(code, list):
+            if row.get("run") == os.path.realpath(run.path) and isinstance(code, list):
                 found.update(text for text in code if isinstance(text, str))
     return found
 

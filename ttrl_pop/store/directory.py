@@ -127,17 +127,22 @@ def find(path: Path) -> tuple[RunDirectory, Path | None]:
         UsageError: it stands in no run, or in what is no checkpoint although it has the place of one.
     """
     # A path with a slip of the pen must not be taken for the folder that it would stand in.
-    above = (path, *path.resolve().parents) if os.path.exists(path) else ()
+    above = (path, *_real(path).parents) if os.path.exists(path) else ()
     run = next((run for run in map(RunDirectory, above) if os.path.lexists(run.identity)), None)
     if run is None:
         raise UsageError(f"{path}: neither a run directory nor a checkpoint in one (no {IDENTITY})")
-    checkpoints = run.checkpoints.resolve()
-    folder = next((folder for folder in (path.resolve(), *above[1:]) if folder.parent == checkpoints), None)
+    checkpoints = _real(run.checkpoints)
+    folder = next((folder for folder in (_real(path), *above[1:]) if folder.parent == checkpoints), None)
     if folder is None:
         return run, None
     if not (folder / MANIFEST).is_file():
         raise UsageError(f"{path}: not a whole checkpoint (no {MANIFEST})")
     return run, folder
+
+
+def _real(path: Path) -> Path:
+    """The path without links; one in a loop of them stays as it is, where `Path.resolve` raises."""
+    return Path(os.path.realpath(path))
 
 
 def _names(source: str) -> Iterator[Path]:
