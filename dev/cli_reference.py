@@ -15,6 +15,11 @@ to stderr. Exit codes: 0 done, also when the reader of stdout has left; 1 failed
 written (`vote` goes on behind a row that cannot be read, and ends with 2 all the same); 3 stopped by the collapse
 guard, a checkpoint is kept; 130 interrupted (Ctrl-C or SIGTERM) after saving.
 
+A plug-in (`package.module:Name`) is imported where its name was typed, or stands in a file that `--config` names. One
+that only the files of RUN name is imported where RUN was made on this machine by you, or with `--trust`, which is
+remembered for that RUN (in `$XDG_STATE_HOME/ttrl-pop/trusted`, else `~/.local/state/ttrl-pop/trusted`). All else in a
+run directory is data: nothing of it is imported or unpickled.
+
 This page is the output of `--help`, by `python dev/cli_reference.py > docs/CLI.md`.
 """
 

@@ -7,15 +7,31 @@ Every value has one home. The resolved configuration is saved in the run directo
 import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+MOST_ROLLOUTS = 2**14
+"""Rollouts of one problem in a step, at most: each is a forward of its own, and votes gain nothing by more."""
+
+SMALLEST_TEMPERATURE = 1e-3
+"""A lower one, other than 0, would divide logits out of the range of float32."""
 
 Weight = Literal["rollout", "mind", "confidence"]
 
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, lt=2**31)]
+"""How many there are of something, or how long it is."""
 
 Mark = Annotated[str, Field(min_length=1)]
 
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rollouts = Annotated[int, Field(ge=1, le=MOST_ROLLOUTS)]
+
+NonNegative = Annotated[float, Field(ge=0, le=1e3, allow_inf_nan=False)]
+"""A rate or a weight: what is beyond a thousand is a slip of the pen, and float32 ends soon behind it."""
+
+
+def _divides_logits(temperature: float) -> float:
+    if 0 < temperature < SMALLEST_TEMPERATURE:
+        raise ValueError(f"must be 0, which takes the likeliest token, or at least {SMALLEST_TEMPERATURE}")
+    return temperature
 
 
 class Section(BaseModel):
@@ -46,24 +62,33 @@ class PopulationConfig(Section):
 
     name: str = "norm-noise"
     """`norm-noise`, `none`, the short name of an installed plug-in, or `package.module:Name`."""
-    minds: Positive = 16
+    minds: Rollouts = 16
     """Different minds that answer each problem."""
-    samples_per_mind: Positive = 1
-    """Rollouts that each mind writes for a problem; the group size is minds × samples_per_mind."""
+    samples_per_mind: Rollouts = 1
+    """Rollouts that each mind writes for a problem; the group size is minds × samples_per_mind, at most 16384."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Settings of the population itself."""
+
+    @model_validator(mode="after")
+    def _affordable(self) -> "PopulationConfig":
+        size = self.minds * self.samples_per_mind
+        if size > MOST_ROLLOUTS:
+            raise ValueError(
+                f"minds × samples_per_mind are the rollouts of each problem, at most {MOST_ROLLOUTS}; they are {size}"
+            )
+        return self
 
 
 class SamplingConfig(Section):
     """How a mind writes."""
 
-    temperature: NonNegative = 1.0
+    temperature: Annotated[NonNegative, AfterValidator(_divides_logits)] = 1.0
     """Divides the logits; 0 always takes the likeliest token, and must be above 0 in training."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus sampling; must stay 1 in training, where it would bias the importance ratio."""
     max_new_tokens: Positive = 512
     """Longest completion, in tokens."""
-    stop: tuple[str, ...] = ()
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """A completion ends when its text contains one of these; the text is cut before it."""
     max_rows: Positive = 256
     """Rollouts that are decoded together, at most; fewer where memory is short."""
@@ -90,7 +115,7 @@ class VoteConfig(Section):
     labels: Literal["minds", "base", "average"] = "minds"
     """Who elects the label: the minds that learn; the base model (no adapter, no noise), once for each problem; or the
     mean mind of an exponential average of the policy, anew at each visit."""
-    label_rollouts: Positive | None = None
+    label_rollouts: Rollouts | None = None
     """Rollouts for each problem of the base model or the average, where they elect the label; None means as many as the
     group has."""
     average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -116,7 +141,7 @@ class LoraConfig(Section):
     """The adapter that learns."""
 
     rank: Positive = 16
-    """Rank of each adapted matrix's update."""
+    """Rank of each adapted matrix's update; at most the width of the model's hidden states."""
     alpha: Positive = 32
     """Scale of the update: alpha / rank times the product of its two factors."""
     targets: str | tuple[str, ...] = "all-linear"
@@ -155,11 +180,11 @@ class LearnConfig(Section):
     """AdamW's weight decay of the adapter; the population has none."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Course of both learning rates after the warm-up."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Steps over which both learning rates rise to their full value."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Clip of the adapter's gradient norm; the population's is clipped apart, at the same value."""
-    updates_per_step: Positive = 1
+    updates_per_step: Annotated[int, Field(ge=1, le=1000)] = 1
     """Optimizer steps on each batch of rollouts."""
     token_budget: Positive = 1024
     """Tokens that one forward of the learner holds at most (at least one rollout). Memory grows with it, the gradient
@@ -185,7 +210,7 @@ class CheckpointConfig(Section):
 
     every: Positive = 1
     """Steps between checkpoints."""
-    keep: Annotated[int, Field(ge=2)] = 2
+    keep: Annotated[int, Field(ge=2, lt=2**31)] = 2
     """Newest checkpoints that are kept, beside the best."""
 
 

@@ -11,10 +11,11 @@ from ttrl_pop.cli import eval as eval_command
 from ttrl_pop.cli import run as run_command
 from ttrl_pop.cli import sample as sample_command
 from ttrl_pop.cli.inputs import ReadingInputs
-from ttrl_pop.cli.opening import PreparedRun
+from ttrl_pop.cli.opening import Opened, PreparedRun
 from ttrl_pop.errors import UsageError
 from ttrl_pop.run.session import Session
 from ttrl_pop.sample.hf.backend import HfBackend
+from ttrl_pop.store import identity
 from ttrl_pop.store.directory import RunDirectory
 from ttrl_pop.types import ProblemSet, Rollout
 
@@ -35,12 +36,14 @@ class Closable(HfBackend):
 
 def train(session: Session, folder: Path) -> None:
     folder.mkdir()
-    run_command.run(PreparedRun(session, RunDirectory(folder), resumed=False), quiet=True)
+    run = RunDirectory(folder)
+    run.identity.write_text(identity.of("model", "problems", {}).dumps())
+    run_command.run(PreparedRun(session, run, resumed=False), quiet=True)
 
 
 def reading(command: Callable[[ReadingInputs], None], module: Any) -> Callable[[Session, Path, Any], None]:
     def read(session: Session, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(module, "open_for_reading", lambda given: (session, None))
+        monkeypatch.setattr(module, "open_for_reading", lambda given: Opened(session))
         problems = ProblemSet(session.problems, session.gold, "fingerprint")
         command(ReadingInputs(session.config, problems, "problems.jsonl"))
 

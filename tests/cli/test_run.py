@@ -1,6 +1,6 @@
 """`ttrl-pop run`: what it prints, what it keeps, what it refuses, and how a run goes on."""
 
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from ttrl_pop.cli.given import Given
 from ttrl_pop.cli.run import LARGE_SET
 from ttrl_pop.errors import UsageError
 from ttrl_pop.run import collapse
-from ttrl_pop.store import files
+from ttrl_pop.store import files, identity
 from ttrl_pop.store.directory import RunDirectory
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("elsewhere")]
@@ -40,13 +40,13 @@ def test_the_summary_says_which_labels_were_learned_and_lost(
     for path, right in ((run_dir.baseline, "100100"), (run_dir.answers, "110110")):
         rows = [{**row, "correct": bool(int(c))} for row, c in zip(files.read_lines(path), right, strict=True)]
         assert [row["id"] for row in rows] == ids
-        files.write_lines(path, rows)
+        identity.record(run_dir, path.name, files.encode_lines(path, rows))
     said = ttrl("run", "--resume", copied).stderr.splitlines()
     assert said.count("labels: learned 2, kept 2, lost 0, never 2") == 1
     assert sum(line.startswith("labels: ") for line in trained[1].stderr.splitlines()) == 1
     for path in (run_dir.baseline, run_dir.answers):
         without = [{k: v for k, v in row.items() if k not in ("gold", "correct")} for row in files.read_lines(path)]
-        files.write_lines(path, without)
+        identity.record(run_dir, path.name, files.encode_lines(path, without))
     assert "labels: " not in ttrl("run", "--resume", copied).stderr
 
 
@@ -149,7 +149,7 @@ def test_a_resume_with_something_else_is_refused(place: Path, copied: Path, tmp_
     other = write_lines(tmp_path / "other.jsonl", [{"id": p.id, "prompt": p.prompt + "?"} for p in PROBLEMS])
     another = save_tiny(tmp_path / "another", seed=1)
     assert "holds other problems than the run" in resume_refused(copied, other)
-    assert "model was" in resume_refused(copied, "--model", another)
+    assert "is not the one of the run" in resume_refused(copied, "--model", another)
     assert "learn.lr was 0.01, cannot become 0.02" in resume_refused(copied, "--lr", 0.02)
     for setting, message in (
         ("population.options.sigma=0.1", "population.options.sigma was 0.3, cannot become 0.1"),
@@ -182,8 +182,8 @@ def test_the_collapse_guard_ends_a_run_with_exit_code_3_and_says_what_is_kept(
 
 def test_a_run_that_another_process_works_on_is_left_alone(copied: Path) -> None:
     prepared = opening.prepare_resume(copied, None, None, Given(overrides={"steps": STEPS + 1}))
-    identity = RunDirectory(copied).identity
-    identity.write_text(json.dumps({**json.loads(identity.read_text()), "model": "another"}))
+    other = replace(identity.load(RunDirectory(copied)), model="another")
+    RunDirectory(copied).identity.write_text(other.dumps())
     before = snapshot(copied)
     with RunDirectory(copied).lock():
         # Said before the model, which is another one, is looked at.
@@ -204,6 +204,6 @@ def test_a_resume_on_other_weights_or_changed_files_is_refused(place: Path, tmp_
     assert "is not the one of the run" in result.stderr
     problems = RunDirectory(out).problems
     problems.write_text(problems.read_text().replace("times", "plus"))
-    assert "problems.jsonl in it has been changed" in resume_refused(out)
+    assert "problems.jsonl: has 311 bytes where 317 were written; put it back from a copy" in resume_refused(out)
     RunDirectory(out).identity.write_text("{")
-    assert "identity.json in it has been changed" in resume_refused(out)
+    assert "identity.json: is not the JSON that was written" in resume_refused(out)

@@ -23,7 +23,9 @@ from ttrl_pop.run.session import Session, _with_options, open_session
 from ttrl_pop.sample.backend import Request, Weights
 from ttrl_pop.sample.hf.backend import HfBackend
 from ttrl_pop.sample.vllm.options import VllmOptions
+from ttrl_pop.store import identity
 from ttrl_pop.store.directory import RunDirectory
+from ttrl_pop.store.identity import CONFIG
 from ttrl_pop.types import AnswerKey, ProblemSet, Rollout
 
 ABSENT = "cuda:99"
@@ -169,7 +171,7 @@ def test_the_file_that_is_saved_is_what_ran(trained: RunDirectory) -> None:
 def test_a_run_whose_device_is_not_here_says_how_to_go_on_and_goes_on(trained: RunDirectory) -> None:
     here = load_config(trained.config, {}).device
     text = trained.config.read_text()
-    trained.config.write_text(text.replace(f'device = "{here}"', f'device = "{ABSENT}"'))
+    identity.record(trained, CONFIG, text.replace(f'device = "{here}"', f'device = "{ABSENT}"').encode())
     for command in (["run", "--resume", trained.path, "--steps=2"], ["eval", trained.problems, "--run", trained.path]):
         refused = ttrl(*command)
         assert refused.exit_code == 2

@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from ttrl_pop import __version__
 from ttrl_pop.cli import advice, interrupts, stdout
-from ttrl_pop.cli.flags import Gold, OptionalProblems, Problems, Quiet, Trained, takes
+from ttrl_pop.cli.flags import Gold, OptionalProblems, Problems, Quiet, Trained, Trust, takes
 from ttrl_pop.cli.given import Given
 from ttrl_pop.errors import TtrlPopError, UsageError
 from ttrl_pop.kernels import malloc
@@ -62,7 +62,7 @@ def _common(
 @takes(
     *("problems", "model", "population", "minds", "samples_per_mind", "steps", "problems_per_step", "lr", "reward"),
     *("extract", "backend", "gold", "out", "seed", "stop_on_collapse", "config", "set", "raw", "prompt_key"),
-    *("answer_key", "id_key", "prompt_template", "resume", "quiet"),
+    *("answer_key", "id_key", "prompt_template", "resume", "trust", "quiet"),
 )
 def run(
     given: Given,
@@ -109,7 +109,7 @@ def run(
 @app.command("eval", short_help="Measure a model or a run; gold answers optional.")
 @takes(
     *("problems", "run", "compare", "model", "population", "minds", "samples_per_mind", "extract", "backend", "gold"),
-    *("seed", "config", "set", "raw", "prompt_key", "answer_key", "id_key", "prompt_template", "quiet"),
+    *("seed", "config", "set", "raw", "prompt_key", "answer_key", "id_key", "prompt_template", "trust", "quiet"),
 )
 def evaluate(
     given: Given,
@@ -140,7 +140,7 @@ def evaluate(
 @app.command(short_help="Rollouts only, one JSON line each.")
 @takes(
     *("problems", "run", "model", "population", "minds", "samples_per_mind", "extract", "backend", "seed", "config"),
-    *("set", "raw", "prompt_key", "id_key", "prompt_template", "quiet"),
+    *("set", "raw", "prompt_key", "id_key", "prompt_template", "trust", "quiet"),
 )
 def sample(given: Given, problems: Problems, run: Trained = None, quiet: Quiet = False) -> None:
     """ttrl-pop sample problems.jsonl --minds 4 > rollouts.jsonl
@@ -159,6 +159,7 @@ def sample(given: Given, problems: Problems, run: Trained = None, quiet: Quiet =
 @app.command(short_help="What a run knows of each problem.")
 def problems(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory (its newest checkpoint) or a checkpoint.")],
+    trust: Trust = False,
 ) -> None:
     """ttrl-pop problems runs/problems-1 | jq 'select(.flips > 0)'
 
@@ -168,7 +169,7 @@ def problems(
     """
     from ttrl_pop.cli import problems as command
 
-    command.problems(run)
+    command.problems(run, trust)
 
 
 @app.command(short_help="Label rollouts made elsewhere.")

@@ -28,13 +28,14 @@ def evaluate(given: ReadingInputs, compare: bool, quiet: bool) -> None:
     Raises:
         UsageError: the model or the run does not go with the inputs.
     """
-    session, folder = open_for_reading(given)
+    opened = open_for_reading(given)
+    session, folder = opened.session, opened.checkpoint
     noise = given.noise
     rows: list[dict[str, Any]] = []
     measured: dict[str, Measures] = {}
     with closing(session.backend), open_display(quiet, sys.stderr) as display:
         display.begin(f"eval {given.source}", 0, 0)
-        for text in session.notices:
+        for text in (*session.notices, *opened.notices):
             display.notice(text)
         if folder is None or compare:
             measured["base"] = _measure(session, display, "base", noise, weights="base")

@@ -185,6 +185,15 @@ Trained = Annotated[
 
 Quiet = Annotated[bool, typer.Option("--quiet", callback=advice.hush, help="Nothing on stderr but errors.")]
 
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help="Import the code that RUN's own files name (package.module:Name), now and later. Runs made here by you "
+        "do not need it.",
+    ),
+]
+
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="TOML file, such as RUN/config.toml; flags win over it.")
 ]
@@ -196,7 +205,8 @@ Set = Annotated[
 
 
 def takes(*flags: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command these flags, in the order of its help: its own parameters, settings of the table, `config`, `set`.
+    """Give a command these flags, in the order of its help: its own parameters, settings of the table, `config`, `set`,
+    `trust`.
 
     What was typed for all but its own parameters comes to it as one: its first parameter, `given`.
     """
@@ -214,8 +224,9 @@ def takes(*flags: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
         def typed(**values: Any) -> None:
             mine = {name: values.pop(name) for name in own}
             config_file, settings = values.pop("config"), values.pop("set") or ()
+            trust = values.pop("trust", False)
             overrides = {SETTINGS[name].key: SETTINGS[name].value(value) for name, value in values.items()}
-            command(Given(config_file, overrides, settings), **mine)
+            command(Given(config_file, overrides, settings, trust), **mine)
 
         # What typer reads: the parameters, and their types.
         typed.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -226,6 +237,8 @@ def takes(*flags: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
 
 def _parameter(flag: str) -> inspect.Parameter:
+    if flag == "trust":
+        return inspect.Parameter(flag, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Trust)
     if flag == "config":
         kind: Any = ConfigFile
     elif flag == "set":

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from ttrl_pop.cli.given import Given
+from ttrl_pop.cli.trust import check_trusted
 from ttrl_pop.config import Config
 from ttrl_pop.config_file import load_config
 from ttrl_pop.errors import UsageError
 from ttrl_pop.read.problems import read_problems
 from ttrl_pop.read.rows import Notice, unsaid
+from ttrl_pop.store import identity
 from ttrl_pop.store.directory import RunDirectory, find
 from ttrl_pop.text import shown
 from ttrl_pop.types import ProblemSet
@@ -104,7 +106,9 @@ def for_reading(
     if given.config_file is not None:
         raise UsageError("--run takes its configuration from the run directory; use --set for single values")
     run_dir, checkpoint = find(run)
-    saved, config = load_config(run_dir.config, {}), given.config(run_dir.config)
+    text = identity.read(run_dir, identity.load(run_dir), identity.CONFIG)
+    saved, config = load_config(run_dir.config, {}, text), given.config(run_dir.config, text)
+    check_trusted(run_dir, config, given, unused=() if rewards else {"vote.reward"})
     noise = config.population.name != "none" or saved.population.name == "none"
     if not noise:
         # A trained adapter without noise is the mean mind; it needs the population's mu.

@@ -1,11 +1,13 @@
 """`ttrl-pop run`: train, answer every problem, say what came of it."""
 
 import json
+import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.text import Text
@@ -25,11 +27,13 @@ from ttrl_pop.report.estimators import mean
 from ttrl_pop.report.gold import label_correct, outcome_table, rollout_accuracy
 from ttrl_pop.report.rows import answer_row, from_metrics_row
 from ttrl_pop.run.lessons import CutOff, Lessons
+from ttrl_pop.run.losses import CALIBRATION, report_losses
 from ttrl_pop.run.progress import Progress, resume
 from ttrl_pop.run.session import Session
 from ttrl_pop.run.survey import survey
-from ttrl_pop.store import checkpoint, files
+from ttrl_pop.store import checkpoint, files, identity
 from ttrl_pop.store.directory import RunDirectory
+from ttrl_pop.store.identity import CONFIG
 from ttrl_pop.text import safe
 from ttrl_pop.train import train
 from ttrl_pop.types import Phase, StepReport, Tally
@@ -58,12 +62,14 @@ def run(prepared: PreparedRun, quiet: bool) -> None:
     ):
         if prepared.changed:
             # In this order: answers of fewer steps must not outlive a kill in between.
-            run_dir.answers.unlink(missing_ok=True)
-            files.write_atomic(run_dir.config, dump_config(config).encode())
-        progress = resume(run_dir, session) if prepared.resumed else Progress()
+            files.remove(run_dir.answers)
+            identity.record(run_dir, CONFIG, dump_config(config).encode())
+        notices = [] if prepared.notice is None else [prepared.notice]
+        progress = resume(run_dir, session, notices.append) if prepared.resumed else Progress()
         display.begin(run_dir.path.name, config.steps, progress.step)
-        for text in (*session.notices, *([prepared.notice] if prepared.notice else [])):
+        for text in (*session.notices, *notices):
             display.notice(text)
+        report_losses(run_dir, progress, config.checkpoint, display.notice)
         _warn_of_size(session, display)
         try:
             _prepare(session, run_dir, display)
@@ -71,13 +77,11 @@ def run(prepared: PreparedRun, quiet: bool) -> None:
             if not prepared.resumed:
                 shutil.rmtree(run_dir.path)
             raise
-        if config.baseline and not progress.step and not run_dir.baseline.exists():
-            rows = list(_survey(session, display, "before training: answering"))
-            files.write_lines(run_dir.baseline, rows)
+        if config.baseline and not progress.step and not _has(run_dir, run_dir.baseline, display):
+            _record(run_dir, run_dir.baseline, _survey(session, display, "before training: answering"))
         first, last = _train(prepared, progress, display)
-        if config.answers and not run_dir.answers.exists():
-            rows = list(_survey(session, display, "after training: answering"))
-            files.write_lines(run_dir.answers, rows)
+        if config.answers and not _has(run_dir, run_dir.answers, display):
+            _record(run_dir, run_dir.answers, _survey(session, display, "after training: answering"))
     if config.answers:
         try:
             print_rows(list(files.read_lines(run_dir.answers)), answers_table)
@@ -138,7 +142,26 @@ def _warn_of_size(session: Session, display: Display) -> None:
 
 def _prepare(session: Session, run_dir: RunDirectory, display: Display) -> None:
     if found := prepare(session, display.notice):
-        files.write_atomic(run_dir.path / "calibration.json", (json.dumps(found) + "\n").encode())
+        identity.record(run_dir, CALIBRATION, (json.dumps(found) + "\n").encode())
+
+
+def _has(run_dir: RunDirectory, path: Path, display: Display) -> bool:
+    """Whether the file of answers `path` is there, as the run wrote it."""
+    if not os.path.lexists(path):
+        return False
+    if not (found := _flaw(run_dir, path)):
+        return True
+    display.notice(f"{path}: {found}; the problems are answered again")
+    return False
+
+
+def _flaw(run_dir: RunDirectory, path: Path) -> str | None:
+    known = identity.load(run_dir)
+    return identity.flaw(run_dir, known, path.name) if path.name in known.files else "was not written by this run"
+
+
+def _record(run_dir: RunDirectory, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    identity.record(run_dir, path.name, files.encode_lines(path, rows))
 
 
 def _train(prepared: PreparedRun, progress: Progress, display: Display) -> tuple[StepReport | None, StepReport | None]:
@@ -150,12 +173,11 @@ def _train(prepared: PreparedRun, progress: Progress, display: Display) -> tuple
         Lessons(session.config),
         CutOff(session.config.sampling.max_new_tokens, session.config.learn.mask_truncated),
     )
-    if prepared.run.metrics.exists():
-        for row in files.read_lines(prepared.run.metrics):
-            last = from_metrics_row(row)
-            first = first or last
-            display.step(last)
-            lessons.see(last)
+    for row in progress.metrics:
+        last = from_metrics_row(row)
+        first = first or last
+        display.step(last)
+        lessons.see(last)
     with closing(train(session, prepared.run, progress)) as events:
         for event in events:
             interrupts.check()
@@ -198,7 +220,7 @@ def _print_summary(prepared: PreparedRun, first: StepReport | None, last: StepRe
     run_dir = prepared.run
     console = console_on(sys.stderr)
     outcomes: dict[str, int] = {}
-    if run_dir.baseline.exists() and run_dir.answers.exists():
+    if not any(_flaw(run_dir, path) for path in (run_dir.baseline, run_dir.answers)):
         before, after = (list(files.read_lines(p)) for p in (run_dir.baseline, run_dir.answers))
         keys = {"agreement": "agreement", "accuracy": "rollout accuracy", "correct": "majority accuracy"}
         rows = [(name, mean(_column(before, key)), mean(_column(after, key))) for key, name in keys.items()]
@@ -213,7 +235,7 @@ def _print_summary(prepared: PreparedRun, first: StepReport | None, last: StepRe
             "rollout/accuracy": "rollout accuracy",
             "vote/label_accuracy": "majority accuracy",
         }
-        rows = [(name, first.metrics[key], last.metrics[key]) for key, name in keys.items()]
+        rows = [(name, first.metrics.get(key), last.metrics.get(key)) for key, name in keys.items()]
         title, heads = "problems of the step", (f"step {first.step}", f"step {last.step}")
     else:
         return

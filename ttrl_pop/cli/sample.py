@@ -21,13 +21,14 @@ def sample(given: ReadingInputs, quiet: bool) -> None:
     Raises:
         UsageError: the model or the run does not go with the inputs.
     """
-    session, folder = open_for_reading(given)
+    opened = open_for_reading(given)
+    session, folder = opened.session, opened.checkpoint
     if folder is not None:
         checkpoint.load_policy(folder, session.policy)
     # On a terminal the rows themselves show how far it is; a live view would be drawn among them.
     with closing(session.backend), open_display(quiet, sys.stderr, among_rows=sys.stdout.isatty()) as display:
         display.begin(f"sample {given.source}", 0, 0)
-        for text in session.notices:
+        for text in (*session.notices, *opened.notices):
             display.notice(text)
         prepare(session, display.notice)
         display.phase("sampling", len(session.problems))

@@ -4,6 +4,7 @@ A forward takes packed trees (`ttrl_pop.packing.pack`): no padding, and a prompt
 It ends at the hidden states; logits, which are as wide as the vocabulary, are made where they are asked for.
 """
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -104,6 +105,12 @@ class Policy:
 def _with_adapter(network: nn.Module, lora: LoraConfig, seed: int) -> Any:
     """The network with LoRA in its linear layers, which starts as the identity."""
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    width = int(network.config.get_text_config().hidden_size)  # type: ignore[operator, union-attr]
+    if lora.rank > width:
+        raise UsageError(
+            f"learn.lora.rank must be at most {width}, the width of this model's hidden states, got {lora.rank}: a "
+            "higher one costs memory and adds nothing"
+        )
     settings = peft.LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM"
     )
@@ -118,5 +125,5 @@ def _with_adapter(network: nn.Module, lora: LoraConfig, seed: int) -> Any:
         torch.manual_seed(randomness.seed("lora", seed))
         try:
             return peft.get_peft_model(network, settings)
-        except ValueError as error:
+        except (ValueError, re.error) as error:
             raise UsageError(f"learn.lora.targets {lora.targets!r}: {str(error).splitlines()[0]}") from error

@@ -30,7 +30,7 @@ from ttrl_pop.errors import UsageError
 from ttrl_pop.population.base import MEAN, Lack, Population
 from ttrl_pop.types import Metrics, Mind
 
-Sigma = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Sigma = Annotated[float, Field(ge=0, le=1e3, allow_inf_nan=False)]
 
 
 class NormNoiseOptions(Section):
@@ -38,7 +38,7 @@ class NormNoiseOptions(Section):
 
     sigma: Literal["auto"] | Sigma = "auto"
     """Standard deviation of the noise; `auto` calibrates it on the given problems."""
-    target_kl: Annotated[float, Field(gt=0)] = 0.04
+    target_kl: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.04
     """`auto`: largest mean KL(base ‖ mind), nats per token."""
     target_flips: Annotated[float, Field(gt=0, le=1)] = 0.03
     """`auto`: largest share of tokens whose most likely next token changes."""

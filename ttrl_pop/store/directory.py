@@ -4,6 +4,7 @@ import fcntl
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
@@ -69,9 +70,17 @@ class RunDirectory:
         """Hold the run directory for this process; the lock ends with the process, however it ends.
 
         Raises:
-            UsageError: another process holds it.
+            UsageError: another process holds it, or something else stands in its place.
         """
-        with (self.path / ".lock").open("w") as file:
+        path = self.path / ".lock"
+        try:
+            # Nothing is written into it: a link under that name, in a run that came from elsewhere, changes no file.
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be locked ({error.strerror}); take it away") from error
+        with open(descriptor, "r+b", buffering=0) as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise UsageError(f"{path}: cannot be locked (no regular file); take it away")
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -118,17 +127,22 @@ def find(path: Path) -> tuple[RunDirectory, Path | None]:
         UsageError: it stands in no run, or in what is no checkpoint although it has the place of one.
     """
     # A path with a slip of the pen must not be taken for the folder that it would stand in.
-    above = (path, *path.resolve().parents) if os.path.exists(path) else ()
-    run = next((run for run in map(RunDirectory, above) if run.identity.is_file()), None)
+    above = (path, *_real(path).parents) if os.path.exists(path) else ()
+    run = next((run for run in map(RunDirectory, above) if os.path.lexists(run.identity)), None)
     if run is None:
         raise UsageError(f"{path}: neither a run directory nor a checkpoint in one (no {IDENTITY})")
-    checkpoints = run.checkpoints.resolve()
-    folder = next((folder for folder in (path.resolve(), *above[1:]) if folder.parent == checkpoints), None)
+    checkpoints = _real(run.checkpoints)
+    folder = next((folder for folder in (_real(path), *above[1:]) if folder.parent == checkpoints), None)
     if folder is None:
         return run, None
     if not (folder / MANIFEST).is_file():
         raise UsageError(f"{path}: not a whole checkpoint (no {MANIFEST})")
     return run, folder
+
+
+def _real(path: Path) -> Path:
+    """The path without links; one in a loop of them stays as it is, where `Path.resolve` raises."""
+    return Path(os.path.realpath(path))
 
 
 def _names(source: str) -> Iterator[Path]:
