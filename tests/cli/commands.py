@@ -10,7 +10,7 @@ import resource
 import select
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,6 +24,7 @@ from ttrl_pop.sample.hf.backend import HfBackend
 from ttrl_pop.store import checkpoint, files
 from ttrl_pop.store.directory import RunDirectory
 from ttrl_pop.types import Rollout
+from ttrl_pop.vote.graders.exact import ExactGrader
 
 STEPS = 3
 CONFIG = """
@@ -150,6 +151,13 @@ class Watched(HfBackend):
             for index, rollout in super().rollouts(requests[start : start + 6], weights):
                 self.events.append("rollout")
                 yield start + index, rollout
+
+
+class Doubting(ExactGrader):
+    """A grader with something to tell of every vote."""
+
+    def doubt(self, answers: Iterable[str | None]) -> str | None:
+        return "it may be another"
 
 
 class Reader(io.StringIO):

@@ -1,5 +1,7 @@
 """`ttrl-pop run`: what it prints, what it keeps, what it refuses, and how a run goes on."""
 
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,6 +118,11 @@ def test_a_large_training_set_is_warned_of_once(place: Path, tmp_path: Path) -> 
         arguments = ("run", problems, "--config", place / "c.toml", "--steps", 1, "--set", "answers=false")
         said = ttrl(*arguments).stderr.count("arXiv 2603.08660")
         assert said == (count > LARGE_SET)
+
+
+def test_a_doubtful_rule_that_decides_votes_is_told_of_once(place: Path, tmp_path: Path) -> None:
+    result = run(place, tmp_path / "run", "--set", "vote.grader='cli.commands:Doubting'", "--steps", 2)
+    assert len(re.findall(r"problem p\d: it may be another", result.stderr)) == 1
 
 
 def test_a_run_that_cannot_find_its_sigma_leaves_nothing(place: Path, tmp_path: Path) -> None:

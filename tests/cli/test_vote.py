@@ -191,6 +191,16 @@ def test_gold_of_other_problems_is_said_and_no_accuracy_shown(tmp_path: Path) ->
     result = ttrl("vote", "-", "--gold", gold_file(tmp_path, {"x": "1", "y": "2"}), stdin=lines(said("p", "1")))
     assert "no problem has an id of the 2 gold answers" in result.stderr
     assert "accuracy" not in result.stderr
+
+
+def test_votes_that_a_doubtful_rule_of_reading_decides_are_told_of_once() -> None:
+    plain = said("a", "1,234", "7") + said("b", "5 m")
+    read = said("c", "1,234", "1234", "1.234") + said("d", r"5\text{ m}", "5 km")
+    told = "problem c: 1,234 counts as 1234, as a comma before three digits parts thousands"
+    result = ttrl("vote", "-", stdin=lines(plain + read))
+    assert " ".join(result.stderr.split()).count(f"{told} (such rules decide 2 votes)") == 1
+    assert " ".join(ttrl("vote", "-", stdin=lines(read[:3])).stderr.split()).count(f"{told} (this decides 1 vote)") == 1
+    assert "counts as" not in ttrl("vote", "-", stdin=lines(plain)).stderr
     assert "gold" not in rows_of(result.stdout)[0]
 
 

@@ -99,6 +99,7 @@ def test_answers_that_differ_in_a_word_or_an_order_of_words_are_never_equal(
 @settings(deadline=None)
 @given(st.text(alphabet="abcdefghijklmnopqrstuvwxyzKMNR .-0123456789", min_size=1, max_size=12))
 def test_what_stands_in_text_behind_a_number_is_dropped_only_if_it_is_a_unit(word: str) -> None:
+    assume(any(map(str.isalpha, word)))
     text = rf"\text{{ {word}}}"
     key = ExactGrader().key(f"40{text}")
     assert (key == "40") == (unit_of(text) is not None)

@@ -76,7 +76,9 @@ _COUNTED = re.compile(r"!|\\[dt]?binom|\\choose")
 _COUNTED_TWICE = re.compile(r"!\s*[)}\]]+\s*!|\\[dt]?binom\s*\{[^{}]*[\^!]")
 _PLAIN_NUMBER = re.compile(r"-?[0-9]+(?:/[0-9]+)?")
 _PLAIN_WORDS = re.compile(r"[^\W\d_]{3,}(?:[ .'-]+[^\W\d_]+)*")
-_TEXT = re.compile(TEXT_COMMAND)
+_INDIAN = re.compile(r"(?<![\w.,])[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}(?![0-9,])")
+_DOUBLE = re.compile(rf"{TEXT_COMMAND}|{_INDIAN.pattern}")
+"""A text with two readings, of which the key takes one."""
 _BRACED_DIGIT = re.compile(r"\^\{([0-9])\}")
 _PROSE = re.compile(
     r"[^\\]*(?<![\\a-zA-Z])(?!(?:and|sqrt|arc(?:sin|cos|tan)|(?:sin|cos|tan)h?|cot|sec|csc|log|exp|infty)(?![a-zA-Z]))"
@@ -112,7 +114,7 @@ class MathGrader(Grader):
     def equal(self, a: str, b: str) -> bool:
         if len(a) > MAX_LENGTH or len(b) > MAX_LENGTH:
             return False
-        if (_TEXT.search(a) or _TEXT.search(b)) and self._plain_key(a) == self._plain_key(b) != "":
+        if any(map(_DOUBLE.search, (a, b))) and self._plain_key(a) == self._plain_key(b) != "":
             return True
         if (self._is_plain(a) and self._is_plain(b)) or is_refused(clean(a)) or is_refused(clean(b)):
             return False
@@ -134,8 +136,10 @@ class MathGrader(Grader):
             self._worker.close()
 
     def _plain_key(self, answer: str) -> str:
-        r"""The key without `\text{}`: `40 N` and `40\text{ N}` are one answer, whatever `N` is."""
-        return self._exact.key(_BRACED_DIGIT.sub(r"^\1", unwrapped(clean(answer))))
+        r"""The key in a reading that counts where another answer has it: without `\text{}`, as `40 N` is `40\text{ N}`
+        whatever `N` is, and with the groups of India, as `12,34,567` is 1234567 beside that and otherwise a list."""
+        text = _BRACED_DIGIT.sub(r"^\1", unwrapped(clean(answer)))
+        return self._exact.key(text if set("([{") & set(text) else _INDIAN.sub(lambda m: m[0].replace(",", ""), text))
 
     def _is_plain(self, answer: str) -> bool:
         """Whether an answer is a number or words, of which the key says all that there is to say."""

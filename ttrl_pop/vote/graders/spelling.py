@@ -30,7 +30,7 @@ _COMMAND = re.compile(
     | \\\\ | (?P<negated>\\not\s*(?:=|\\in(?![a-zA-Z]))) | \\[a-zA-Z]+ | \\.""",
     re.VERBOSE,
 )
-_LIST = re.compile(r",(?![0-9])|;|and|or")
+_LIST = re.compile(r",(?![0-9]{3}(?![0-9]))|;|and|or")
 _COLOR = re.compile(r"\\(?:text)?color(?:box)?\s*(?:\[[^\[\]{}]*\])?\s*\{[^{}]*\}|\\[hv](?:space|skip)\*?\s*\{[^{}]*\}")
 _MEASURED = re.compile(r"\\(?:qty|SI)\s*(?:\[[^\[\]{}]*\])?\s*\{([^{}]*)\}\s*\{([^{}]*)\}|\\(?:unit|si)\s*\{([^{}]*)\}")
 _PREFIX = re.compile(r"\\(nano|micro|milli|centi|deci|kilo|mega|giga)(?![a-zA-Z])\s*\\?")
@@ -50,7 +50,7 @@ _BARE_ARGUMENT = re.compile(
 _BARE_SECOND = re.compile(rf"(\\(?:frac|binom))\s*(\{{[^{{}}]*\}})\s*([a-zA-Z0-9]|\\(?:{_GREEK})(?![a-zA-Z]))")
 
 _UNUSUAL = re.compile(
-    r"""[;'"`_<>!\[\]] | [0-9]\ +[0-9] | \.[0-9]{3}[.,] | ,[0-9]{2}, | \.{3}
+    r"""[;'"`_<>!\[\]] | [0-9]\ +[0-9] | \.[0-9]{3}[.,] | \.{3}
     | \\(?:\{|(?:not)?in|[cs]u[bp]|cap|setminus)""",
     re.VERBOSE,
 )
@@ -69,7 +69,6 @@ _GROUPED = re.compile(
 _DOTTED = re.compile(
     r"(?<![\w.,])([0-9]{1,3}(?:\.[0-9]{3}){2,}|[0-9]{1,3}(?:\.[0-9]{3})+(?=,[0-9]))(?:,([0-9]+))?(?![\w.,])"
 )
-_INDIAN = re.compile(r"(?<![\w.,])[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}(?![0-9,])")
 _SEPARATED = re.compile(r"[()\[\]{};,]")
 _THOUSANDS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
 _REVERSED = re.compile(r"^\s*\]|\[\s*(?:$|[,;]|\\c[ua]p(?![a-zA-Z]))|(?:\\c[ua]p|\\in|[,;=])\s*\]")
@@ -243,8 +242,7 @@ def _plain_notation(text: str) -> str:
     text = _DOTTED.sub(lambda m: m[1].replace(".", "") + ("." + m[2] if m[2] else ""), text)
     if "{" in text:
         text = _NO_ELEMENTS.sub(r"\\emptyset ", _PLAIN_SET.sub(r"\1\\{\2\\}", text))
-    text = _DOTS.sub(r"\1\\dots ", text) if "..." in text else text
-    return text if set("([{") & set(text) else _INDIAN.sub(lambda m: m[0].replace(",", ""), text)
+    return _DOTS.sub(r"\1\\dots ", text) if "..." in text else text
 
 
 def _plain_interval(match: re.Match[str]) -> str:
@@ -278,4 +276,4 @@ def _separate(characters: list[str], text: str, semicolons: list[int], commas: l
     for at in commas:
         characters[at] = "" if thousands else "."
     for at in semicolons:
-        characters[at] = ","
+        characters[at] = ", "  # with a space, lest `1;234` become one number
