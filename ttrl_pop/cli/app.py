@@ -215,7 +215,8 @@ def vote(
     rollouts, clusters (answer, votes, share) and rewards in the order of the rows; one JSON line for each problem, as
     soon as its last row is read (a table on a terminal). Means on stderr at the end.
 
-    Rollouts whose chat template opened the thoughts need --set vote.thinking=true.
+    Rollouts whose chat template opened the thoughts need --set vote.thinking=true; marks of thoughts that are not known
+    are told by --set 'vote.thinking=["<plan>", "</plan>"]'.
     """
     from ttrl_pop.cli import vote as command
     from ttrl_pop.read.rollouts import Layout

@@ -160,7 +160,7 @@ REASON = (
 """Words that begin a reason behind the answer, after a comma, a dash or a bracket."""
 
 PLAIN_REASON = ("because", "porque", "parce que", "perché", "weil", "потому что", "因为", "因為")
-"""Those of them that begin one without a mark before it."""
+"""Words of a reason that begin one without a mark before it."""
 
 CONSEQUENCE = ("so", "thus", "hence", "therefore", "所以", "因此")
 """Words that begin a remark behind a number and a comma; behind an equation the answer may follow them."""
