@@ -64,6 +64,7 @@ MARKS = (
 """What opens thoughts and what closes them, in upper or lower case."""
 
 _OPENING, _CLOSING = (tuple(dict.fromkeys(mark.lower() for mark in marks)) for marks in zip(*MARKS, strict=True))
+_FIRST = sorted({mark[0] for mark in (*_OPENING, *_CLOSING)})
 # The channel that opens a text of gpt-oss without its special tokens; a text that begins with the word goes on with a
 # space or a mark.
 _STRIPPED_CHANNEL = re.compile(r"\s*+(?:analysis|commentary)(?=[^\W_]|[\\$\"“(\[])")
@@ -76,13 +77,16 @@ def spoken(text: str, thinking: Thinking = False) -> str | None:
     also = (thinking,) if isinstance(thinking, tuple) else ()
     # The one letter that becomes two in lower case would move all that stands behind it.
     plain = text.replace("\u0130", "i").lower()
+    # Most texts have none of the brackets that most marks begin with.
+    begun = tuple(first for first in _FIRST if first in plain)
     start = 0
-    for mark in (*_CLOSING, *(closing.lower() for _, closing in also)):
+    for mark in (*(mark for mark in _CLOSING if mark.startswith(begun)), *(closing.lower() for _, closing in also)):
         if (at := plain.rfind(mark)) >= 0:
             start = max(start, at + len(mark))
     if not start and (thinking is True or any(not opening for opening, _ in also) or _STRIPPED_CHANNEL.match(text)):
         return None
-    if any(plain.find(mark, start) >= 0 for mark in (*_OPENING, *(opening.lower() for opening, _ in also if opening))):
+    openings = (*(mark for mark in _OPENING if mark.startswith(begun)), *(mark.lower() for mark, _ in also if mark))
+    if any(plain.find(mark, start) >= 0 for mark in openings):
         return None
     return text[start:].removeprefix(_MESSAGE)
 

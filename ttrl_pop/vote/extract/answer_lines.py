@@ -16,13 +16,14 @@ from itertools import islice
 
 from ttrl_pop.vote.extract.remarks import ADORNMENT, answer_itself, is_value
 from ttrl_pop.vote.extract.turn import Turn
-from ttrl_pop.vote.extract.words import IS_WORD, NAMED
+from ttrl_pop.vote.extract.words import ANSWER, IS_WORD, NAMED, lines_with, words_of
 
 MOST_LINES = 1000
 """Lines that name an answer, counted from the end, of which one must have it."""
 LONGEST_FORMULA = 20
 """Lines of a formula below a heading, at most."""
 
+_NOUNS = words_of(ANSWER)
 _SIGNS = r"[^\w\n]*+(?:_[^\w\n]*+)*+"
 # Signs, a list number, and a command or a tag that makes bold.
 _BEFORE = rf"""{_SIGNS} (?: \d{{1,3}}[.):、．] {_SIGNS} )?+
@@ -47,7 +48,7 @@ _BLANK = re.compile(r"\s*+[-=*_─—]*+\s*+")
 def last_answer_line(turn: Turn) -> str | None:
     """What the last finished line that names an answer names, or what stands below that line."""
     lines = turn.finished_lines.split("\n")
-    found = ((index, line) for index in range(len(lines) - 1, -1, -1) if (line := _LINE.match(lines[index])))
+    found = ((index, line) for index in lines_with(_NOUNS, lines) if (line := _LINE.match(lines[index])))
     for index, line in islice(found, MOST_LINES):
         if answer := _named(line) or _below(line, lines, index, turn.is_cut):
             return answer
@@ -56,7 +57,7 @@ def last_answer_line(turn: Turn) -> str | None:
 
 def last_said_answer(text: str) -> str | None:
     """The value in the last sentence `… the answer is 57.`"""
-    said = _SAID.findall(text)
+    said = _SAID.findall(text) if "answer" in text.lower() else None
     answer = answer_itself(str(said[-1])) if said else None
     return answer if answer and is_value(answer) else None
 

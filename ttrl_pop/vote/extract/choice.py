@@ -30,6 +30,8 @@ from ttrl_pop.vote.extract.words import (
     WORD_END,
     WRONG,
     any_of,
+    lines_with,
+    words_of,
 )
 
 LONGEST = 300
@@ -38,8 +40,8 @@ LONGEST = 300
 _COMMAND = r"\\(?:text(?:bf|it|rm|sf|tt|sc)?|math(?:rm|bf|it|sf|tt)|[mhf]box|boxed|fbox)\s*+\{"
 _OPEN = rf"""(?:[\s*_`$({{\[<"'“‘「【]|{_COMMAND})*+"""
 # `Option`, `The answer is`, `Answer:`. No letter of a Latin word is the choice.
-_LEAD = rf"""(?: {_OPEN} (?: {NAMED} | (?:the\s++)?+ (?:(?:correct|right|best|final)\s++)?+ (?:{any_of(CHOICE)}) )
-    {WORD_END} [\s*_]*+ (?:{IS_WORD})?+ [\s*_]*+ [:：]?+ ){{0,3}}"""
+_LEAD = rf"""(?P<lead> (?: {_OPEN}
+    (?: {NAMED} | (?:the\s++)?+ (?:(?:correct|right|best|final)\s++)?+ (?:{any_of(CHOICE)}) ) {WORD_END} [\s*_]*+ (?:{IS_WORD})?+ [\s*_]*+ [:：]?+ ){{0,3}} )"""
 _LETTER = re.compile(
     rf"""{_LEAD} {_OPEN} (?P<letter>[A-Za-z]) (?![\w'^+#]|[-/&–][A-Za-z]) (?P<closed>[*_`$}}"'”’」】>]*+)
     (?P<mark>(?:\s*+[)\].:])?+) (?P<rest>.*)""",
@@ -47,7 +49,7 @@ _LETTER = re.compile(
 )
 _NOTHING = re.compile(r"""[\s*_`$)}\]>"'”’」】.:。!]*+""")
 _ANOTHER = re.compile(
-    rf"[\s*_`$)}}\].:]*+(?:[,/&+、]|;(?=[\s(]*+[A-Za-z][\s).]*+(?:\Z|[,;]))|(?:{any_of(AND)})(?!\w))"
+    rf"[)\]]\s*+[(\[][A-Za-z][)\]]|[\s*_`$)}}\].:]*+(?:[,/&+、]|;(?=[\s(]*+[A-Za-z][\s).]*+(?:\Z|[,;]))|(?:{any_of(AND)})(?!\w))"
     rf"[\s(\[*$\\]*+(?:(?:{any_of(AND, CHOICE)})\s++)?+[\s(\[*$]*+[A-Za-z](?![\w'])",
     re.IGNORECASE,
 )
@@ -59,12 +61,15 @@ _REMARK = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 _SAID = (
-    re.compile(
-        rf"""(?<![A-Za-z]) (?:{any_of(ANSWER, CHOICE)}) [ \t*_]*+
+    (
+        words_of(ANSWER, CHOICE),
+        re.compile(
+            rf"""(?<![A-Za-z]) (?:{any_of(ANSWER, CHOICE)}) [ \t*_]*+
         (?: {IS_WORD} [ \t]*+ [:：]?+ | (?:must|should|would)[ ]be(?![a-z]) | [:：] ) (.*)""",
-        re.VERBOSE | re.IGNORECASE,
+            re.VERBOSE | re.IGNORECASE,
+        ),
     ),
-    re.compile(rf"(?<![A-Za-z])(?:{any_of(PICK)}){WORD_END}[:：]?+(.*)", re.IGNORECASE),
+    (PICK, re.compile(rf"(?<![A-Za-z])(?:{any_of(PICK)}){WORD_END}[:：]?+(.*)", re.IGNORECASE)),
 )
 _TAKEN = re.compile(
     rf"""(?<![\w'(\[*]) [(\[*]*+ ([A-J]) [)\]*.]*+ \s++ is \s++ (?:(?:clearly|therefore|thus|indeed)\s++)?+
@@ -87,12 +92,14 @@ def extract_choice(text: str, finish_reason: FinishReason, thinking: Thinking = 
 
 def _told(text: str) -> Iterator[str]:
     """Letters that sentences tell, the surest first."""
-    for pattern in _SAID:
-        for rest in pattern.findall(text)[-1:]:
+    lines = text.split("\n")
+    for words, pattern in _SAID:
+        last = next((said for index in lines_with(words, lines) if (said := pattern.findall(lines[index]))), [])
+        for rest in last[-1:]:
             if found := _letter(rest, is_named=True):
                 yield found
-    lines = text.split("\n")
-    taken = next((letters for line in reversed(lines) if (letters := set(_TAKEN.findall(line)))), set())
+    claims = (set(_TAKEN.findall(lines[index])) for index in lines_with(CORRECT, lines))
+    taken = next(filter(None, claims), set())
     if len(taken) == 1:
         yield taken.pop()
     if found := _letter(lines[0], is_named=False):
@@ -112,7 +119,7 @@ def _letter(text: str, is_named: bool) -> str | None:
     found = _LETTER.match(text)
     if found is None:
         return None
-    letter, rest = found["letter"], found["rest"]
+    letter, rest, is_named = found["letter"], found["rest"], is_named or found["lead"] != ""
     if _NOTHING.fullmatch(rest):
         return letter.upper()
     behind = text[found.end("closed") :]

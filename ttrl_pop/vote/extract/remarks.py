@@ -32,7 +32,8 @@ _TAGS = re.compile(r"</?(?:b|strong|em|i|u|p|br|center|span|mark|h[1-6])\s?/?>",
 _MATH = r"(?:\$\$[^$]++\$\$|\$[^$]++\$|\\\((?:[^\\]|\\(?!\)))*+\\\)|\\\[(?:[^\\]|\\(?!\]))*+\\\])"
 _LEAD = re.compile(
     rf"""(?: {NAMED} [ \t*_]*+ (?: {IS_WORD} [ \t]?+ [:：]?+ | [:：] ) | (?:it|that|this)[ ]++(?:is|equals)(?!\w)
-      | it['’]s(?!\w) | we[ ](?:get|have|obtain)(?!\w) | (?:equals|is)(?!\w) | = ) [ \t]*+""",
+      | it['’]s(?!\w) | (?:[^\W\d_]++(?:['’]s)?+[ ]++){{1,8}}?(?:is|are|equals)(?!\w)
+      | we[ ](?:get|have|obtain)(?!\w) | (?:equals|is)(?!\w) | = ) [ \t]*+""",
     re.VERBOSE | re.IGNORECASE,
 )
 _REMARK = re.compile(
@@ -51,6 +52,7 @@ _BEHIND_VALUE = re.compile(
 _SENTENCE_BEHIND = re.compile(r"[.!]\s++[A-Z]")
 _UNIT = re.compile(r"\s?+[%°℃℉$€£¥₹]?+(?:[ -]?+[^\W\d_]{1,20}+[²³]?+(?:/[a-z]{1,4}+)?+){0,3}+\s*+[.!。]?+\s*+")
 _FORMULA = re.compile(r"(?:\\[a-zA-Z]++|[^\W\d_]{1,2}+(?![^\W\d_])|\d|[^\w]|_)++")
+_END_OF_VALUE = re.compile(r"([\d)}\]$%])\.\Z")
 _ALONE = re.compile(r"[(\[]?[^\W\d_][)\]]?\.?")
 _HAS_SIZE = re.compile(r"\d|\\[a-zA-Z]")
 _WHOLE_MATH = re.compile(rf"{_MATH}\s?+[.!。]?+")
@@ -67,7 +69,7 @@ def answer_itself(text: str) -> str | None:
             break
         text = value
     text = _plain(_without_remark(text))
-    return (text.removesuffix(".") if is_value(text) else text) or None
+    return (_END_OF_VALUE.sub(r"\1", text) if is_value(text) else text) or None
 
 
 def is_value(text: str) -> bool:

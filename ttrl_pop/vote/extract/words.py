@@ -1,6 +1,7 @@
 """Words that name an answer or a choice, by language. A language more is a line more in these tables."""
 
 import re
+from collections.abc import Iterator, Sequence
 
 ANSWER = {
     "en": ("answer", "ans"),
@@ -190,10 +191,25 @@ SENTENCE = (
 """What begins a sentence about the answer, behind it; written as it stands there."""
 
 
+def words_of(*tables: dict[str, tuple[str, ...]] | tuple[str, ...]) -> list[str]:
+    """All words of tables, the longer ones first."""
+    words = {word for table in tables for word in (sum(table.values(), ()) if isinstance(table, dict) else table)}
+    return sorted(words, key=lambda word: (-len(word), word))
+
+
 def any_of(*tables: dict[str, tuple[str, ...]] | tuple[str, ...]) -> str:
     """A pattern of the words of tables, the longer ones first."""
-    words = {word for table in tables for word in (sum(table.values(), ()) if isinstance(table, dict) else table)}
-    return "|".join(re.escape(word) for word in sorted(words, key=lambda word: (-len(word), word)))
+    return "|".join(map(re.escape, words_of(*tables)))
+
+
+def lines_with(words: Sequence[str], lines: Sequence[str]) -> Iterator[int]:
+    """Indices of the lines that hold one of these words, from the last one: a pattern is tried on few lines then."""
+    whole = "\n".join(lines).lower()
+    present = [word for word in words if word in whole]
+    for index in range(len(lines) - 1 if present else -1, -1, -1):
+        line = lines[index].lower()
+        if any(word in line for word in present):
+            yield index
 
 
 _GAP = r"[ \t*_,，]*+"
