@@ -41,7 +41,8 @@ _COMMAND = r"\\(?:text(?:bf|it|rm|sf|tt|sc)?|math(?:rm|bf|it|sf|tt)|[mhf]box|box
 _OPEN = rf"""(?:[\s*_`$({{\[<"'“‘「【]|{_COMMAND})*+"""
 # `Option`, `The answer is`, `Answer:`. No letter of a Latin word is the choice.
 _LEAD = rf"""(?P<lead> (?: {_OPEN}
-    (?: {NAMED} | (?:the\s++)?+ (?:(?:correct|right|best|final)\s++)?+ (?:{any_of(CHOICE)}) ) {WORD_END} [\s*_]*+ (?:{IS_WORD})?+ [\s*_]*+ [:：]?+ ){{0,3}} )"""
+    (?: {NAMED} | (?:the\s++)?+ (?:(?:correct|right|best|final)\s++)?+ (?:{any_of(CHOICE)}) ) {WORD_END}
+    [\s*_]*+ (?:{IS_WORD})?+ [\s*_]*+ [:：]?+ ){{0,3}} )"""
 _LETTER = re.compile(
     rf"""{_LEAD} {_OPEN} (?P<letter>[A-Za-z]) (?![\w'^+#]|[-/&–][A-Za-z]) (?P<closed>[*_`$}}"'”’」】>]*+)
     (?P<mark>(?:\s*+[)\].:])?+) (?P<rest>.*)""",

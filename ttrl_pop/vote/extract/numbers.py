@@ -75,8 +75,9 @@ _FRAC_OF_LETTERS = rf"""(?! {_FRAC} ) \\[dtc]?frac (?![a-zA-Z]) \s*+
 _SIGN = rf"""(?: (?<![^\W_]) (?<![.)\]}}]) | (?<=[{COPULAS}]) )
     (?P<sign> [-+−–±] | \\pm\ ?+ ) (?: [{CURRENCIES}] | \\\$ )?+"""
 _NUMBER = rf"(?: {_SIGN} )?+ (?: (?<![\d.]) | (?<=[{_CASED}]\.) ) (?P<size> {_SIZE} )"
+_NO_NUMBER = f"{_NO_DIGITS} | {_WORD} | {_DATE} | {_RATIO} | {_VERSION} | {_INDEX} | {_FRAC_OF_LETTERS}"
 _TOKEN = re.compile(
-    f"{_NO_DIGITS} | {_WORD} | {_DATE} | {_RATIO} | {_VERSION} | {_INDEX} | {_FRAC_OF_LETTERS} | (?P<number> {_NUMBER})",
+    f"{_NO_NUMBER} | (?P<number> {_NUMBER} )",
     re.VERBOSE,
 )
 
