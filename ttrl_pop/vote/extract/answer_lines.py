@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import islice
 
-from ttrl_pop.vote.extract.remarks import ADORNMENT, answer_itself, is_value
+from ttrl_pop.vote.extract.remarks import ADORNMENT, DONE, answer_itself, is_value
 from ttrl_pop.vote.extract.turn import Turn
 from ttrl_pop.vote.extract.words import AFTER, ANSWER, IS_WORD, NAMED, any_of, lines_with, words_of
 
@@ -27,10 +27,10 @@ LONGEST_FORMULA = 20
 _NOUNS = words_of(ANSWER)
 _SIGNS = r"[^\w\n]*+(?:_[^\w\n]*+)*+"
 # Signs, a list number, and a command or a tag that makes bold.
-_BEFORE = rf"""{_SIGNS} (?: \d{{1,3}}[.):、．] {_SIGNS} )?+
+_BEFORE = rf"""{_SIGNS} (?: (?:step[ ])? \d{{1,3}}[.):、．] {_SIGNS} )?+
     (?: (?: (?:text|math)(?:bf|it|rm)? \{{ | (?:b|strong|em|i|u|p|h[1-6]) > ) {_SIGNS} )?+"""
 _LINE = re.compile(
-    rf"""{_BEFORE} {NAMED} (?P<closed>[ \t]*+ (?:\([^()\n]{{1,60}}\))?+ [ \t*_`\])】」』》}}]*+)
+    rf"""{_BEFORE} {NAMED} (?P<closed>[ \t]*+ (?:\([^()\n]{{1,60}}\))?+ [ \t*_`\])】」』》}}{DONE}]*+)
     (?: (?P<mark> (?:{IS_WORD})?+ [ \t]*+ (?: [:：∶﹕] | [→⇒➡➔►] | [-=]> ) \ufe0f?+ )
       | (?P<weak> =(?![=>]) | [-–—](?=[ \t]) ) | (?P<verb> {IS_WORD} ) )?+
     (?P<rest>.*)""",
@@ -45,7 +45,7 @@ _VERB = re.compile(r"[ \t]*+(?:is|was|are)(?!\w)", re.IGNORECASE)
 _FORMULA_OPENS = {"$$": "$$", r"\[": r"\]"}
 _SENTENCE_ENDS = (".", "!", "?", ":", ",", "。", "：")
 _LIST_MARK = re.compile(r"\A\s*+(?:>\s*+)*+(?:[-•*]\s++)?+")
-_BLANK = re.compile(r"\s*+[-=*_─—]*+\s*+")
+_BLANK = re.compile(r"\s*+(?:[-=*_─—]*+|```[a-z]*+)\s*+")
 
 
 def last_answer_line(turn: Turn) -> str | None:

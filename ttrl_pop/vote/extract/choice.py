@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from ttrl_pop.thoughts import Thinking
 from ttrl_pop.types import FinishReason
 from ttrl_pop.vote.extract.chat import marked_answers
+from ttrl_pop.vote.extract.remarks import DONE
 from ttrl_pop.vote.extract.turn import said
 from ttrl_pop.vote.extract.words import (
     AND,
@@ -27,6 +28,7 @@ from ttrl_pop.vote.extract.words import (
     NAMED,
     PICK,
     REASON,
+    SURELY,
     WORD_END,
     WRONG,
     any_of,
@@ -38,7 +40,8 @@ LONGEST = 300
 """Characters of an answer that are read: its letter stands at its beginning."""
 
 _COMMAND = r"\\(?:text(?:bf|it|rm|sf|tt|sc)?|math(?:rm|bf|it|sf|tt)|[mhf]box|boxed|fbox)\s*+\{"
-_OPEN = rf"""(?:[\s*_`$({{\[<"'“‘「【]|{_COMMAND})*+"""
+_OPEN = rf"""(?:[\s*_`$({{\[<"'“‘「【{DONE}]|{_COMMAND})*+"""
+_LAYOUT = re.compile(r"~|\\[ ,;:!]|\\(?:quad|qquad|left|right)(?![a-zA-Z])")
 # `Option`, `The answer is`, `Answer:`. No letter of a Latin word is the choice.
 _LEAD = rf"""(?P<lead> (?: {_OPEN}
     (?: {NAMED} | (?:the\s++)?+ (?:(?:correct|right|best|final)\s++)?+ (?:{any_of(CHOICE)}) ) {WORD_END}
@@ -48,11 +51,15 @@ _LETTER = re.compile(
     (?P<mark>(?:\s*+[)\].:])?+) (?P<rest>.*)""",
     re.VERBOSE | re.IGNORECASE | re.DOTALL,
 )
-_NOTHING = re.compile(r"""[\s*_`$)}\]>"'”’」】.:。!]*+""")
+_NOTHING = re.compile(rf"""[\s*_`$)}}\]>"'”’」】.,:。!{DONE}]*+""")
+# `, B`, `and (C)`, `}/\text{D}`, or a capital alone behind the first one.
 _ANOTHER = re.compile(
-    rf"[)\]]\s*+[(\[][A-Za-z][)\]]|[\s*_`$)}}\].:]*+(?:[,/&+、]|;(?=[\s(]*+[A-Za-z][\s).]*+(?:\Z|[,;]))|(?:{any_of(AND)})(?!\w))"
-    rf"[\s(\[*$\\]*+(?:(?:{any_of(AND, CHOICE)})\s++)?+[\s(\[*$]*+[A-Za-z](?![\w'])",
-    re.IGNORECASE,
+    rf"""[)\]] \s*+ [(\[] [A-Za-z] [)\]]
+      | [\s*_`$)}}\].:]*+
+        (?: [,/&+、] | ;(?=[\s(]*+[A-Za-z][\s).]*+(?:\Z|[,;])) | (?:{_COMMAND}\s*+)?+ (?:{any_of(AND)})(?!\w) [\s}}]*+ )
+        {_OPEN} (?: (?:{any_of(AND, CHOICE)}) \s++ )?+ {_OPEN} [A-Za-z] (?![\w'])
+      | [\s*_`$)}}\].:]*+ {_OPEN} (?-i:[A-J]) {_NOTHING.pattern} \Z""",
+    re.VERBOSE | re.IGNORECASE,
 )
 _DENIED = re.compile(rf"[\s)\]*_]*+(?:{any_of(WRONG)})(?![a-z])", re.IGNORECASE)
 _REMARK = re.compile(
@@ -66,14 +73,14 @@ _SAID = (
         words_of(ANSWER, CHOICE),
         re.compile(
             rf"""(?<![A-Za-z]) (?:{any_of(ANSWER, CHOICE)}) [ \t*_]*+
-        (?: {IS_WORD} [ \t]*+ [:：]?+ | (?:must|should|would)[ ]be(?![a-z]) | [:：] ) (.*)""",
+        (?: {IS_WORD} [ \t]*+ [:：]?+ | [:：] ) (.*)""",
             re.VERBOSE | re.IGNORECASE,
         ),
     ),
     (PICK, re.compile(rf"(?<![A-Za-z])(?:{any_of(PICK)}){WORD_END}[:：]?+(.*)", re.IGNORECASE)),
 )
 _TAKEN = re.compile(
-    rf"""(?<![\w'(\[*]) [(\[*]*+ ([A-J]) [)\]*.]*+ \s++ is \s++ (?:(?:clearly|therefore|thus|indeed)\s++)?+
+    rf"""(?<![\w'(\[*]) [(\[*]*+ ([A-J]) [)\]*.]*+ \s++ is \s++ (?:(?:{any_of(SURELY)})\s++)?+
     (?:{any_of(CORRECT)})(?!\w)""",
     re.VERBOSE,
 )
@@ -116,7 +123,7 @@ def _letter(text: str, is_named: bool) -> str | None:
     Args:
         is_named: a mark or a word before it says that it is the answer: no article and no number of a list.
     """
-    text = unicodedata.normalize("NFKC", text[:LONGEST])
+    text = _LAYOUT.sub(" ", unicodedata.normalize("NFKC", text[:LONGEST]))
     found = _LETTER.match(text)
     if found is None:
         return None
@@ -126,6 +133,9 @@ def _letter(text: str, is_named: bool) -> str | None:
     behind = text[found.end("closed") :]
     if _ANOTHER.match(behind) or _DENIED.match(behind):
         return None
+    if found["mark"] == "" and "}" in found["closed"] and is_named:
+        # `\textbf{D} 42`
+        return letter.upper()
     if found["mark"] and (letter.isupper() or (is_named and (rest[:1].isspace() or found["mark"] == ")"))):
         return letter.upper()
     return letter.upper() if is_named and letter != "I" and _REMARK.match(behind) else None

@@ -52,7 +52,8 @@ _BEHIND_VALUE = re.compile(
 _SENTENCE_BEHIND = re.compile(r"[.!]\s++[A-Z]")
 _UNIT = re.compile(r"\s?+[%°℃℉$€£¥₹]?+(?:[ -]?+[^\W\d_]{1,20}+[²³]?+(?:/[a-z]{1,4}+)?+){0,3}+\s*+[.!。]?+\s*+")
 _FORMULA = re.compile(r"(?:\\[a-zA-Z]++|[^\W\d_]{1,2}+(?![^\W\d_])|\d|[^\w]|_)++")
-_END_OF_VALUE = re.compile(r"([\d)}\]$%])\.\Z")
+# No end of an abbreviation (`p.m.`) or of an ellipsis.
+_END_OF_VALUE = re.compile(r"(?<!\.)(?<!\.\w)\.\Z")
 _ALONE = re.compile(r"[(\[]?[^\W\d_][)\]]?\.?")
 _HAS_SIZE = re.compile(r"\d|\\[a-zA-Z]")
 _WHOLE_MATH = re.compile(rf"{_MATH}\s?+[.!。]?+")
@@ -69,7 +70,7 @@ def answer_itself(text: str) -> str | None:
             break
         text = value
     text = _plain(_without_remark(text))
-    return (_END_OF_VALUE.sub(r"\1", text) if is_value(text) else text) or None
+    return (_END_OF_VALUE.sub("", text) if is_value(text) else text) or None
 
 
 def is_value(text: str) -> bool:

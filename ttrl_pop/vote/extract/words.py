@@ -39,6 +39,19 @@ BEFORE = {
     "en": (
         *("so", "thus", "hence", "therefore", "and", "then", "the", "my", "your", "our", "its"),
         *("final", "correct", "right", "best", "overall", "exact", "numerical", "numeric", "short", "simplified"),
+        *("integer", "decimal", "approximate", "predicted", "chosen", "selected", "proposed", "ultimate", "actual"),
+        *(
+            "complete",
+            "full",
+            "direct",
+            "brief",
+            "definitive",
+            "revised",
+            "corrected",
+            "updated",
+            "simplest",
+            "one-word",
+        ),
     ),
     "zh": ("所以", "因此", "故", "综上", "最终", "最後", "最后", "最終", "正确", "正確", "本题", "的"),
     "ja": ("最終的な", "最終", "よって", "したがって"),
@@ -81,7 +94,7 @@ AFTER = {
 """Words that may stand behind it."""
 
 IS = {
-    "en": ("is", "equals"),
+    "en": ("is", "equals", "would be", "will be", "should be", "must be"),
     "zh": ("是", "为", "為", "等于"),
     "ja": ("は",),
     "ko": ("은", "는"),
@@ -98,6 +111,12 @@ IS = {
     "ar": ("هو", "هي"),
 }
 """Verbs between the noun and the answer."""
+
+SURELY = (
+    *("therefore", "thus", "hence", "then", "clearly", "indeed", "definitely", "obviously", "simply", "likely"),
+    "most likely",
+)
+"""Adverbs behind such a verb."""
 
 POLITE = ("です", "でした", "である", "となります", "になります", "입니다", "이다", "이에요", "예요", "ครับ", "ค่ะ")
 """Verbs behind the answer, where the language puts them there."""
@@ -166,7 +185,11 @@ PLAIN_REASON = ("because", "porque", "parce que", "perché", "weil", "потом
 CONSEQUENCE = ("so", "thus", "hence", "therefore", "所以", "因此")
 """Words that begin a remark behind a number and a comma; behind an equation the answer may follow them."""
 
-GLOSS = ("approximately", "approx", "about", "roughly", "rounded", "i.e.", "that is", "≈", "~", "=", "约")
+GLOSS = (
+    *("approximately", "approx", "about", "roughly", "rounded", "i.e", "that is", "namely", "exactly", "≈", "~", "="),
+    *("see", "from", "by", "using", "after", "this", "it is", "checked", "verified", "correct", "obtained", "computed"),
+    *("calculated", "found", "to the nearest", "in total", "或约", "约", "即"),
+)
 """What begins another form of the answer, in brackets behind it."""
 
 SENTENCE = (
@@ -217,5 +240,5 @@ NAMED = rf"(?:(?:{any_of(BEFORE)}){_GAP}){{0,5}}(?:{any_of(ANSWER)})(?:{_GAP}(?:
 """A pattern of the noun for an answer with the words around it."""
 WORD_END = "(?:(?<![A-Za-zÀ-ÿ])|(?![A-Za-zÀ-ÿ]))"
 """Behind a word of these tables, none of whose Latin ones is the beginning of a longer word."""
-IS_WORD = rf"(?:{any_of(IS)}){WORD_END}"
+IS_WORD = rf"(?:{any_of(IS)}){WORD_END}(?:[ ](?:{any_of(SURELY)})(?![a-z]),?)?+"
 """A pattern of a verb between the noun and the answer."""
