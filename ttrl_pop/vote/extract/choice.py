@@ -73,7 +73,7 @@ _SAID = (
         words_of(ANSWER, CHOICE),
         re.compile(
             rf"""(?<![A-Za-z]) (?:{any_of(ANSWER, CHOICE)}) [ \t*_]*+
-        (?: {IS_WORD} [ \t]*+ [:：]?+ | [:：] ) (.*)""",
+            (?: {IS_WORD} [ \t]*+ [:：]?+ | [:：] ) (.*)""",
             re.VERBOSE | re.IGNORECASE,
         ),
     ),

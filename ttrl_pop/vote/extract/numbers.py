@@ -76,10 +76,7 @@ _SIGN = rf"""(?: (?<![^\W_]) (?<![.)\]}}]) | (?<=[{COPULAS}]) )
     (?P<sign> [-+−–±] | \\pm\ ?+ ) (?: [{CURRENCIES}] | \\\$ )?+"""
 _NUMBER = rf"(?: {_SIGN} )?+ (?: (?<![\d.]) | (?<=[{_CASED}]\.) ) (?P<size> {_SIZE} )"
 _NO_NUMBER = f"{_NO_DIGITS} | {_WORD} | {_DATE} | {_RATIO} | {_VERSION} | {_INDEX} | {_FRAC_OF_LETTERS}"
-_TOKEN = re.compile(
-    f"{_NO_NUMBER} | (?P<number> {_NUMBER} )",
-    re.VERBOSE,
-)
+_TOKEN = re.compile(f"{_NO_NUMBER} | (?P<number> {_NUMBER} )", re.VERBOSE)
 
 _BEGUN = "|".join(sorted({word[:end] for word in MAGNITUDES for end in range(1, len(word) + 1)}))
 _GOES_ON = re.compile(

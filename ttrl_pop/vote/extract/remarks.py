@@ -32,10 +32,12 @@ _TAGS = re.compile(r"</?(?:b|strong|em|i|u|p|br|center|span|mark|h[1-6])\s?/?>",
 _MATH = r"(?:\$\$[^$]++\$\$|\$[^$]++\$|\\\((?:[^\\]|\\(?!\)))*+\\\)|\\\[(?:[^\\]|\\(?!\]))*+\\\])"
 _LEAD = re.compile(
     rf"""(?: {NAMED} [ \t*_]*+ (?: {IS_WORD} [ \t]?+ [:：]?+ | [:：] ) | (?:it|that|this)[ ]++(?:is|equals)(?!\w)
-      | it['’]s(?!\w) | (?:[^\W\d_]++(?:['’]s)?+[ ]++){{1,8}}?(?:is|are|equals)(?!\w)
+      | it['’]s(?!\w) | (?P<subject>(?:[^\W\d_]++(?:['’]s)?+[ ]++){{1,8}}?)(?:is|are|equals)(?!\w)
       | we[ ](?:get|have|obtain)(?!\w) | (?:equals|is)(?!\w) | = ) [ \t]*+""",
     re.VERBOSE | re.IGNORECASE,
 )
+# What says that a sentence names more than one value.
+_MORE = re.compile(r"(?<!\w)(?:is|are|equals|and|or)(?!\w)|[=,;，；]")
 _REMARK = re.compile(
     rf"""[.!。！;；] ["'”’*_)\]]*+ (?: \s++ | (?<=[。！；]) ) (?=(?-i:{any_of(SENTENCE)}))
       | [,，;；]\s*+ (?:{any_of(REASON)})(?![a-z])
@@ -66,7 +68,7 @@ def answer_itself(text: str) -> str | None:
     for _ in range(3):
         lead = _LEAD.match(text)
         value = _plain(_without_remark(text[lead.end() :])) if lead else ""
-        if not is_value(value):
+        if lead is None or not is_value(value) or (lead["subject"] and _MORE.search(value)):
             break
         text = value
     text = _plain(_without_remark(text))

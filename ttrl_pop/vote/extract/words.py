@@ -143,16 +143,8 @@ PICK = ("choose", "select", "pick", "choosing", "selecting", "go with", "选择"
 """Verbs before the choice that is taken."""
 
 CORRECT = (
-    "correct",
-    "right",
-    "true",
-    "the answer",
-    "the final",
-    "the correct",
-    "the right",
-    "the best",
-    "our answer",
-    "my answer",
+    *("correct", "right", "true", "the answer", "the final", "the correct", "the right", "the best"),
+    *("our answer", "my answer"),
 )
 """What is said of the choice that is taken, behind `is`."""
 
@@ -164,16 +156,8 @@ AND = ("and", "or", "und", "oder", "y", "o", "et", "ou", "и", "или", "和", 
 
 REASON = (
     *("because", "since", "due to", "which is", "which means", "see above", "from above"),
-    *(
-        "as shown",
-        "as required",
-        "as expected",
-        "as desired",
-        "as requested",
-        "as stated",
-        "as computed",
-        "as calculated",
-    ),
+    *("as shown", "as required", "as expected", "as desired", "as requested", "as stated"),
+    *("as computed", "as calculated"),
     *("as found", "as above", "as we", "as it", "as the", "as can", "as a result"),
     *("porque", "ya que", "parce que", "weil", "perché", "poiché", "потому что", "так как", "因为", "因為", "由于"),
 )
@@ -194,19 +178,8 @@ GLOSS = (
 
 SENTENCE = (
     *("I hope", "I am", "I'm", "Hope this", "Hope that", "Hope it", "This ", "That is", "These are", "It is"),
-    *(
-        "It's",
-        "Because",
-        "Since",
-        "Therefore",
-        "Thus",
-        "Hence",
-        "As shown",
-        "As required",
-        "So the",
-        "So it",
-        "We have",
-    ),
+    *("It's", "Because", "Since", "Therefore", "Thus", "Hence", "As shown", "As required"),
+    *("So the", "So it", "We have"),
     *("We get", "We can", "Let me", "Let's", "Note ", "Note:", "Thank you", "Thanks", "Please", "If you", "The answer"),
     *("The final answer", "Explanation:", "Reason:", "Check:", "Verification:", "In conclusion", "Q.E.D"),
     *("希望", "因为", "因為", "由于", "所以", "因此", "这是"),
@@ -239,6 +212,6 @@ _GAP = r"[ \t*_,，]*+"
 NAMED = rf"(?:(?:{any_of(BEFORE)}){_GAP}){{0,5}}(?:{any_of(ANSWER)})(?:{_GAP}(?:{any_of(AFTER)})){{0,2}}"
 """A pattern of the noun for an answer with the words around it."""
 WORD_END = "(?:(?<![A-Za-zÀ-ÿ])|(?![A-Za-zÀ-ÿ]))"
-"""Behind a word of these tables, none of whose Latin ones is the beginning of a longer word."""
+"""A pattern of the place behind a word: a Latin one ends there, one of another script may go on."""
 IS_WORD = rf"(?:{any_of(IS)}){WORD_END}(?:[ ](?:{any_of(SURELY)})(?![a-z]),?)?+"
 """A pattern of a verb between the noun and the answer."""
