@@ -100,6 +100,13 @@ class Unions(Section):
         (Config, {"learn": {"tis": "maybe"}}, "learn.tis: Input should be true or false, got 'maybe'"),
         (Config, {"learn": {"population_lr": -1}}, "learn.population_lr: Input should be greater than or equal to 0"),
         (Config, {"vote": {"labels": 3}}, "vote.labels: Input should be 'minds', 'base' or 'average', got 3"),
+        (
+            Config,
+            {"vote": {"thinking": "<plan>"}},
+            "vote.thinking: Input should be true or false or a list, got '<plan>'",
+        ),
+        (Config, {"vote": {"thinking": ["<plan>"]}}, "vote.thinking.1: must be given"),
+        (Config, {"vote": {"thinking": ["<plan>", ""]}}, "vote.thinking.1: String should have at least 1 character"),
         (Config, {"sampling": {"stop": "x"}}, "sampling.stop: Input should be a list, got 'x'"),
         (Config, {"sampling": {"stop": ["x", 1]}}, "sampling.stop.1: Input should be a text, got 1"),
         (Config, {"steps": 1.5}, "steps: Input should be a whole number, got 1.5"),

@@ -10,6 +10,7 @@ Simplifications:
 """
 
 import re
+from functools import cache
 from typing import TypeAlias
 
 Thinking: TypeAlias = bool | tuple[str, str]
@@ -63,7 +64,7 @@ MARKS = (
 )
 """What opens thoughts and what closes them, in upper or lower case."""
 
-_OPENING, _CLOSING = (tuple(dict.fromkeys(mark.lower() for mark in marks)) for marks in zip(*MARKS, strict=True))
+_OPENING, _CLOSING = (frozenset(mark.lower() for mark in marks) for marks in zip(*MARKS, strict=True))
 # The channel that opens a text of gpt-oss without its special tokens; a text that begins with the word goes on with a
 # space or a mark.
 _STRIPPED_CHANNEL = re.compile(r"\s*+(?:analysis|commentary)(?=[^\W_]|[\\$\"“(\[])")
@@ -73,22 +74,28 @@ _MESSAGE = "<|message|>"
 
 def spoken(text: str, thinking: Thinking = False) -> str | None:
     """What follows the thoughts; None where they never closed."""
-    also = (thinking,) if isinstance(thinking, tuple) else ()
-    # The one letter that becomes two in lower case would move all that stands behind it.
-    plain = text.replace("\u0130", "i").lower()
+    also = thinking if isinstance(thinking, tuple) else None
+    is_open = thinking is True or (also is not None and not also[0]) or bool(_STRIPPED_CHANNEL.match(text))
+    closing = {*_CLOSING, also[1].lower()} if also else _CLOSING
     start = 0
-    for mark in (*_CLOSING, *(closing.lower() for _, closing in also)):
-        if (at := plain.rfind(mark)) >= 0:
-            start = max(start, at + len(mark))
-    if not start and (thinking is True or any(not opening for opening, _ in also) or _STRIPPED_CHANNEL.match(text)):
-        return None
-    if any(plain.find(mark, start) >= 0 for mark in (*_OPENING, *(opening.lower() for opening, _ in also if opening))):
-        return None
-    return text[start:].removeprefix(_MESSAGE)
+    # The one letter that becomes two in lower case would move all that stands behind it.
+    for mark in _marks(also).finditer(text.replace("\u0130", "i").lower()):
+        is_open, start = mark[0] not in closing, mark.end()
+    return None if is_open else text[start:].removeprefix(_MESSAGE)
 
 
 def ends_in_thoughts(prompt: str, opening: str = "") -> bool:
     """Whether a prompt ends with a mark that opens thoughts: one of `MARKS`, or `opening`."""
     end = prompt.rstrip().removesuffix(_MESSAGE).lower()
     own = opening.strip().lower()
-    return end.endswith(_OPENING) or (own != "" and end.endswith(own))
+    return end.endswith(tuple(_OPENING)) or (own != "" and end.endswith(own))
+
+
+@cache
+def _marks(also: tuple[str, str] | None) -> re.Pattern[str]:
+    """Finds marks in lower case, those of the user's too.
+
+    There are no groups in it: without them the characters that begin a mark are looked for, and all others passed over.
+    """
+    marks = {*_OPENING, *_CLOSING, *(mark.lower() for mark in also or () if mark)}
+    return re.compile("|".join(re.escape(mark) for mark in sorted(marks, key=lambda mark: (-len(mark), mark))))

@@ -76,6 +76,26 @@ def test_the_day_on_which_a_run_begins_is_resolved_and_kept() -> None:
     assert saved.problems.date == day
 
 
-@pytest.mark.parametrize(("end", "opens"), [("<think>\n", True), ("", False)])
+@pytest.mark.parametrize(
+    ("end", "opens"),
+    [
+        ("<think>\n", True),
+        ("<thinking>\n", True),
+        ("[THINK]", True),
+        ("◁think▷", True),
+        ("<|channel|>analysis<|message|>", True),
+        ("<|START_THINKING|>", True),
+        ("<think>\n\n</think>\n\n", False),
+        ("Put your thoughts between <think> and </think>.", False),
+        ("", False),
+    ],
+)
 def test_a_template_tells_whether_it_opens_thoughts(end: str, opens: bool) -> None:
     assert opens_thoughts(with_template(DATED + end)) is opens
+
+
+def test_a_template_may_open_thoughts_by_a_mark_of_the_users() -> None:
+    tokenizer = with_template(DATED + "<plan>\n")
+    assert opens_thoughts(tokenizer) is False
+    assert opens_thoughts(tokenizer, "<plan>") is True
+    assert opens_thoughts(with_template(DATED), "") is False

@@ -19,7 +19,7 @@ from ttrl_pop.model.load import resolve_device
 from ttrl_pop.model.prompts import opens_thoughts
 from ttrl_pop.population.norm_noise import NormNoiseOptions
 from ttrl_pop.randomness import OUTSIDE_TRAINING
-from ttrl_pop.run.session import Session, _with_options, open_session
+from ttrl_pop.run.session import Session, _with_options, open_session, resolve
 from ttrl_pop.sample.backend import Request, Weights
 from ttrl_pop.sample.hf.backend import HfBackend
 from ttrl_pop.sample.vllm.options import VllmOptions
@@ -99,6 +99,17 @@ def test_what_the_backend_calls_for_is_filled_in_and_what_the_user_gave_stays(ti
     assert list(open_settings(session.config).values()) == list(given.values())
     assert session.rules.thinking
     assert session.policy.network.dtype == torch.float64
+
+
+def test_marks_of_thoughts_that_the_chat_template_opens_are_opened(tiny: Path) -> None:
+    given = ("<plan>", "</plan>")
+    session = opened(tiny, **{"vote.thinking": list(given)})
+    assert session.config.vote.thinking == session.rules.thinking == given
+    template = session.policy.model.tokenizer.chat_template
+    session.policy.model.tokenizer.chat_template = f"{template}<plan>"
+    resolved = resolve(session.config, "hf", session.policy, session.backend)
+    assert resolved.vote.thinking == ("", "</plan>")
+    assert resolve(resolved, "hf", session.policy, session.backend) == resolved
 
 
 def test_a_resolved_configuration_is_resolved_to_itself(tiny: Path) -> None:

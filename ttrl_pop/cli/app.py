@@ -218,7 +218,8 @@ def vote(
 
     A row that cannot be read is told on stderr and left out, all others count, and the exit code is 2 at the end.
 
-    Rollouts whose chat template opened the thoughts need --set vote.thinking=true.
+    Rollouts whose chat template opened the thoughts need --set vote.thinking=true; marks of thoughts that are not known
+    are told by --set 'vote.thinking=["<plan>", "</plan>"]'.
     """
     from ttrl_pop.cli import vote as command
     from ttrl_pop.read.rollouts import Layout

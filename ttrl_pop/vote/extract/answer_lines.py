@@ -4,50 +4,54 @@ A line opens with a word for "answer" (`ttrl_pop.vote.extract.words`), after sig
 stand before it. Behind the word comes
 
 1. a colon or an arrow, and then the answer, whatever it is;
-2. `=`, a dash, `is`, or the end of what is bold or bracketed, and then a value: a number with its unit, or a formula;
+2. `=`, a dash, or the end of what is bold or bracketed, and then a value: a number with its unit, or a formula;
 3. nothing, and the answer stands below, on the only line of its paragraph.
 
-A sentence inside a line, `so the answer is 57.`, counts where no line names the answer, and only with a value.
+A sentence, `So the answer is 57.`, is no such line: it counts where nothing marks an answer, and only with a value.
 """
 
 import re
+from collections import deque
 from collections.abc import Sequence
 from itertools import islice
 
-from ttrl_pop.vote.extract.remarks import ADORNMENT, answer_itself, is_value
+from ttrl_pop.vote.extract.remarks import ADORNMENT, DONE, answer_itself, is_value
 from ttrl_pop.vote.extract.turn import Turn
-from ttrl_pop.vote.extract.words import IS_WORD, NAMED
+from ttrl_pop.vote.extract.words import AFTER, ANSWER, IS_WORD, NAMED, any_of, lines_with, words_of
 
 MOST_LINES = 1000
 """Lines that name an answer, counted from the end, of which one must have it."""
 LONGEST_FORMULA = 20
 """Lines of a formula below a heading, at most."""
 
+_NOUNS = words_of(ANSWER)
 _SIGNS = r"[^\w\n]*+(?:_[^\w\n]*+)*+"
 # Signs, a list number, and a command or a tag that makes bold.
-_BEFORE = rf"""{_SIGNS} (?: \d{{1,3}}[.):、．] {_SIGNS} )?+
+_BEFORE = rf"""{_SIGNS} (?: (?:step[ ])? \d{{1,3}}[.):、．] {_SIGNS} )?+
     (?: (?: (?:text|math)(?:bf|it|rm)? \{{ | (?:b|strong|em|i|u|p|h[1-6]) > ) {_SIGNS} )?+"""
 _LINE = re.compile(
-    rf"""{_BEFORE} {NAMED} (?P<closed>[ \t]*+ (?:\([^()\n]{{1,60}}\))?+ [ \t*_`\])】」』》}}]*+)
+    rf"""{_BEFORE} {NAMED} (?P<closed>[ \t]*+ (?:\([^()\n]{{1,60}}\))?+ [ \t*_`\])】」』》}}{DONE}]*+)
     (?: (?P<mark> (?:{IS_WORD})?+ [ \t]*+ (?: [:：∶﹕] | [→⇒➡➔►] | [-=]> ) \ufe0f?+ )
-      | (?P<weak> =(?![=>]) | [-–—](?=[ \t]) | {IS_WORD} ) )?+
+      | (?P<weak> =(?![=>]) | [-–—](?=[ \t]) ) | (?P<verb> {IS_WORD} ) )?+
     (?P<rest>.*)""",
     re.VERBOSE | re.IGNORECASE,
 )
-_SAID = re.compile(r"\banswer[ \t*_]*+is(?![a-z])[ \t]*+:?+(.*)", re.IGNORECASE)
+_SAID = re.compile(
+    rf"(?<![A-Za-z])(?:{any_of(ANSWER)})(?:[ \t]*+(?:{any_of(AFTER)}))?+[ \t*_]*+{IS_WORD}[ \t]*+[:：]?+", re.IGNORECASE
+)
 # `\textbf{Answer:} 57` closes behind the colon.
 _CLOSED = re.compile(r"\A[*_`\s]*+[}】」]++[*_`]*+")
 _VERB = re.compile(r"[ \t]*+(?:is|was|are)(?!\w)", re.IGNORECASE)
 _FORMULA_OPENS = {"$$": "$$", r"\[": r"\]"}
 _SENTENCE_ENDS = (".", "!", "?", ":", ",", "。", "：")
 _LIST_MARK = re.compile(r"\A\s*+(?:>\s*+)*+(?:[-•*]\s++)?+")
-_BLANK = re.compile(r"\s*+[-=*_─—]*+\s*+")
+_BLANK = re.compile(r"\s*+(?:[-=*_─—]*+|```[a-z]*+)\s*+")
 
 
 def last_answer_line(turn: Turn) -> str | None:
     """What the last finished line that names an answer names, or what stands below that line."""
     lines = turn.finished_lines.split("\n")
-    found = ((index, line) for index in range(len(lines) - 1, -1, -1) if (line := _LINE.match(lines[index])))
+    found = ((index, line) for index in lines_with(_NOUNS, lines) if (line := _LINE.match(lines[index])))
     for index, line in islice(found, MOST_LINES):
         if answer := _named(line) or _below(line, lines, index, turn.is_cut):
             return answer
@@ -56,9 +60,12 @@ def last_answer_line(turn: Turn) -> str | None:
 
 def last_said_answer(text: str) -> str | None:
     """The value in the last sentence `… the answer is 57.`"""
-    said = _SAID.findall(text)
-    answer = answer_itself(str(said[-1])) if said else None
-    return answer if answer and is_value(answer) else None
+    lines = text.split("\n")
+    for index in lines_with(_NOUNS, lines):
+        if said := deque(_SAID.finditer(lines[index]), maxlen=1):
+            answer = answer_itself(lines[index][said[0].end() :])
+            return answer if answer and is_value(answer) else None
+    return None
 
 
 def _named(line: re.Match[str]) -> str | None:
@@ -70,7 +77,7 @@ def _named(line: re.Match[str]) -> str | None:
         # `My answer: is yes` goes on with a sentence.
         return None if _VERB.match(rest) and not is_value(answer) else answer
     is_apart = line["weak"] or line["closed"].strip(" \t")
-    return answer if is_apart and is_value(answer) else None
+    return answer if is_apart and not line["verb"] and is_value(answer) else None
 
 
 def _below(line: re.Match[str], lines: Sequence[str], index: int, is_cut: bool) -> str | None:

@@ -29,6 +29,9 @@ def last_tagged(turn: Turn) -> tuple[int, str] | None:
     text that generation stops at.
     """
     text = turn.text
+    lowered = text.lower()
+    if not any(opening in lowered for opening, _ in TAGS):
+        return None
     best: tuple[int, str] | None = None
     opened: re.Match[str] | None = None
     for tag in _TAG.finditer(text):

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from ttrl_pop.thoughts import Thinking
 from ttrl_pop.types import FinishReason
 from ttrl_pop.vote.extract.chat import marked_answers
+from ttrl_pop.vote.extract.remarks import DONE
 from ttrl_pop.vote.extract.turn import said
 from ttrl_pop.vote.extract.words import (
     AND,
@@ -27,29 +28,38 @@ from ttrl_pop.vote.extract.words import (
     NAMED,
     PICK,
     REASON,
+    SURELY,
     WORD_END,
     WRONG,
     any_of,
+    lines_with,
+    words_of,
 )
 
 LONGEST = 300
 """Characters of an answer that are read: its letter stands at its beginning."""
 
 _COMMAND = r"\\(?:text(?:bf|it|rm|sf|tt|sc)?|math(?:rm|bf|it|sf|tt)|[mhf]box|boxed|fbox)\s*+\{"
-_OPEN = rf"""(?:[\s*_`$({{\[<"'“‘「【]|{_COMMAND})*+"""
+_OPEN = rf"""(?:[\s*_`$({{\[<"'“‘「【{DONE}]|{_COMMAND})*+"""
+_LAYOUT = re.compile(r"~|\\[ ,;:!]|\\(?:quad|qquad|left|right)(?![a-zA-Z])")
 # `Option`, `The answer is`, `Answer:`. No letter of a Latin word is the choice.
-_LEAD = rf"""(?: {_OPEN} (?: {NAMED} | (?:the\s++)?+ (?:(?:correct|right|best|final)\s++)?+ (?:{any_of(CHOICE)}) )
-    {WORD_END} [\s*_]*+ (?:{IS_WORD})?+ [\s*_]*+ [:：]?+ ){{0,3}}"""
+_LEAD = rf"""(?P<lead> (?: {_OPEN}
+    (?: {NAMED} | (?:the\s++)?+ (?:(?:correct|right|best|final)\s++)?+ (?:{any_of(CHOICE)}) ) {WORD_END}
+    [\s*_]*+ (?:{IS_WORD})?+ [\s*_]*+ [:：]?+ ){{0,3}} )"""
 _LETTER = re.compile(
     rf"""{_LEAD} {_OPEN} (?P<letter>[A-Za-z]) (?![\w'^+#]|[-/&–][A-Za-z]) (?P<closed>[*_`$}}"'”’」】>]*+)
     (?P<mark>(?:\s*+[)\].:])?+) (?P<rest>.*)""",
     re.VERBOSE | re.IGNORECASE | re.DOTALL,
 )
-_NOTHING = re.compile(r"""[\s*_`$)}\]>"'”’」】.:。!]*+""")
+_NOTHING = re.compile(rf"""[\s*_`$)}}\]>"'”’」】.,:。!{DONE}]*+""")
+# `, B`, `and (C)`, `}/\text{D}`, or a capital alone behind the first one.
 _ANOTHER = re.compile(
-    rf"[\s*_`$)}}\].:]*+(?:[,/&+、]|;(?=[\s(]*+[A-Za-z][\s).]*+(?:\Z|[,;]))|(?:{any_of(AND)})(?!\w))"
-    rf"[\s(\[*$\\]*+(?:(?:{any_of(AND, CHOICE)})\s++)?+[\s(\[*$]*+[A-Za-z](?![\w'])",
-    re.IGNORECASE,
+    rf"""[)\]] \s*+ [(\[] [A-Za-z] [)\]]
+      | [\s*_`$)}}\].:]*+
+        (?: [,/&+、] | ;(?=[\s(]*+[A-Za-z][\s).]*+(?:\Z|[,;])) | (?:{_COMMAND}\s*+)?+ (?:{any_of(AND)})(?!\w) [\s}}]*+ )
+        {_OPEN} (?: (?:{any_of(AND, CHOICE)}) \s++ )?+ {_OPEN} [A-Za-z] (?![\w'])
+      | [\s*_`$)}}\].:]*+ {_OPEN} (?-i:[A-J]) {_NOTHING.pattern} \Z""",
+    re.VERBOSE | re.IGNORECASE,
 )
 _DENIED = re.compile(rf"[\s)\]*_]*+(?:{any_of(WRONG)})(?![a-z])", re.IGNORECASE)
 _REMARK = re.compile(
@@ -59,15 +69,18 @@ _REMARK = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 _SAID = (
-    re.compile(
-        rf"""(?<![A-Za-z]) (?:{any_of(ANSWER, CHOICE)}) [ \t*_]*+
-        (?: {IS_WORD} [ \t]*+ [:：]?+ | (?:must|should|would)[ ]be(?![a-z]) | [:：] ) (.*)""",
-        re.VERBOSE | re.IGNORECASE,
+    (
+        words_of(ANSWER, CHOICE),
+        re.compile(
+            rf"""(?<![A-Za-z]) (?:{any_of(ANSWER, CHOICE)}) [ \t*_]*+
+            (?: {IS_WORD} [ \t]*+ [:：]?+ | [:：] ) (.*)""",
+            re.VERBOSE | re.IGNORECASE,
+        ),
     ),
-    re.compile(rf"(?<![A-Za-z])(?:{any_of(PICK)}){WORD_END}[:：]?+(.*)", re.IGNORECASE),
+    (PICK, re.compile(rf"(?<![A-Za-z])(?:{any_of(PICK)}){WORD_END}[:：]?+(.*)", re.IGNORECASE)),
 )
 _TAKEN = re.compile(
-    rf"""(?<![\w'(\[*]) [(\[*]*+ ([A-J]) [)\]*.]*+ \s++ is \s++ (?:(?:clearly|therefore|thus|indeed)\s++)?+
+    rf"""(?<![\w'(\[*]) [(\[*]*+ ([A-J]) [)\]*.]*+ \s++ is \s++ (?:(?:{any_of(SURELY)})\s++)?+
     (?:{any_of(CORRECT)})(?!\w)""",
     re.VERBOSE,
 )
@@ -87,12 +100,14 @@ def extract_choice(text: str, finish_reason: FinishReason, thinking: Thinking = 
 
 def _told(text: str) -> Iterator[str]:
     """Letters that sentences tell, the surest first."""
-    for pattern in _SAID:
-        for rest in pattern.findall(text)[-1:]:
+    lines = text.split("\n")
+    for words, pattern in _SAID:
+        last = next((said for index in lines_with(words, lines) if (said := pattern.findall(lines[index]))), [])
+        for rest in last[-1:]:
             if found := _letter(rest, is_named=True):
                 yield found
-    lines = text.split("\n")
-    taken = next((letters for line in reversed(lines) if (letters := set(_TAKEN.findall(line)))), set())
+    claims = (set(_TAKEN.findall(lines[index])) for index in lines_with(CORRECT, lines))
+    taken = next(filter(None, claims), set())
     if len(taken) == 1:
         yield taken.pop()
     if found := _letter(lines[0], is_named=False):
@@ -108,16 +123,19 @@ def _letter(text: str, is_named: bool) -> str | None:
     Args:
         is_named: a mark or a word before it says that it is the answer: no article and no number of a list.
     """
-    text = unicodedata.normalize("NFKC", text[:LONGEST])
+    text = _LAYOUT.sub(" ", unicodedata.normalize("NFKC", text[:LONGEST]))
     found = _LETTER.match(text)
     if found is None:
         return None
-    letter, rest = found["letter"], found["rest"]
+    letter, rest, is_named = found["letter"], found["rest"], is_named or found["lead"] != ""
     if _NOTHING.fullmatch(rest):
         return letter.upper()
     behind = text[found.end("closed") :]
     if _ANOTHER.match(behind) or _DENIED.match(behind):
         return None
+    if found["mark"] == "" and "}" in found["closed"] and is_named:
+        # `\textbf{D} 42`
+        return letter.upper()
     if found["mark"] and (letter.isupper() or (is_named and (rest[:1].isspace() or found["mark"] == ")"))):
         return letter.upper()
     return letter.upper() if is_named and letter != "I" and _REMARK.match(behind) else None

@@ -11,7 +11,7 @@ r"""How an answer is read from a completion, by name.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from ttrl_pop.errors import UsageError
 from ttrl_pop.plugins import load
@@ -81,7 +81,7 @@ OF_THOUGHTS = (extract_first_number, extract_last_number, extract_choice)
 def _of_function(name: str, function: Extract) -> Extractor:
     """The extractor that reads all completions alike, as they are."""
 
-    def extract(text: str, finish_reason: FinishReason, _thinking: Thinking) -> str | None:
+    def extract(text: str, finish_reason: FinishReason, _thinking: Thinking) -> Any:
         return function(text, finish_reason)
 
     return Extractor(name, extract, extract)

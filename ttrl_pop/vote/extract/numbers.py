@@ -52,7 +52,7 @@ _EXPONENT = rf"""(?: (?: \^ | \*\* ) \ ?+ (?: \{{ \ ?+ {_MINUS}? \d++ \ ?+ \}} |
     | [⁺⁻]?+ [⁰¹²³⁴⁵⁶⁷⁸⁹]++ | <sup> {_MINUS}? \d++ </sup> )"""
 _FACTOR = rf"""(?: \\sqrt (?:\[\d++\])?+ (?: \{{\d++\}} | \ ?+\d ) | √ (?: \d++ | [{{(]\d++[)}}] )
     | \\pi (?![a-zA-Z]) | π (?![{_CASED}]) )"""
-_PART = r"\{ (?: [-+\d\s.,π√] | \\pi(?![a-zA-Z]) | \\sqrt\{\d++\} )++ \}"
+_PART = r"\{ (?: [-+\d\s.,π√] | \{,\} | \\pi(?![a-zA-Z]) | \\sqrt\{\d++\} )++ \}"
 _FRAC = rf"\\[dtc]?frac \ ?+ (?: {_PART} \ ?+ (?: {_PART} | \d ) | \d \ ?+ (?: {_PART} | \d ) )"
 _SIZE = rf"""(?: (?: \d++ \  \d++ [/⁄] \d++ | (?: \d++ \ ?+ )?+ {_VULGAR} | (?: \d++ \ ?+ )?+ {_FRAC}
       | {_DECIMAL}
@@ -60,6 +60,9 @@ _SIZE = rf"""(?: (?: \d++ \  \d++ [/⁄] \d++ | (?: \d++ \ ?+ )?+ {_VULGAR} | (?
           | \s*+ {_TIMES} \s*+ 10 {_EXPONENT} )?+
         (?: \ ?+ (?i: {"|".join(MAGNITUDES)} ) s?+ (?![{_CASED}]) )?+ )
     {_FACTOR}*+ | {_FACTOR}++ )"""
+# Most of a text, in one go.
+_NO_DIGITS = rf"""(?: [^{_CASED}\d_^\\√¼-¾⅐-⅞↉+\-−–±.]++ | (?!π) [{_CASED}]++ (?![\d_^])
+    | [-+−–±.] (?! [-+−–±.\d\\√π¼-¾⅐-⅞↉{CURRENCIES}] ) )++"""
 _WORD = rf"""(?!π(?![{_CASED}])) [{_CASED}] [{_CASED}\d_]*+ (?: (?<=\d) \. \d++ [{_CASED}\d_]*+ )*+
     (?: (?: \^ | (?<=_) ) \{{?+ {_MINUS}?+ \d++ \}}?+ )*+"""
 _DATE = r"""(?<!\d) \d{1,4} (?P<dash>[-/.]) \d{1,2} (?P=dash) \d{1,4} (?!\d) (?: (?P=dash) \d++ )*+
@@ -72,9 +75,8 @@ _FRAC_OF_LETTERS = rf"""(?! {_FRAC} ) \\[dtc]?frac (?![a-zA-Z]) \s*+
 _SIGN = rf"""(?: (?<![^\W_]) (?<![.)\]}}]) | (?<=[{COPULAS}]) )
     (?P<sign> [-+−–±] | \\pm\ ?+ ) (?: [{CURRENCIES}] | \\\$ )?+"""
 _NUMBER = rf"(?: {_SIGN} )?+ (?: (?<![\d.]) | (?<=[{_CASED}]\.) ) (?P<size> {_SIZE} )"
-_TOKEN = re.compile(
-    f"{_WORD} | {_DATE} | {_RATIO} | {_VERSION} | {_INDEX} | {_FRAC_OF_LETTERS} | (?P<number> {_NUMBER} )", re.VERBOSE
-)
+_NO_NUMBER = f"{_NO_DIGITS} | {_WORD} | {_DATE} | {_RATIO} | {_VERSION} | {_INDEX} | {_FRAC_OF_LETTERS}"
+_TOKEN = re.compile(f"{_NO_NUMBER} | (?P<number> {_NUMBER} )", re.VERBOSE)
 
 _BEGUN = "|".join(sorted({word[:end] for word in MAGNITUDES for end in range(1, len(word) + 1)}))
 _GOES_ON = re.compile(

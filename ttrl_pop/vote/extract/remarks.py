@@ -32,9 +32,12 @@ _TAGS = re.compile(r"</?(?:b|strong|em|i|u|p|br|center|span|mark|h[1-6])\s?/?>",
 _MATH = r"(?:\$\$[^$]++\$\$|\$[^$]++\$|\\\((?:[^\\]|\\(?!\)))*+\\\)|\\\[(?:[^\\]|\\(?!\]))*+\\\])"
 _LEAD = re.compile(
     rf"""(?: {NAMED} [ \t*_]*+ (?: {IS_WORD} [ \t]?+ [:：]?+ | [:：] ) | (?:it|that|this)[ ]++(?:is|equals)(?!\w)
-      | it['’]s(?!\w) | we[ ](?:get|have|obtain)(?!\w) | (?:equals|is)(?!\w) | = ) [ \t]*+""",
+      | it['’]s(?!\w) | (?P<subject>(?:[^\W\d_]++(?:['’]s)?+[ ]++){{1,8}}?)(?:is|are|equals)(?!\w)
+      | we[ ](?:get|have|obtain)(?!\w) | (?:equals|is)(?!\w) | = ) [ \t]*+""",
     re.VERBOSE | re.IGNORECASE,
 )
+# What says that a sentence names more than one value.
+_MORE = re.compile(r"(?<!\w)(?:is|are|equals|and|or)(?!\w)|[=,;，；]")
 _REMARK = re.compile(
     rf"""[.!。！;；] ["'”’*_)\]]*+ (?: \s++ | (?<=[。！；]) ) (?=(?-i:{any_of(SENTENCE)}))
       | [,，;；]\s*+ (?:{any_of(REASON)})(?![a-z])
@@ -51,6 +54,8 @@ _BEHIND_VALUE = re.compile(
 _SENTENCE_BEHIND = re.compile(r"[.!]\s++[A-Z]")
 _UNIT = re.compile(r"\s?+[%°℃℉$€£¥₹]?+(?:[ -]?+[^\W\d_]{1,20}+[²³]?+(?:/[a-z]{1,4}+)?+){0,3}+\s*+[.!。]?+\s*+")
 _FORMULA = re.compile(r"(?:\\[a-zA-Z]++|[^\W\d_]{1,2}+(?![^\W\d_])|\d|[^\w]|_)++")
+# No end of an abbreviation (`p.m.`) or of an ellipsis.
+_END_OF_VALUE = re.compile(r"(?<!\.)(?<!\.\w)\.\Z")
 _ALONE = re.compile(r"[(\[]?[^\W\d_][)\]]?\.?")
 _HAS_SIZE = re.compile(r"\d|\\[a-zA-Z]")
 _WHOLE_MATH = re.compile(rf"{_MATH}\s?+[.!。]?+")
@@ -63,11 +68,11 @@ def answer_itself(text: str) -> str | None:
     for _ in range(3):
         lead = _LEAD.match(text)
         value = _plain(_without_remark(text[lead.end() :])) if lead else ""
-        if not is_value(value):
+        if lead is None or not is_value(value) or (lead["subject"] and _MORE.search(value)):
             break
         text = value
     text = _plain(_without_remark(text))
-    return (text.removesuffix(".") if is_value(text) else text) or None
+    return (_END_OF_VALUE.sub("", text) if is_value(text) else text) or None
 
 
 def is_value(text: str) -> bool:

@@ -68,8 +68,11 @@ STARTS = (
     "<|turn>",
     "<bos>",
     "<s>",
+    "<pad>",  # on the left
+    "<|pad|>",
+    "<|endoftext|>",
 )
-"""Special tokens that begin a turn or a part of one."""
+"""Special tokens that begin a turn or a part of one, or fill what is before it."""
 ROLES = ("assistant", "model", "final")
 """What may stand behind them."""
 

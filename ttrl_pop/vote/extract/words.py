@@ -1,6 +1,7 @@
 """Words that name an answer or a choice, by language. A language more is a line more in these tables."""
 
 import re
+from collections.abc import Iterator, Sequence
 
 ANSWER = {
     "en": ("answer", "ans"),
@@ -38,6 +39,19 @@ BEFORE = {
     "en": (
         *("so", "thus", "hence", "therefore", "and", "then", "the", "my", "your", "our", "its"),
         *("final", "correct", "right", "best", "overall", "exact", "numerical", "numeric", "short", "simplified"),
+        *("integer", "decimal", "approximate", "predicted", "chosen", "selected", "proposed", "ultimate", "actual"),
+        *(
+            "complete",
+            "full",
+            "direct",
+            "brief",
+            "definitive",
+            "revised",
+            "corrected",
+            "updated",
+            "simplest",
+            "one-word",
+        ),
     ),
     "zh": ("所以", "因此", "故", "综上", "最终", "最後", "最后", "最終", "正确", "正確", "本题", "的"),
     "ja": ("最終的な", "最終", "よって", "したがって"),
@@ -80,7 +94,7 @@ AFTER = {
 """Words that may stand behind it."""
 
 IS = {
-    "en": ("is", "equals"),
+    "en": ("is", "equals", "would be", "will be", "should be", "must be"),
     "zh": ("是", "为", "為", "等于"),
     "ja": ("は",),
     "ko": ("은", "는"),
@@ -97,6 +111,12 @@ IS = {
     "ar": ("هو", "هي"),
 }
 """Verbs between the noun and the answer."""
+
+SURELY = (
+    *("therefore", "thus", "hence", "then", "clearly", "indeed", "definitely", "obviously", "simply", "likely"),
+    "most likely",
+)
+"""Adverbs behind such a verb."""
 
 POLITE = ("です", "でした", "である", "となります", "になります", "입니다", "이다", "이에요", "예요", "ครับ", "ค่ะ")
 """Verbs behind the answer, where the language puts them there."""
@@ -123,16 +143,8 @@ PICK = ("choose", "select", "pick", "choosing", "selecting", "go with", "选择"
 """Verbs before the choice that is taken."""
 
 CORRECT = (
-    "correct",
-    "right",
-    "true",
-    "the answer",
-    "the final",
-    "the correct",
-    "the right",
-    "the best",
-    "our answer",
-    "my answer",
+    *("correct", "right", "true", "the answer", "the final", "the correct", "the right", "the best"),
+    *("our answer", "my answer"),
 )
 """What is said of the choice that is taken, behind `is`."""
 
@@ -144,45 +156,30 @@ AND = ("and", "or", "und", "oder", "y", "o", "et", "ou", "и", "или", "和", 
 
 REASON = (
     *("because", "since", "due to", "which is", "which means", "see above", "from above"),
-    *(
-        "as shown",
-        "as required",
-        "as expected",
-        "as desired",
-        "as requested",
-        "as stated",
-        "as computed",
-        "as calculated",
-    ),
+    *("as shown", "as required", "as expected", "as desired", "as requested", "as stated"),
+    *("as computed", "as calculated"),
     *("as found", "as above", "as we", "as it", "as the", "as can", "as a result"),
     *("porque", "ya que", "parce que", "weil", "perché", "poiché", "потому что", "так как", "因为", "因為", "由于"),
 )
 """Words that begin a reason behind the answer, after a comma, a dash or a bracket."""
 
 PLAIN_REASON = ("because", "porque", "parce que", "perché", "weil", "потому что", "因为", "因為")
-"""Those of them that begin one without a mark before it."""
+"""Words of a reason that begin one without a mark before it."""
 
 CONSEQUENCE = ("so", "thus", "hence", "therefore", "所以", "因此")
 """Words that begin a remark behind a number and a comma; behind an equation the answer may follow them."""
 
-GLOSS = ("approximately", "approx", "about", "roughly", "rounded", "i.e.", "that is", "≈", "~", "=", "约")
+GLOSS = (
+    *("approximately", "approx", "about", "roughly", "rounded", "i.e", "that is", "namely", "exactly", "≈", "~", "="),
+    *("see", "from", "by", "using", "after", "this", "it is", "checked", "verified", "correct", "obtained", "computed"),
+    *("calculated", "found", "to the nearest", "in total", "或约", "约", "即"),
+)
 """What begins another form of the answer, in brackets behind it."""
 
 SENTENCE = (
     *("I hope", "I am", "I'm", "Hope this", "Hope that", "Hope it", "This ", "That is", "These are", "It is"),
-    *(
-        "It's",
-        "Because",
-        "Since",
-        "Therefore",
-        "Thus",
-        "Hence",
-        "As shown",
-        "As required",
-        "So the",
-        "So it",
-        "We have",
-    ),
+    *("It's", "Because", "Since", "Therefore", "Thus", "Hence", "As shown", "As required"),
+    *("So the", "So it", "We have"),
     *("We get", "We can", "Let me", "Let's", "Note ", "Note:", "Thank you", "Thanks", "Please", "If you", "The answer"),
     *("The final answer", "Explanation:", "Reason:", "Check:", "Verification:", "In conclusion", "Q.E.D"),
     *("希望", "因为", "因為", "由于", "所以", "因此", "这是"),
@@ -190,16 +187,31 @@ SENTENCE = (
 """What begins a sentence about the answer, behind it; written as it stands there."""
 
 
+def words_of(*tables: dict[str, tuple[str, ...]] | tuple[str, ...]) -> list[str]:
+    """All words of tables, the longer ones first."""
+    words = {word for table in tables for word in (sum(table.values(), ()) if isinstance(table, dict) else table)}
+    return sorted(words, key=lambda word: (-len(word), word))
+
+
 def any_of(*tables: dict[str, tuple[str, ...]] | tuple[str, ...]) -> str:
     """A pattern of the words of tables, the longer ones first."""
-    words = {word for table in tables for word in (sum(table.values(), ()) if isinstance(table, dict) else table)}
-    return "|".join(re.escape(word) for word in sorted(words, key=lambda word: (-len(word), word)))
+    return "|".join(map(re.escape, words_of(*tables)))
+
+
+def lines_with(words: Sequence[str], lines: Sequence[str]) -> Iterator[int]:
+    """Indices of the lines that hold one of these words, from the last one: a pattern is tried on few lines then."""
+    whole = "\n".join(lines).lower()
+    present = [word for word in words if word in whole]
+    for index in range(len(lines) - 1 if present else -1, -1, -1):
+        line = lines[index].lower()
+        if any(word in line for word in present):
+            yield index
 
 
 _GAP = r"[ \t*_,，]*+"
 NAMED = rf"(?:(?:{any_of(BEFORE)}){_GAP}){{0,5}}(?:{any_of(ANSWER)})(?:{_GAP}(?:{any_of(AFTER)})){{0,2}}"
 """A pattern of the noun for an answer with the words around it."""
 WORD_END = "(?:(?<![A-Za-zÀ-ÿ])|(?![A-Za-zÀ-ÿ]))"
-"""Behind a word of these tables, none of whose Latin ones is the beginning of a longer word."""
-IS_WORD = rf"(?:{any_of(IS)}){WORD_END}"
+"""A pattern of the place behind a word: a Latin one ends there, one of another script may go on."""
+IS_WORD = rf"(?:{any_of(IS)}){WORD_END}(?:[ ](?:{any_of(SURELY)})(?![a-z]),?)?+"
 """A pattern of a verb between the noun and the answer."""
