@@ -135,7 +135,7 @@ def _series(row: Row, counted: str, names: Sequence[str]) -> Choices | None:
 def _choices(field: str, value: Any) -> Choices | None:
     if isinstance(value, list):
         if all(isinstance(item, list) and len(item) == 2 for item in value):
-            return _of_pairs(field, value)
+            return _of_pairs(field, [(label, text) for label, text in value])
         if all(isinstance(item, dict) and len(item) == 1 for item in value):
             return _of_pairs(field, [pair for item in value for pair in item.items()])
         if all(isinstance(item, dict) for item in value):
