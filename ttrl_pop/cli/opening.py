@@ -11,7 +11,7 @@ from ttrl_pop.cli.inputs import ReadingInputs, RunInputs
 from ttrl_pop.config import ProblemsConfig
 from ttrl_pop.config_file import dump_config, load_config
 from ttrl_pop.errors import UsageError
-from ttrl_pop.read.problems import read_problems, write_problems
+from ttrl_pop.read.problems import read_problems, write_gold, write_problems
 from ttrl_pop.run.session import Session, check_trainable, open_session
 from ttrl_pop.store import checkpoint
 from ttrl_pop.store.directory import RunDirectory, create
@@ -46,7 +46,7 @@ def create_run(given: RunInputs) -> PreparedRun:
     files = {
         "config.toml": dump_config(session.config),
         "problems.jsonl": "".join(f"{line}\n" for line in write_problems(problems.problems)),
-        "gold.jsonl": "".join(json.dumps({"id": i, "answer": a}) + "\n" for i, a in problems.answers.items()),
+        "gold.jsonl": "".join(f"{line}\n" for line in write_gold(problems.answers)),
         "identity.json": json.dumps(identity, indent=1) + "\n",
     }
     return PreparedRun(session, create(given.out, given.source, files), resumed=False)
