@@ -39,7 +39,8 @@ TASK_FIELDS = ("instruction", "instructions", "Instruction", "task_prompt")
 PROMPT_FIELDS = (
     *("problem", "question.stem", "question", "prompt", "Problem", "Question", "input", "query", "messages"),
     *("conversations", "conversation", "chat", "contents", "body.messages", "body.input", "params.messages"),
-    *("request.messages", "request.contents", "problem_statement", "stem", *TASK_FIELDS),
+    *("request.messages", "request.contents", "problem_statement", "Input", "Query", "Prompt", "stem"),
+    *TASK_FIELDS,
 )
 """Fields of a question, in the order in which they count."""
 
