@@ -5,7 +5,7 @@ answers live in an `AnswerKey`, which the learner never receives.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, TypeAlias
@@ -40,8 +40,21 @@ class Problem:
         return not isinstance(self.prompt, str)
 
 
+class GoldAnswer(str):
+    """A gold answer, and others that are as right."""
+
+    others: tuple[str, ...]
+
+    def __new__(cls, answer: str, others: Iterable[str] = ()) -> "GoldAnswer":
+        """An answer with `others`, of which those that are the same text go."""
+        made = super().__new__(cls, answer)
+        made.others = tuple(other for other in dict.fromkeys(others) if other != answer)
+        return made
+
+
 class AnswerKey(Mapping[str, str]):
-    """Gold answers by problem id; may be empty. Only reports, measures and rewards that ask for it receive one."""
+    """Gold answers by problem id, a `GoldAnswer` where several are right; may be empty. Only reports, measures and
+    rewards that ask for it receive one."""
 
     __slots__ = ("_gold",)
 

@@ -275,8 +275,8 @@ def test_what_was_read_in_a_way_that_may_surprise_is_told_unless_it_shall_be_qui
     assert rows_of(result.stdout)[0]["correct"] is True
     assert [line for line in result.stderr.splitlines() if line.startswith("ttrl-pop: ")] == [
         f"ttrl-pop: {tmp_path}/gold.jsonl: 1 of 2 rows with no gold answer (first: id 'q')",
-        f"ttrl-pop: {tmp_path}/gold.jsonl: 1 of 2 rows with several gold answers, of which one counts: the first with "
-        "a digit, else the first (first: id 'p')",
+        f"ttrl-pop: {tmp_path}/gold.jsonl: 1 of 2 rows with several gold answers, each of which is right "
+        "(first: id 'p')",
         "ttrl-pop: <stdin>: line 1: response is read, text not. --text-key names another field.",
         "ttrl-pop: <stdin>: line 1: finish reason 'tired' is not known, and counts as cut off",
     ]
@@ -288,6 +288,24 @@ def test_the_id_of_the_rollouts_is_that_of_the_gold_answers(tmp_path: Path) -> N
     row = {"pid": "p", "completions": [r"\boxed{4}"]}
     (found,) = votes([row], "--gold", tmp_path / "gold.jsonl", "--id-key", "pid")
     assert (found["id"], found["correct"]) == ("p", True)
+
+
+@pytest.mark.parametrize(
+    ("gold", "right", "wrong"),
+    [
+        ({"answers": ["4", "four"]}, ("4", "four"), "5"),
+        ({"options": ["3", "4"], "answer": "4"}, ("B", "4"), "A"),
+        ({"choices": ["3", "4"], "answer": 1}, ("B", "4"), "3"),
+        ({"answer": "The sum is 4."}, ("4",), "5"),
+    ],
+)
+def test_each_gold_answer_of_a_problem_is_right(
+    gold: dict[str, Any], right: tuple[str, ...], wrong: str, tmp_path: Path
+) -> None:
+    (tmp_path / "gold.jsonl").write_bytes(lines([{"id": "p", **gold}]))
+    for answer in (*right, wrong):
+        (row,) = votes(said("p", answer), "--gold", tmp_path / "gold.jsonl", "--reward", "gold")
+        assert (row["correct"], row["rewards"]) == (answer != wrong, [float(answer != wrong)])
 
 
 def test_log_probabilities_that_cannot_be_are_missing() -> None:

@@ -78,6 +78,10 @@ def test_any_unicode_is_read_as_utf_8(encoding: str) -> None:
     assert refused(ROWS.decode().encode("utf-16")[:-1]).startswith("<stdin>: not valid UTF-16 (")
 
 
+def test_a_byte_order_mark_goes_where_files_were_put_together() -> None:
+    assert read_bytes(codecs.BOM_UTF8 + b"{}\n" + codecs.BOM_UTF8 + b"{}") == b"{}\n{}"
+
+
 @pytest.mark.parametrize("pack", PACKS)
 def test_a_damaged_pack_is_refused(pack: str) -> None:
     packed = PACKS[pack](ROWS)

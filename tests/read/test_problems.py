@@ -22,7 +22,7 @@ from ttrl_pop.errors import UsageError
 from ttrl_pop.read.chat import ROLES
 from ttrl_pop.read.choices import CHOICE_FIELDS
 from ttrl_pop.read.gold import GOLD_FIELDS
-from ttrl_pop.read.problems import read_problems, write_problems
+from ttrl_pop.read.problems import read_gold, read_problems, write_gold, write_problems
 from ttrl_pop.read.question import CONTEXT_FIELDS, HISTORY_FIELDS, INSTRUCTION, PROMPT_FIELDS, SYSTEM_FIELDS
 from ttrl_pop.read.rows import ID_FIELDS
 from ttrl_pop.types import Problem, ProblemSet
@@ -67,6 +67,15 @@ def test_what_a_file_becomes(case: dict[str, Any], tmp_path: Path) -> None:
     found = read_problems(*write_case(case, tmp_path))
     assert found.problems == tuple(expected(index, want) for index, want in enumerate(case["want"]))
     assert dict(found.answers) == case["answers"]
+    for problem_id, others in case.get("others", {}).items():
+        assert list(found.answers[problem_id].others) == others
+    kept = tmp_path / "kept.jsonl"
+    kept.write_text("\n".join(write_gold(found.answers)), encoding="utf-8")
+    if found.answers:
+        again = read_gold(str(kept), AUTO)
+        assert [(i, a, getattr(a, "others", ())) for i, a in again.items()] == [
+            (i, a, getattr(a, "others", ())) for i, a in found.answers.items()
+        ]
 
 
 @pytest.mark.parametrize("case", CASES["errors"], ids=lambda case: case["name"])

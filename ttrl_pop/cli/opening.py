@@ -12,7 +12,7 @@ from ttrl_pop.cli.trust import check_trusted, remember
 from ttrl_pop.config import Config, ProblemsConfig
 from ttrl_pop.config_file import dump_config, load_config
 from ttrl_pop.errors import UsageError
-from ttrl_pop.read.problems import fingerprint, read_problems, write_problems
+from ttrl_pop.read.problems import fingerprint, read_problems, write_gold, write_problems
 from ttrl_pop.run.session import Session, as_asked, check_trainable, open_session
 from ttrl_pop.store import checkpoint, identity
 from ttrl_pop.store.directory import IDENTITY, RunDirectory, create
@@ -59,7 +59,7 @@ def create_run(given: RunInputs) -> PreparedRun:
     files = {
         CONFIG: dump_config(session.config),
         PROBLEMS: "".join(f"{line}\n" for line in write_problems(session.problems)),
-        GOLD: "".join(json.dumps({"id": i, "answer": a}) + "\n" for i, a in problems.answers.items()),
+        GOLD: "".join(f"{line}\n" for line in write_gold(problems.answers)),
     }
     known = identity.of(session.policy.model.fingerprint, fingerprint(session.problems), files)
     run = create(given.out, given.source, {**files, IDENTITY: known.dumps()})

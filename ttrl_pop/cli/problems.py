@@ -13,12 +13,14 @@ from ttrl_pop.cli.printing import print_rows
 from ttrl_pop.cli.trust import check_trusted
 from ttrl_pop.config_file import load_config
 from ttrl_pop.plugins import foreign
+from ttrl_pop.report.gold import is_right
 from ttrl_pop.run.history import group_weight
 from ttrl_pop.run.progress import load_history
 from ttrl_pop.store import checkpoint, files, identity
 from ttrl_pop.store.directory import RunDirectory, find
 from ttrl_pop.store.identity import CONFIG, GOLD
 from ttrl_pop.text import safe
+from ttrl_pop.types import GoldAnswer
 from ttrl_pop.vote.rules import build_grader
 
 LONGEST = 4096
@@ -42,17 +44,17 @@ def problems(path: Path, trust: bool) -> None:
     for state, row in zip(history.values(), history.rows(), strict=True):
         row |= {"flip_rate": state.flip_rate, "weight": group_weight(state, config.guard)}
         if state.id in gold:
-            row |= {"gold": gold[state.id], "correct": same(state.label, gold[state.id])}
+            row |= {"gold": gold[state.id], "correct": is_right(state.label, gold[state.id], same)}
         rows.append(row)
     print_rows(rows, states_table)
 
 
-def _gold(run: RunDirectory, known: identity.Identity) -> dict[str, str]:
+def _gold(run: RunDirectory, known: identity.Identity) -> dict[str, GoldAnswer]:
     """Gold answers of a run by problem id, as it wrote them."""
     if GOLD not in known.files:
         return {}
     identity.check(run, known, GOLD)
-    return {str(row.get("id")): str(row.get("answer")) for row in files.read_lines(run.gold)}
+    return {row["id"]: GoldAnswer(row["answer"], row.get("others", ())) for row in files.read_lines(run.gold)}
 
 
 def _print_notice(text: str) -> None:

@@ -28,7 +28,7 @@ CHOICE_FIELDS = (
 
 SERIES = (
     *("{}", "option_{}", "option{}", "Option {}", "option {}", "Option{}", "Option_{}", "opt{}", "op{}"),
-    *("choice_{}", "choice{}", "Choice {}", "choice {}", "ending{}", "ending_{}", "answer_{}", "answer{}", "sol{}"),
+    *("choice_{}", "choice{}", "Choice {}", "choice {}", "ending{}", "ending_{}"),
 )
 """Names of the fields of one choice each, without their letters or numbers."""
 
@@ -77,13 +77,13 @@ class Choices:
         answer = answer.strip(" $\n")
         if match := _TEXT.fullmatch(answer):
             answer = match[1].strip()
-        if match := _WORDS.match(answer):
-            answer = answer[match.end() :]
         if (label := self._same_label(answer)) is not None:
             return label
         found = [label for label, text in zip(self.labels, self.texts, strict=True) if _plain(text) == _plain(answer)]
         if len(found) == 1:
             return found[0]
+        if match := _WORDS.match(answer):
+            return self.label_of(answer[match.end() :])
         if match := _LABELLED.fullmatch(answer):
             label = self._same_label(match[1] or match[2])
             if label is not None and (not match[3] or _plain(match[3]) == _plain(self.texts[self.labels.index(label)])):
@@ -110,7 +110,7 @@ def choices_of(row: Row) -> Choices | None:
         if value in ([], {}, None):
             continue
         found = _choices(field, value)
-        if found is None or len(set(found.labels)) < len(found.labels) or not found.labels:
+        if found is None or len(set(found.labels)) < len(found.labels):
             raise row.error(
                 f"{field} are choices that cannot be read. Make them a list of texts, or an object from each letter to "
                 "its text."
@@ -135,11 +135,15 @@ def _series(row: Row, counted: str, names: Sequence[str]) -> Choices | None:
 def _choices(field: str, value: Any) -> Choices | None:
     if isinstance(value, list):
         if all(isinstance(item, list) and len(item) == 2 for item in value):
-            return _of_pairs(field, value)
-        if all(isinstance(item, dict) and len(item) == 1 for item in value):
-            return _of_pairs(field, [pair for item in value for pair in item.items()])
+            return _of_pairs(field, [(label, text) for label, text in value])
+        if all(isinstance(item, dict) and not any(key in item for key in _LABELS) for item in value):
+            if all(len(item) == 1 and not any(key in item for key in _TEXTS) for item in value):
+                return _of_pairs(field, [pair for item in value for pair in item.items()])
+            value = [_first(_TEXTS, item) for item in value]
         if all(isinstance(item, dict) for item in value):
             return _of_pairs(field, [(_first(_LABELS, item), _first(_TEXTS, item)) for item in value])
+        while value and value[-1] in (None, ""):
+            value = value[:-1]
         texts = [spelling(item) for item in value]
         return _of_texts(field, [text for text in texts if text is not None]) if None not in texts else None
     if isinstance(value, dict):
@@ -167,7 +171,7 @@ def _listed(text: str) -> list[str] | None:
 def _of_pairs(field: str, pairs: Sequence[tuple[Any, Any]]) -> Choices | None:
     labels = [spelling(label) for label, _ in pairs]
     texts = [spelling(text) for _, text in pairs]
-    if None in labels or None in texts:
+    if None in labels or None in texts or not all(labels):
         return None
     names = [str(label).strip() for label in labels]
     if all(name in ascii_lowercase for name in names):

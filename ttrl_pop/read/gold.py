@@ -13,9 +13,9 @@ Of `GOLD_FIELDS` the first that holds an answer counts; null and blank are none.
 
 Of `SOLUTION_FIELDS` a text that says no answer has none, unless it is a single word: a worked solution is no answer.
 
-A list gives its only element; of several the first with a digit, else the first. Beside choices the answer is the label
-of the one it means: by label, by text, or by number. Numbers are read alike in all rows of a source: as places counted
-from 0, as texts of choices, or as places counted from 1, the first of these that fits every row.
+Of a list each element is right, and the first is shown. Beside choices the answer is the label of the one it means, by
+label, by text, or by number, and the text of that one is as right. Numbers are read alike in all rows of a source: as
+places counted from 0, as texts of choices, or as places counted from 1, the first of these that fits every row.
 
 What is left in doubt is counted, and said once for a source.
 """
@@ -30,6 +30,7 @@ from ttrl_pop.errors import UsageError
 from ttrl_pop.read.choices import Choices, choices_of
 from ttrl_pop.read.rows import Row, is_text, spelling
 from ttrl_pop.text import last_box, shown
+from ttrl_pop.types import GoldAnswer
 
 SOLUTION_FIELDS = ("solution", "Solution")
 """Fields of a worked solution."""
@@ -42,13 +43,16 @@ GOLD_FIELDS = (
 )
 """Fields of a gold answer, in the order in which they count."""
 
+OTHERS_FIELD = "others"
+"""Field of a list of answers that are as right, beside the one that a run keeps."""
+
 PLACE_FIELDS = ("answer_idx", "answer_index", "correct_index", "cop")
 """Gold fields whose numbers are places of choices, never their texts."""
 
 DOUBTS = {
     "none": "no gold answer",
     "unreadable": r"gold that cannot be read as an answer; put it into \boxed{}, or name its field with --answer-key",
-    "several": "several gold answers, of which one counts: the first with a digit, else the first",
+    "several": "several gold answers, each of which is right",
     "sentence": r"gold of whole sentences, which only the same words equal; put the answer into \boxed{}",
     "no choice": "gold that is none of the choices",
     "numbers": "gold that is a number, which may be the place of a choice or its text, and counts as none",
@@ -110,6 +114,8 @@ class Gold:
             scalars = list(_scalars(value))
             texts = [text for scalar in scalars if (text := spelling(scalar)) is not None]
             answers = [answer for text in texts if (answer := final_answer(name, text))]
+            if answers and isinstance(kept := row.fields.get(OTHERS_FIELD), list):
+                answers += [str(other) for other in kept if is_text(other)]
             if answers:
                 for answer in answers:
                     row.check_encodable("gold answer", answer)
@@ -129,7 +135,7 @@ class Gold:
         is_clear = fits and not (fits[0] is from_0 and None not in by_text and by_text != from_0)
         for n, (row_id, _) in enumerate(self._numbers):
             if is_clear and (label := fits[0][n]) is not None:
-                self.answers[row_id] = label
+                self.answers[row_id] = self._choice(row_id, [label])
             else:
                 self._doubt("numbers", row_id)
         self._numbers.clear()
@@ -145,29 +151,49 @@ class Gold:
         text, or stands beside labels, is the text of a choice where there is such a choice."""
         by_text = None if name in PLACE_FIELDS else choices.label_of(number)
         if by_text is not None and (spelled or choices.labelled):
-            self.answers[row_id] = by_text
+            self.answers[row_id] = self._choice(row_id, [by_text])
         else:
             self._numbers.append((row_id, (choices.at(int(number)), by_text, choices.at(int(number) - 1))))
 
     def _take(self, row_id: str, answers: Sequence[str], choices: Choices | None) -> None:
         if choices is not None:
             if labels := list(filter(None, map(choices.label_of, answers))):
-                answers = labels
-            else:
-                self._doubt("no choice", row_id)
+                self.answers[row_id] = self._choice(row_id, labels)
+                return
+            self._doubt("no choice", row_id)
         if len(set(answers)) > 1:
             self._doubt("several", row_id)
-        answer = next((answer for answer in answers if any(map(str.isdigit, answer))), answers[0])
+        answer = answers[0]
         if len(answer.split()) >= _WHOLE_SENTENCE and (answer.endswith((".", "!", "?")) or "\n" in answer):
             self._doubt("sentence", row_id)
-        self.answers[row_id] = answer
+        self.answers[row_id] = GoldAnswer(answer, answers) if len(answers) > 1 else answer
+
+    def _choice(self, row_id: str, labels: Sequence[str]) -> str:
+        """Gold that is a choice by its label: its text is as right, unless it is the label of another."""
+        choices = self.choices[row_id]
+        if len(set(labels)) > 1:
+            self._doubt("several", row_id)
+        texts = (choices.texts[choices.labels.index(label)] for label in labels)
+        return GoldAnswer(labels[0], [*labels, *(text for text in texts if text not in choices.labels)])
 
     def _doubt(self, doubt: str, row_id: str) -> None:
         self._doubts.setdefault(doubt, []).append(row_id)
 
 
 def final_answer(name: str, text: str) -> str | None:
-    """The answer that the text of a gold field means (see the table above); None where it has none."""
+    """The answer that the text of a gold field means (see the table above); None where it has none.
+
+    It is read until nothing changes, so that an answer that a run keeps is read as itself.
+    """
+    answer = _read(text, is_solution=name in SOLUTION_FIELDS)
+    for _ in range(_NESTED):
+        if answer is None or (again := _read(answer)) in (answer, None):
+            break
+        answer = again
+    return answer
+
+
+def _read(text: str, is_solution: bool = False) -> str | None:
     text = text.rpartition("</think>")[2].strip()
     if (box := last_box(text)) is not None:
         return box
@@ -178,7 +204,7 @@ def final_answer(name: str, text: str) -> str | None:
         return behind.strip().partition("\n")[0].strip() or None
     if (said := _said(text)) is not None:
         return said
-    if name in SOLUTION_FIELDS and (len(text.split()) > 1 or len(text) > _LONGEST_WORD):
+    if is_solution and (len(text.split()) > 1 or len(text) > _LONGEST_WORD):
         return None
     is_word = text.count(".") == 1 and len(text.split()) == 1
     return (text.removesuffix(".") if is_word else text) or None

@@ -271,8 +271,10 @@ def _plain(head: bytes, stream: ByteStream, name: str) -> Iterator[bytes]:
         head = stream.readline(LINE_LIMIT + 1)
     elif (other := _TAR if head[_TAR_MARK] == b"ustar" else _first_of(OTHERS, head)) is not None:
         raise UsageError(f"{name}: is {other[0]}, which is not read. {other[1]}")
-    line, number, blank = head.removeprefix(codecs.BOM_UTF8), 1, 0
+    line, number, blank = head, 1, 0
     while line:
+        # Files that were put together have a mark at the beginning of each.
+        line = line.removeprefix(codecs.BOM_UTF8) or b"\n"
         if len(line) > LINE_LIMIT:
             limit = f"{LINE_LIMIT >> 20} MiB"
             raise UsageError(f"{name}:{number}: longer than {limit}. Write a JSON object on each line.")

@@ -25,7 +25,7 @@ from ttrl_pop.read.lines import ByteStream, source_name
 from ttrl_pop.read.question import read_question
 from ttrl_pop.read.rows import ID_FIELDS, Counted, Notice, Row, read_rows, rows_of, unsaid
 from ttrl_pop.text import shown
-from ttrl_pop.types import AnswerKey, Problem, ProblemSet
+from ttrl_pop.types import AnswerKey, GoldAnswer, Problem, ProblemSet
 
 
 def read_problems(
@@ -104,6 +104,13 @@ def write_problems(problems: Sequence[Problem]) -> Iterator[str]:
     for problem in problems:
         field = "messages" if problem.is_chat else "prompt"
         yield json.dumps({"id": problem.id, field: problem.prompt}, ensure_ascii=False)
+
+
+def write_gold(answers: AnswerKey) -> Iterator[str]:
+    """One JSON object a gold answer, without line ends; `read_gold` of these lines gives equal answers."""
+    for problem_id, answer in answers.items():
+        others = {"others": answer.others} if isinstance(answer, GoldAnswer) and answer.others else {}
+        yield json.dumps({"id": problem_id, "answer": answer, **others})
 
 
 def fingerprint(problems: Iterable[Problem]) -> str:

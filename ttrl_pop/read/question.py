@@ -39,7 +39,8 @@ TASK_FIELDS = ("instruction", "instructions", "Instruction", "task_prompt")
 PROMPT_FIELDS = (
     *("problem", "question.stem", "question", "prompt", "Problem", "Question", "input", "query", "messages"),
     *("conversations", "conversation", "chat", "contents", "body.messages", "body.input", "params.messages"),
-    *("request.messages", "request.contents", "problem_statement", "stem", *TASK_FIELDS),
+    *("request.messages", "request.contents", "problem_statement", "Input", "Query", "Prompt", "stem"),
+    *TASK_FIELDS,
 )
 """Fields of a question, in the order in which they count."""
 
@@ -332,6 +333,9 @@ def _holds(text: str, part: str) -> bool:
 def is_no_part(name: str) -> bool:
     """Whether the name of a field says that it is no part of a question."""
     words = [word.lower() for word in _WORD.findall(name)]
+    if words[-1:] == ["answer"] and name[-1].isdigit():
+        # One of several, among which to choose.
+        return False
     is_known = name.startswith("_") or name in ID_FIELDS or name in GOLD_FIELDS or name in _NO_PART_NAMES
     return is_known or (bool(words) and words[-1] in NO_PART and _WRONG.isdisjoint(words))
 

@@ -53,13 +53,14 @@ TEXT_FIELDS = (
     *("response", "responses", "completion", "completions", "output", "outputs", "generation", "generations"),
     *("generated_text", "generated_texts", "generated_solution", "generated_solutions", "generated_answer"),
     *("model_output", "model_outputs", "model_response", "model_responses", "model_completion", "model_answer"),
-    *("prediction", "predictions", "samples", "resps", "rollouts", "reply", "replies", "raw_response", "raw_output"),
+    *("output_text", "outputText", "llm_output", "llm_response", "generated", "prediction", "predictions", "samples"),
+    *("resps", "rollouts", "rollout", "trajectory", "reply", "replies", "raw_response", "raw_output"),
     *("candidates", "choices", "message", "messages", "conversations", "conversation", "text", "texts", "content"),
     *("code", "result", "results"),
 )
 """Fields of a completion, or of a list of them, in the order in which they count."""
 
-INSIDE = ("message", *TEXT_FIELDS, "parts", "body", "value")
+INSIDE = ("message", "delta", *TEXT_FIELDS, "parts", "body", "value")
 """Fields of an object that lead to its text, in the order in which they count."""
 
 LEAST_LOGPROB = -1e6
@@ -203,22 +204,25 @@ def _text_field(row: Row, layout: Layout, counted: Counted) -> tuple[str, Any]:
             raise row.error(f"no text field {shown(layout.text_key)} (found: {row.listed()}). Name it with --text-key.")
         return field, value
     present = list(row.present(TEXT_FIELDS))
-    holding = [(field, value) for field, value in present if _may_hold(value)] or present
-    if not holding:
+    if not present:
         raise row.error(f"no text field (found: {row.listed()}). Name it with --text-key.")
+    holding = [(field, value) for field, value in present if _may_hold(field, value)] or present[:1]
+    holding = [(field, value) for field, value in holding if value not in ("", [], {})] or holding
     if len(holding) > 1:
         names = ", ".join(field for field, _ in holding[1:])
         counted.add(f"{holding[0][0]} is read, {names} not. --text-key names another field.", row)
     return holding[0]
 
 
-def _may_hold(value: Any) -> bool:
-    """Whether a value may hold a completion; turns without one of the assistant are a prompt."""
-    return (is_text(value) or isinstance(value, list | dict)) and not _is_prompt(value)
-
-
-def _is_prompt(value: Any) -> bool:
-    return is_transcript(value) and all(role_of(turn) != "assistant" for turn in value)
+def _may_hold(field: str, value: Any) -> bool:
+    """Whether a value may hold completions: neither a prompt in turns, nor the choices of a question, nor figures."""
+    if isinstance(value, dict):
+        return any(key in value for key in INSIDE) and not (field == "choices" and "label" in value)
+    if not isinstance(value, list):
+        return is_text(value)
+    if field == "choices":
+        return all(isinstance(item, dict) and "label" not in item and len(item) > 1 for item in value)
+    return not (is_transcript(value) and all(role_of(turn) != "assistant" for turn in value))
 
 
 def _spread(
@@ -241,7 +245,7 @@ def _spread(
         # A reply without content is one that says nothing: a refusal, a call of a tool, thoughts cut off.
         inside = "" if key is None else spoken(value[key]) if key in CONTENT_FIELDS else value[key]
         yield from _spread(row, place, inside, (*objects, value), depth + 1)
-    elif is_transcript(value):
+    elif is_transcript(value) and not _are_replies(value):
         turns = [turn for turn in value if role_of(turn) == "assistant"]
         if not turns:
             raise row.error(f"{place} must be text, or chat messages with a turn of the assistant.")
@@ -252,6 +256,11 @@ def _spread(
     else:
         for number, item in enumerate(value):
             yield from _spread(row, f"{place}[{number}]", item, objects, depth + 1)
+
+
+def _are_replies(turns: list[Any]) -> bool:
+    """Whether turns are answers to one prompt each: several of the assistant, with no other between them."""
+    return len(turns) > 1 and all(role_of(turn) == "assistant" and "type" not in turn for turn in turns)
 
 
 def _beside(row: Row, number: int, count: int) -> dict[str, Any]:

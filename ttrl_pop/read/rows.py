@@ -182,18 +182,23 @@ class Counted:
     def __init__(self, source: str) -> None:
         self._source = source
         self._found: dict[str, tuple[int, str]] = {}
+        self._others = 0
 
     def add(self, what: str, row: Row) -> None:
-        """Count a row; of things without end, some are kept."""
+        """Count a row."""
         count, first = self._found.get(what, (0, f"{row.unit} {row.number}"))
         if count or len(self._found) < _KINDS:
             self._found[what] = (count + 1, first)
+        else:
+            self._others += 1
 
     def notices(self) -> Iterator[str]:
         """A line for each thing."""
         for what, (count, first) in self._found.items():
             more = f", and {count - 1} more" if count > 1 else ""
             yield f"{self._source}: {first}{more}: {what}"
+        if self._others:
+            yield f"{self._source}: the like in {self._others} rows more"
 
 
 # --- values ---
