@@ -50,7 +50,8 @@ class ProblemsConfig(Section):
     id_key: str | None = None
     """Field of the id; None detects it, and takes the line number where there is none."""
     form: Literal["auto", "chat", "raw"] = "auto"
-    """`chat` makes every prompt a chat turn, `raw` uses the text as it stands, `auto` goes by the field's name."""
+    """`chat` makes every prompt a chat turn, `raw` uses the text as it stands, `auto` goes by the field's name
+    and, for a field `prompt`, by whether the model has a chat template of which the text holds no mark."""
     prompt_template: str | None = None
     """Text with one `{prompt}`, put around every text prompt before anything else."""
     date: datetime.date | None = None

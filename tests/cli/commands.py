@@ -183,3 +183,8 @@ class Timed(ScriptedBackend):
     def rollouts(self, requests: Sequence[Request], weights: Weights = "policy") -> Iterator[tuple[int, Rollout]]:
         print(f"cpu {time.process_time()}", file=sys.stderr)
         return super().rollouts(requests, weights)
+
+
+def constant(text: str, finish_reason: str) -> str:
+    """An extraction that finds the same answer everywhere."""
+    return "1"

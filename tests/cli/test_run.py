@@ -1,20 +1,22 @@
 """`ttrl-pop run`: what it prints, what it keeps, what it refuses, and how a run goes on."""
 
-import json
+import errno
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from cli.commands import GOLD, STEPS, final, rows_of, run, snapshot, ttrl, write_lines
 from fakes import PROBLEMS, save_tiny
+from safetensors import SafetensorError
 from typer.testing import Result
 
 from ttrl_pop.cli import opening
 from ttrl_pop.cli import run as run_command
 from ttrl_pop.cli.given import Given
 from ttrl_pop.cli.run import LARGE_SET
-from ttrl_pop.errors import UsageError
+from ttrl_pop.errors import TtrlPopError, UsageError
 from ttrl_pop.run import collapse
 from ttrl_pop.store import files, identity
 from ttrl_pop.store.directory import RunDirectory
@@ -214,3 +216,106 @@ def test_a_resume_on_other_weights_or_changed_files_is_refused(place: Path, tmp_
     assert "problems.jsonl: has 311 bytes where 317 were written; put it back from a copy" in resume_refused(out)
     RunDirectory(out).identity.write_text("{")
     assert "identity.json: is not the JSON that was written" in resume_refused(out)
+
+
+def test_a_bare_prompt_of_a_chat_model_is_a_turn_in_all_that_is_made_of_it(place: Path, tmp_path: Path) -> None:
+    """In the run, in what it keeps, when it goes on, and when it is measured: read again, nothing changes."""
+    out, auto = tmp_path / "run", ("--set", "problems.form=auto")
+    first = run(place, out, *auto, "--steps", 1)
+    told = [line for line in first.stderr.splitlines() if "made chat turns" in line]
+    assert len(told) == 1
+    assert told[0].startswith(f"{len(PROBLEMS)} text prompts made chat turns")
+    run_dir = RunDirectory(out)
+    kept = rows_of(run_dir.problems.read_text())
+    assert [row["messages"][0]["content"].partition("\n\nPlease")[0] for row in kept] == [p.prompt for p in PROBLEMS]
+    before = run_dir.problems.read_bytes(), run_dir.identity.read_bytes()
+    resumed = ttrl("run", place / "p.jsonl", "--resume", out, "--steps", 2)
+    assert "made chat turns" not in resumed.stderr
+    assert (run_dir.problems.read_bytes(), run_dir.identity.read_bytes()) == before
+    other = write_lines(tmp_path / "other.jsonl", [{"id": p.id, "prompt": p.prompt + "?"} for p in PROBLEMS])
+    assert "holds other problems" in ttrl("run", other, "--resume", out, "--steps", 3, code=2).stderr
+    for problems in (place / "p.jsonl", run_dir.problems):
+        sampled = ttrl("sample", problems, "--run", out, "--quiet")
+        assert {row["form"] for row in rows_of(sampled.stdout)} == {"chat"}
+    assert {row["form"] for row in rows_of(ttrl("sample", place / "p.jsonl", "--run", out, "--raw").stdout)} == {"raw"}
+
+
+def test_a_run_goes_on_from_any_folder_and_with_its_model_in_another_place(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(place / "tiny", tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    run(place, tmp_path / "run", "--model", "mine", "--steps", 1)
+    (tmp_path / "else").mkdir()
+    monkeypatch.chdir(tmp_path / "else")
+    ttrl("run", "--resume", "../run", "--steps", 2)
+    ttrl("sample", place / "p.jsonl", "--run", "../run", "--quiet")
+    (tmp_path / "mine").rename(tmp_path / "moved")
+    refused = ttrl("run", "--resume", "../run", "--steps", 3, code=2)
+    assert f"model '{tmp_path / 'mine'}' is neither" in refused.stderr
+    ttrl("run", "--resume", "../run", "--steps", 3, "--model", "../moved")
+    ttrl("run", "--resume", "../run", "--steps", 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        (("--set", "learn.mask_truncated=true"), "every completion cut off by the token limit"),
+        (("--extract", "regex:NEVERTHERE"), "no completion with an answer"),
+        (("--extract", "cli.commands:constant"), "all agree"),
+        (("--extract", "cli.commands:constant", "--set", "learn.kl=0.1"), "all agree"),
+    ],
+)
+def test_a_run_that_learns_nothing_says_so(place: Path, tmp_path: Path, settings: tuple[str, ...], why: str) -> None:
+    said = [line for line in run(place, tmp_path / "run", *settings).stderr.splitlines() if line.startswith("warning")]
+    assert [line.split(":")[1].strip() for line in said] == [
+        "step 1",
+        "step 2",
+        "step 3",
+        "nothing was learned in any step",
+    ]
+    assert all(why in line for line in said)
+    for row in rows_of(RunDirectory(tmp_path / "run").metrics.read_text()):
+        skipped = [value for key, value in row.items() if key.startswith("learn/skipped_")]
+        assert sorted(skipped) == [0, 0, 0, 0, row["learn/groups_used"] + row["learn/groups_skipped"]]
+    quiet = run(place, tmp_path / "quiet", *settings, "--quiet")
+    assert quiet.stderr == ""
+
+
+def test_a_limit_that_cuts_most_off_is_said_once_by_sample_and_eval_too(place: Path) -> None:
+    for command in ("sample", "eval"):
+        said = ttrl(command, place / "p.jsonl", "--config", place / "c.toml", "--extract", "regex:NEVERTHERE").stderr
+        assert len(re.findall("completions were cut off at 4 tokens and have no answer; raise", said)) == 1
+
+
+def test_answers_that_find_no_room_are_kept_and_named(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise TtrlPopError("standard output cannot be written to")
+
+    monkeypatch.setattr("ttrl_pop.cli.run.print_rows", full)
+    refused = run(place, tmp_path / "run", "--quiet", code=1)
+    assert f"; the answers are in {tmp_path / 'run' / 'answers.jsonl'}\n" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "cannot be written to (No space left on device)"),
+        (PermissionError(errno.EACCES, "Permission denied", "a/file"), "a/file: Permission denied"),
+        (OSError(errno.EMFILE, "Too many open files", "a/file"), "a/file: Too many open files"),
+        (SafetensorError("Error while serializing: I/O error: File too large (os error 27)"), "(File too large)"),
+    ],
+)
+def test_what_the_system_refuses_in_a_run_is_a_line_that_says_how_to_go_on(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, line: str
+) -> None:
+    def failing(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr("ttrl_pop.run.progress.checkpoint.save", failing)
+    refused = run(place, tmp_path / "run", "--quiet", code=1)
+    assert refused.stderr.count("\n") == 1
+    assert line in refused.stderr
+    assert refused.stderr.endswith(f"saved up to step 0; go on with: ttrl-pop run --resume {tmp_path / 'run'}\n")

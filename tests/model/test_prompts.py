@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import transformers.utils.chat_template_utils as templates
 from fakes import tiny_model, tiny_policy, tiny_session, tiny_tokenizer
+from tokenizers import processors
 
 from ttrl_pop.config import Config
 from ttrl_pop.config_file import dump_config, validate
+from ttrl_pop.errors import UsageError
 from ttrl_pop.model.prompts import Prompts, encode, opens_thoughts
 from ttrl_pop.run.session import resolve
 from ttrl_pop.types import Problem
@@ -74,6 +76,55 @@ def test_the_day_on_which_a_run_begins_is_resolved_and_kept() -> None:
     assert resolve(asked, "hf", policy, backend).problems.date == day
     saved = validate(Config, tomllib.loads(dump_config(resolve(asked, "hf", policy, backend))), "saved")
     assert saved.problems.date == day
+
+
+def ending_with(*tokens: tuple[str, int], begins: str = "") -> Any:
+    """A tokenizer whose post-processor puts these tokens behind every text."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=" ".join([begins, "$A", *(name for name, _ in tokens)]).strip(),
+        pair=None,
+        special_tokens=[*{("<s>", 0), *tokens}],
+    )
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "first"),
+    [
+        (ending_with(("</s>", 1)), []),
+        (ending_with(("</s>", 1), ("</s>", 1)), []),
+        (ending_with(("</s>", 1), begins="<s>"), [0]),
+        (ending_with(("<unk>", 2), ("</s>", 1), begins="<s> <s>"), [0, 0]),
+        (ending_with(begins="<s>"), [0]),
+        (tiny_tokenizer(), []),
+    ],
+)
+@pytest.mark.parametrize("text", ["1+1=", "1+1=</s>", "</s>", "</s></s>", "<s>1</s>", "<s>", "a b\n"])
+def test_a_text_goes_on_where_it_ends(tokenizer: Any, first: list[int], text: str) -> None:
+    own = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert encode(tokenizer, Problem("p", text, 0)) == (*first, *own)
+
+
+def test_a_prompt_with_a_token_that_the_model_does_not_know_is_refused_and_others_are_not() -> None:
+    model = tiny_model()
+    rows = model.network.get_input_embeddings().weight.shape[0]
+    model.tokenizer.add_tokens(["ZZZ", "QQQ"])
+    assert len(Prompts(model, (Problem("a", "1+1=", 0),), 4)["a"]) == 4
+    for prompt in ("1+QQQ=", ({"role": "user", "content": "QQQ"},)):
+        with pytest.raises(UsageError, match=rf"problem 'b': .* {rows} tokens, .* token {rows + 1} \('QQQ'\)"):
+            Prompts(model, (Problem("a", "1+1=", 0), Problem("b", prompt, 1)), 4)
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ messages[0]['content'] + 1 }}", "{% for m in messages %}", "{{ ''.__class__.__mro__[1].x() }}"]
+)
+def test_a_template_that_fails_refuses_chats_in_a_line(template: str) -> None:
+    tokenizer = with_template(template)
+    with pytest.raises(UsageError, match="problem 'p': the model's chat template refuses it") as refused:
+        encode(tokenizer, PROBLEM)
+    assert len(str(refused.value).splitlines()) == 1
+    assert not opens_thoughts(tokenizer)
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ SETTINGS = {
             "--raw/--chat",
             help="Text prompts as they stand, for the model to continue (base and very small models, few-shot "
             "prompts), or as chat turns that ask for a boxed answer (instruction-tuned models).  [default: raw where "
-            "the field is named prompt, else chat]",
+            "the field is named prompt and the model has no chat template, or the text holds marks of it; else chat]",
         ),
         {True: "raw", False: "chat"}.get,
     ),

@@ -1,6 +1,5 @@
 """A model, a run or a resumed run, opened and checked before anything is written."""
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path

@@ -75,15 +75,15 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto") -> LoadedMo
         )
         _check_whole(network, info, what)
         network = network.to(where).eval().requires_grad_(False)
-    return LoadedModel(
-        network=network,
-        tokenizer=tokenizer,
-        context_length=_context_length(network.config),
-        eos_ids=_eos_ids(network, tokenizer),
-        fingerprint=fingerprint(network),
-        source=source,
-        notices=notices,
-    )
+        return LoadedModel(
+            network=network,
+            tokenizer=tokenizer,
+            context_length=_context_length(network.config),
+            eos_ids=_eos_ids(network, tokenizer),
+            fingerprint=fingerprint(network),
+            source=source,
+            notices=notices,
+        )
 
 
 def resolve_device(device: str) -> torch.device:

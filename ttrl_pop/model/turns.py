@@ -25,8 +25,7 @@ def with_turns(tokenizer: Any, problems: Sequence[Problem]) -> tuple[Problem, ..
     marks = template_marks(tokenizer)
     if marks is None:
         return tuple(problems)
-    # Not inside a word: `superuser:` holds no `user:`.
-    found = re.compile("|".join(rf"(?<!\w){re.escape(mark)}" for mark in sorted(marks)) or r"(?!)")
+    found = re.compile("|".join(map(_pattern, sorted(marks))) or r"(?!)")
     return tuple(
         problem
         if problem.is_chat or found.search(str(problem.prompt))
@@ -78,6 +77,11 @@ def _beside_messages(text: str) -> Iterator[str]:
 
 def _lines(text: str) -> list[str]:
     return [line.strip() for line in text.split("\n") if line.strip()]
+
+
+def _pattern(mark: str) -> str:
+    """A mark that begins as a word does stands at the beginning of one: `superuser:` holds no `user:`."""
+    return (r"\b" if mark[0].isalnum() else "") + re.escape(mark)
 
 
 def _is_mark(text: str) -> bool:
