@@ -139,4 +139,9 @@ def unsaid(run: Path, expected: dict[str, Any], said: str) -> list[str]:
     """Files that differ from the expected ones, and of which nothing was said."""
     found = outcome(run)
     different = [name for name in {*found, *expected} if found.get(name, "none") != expected.get(name, "none")]
-    return sorted(name for name in different if name not in said and str(Path(name).parent) not in said)
+    return sorted(name for name in different if not any(path in said for path in _spoken_of(Path(name))))
+
+
+def _spoken_of(name: Path) -> list[str]:
+    """Paths in a run that a notice about a file can name: its own, and that of a checkpoint that it is in."""
+    return [str(path) for path in (name, *name.parents) if path == name or len(path.parts) > 1]

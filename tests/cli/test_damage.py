@@ -130,6 +130,11 @@ def said_of(home: Path, out: Path, name: str, way: str, code: int = 0) -> str:
     ("name", "way", "message"),
     [
         ("identity.json", "null", "identity.json: must hold a JSON object, holds NoneType; put it back from a copy"),
+        (
+            "identity.json",
+            "an object",
+            "identity.json: has no seal, as other versions wrote it, or has been changed; put",
+        ),
         ("identity.json", "a folder", "identity.json: is a folder where a file has to be; put it back from a copy"),
         ("gold.jsonl", "an object", "gold.jsonl: has 3 bytes where 56 were written; put it back from a copy"),
         ("gold.jsonl", "a loop of links", "gold.jsonl: cannot be read (Too many levels of symbolic links); put it"),
@@ -204,13 +209,24 @@ def test_answers_that_were_changed_are_given_again(home: Path, tmp_path: Path) -
 
 def test_a_checkpoint_too_many_is_pruned_at_resume(home: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    shutil.copytree(home / "run", out, symlinks=True)
-    # As a kill between saving and pruning leaves it.
+    shutil.copytree(home / "undisturbed", out, symlinks=True)
     kept = {path.name for path in (out / "checkpoints").iterdir()}
-    shutil.copytree(out / "checkpoints" / "step_0002", out / "checkpoints" / "step_0001", dirs_exist_ok=True)
-    (out / "checkpoints" / ".saving-step_0004").mkdir()
+    assert "step_0002" not in kept
+    # As a kill between saving and pruning leaves it.
+    shutil.copytree(home / "run" / "checkpoints" / "step_0002", out / "checkpoints" / "step_0002")
+    (out / "checkpoints" / ".saving-step_0005").mkdir()
     ended("run", "--resume", out)
-    assert {path.name for path in (out / "checkpoints").iterdir()} == kept | ({"step_0001"} & kept)
+    assert {path.name for path in (out / "checkpoints").iterdir()} == kept
+
+
+@pytest.mark.parametrize("way", ["a pipe", "a bit flipped", "an endless device"])
+def test_a_damaged_checkpoint_that_was_named_is_refused(home: Path, tmp_path: Path, way: str) -> None:
+    name = f"{NEWEST}/population.safetensors"
+    folder = damaged(home, tmp_path / "run", name, way) / NEWEST
+    for command in (("problems", folder), ("eval", home / "p.jsonl", "--run", folder)):
+        refused = ended(*command)
+        assert refused.exit_code == 1
+        assert f"{folder} is not a whole checkpoint (population.safetensors " in refused.stderr
 
 
 class Pickled:

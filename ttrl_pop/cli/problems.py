@@ -37,7 +37,11 @@ def problems(path: Path, trust: bool) -> None:
     known = identity.load(run_dir)
     config = load_config(run_dir.config, {}, identity.read(run_dir, known, CONFIG))
     check_trusted(run_dir, config, Given(trust=trust), unused=foreign(config).keys() - {"vote.grader"})
-    history = load_history(folder or checkpoint.newest(run_dir, _print_notice))
+    if folder is None:
+        folder = checkpoint.newest(run_dir, _print_notice)
+    else:
+        checkpoint.load_state(folder)
+    history = load_history(folder)
     same = build_grader(config.vote).same
     gold = _gold(run_dir, known)
     rows: list[dict[str, Any]] = []

@@ -161,8 +161,9 @@ def load_start(folder: Path, policy: Policy) -> None:
     """Give `policy` the population that the run of this checkpoint began with.
 
     Raises:
-        CheckpointError: its tensors do not fit this policy.
+        CheckpointError: not a whole checkpoint, or its tensors do not fit this policy.
     """
+    load_state(folder)
     _load_population(folder, policy)
     policy.population.restart()
 

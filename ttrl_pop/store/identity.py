@@ -58,7 +58,9 @@ def load(run: RunDirectory) -> Identity:
         found = reading.read_object(run.identity)
     except DamagedError as error:
         raise DamagedError(run.identity, f"{error.reason}; {HINT}") from None
-    if found.pop("seal", None) != _seal(found):
+    if "seal" not in found:
+        raise DamagedError(run.identity, f"has no seal, as other versions wrote it, or has been changed; {HINT}")
+    if found.pop("seal") != _seal(found):
         raise DamagedError(run.identity, f"has been changed; {HINT}")
     # Whoever can write a seal can write anything: a stranger's is looked at all the same.
     model, problems, files = (found.get(key) for key in ("model", "problems", "files"))
