@@ -64,6 +64,9 @@ MARKS = (
 )
 """What opens thoughts and what closes them, in upper or lower case."""
 
+SHORTEST = 3
+"""Characters of a special token, at least, that is taken for a part of a mark."""
+
 _OPENING, _CLOSING = (frozenset(mark.lower() for mark in marks) for marks in zip(*MARKS, strict=True))
 # The channel that opens a text of gpt-oss without its special tokens; a text that begins with the word goes on with a
 # space or a mark.
@@ -89,6 +92,13 @@ def ends_in_thoughts(prompt: str, opening: str = "") -> bool:
     end = prompt.rstrip().removesuffix(_MESSAGE).lower()
     own = opening.strip().lower()
     return end.endswith(tuple(_OPENING)) or (own != "" and end.endswith(own))
+
+
+def is_part_of_mark(token: str) -> bool:
+    """Whether a special token is a mark of thoughts or stands in one: left out, thoughts are like speech."""
+    text = token.strip().lower()
+    is_sign = len(text) >= SHORTEST and not text.isalnum()
+    return is_sign and (text == _MESSAGE or any(text in mark for mark in _OPENING | _CLOSING))
 
 
 @cache

@@ -3,12 +3,13 @@
 import datetime
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from ttrl_pop.errors import UsageError
 from ttrl_pop.model.load import LoadedModel
 from ttrl_pop.model.refusals import reason
-from ttrl_pop.thoughts import ends_in_thoughts
+from ttrl_pop.thoughts import ends_in_thoughts, is_part_of_mark
 from ttrl_pop.types import Message, Problem
 
 TEMPLATE_ALLOWANCE = 256
@@ -67,8 +68,11 @@ def opens_thoughts(tokenizer: Any, opening: str = "") -> bool:
 
 
 def decode(tokenizer: Any, completion_ids: Sequence[int]) -> str:
-    """Text of a completion, special tokens left out."""
-    text: str = tokenizer.decode(completion_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    """Text of a completion, special tokens left out but for marks of thoughts, which extraction goes by."""
+    dropped, marks = _special(tokenizer)
+    if has_marks := not marks.isdisjoint(completion_ids):
+        completion_ids = [token for token in completion_ids if token not in dropped]
+    text: str = tokenizer.decode(completion_ids, skip_special_tokens=not has_marks, clean_up_tokenization_spaces=False)
     return text
 
 
@@ -132,6 +136,14 @@ class Prompts(Mapping[str, tuple[int, ...]]):
                     f"problem {problem_id!r}: the model has embeddings for {rows} tokens, but its tokenizer makes "
                     f"token {unknown} ({token!r}) of the prompt; pass a model with the tokenizer that belongs to it"
                 )
+
+
+@lru_cache(maxsize=4)
+def _special(tokenizer: Any) -> tuple[frozenset[int], frozenset[int]]:
+    """Ids of a tokenizer's special tokens: of those to leave out, and of marks of thoughts."""
+    special = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    marks = frozenset(number for number, text in special.items() if is_part_of_mark(text))
+    return frozenset(special) - marks, marks
 
 
 def rendered(tokenizer: Any, messages: list[Message], date: datetime.date | None) -> str:
