@@ -79,7 +79,7 @@ def read_problems(
             f"{source_name(source)}: no row has an answer in {shown(options.answer_key)}. "
             "Pass another --answer-key or none."
         )
-    return ProblemSet(tuple(problems), AnswerKey(answers), _fingerprint(problems))
+    return ProblemSet(tuple(problems), AnswerKey(answers), fingerprint(problems))
 
 
 def read_gold(source: str, options: ProblemsConfig, notice: Notice = unsaid) -> AnswerKey:
@@ -110,6 +110,12 @@ def write_gold(answers: AnswerKey) -> Iterator[str]:
     for problem_id, answer in answers.items():
         others = {"others": answer.others} if isinstance(answer, GoldAnswer) and answer.others else {}
         yield json.dumps({"id": problem_id, "answer": answer, **others})
+
+
+def fingerprint(problems: Iterable[Problem]) -> str:
+    """SHA-256 (hex) over ids and prompts in order."""
+    canonical = json.dumps([(problem.id, problem.prompt) for problem in problems], sort_keys=True)
+    return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
 
 # --- source → rows ---
@@ -170,8 +176,3 @@ def _read_gold(
 def _tell(gold: Gold, source: str, notice: Notice) -> None:
     for said in gold.notices():
         notice(f"{source_name(source)}: {said}")
-
-
-def _fingerprint(problems: Iterable[Problem]) -> str:
-    canonical = json.dumps([(problem.id, problem.prompt) for problem in problems], sort_keys=True)
-    return hashlib.sha256(canonical.encode("ascii")).hexdigest()

@@ -127,7 +127,12 @@ def read_question(row: Row, options: ProblemsConfig) -> Question:
     # Demos and few-shot prompts are text to be continued, and end where the model is to go on.
     if options.form == "raw" or (options.form == "auto" and field == "prompt"):
         return Question("\n\n".join([*(turn["content"] for turn in turns), text]), unread)
-    return Question((*turns, {"role": "user", "content": f"{text}\n\n{INSTRUCTION}"}), unread)
+    return Question((*turns, *as_turn(text)), unread)
+
+
+def as_turn(text: str) -> tuple[Message, ...]:
+    """A question as a chat: one turn of the user, with the instruction below it."""
+    return ({"role": "user", "content": f"{text}\n\n{INSTRUCTION}"},)
 
 
 # --- the question and what is put to it ---
