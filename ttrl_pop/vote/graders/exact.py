@@ -65,7 +65,8 @@ _IN_BASE = re.compile(
         | \(?\s*in\s+(?P<system>binary|octal|hexadecimal|hex)\s*\)? )""",
     re.VERBOSE | re.IGNORECASE,
 )
-_MAYBE_IN_BASE = re.compile(r"_|^0[xob]|base|\bin\b", re.IGNORECASE)
+_MAYBE_IN_BASE = re.compile(r"_|^0[xobXOB]|[bB]ase| in ")
+_QUOTES = frozenset("'\"`")
 
 
 class ExactGrader(Grader):
@@ -197,10 +198,12 @@ def _structured(text: str) -> str:
 
 def _text_key(text: str) -> str:
     """The key of what is no number: words casefolded, anything else without layout spaces."""
-    text = unquoted(" ".join(trim(text).split()))
+    text = " ".join(trim(text).split())
+    if text[:1] in _QUOTES:
+        text = unquoted(text)
     if _WORDS.fullmatch(text):
         return text.casefold()
-    if time := _TIME_OF_DAY.fullmatch(text):
+    if text[:1].isdigit() and (time := _TIME_OF_DAY.fullmatch(text)):
         return f"{time[1]}{time[2] or ':00'} {time[3].lower()}m"
     if _MAYBE_IN_BASE.search(text) and (match := _IN_BASE.fullmatch(text)) and (number := _in_base(match)):
         return number

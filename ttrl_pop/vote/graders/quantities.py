@@ -36,6 +36,8 @@ def quantity(text: str) -> tuple[Fraction, str] | None:
     currency = ""
     match = _NUMBER.match(text)
     if match is None:
+        if text[:1].islower() or text[:1] in "\\([{":
+            return None
         currency, text = currency_before(text)
         if not currency or not (match := _NUMBER.match(text)):
             return None

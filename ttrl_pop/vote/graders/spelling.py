@@ -17,7 +17,11 @@ TEXT_COMMAND = r"\\(?:text(?:bf|it|rm|sf|tt)?|math(?:bf|it|rm|sf|tt)|[mhf]box|bo
 _TEXT_BRACES = re.compile(rf"({TEXT_COMMAND})|\\[{{}}]|[{{}}]")
 _WRAPPER_BRACES = re.compile(rf"((?:{'|'.join(map(re.escape, WRAPPERS))})\s*\{{)|\\[{{}}]|[{{}}]")
 _ENDS_IN_COMMAND = re.compile(r"\\[a-zA-Z]+$")
-_WRAPPER = re.compile(rf"(?:{'|'.join(map(re.escape, WRAPPERS))})\s*\{{")
+_RARE = re.compile(
+    rf"\\(?:{'|'.join(name[1:] for name in WRAPPERS)}|"
+    r"(?:text)?color|[hv]s(?:pace|kip)|qty|SI|si|unit|choose|over|root|prime|mathbb)"
+)
+"""A command for which `_plain_commands` looks closer."""
 
 _SUPERSCRIPTS = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
 _SUBSCRIPTS = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
@@ -51,7 +55,7 @@ _BARE_SECOND = re.compile(rf"(\\(?:frac|binom))\s*(\{{[^{{}}]*\}})\s*([a-zA-Z0-9
 
 _UNUSUAL = re.compile(
     r"""[;'"`_<>!\[\]] | [0-9]\ +[0-9] | \.[0-9]{3}[.,] | \.{3}
-    | \\(?:\{|(?:not)?in|[cs]u[bp]|cap|setminus)""",
+    | \\(?:\{\s*\\\}|(?:not)?in|[cs]u[bp]|cap|setminus)""",
     re.VERBOSE,
 )
 """What `_plain_notation` looks for: without it a text is spelled as it should be."""
@@ -172,25 +176,17 @@ def _plain_character(c: str) -> str:
 def _plain_commands(text: str) -> str:
     """The text with one command for each sign, and braces around arguments."""
     text = _COMMAND.sub(_plain_command, text)
-    if "{" in text:
-        if "color" in text or "space" in text or "skip" in text:
-            text = _COLOR.sub("", text)
-        if _MEASURED.search(text):
-            text = _MEASURED.sub(_plain_measured, text)
-    if r"\choose" in text or r"\over" in text:
-        text = _INFIX.sub(_plain_infix, text)
-    if r"\root" in text:
-        text = _ROOT_OF.sub(r"\\sqrt[\1]", text)
-    if r"\prime" in text:
-        text = _PRIME.sub("'", text)
+    rare = _RARE.search(text)
+    if rare:
+        text = _MEASURED.sub(_plain_measured, _COLOR.sub("", text))
+        text = _ROOT_OF.sub(r"\\sqrt[\1]", _INFIX.sub(_plain_infix, text))
+        text = _BLACKBOARD.sub(r"\\mathbb{\1}", _PRIME.sub("'", text))
     if r"\begin" in text:
         text = _MATRIX.sub(_plain_matrix, text)
     if _BARE.search(text):
         text = _BARE_ARGUMENT.sub(lambda m: f"{m[1]}{m[2] or ''}{{{m[3]}}}", text)
         text = _BARE_SECOND.sub(r"\1\2{\3}", text)
-    if _WRAPPER.search(text):
-        text = _rewritten(text, _WRAPPER_BRACES)
-    return _BLACKBOARD.sub(r"\\mathbb{\1}", text) if r"\mathbb" in text else text
+    return _rewritten(text, _WRAPPER_BRACES) if rare else text
 
 
 def _plain_command(match: re.Match[str]) -> str:
