@@ -233,7 +233,12 @@ def main() -> None:
     advice.install()
     interrupts.install()
     malloc.configure()
-    app()
+    with _exit_codes():
+        try:
+            app()
+        finally:
+            # What the parser itself prints ends the process before anything else looks at the stream.
+            sys.stdout.flush()
 
 
 @contextmanager

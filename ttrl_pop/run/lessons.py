@@ -69,7 +69,7 @@ class Lessons:
         self._limit = config.sampling.max_new_tokens
         self._steps = self._in_a_row = 0
         self._causes: Counter[str] = Counter()
-        """Of the steps in a row that taught nothing."""
+        """Groups by cause, in the newest steps in a row that taught nothing."""
         self._advised: set[str] = set()
 
     def see(self, report: StepReport) -> str | None:

@@ -17,7 +17,7 @@ POINTS = 60
 WIDE = 60
 """Columns from which every column of a table is shown."""
 
-NOTICE = 600
+NOTICE = 470
 """Characters of a notice that are shown."""
 
 
