@@ -254,6 +254,32 @@ def test_nothing_of_a_run_is_unpickled(home: Path, tmp_path: Path) -> None:
         assert not mark.exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("state.json", {"format": 4}, "state.json must hold a step and a policy version"),
+        ("state.json", {"format": 9, "step": 3, "policy_version": 3}, "has checkpoint format 9; this version reads 4"),
+        ("state.json", {"format": 4, "step": 3, "policy_version": 3}, "state.json: best_step: Field required"),
+        ("metrics.jsonl", {"step": 1}, "metrics.jsonl: must hold the figures of steps 1 to 3, one row each"),
+        ("problems.jsonl", {"id": "p"}, "problems.jsonl: row 1, label: Field required"),
+    ],
+)
+def test_a_checkpoint_that_is_whole_and_holds_something_else_is_one_line(
+    home: Path, tmp_path: Path, name: str, content: dict[str, object], message: str
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(home / "run", out, symlinks=True)
+    folder = out / NEWEST
+    (folder / name).write_text(json.dumps(content) + "\n")
+    names = json.loads((folder / "MANIFEST").read_text())
+    (folder / "MANIFEST").write_text(json.dumps({each: seal_of(folder / each) for each in names}))
+    ended("problems", out)
+    ended("eval", home / "p.jsonl", "--run", out)
+    refused = ended("run", "--resume", out)
+    assert refused.exit_code == 1
+    assert message in refused.stderr
+
+
 def test_links_in_a_run_of_somebody_else_lead_no_write_out_of_it(home: Path, tmp_path: Path) -> None:
     out, mine = tmp_path / "run", tmp_path / "mine"
     shutil.copytree(home / "run", out, symlinks=True)

@@ -200,3 +200,21 @@ def test_a_run_whose_device_is_not_here_says_how_to_go_on_and_goes_on(trained: R
 def test_a_device_that_is_none_is_an_error() -> None:
     with pytest.raises(UsageError, match="device 'toaster' is not available here"):
         resolve_device("toaster")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            {"learn.lora.rank": 17},
+            "learn.lora.rank must be at most 16, the width of this model's hidden states",
+        ),
+        ({"learn.lora.rank": 10**8}, "learn.lora.rank must be at most 16"),
+        ({"learn.lora.targets": "("}, "learn.lora.targets"),
+    ],
+)
+def test_an_adapter_that_cannot_be_is_refused_before_it_takes_memory(
+    tiny: Path, setting: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        opened(tiny, **setting)
