@@ -29,6 +29,8 @@ target_flips = 0.3
 [sampling]
 max_new_tokens = 2
 temperature = 2.0
+[problems]
+form = "raw"
 [vote]
 grader = "exact"
 extract = "regex:^[a-zA-Z0-9]?"

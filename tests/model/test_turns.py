@@ -6,7 +6,7 @@ import pytest
 from fakes import tiny_tokenizer
 
 from ttrl_pop.model.turns import notice_of_turns, template_marks, with_turns
-from ttrl_pop.read.problems import INSTRUCTION
+from ttrl_pop.read.question import INSTRUCTION
 from ttrl_pop.types import Problem
 
 LOOP = "{% for m in messages %}"
