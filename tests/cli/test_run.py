@@ -228,10 +228,10 @@ def test_a_bare_prompt_of_a_chat_model_is_a_turn_in_all_that_is_made_of_it(place
     run_dir = RunDirectory(out)
     kept = rows_of(run_dir.problems.read_text())
     assert [row["messages"][0]["content"].partition("\n\nPlease")[0] for row in kept] == [p.prompt for p in PROBLEMS]
-    before = run_dir.problems.read_bytes(), run_dir.identity.read_bytes()
+    before = run_dir.problems.read_bytes(), identity.load(run_dir).problems
     resumed = ttrl("run", place / "p.jsonl", "--resume", out, "--steps", 2)
     assert "made chat turns" not in resumed.stderr
-    assert (run_dir.problems.read_bytes(), run_dir.identity.read_bytes()) == before
+    assert (run_dir.problems.read_bytes(), identity.load(run_dir).problems) == before
     other = write_lines(tmp_path / "other.jsonl", [{"id": p.id, "prompt": p.prompt + "?"} for p in PROBLEMS])
     assert "holds other problems" in ttrl("run", other, "--resume", out, "--steps", 3, code=2).stderr
     for problems in (place / "p.jsonl", run_dir.problems):
