@@ -107,10 +107,8 @@ def _told(text: str) -> Iterator[str]:
     for words, pattern in _SAID:
         for index in lines_with(words, lines):
             if said := deque(pattern.finditer(lines[index]), maxlen=MOST_SAID):
-                found = (
-                    _letter(lines[index][mark.end() : mark.end() + LONGEST], is_named=True) for mark in reversed(said)
-                )
-                yield from filter(None, found)
+                rests = (lines[index][mark.end() : mark.end() + LONGEST] for mark in reversed(said))
+                yield from filter(None, (_letter(rest, is_named=True) for rest in rests))
                 break
     claims = (set(_TAKEN.findall(lines[index])) for index in lines_with(CORRECT, lines))
     taken = next(filter(None, claims), set())
