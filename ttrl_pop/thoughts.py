@@ -22,6 +22,12 @@ MARKS = (
     ("<thinking>", "</thinking>"),  # prompts written for Claude
     ("<thought>", "</thought>"),  # EXAONE Deep, Marco-o1
     ("<thoughts>", "</thoughts>"),
+    ("<thinking_process>", "</thinking_process>"),
+    ("<thought_process>", "</thought_process>"),
+    ("<reasoning_process>", "</reasoning_process>"),
+    ("<inner_thoughts>", "</inner_thoughts>"),
+    ("<internal_thoughts>", "</internal_thoughts>"),
+    ("<deep_think>", "</deep_think>"),
     ("<reasoning>", "</reasoning>"),  # Reka Flash, recipes of GRPO
     ("<reason>", "</reason>"),
     ("<reflection>", "</reflection>"),
@@ -41,6 +47,8 @@ MARKS = (
     ("[THINK]", "[/THINK]"),  # Magistral, Ministral
     ("[THINKING]", "[/THINKING]"),
     ("[REASONING]", "[/REASONING]"),
+    ("[THOUGHT]", "[/THOUGHT]"),
+    ("[REASON]", "[/REASON]"),
     ("[unused16]", "[unused17]"),  # Pangu
     ("◁think▷", "◁/think▷"),  # Kimi
     ("<|begin_of_thought|>", "<|end_of_thought|>"),  # Sky-T1, OpenThinker
@@ -50,6 +58,15 @@ MARKS = (
     ("<|think_start|>", "<|think_end|>"),
     ("<|think|>", "<|/think|>"),
     ("<|thinking|>", "<|/thinking|>"),
+    ("<|reasoning|>", "<|/reasoning|>"),
+    ("<|start_think|>", "<|end_think|>"),
+    ("<|begin_think|>", "<|end_think|>"),
+    ("<|think_begin|>", "<|think_end|>"),
+    ("<|thinking_start|>", "<|thinking_end|>"),
+    ("<|start_of_thinking|>", "<|end_of_thinking|>"),
+    ("<|begin_of_reasoning|>", "<|end_of_reasoning|>"),
+    ("<|begin_reasoning|>", "<|end_reasoning|>"),
+    ("<|reasoning_start|>", "<|reasoning_end|>"),
     ("<｜begin▁of▁thinking｜>", "<｜end▁of▁thinking｜>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),  # Command A Reasoning
     ("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
@@ -71,6 +88,9 @@ _OPENING, _CLOSING = (frozenset(mark.lower() for mark in marks) for marks in zip
 # The channel that opens a text of gpt-oss without its special tokens; a text that begins with the word goes on with a
 # space or a mark.
 _STRIPPED_CHANNEL = re.compile(r"\s*+(?:analysis|commentary)(?=[^\W_]|[\\$\"“(\[])")
+_TAG = re.compile(r"</?[a-z][a-z_:]*>")
+_ATTRIBUTES = re.compile(r"\s[^<>]*>\Z")
+"""What may stand in a tag behind its name."""
 _MESSAGE = "<|message|>"
 """What stands between the name of a channel and its text."""
 
@@ -83,7 +103,7 @@ def spoken(text: str, thinking: Thinking = False) -> str | None:
     start = 0
     # The one letter that becomes two in lower case would move all that stands behind it.
     for mark in _marks(also).finditer(text.replace("\u0130", "i").lower()):
-        is_open, start = mark[0] not in closing, mark.end()
+        is_open, start = _ATTRIBUTES.sub(">", mark[0]) not in closing, mark.end()
     return None if is_open else text[start:].removeprefix(_MESSAGE)
 
 
@@ -108,4 +128,9 @@ def _marks(also: tuple[str, str] | None) -> re.Pattern[str]:
     There are no groups in it: without them the characters that begin a mark are looked for, and all others passed over.
     """
     marks = {*_OPENING, *_CLOSING, *(mark.lower() for mark in also or () if mark)}
-    return re.compile("|".join(re.escape(mark) for mark in sorted(marks, key=lambda mark: (-len(mark), mark))))
+    return re.compile("|".join(map(_pattern, sorted(marks, key=lambda mark: (-len(mark), mark)))))
+
+
+def _pattern(mark: str) -> str:
+    """A pattern of a mark; of a tag also with attributes or a space in it, as in `<think lang="en">`."""
+    return re.escape(mark[:-1]) + r"(?:\s[^<>]{0,100}+)?+>" if _TAG.fullmatch(mark) else re.escape(mark)

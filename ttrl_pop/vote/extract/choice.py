@@ -12,6 +12,7 @@ a formula hides no answer line. A letter stands for a choice, and not for a word
 
 import re
 import unicodedata
+from collections import deque
 from collections.abc import Iterator
 
 from ttrl_pop.thoughts import Thinking
@@ -38,6 +39,8 @@ from ttrl_pop.vote.extract.words import (
 
 LONGEST = 300
 """Characters of an answer that are read: its letter stands at its beginning."""
+MOST_SAID = 10
+"""Times that a line may say what the answer is, from the last one, of which one must name a letter."""
 
 _COMMAND = r"\\(?:text(?:bf|it|rm|sf|tt|sc)?|math(?:rm|bf|it|sf|tt)|[mhf]box|boxed|fbox)\s*+\{"
 _OPEN = rf"""(?:[\s*_`$({{\[<"'“‘「【{DONE}]|{_COMMAND})*+"""
@@ -65,7 +68,7 @@ _DENIED = re.compile(rf"[\s)\]*_]*+(?:{any_of(WRONG)})(?![a-z])", re.IGNORECASE)
 _REMARK = re.compile(
     rf"""[)\].]*+ (?: [,;]?+ \s*+ (?:{any_of(REASON)}|not|so|is\s(?:{any_of(CORRECT)}))(?![a-z])
       | ; \s | \s*+ [–—] \s*+ (?:{any_of(REASON)})(?![a-z]) | \s++ [-–—]{{1,2}} \s++ (?![A-Za-z](?!\w))
-      | \s [:：] \s | \s \([^()]*+\) {_NOTHING.pattern} \Z )""",
+      | \s [:：] \s | \s \( (?!\s*+(?:{any_of(AND)})(?!\w)) [^()]*+ \) {_NOTHING.pattern} \Z )""",
     re.VERBOSE | re.IGNORECASE,
 )
 _SAID = (
@@ -73,11 +76,11 @@ _SAID = (
         words_of(ANSWER, CHOICE),
         re.compile(
             rf"""(?<![A-Za-z]) (?:{any_of(ANSWER, CHOICE)}) [ \t*_]*+
-            (?: {IS_WORD} [ \t]*+ [:：]?+ | [:：] ) (.*)""",
+            (?: {IS_WORD} [ \t]*+ [:：]?+ | [:：] )""",
             re.VERBOSE | re.IGNORECASE,
         ),
     ),
-    (PICK, re.compile(rf"(?<![A-Za-z])(?:{any_of(PICK)}){WORD_END}[:：]?+(.*)", re.IGNORECASE)),
+    (PICK, re.compile(rf"(?<![A-Za-z])(?:{any_of(PICK)}){WORD_END}[:：]?+", re.IGNORECASE)),
 )
 _TAKEN = re.compile(
     rf"""(?<![\w'(\[*]) [(\[*]*+ ([A-J]) [)\]*.]*+ \s++ is \s++ (?:(?:{any_of(SURELY)})\s++)?+
@@ -102,10 +105,11 @@ def _told(text: str) -> Iterator[str]:
     """Letters that sentences tell, the surest first."""
     lines = text.split("\n")
     for words, pattern in _SAID:
-        last = next((said for index in lines_with(words, lines) if (said := pattern.findall(lines[index]))), [])
-        for rest in last[-1:]:
-            if found := _letter(rest, is_named=True):
-                yield found
+        for index in lines_with(words, lines):
+            if said := deque(pattern.finditer(lines[index]), maxlen=MOST_SAID):
+                rests = (lines[index][mark.end() : mark.end() + LONGEST] for mark in reversed(said))
+                yield from filter(None, (_letter(rest, is_named=True) for rest in rests))
+                break
     claims = (set(_TAKEN.findall(lines[index])) for index in lines_with(CORRECT, lines))
     taken = next(filter(None, claims), set())
     if len(taken) == 1:

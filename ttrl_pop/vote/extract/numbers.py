@@ -4,13 +4,13 @@ What a number is:
 
 1. Digits of any script. Beside a letter of a script without capitals they are a number (`共72元`); behind one that can
    be a capital they belong to a word (`x2`, `GPT4`, `v1.2`).
-2. All that belongs to it is in it: sign (`-$5` is `-5`), thousands, decimals, exponent, fraction, roots, multiples of
-   pi, and a word of `MAGNITUDES`.
+2. All that belongs to it is in it: sign (`-$5` is `-5`), thousands, decimals, exponent, base, fraction, roots,
+   multiples of pi, and a word of `MAGNITUDES`.
 3. Dates, times, ratios (`2024-05-17`, `3:30`), versions (`1.2.3`), indices and exponents of something else (`x_1`,
-   `cm^2`) and fractions of letters are no numbers, and no part of them is one.
+   `cm^2`), binomials and fractions of letters are no numbers, and no part of them is one.
 4. A comma makes thousands before groups of three digits (in India before the last of them), else it separates: `1,234`
-   is one number, `3,14` are two. A single space before groups of three makes thousands too. A slash between spaces
-   divides: `6 / 2` are two numbers.
+   is one number, `3,14` are two. A single space before groups of three makes thousands too, and a comma behind them
+   decimals. A slash between spaces divides: `6 / 2` are two numbers.
 
 The pattern reads every character a bounded number of times.
 """
@@ -41,22 +41,27 @@ _MINUS = "[-+−]"
 _TIMES = r"(?:[×xX*·⋅✕]|\\times(?![a-zA-Z])|\\cdot(?![a-zA-Z]))"
 _VULGAR = "[¼-¾⅐-⅞↉]"
 
-# 1,234,567  12,34,567  1\,234  1{,}234  1 234  1'234  1_234  ١٬٢٣٤  1.234.567  1.234,56
+# 1,234,567  12,34,567  1\,234  1{,}234  1 234  1'234  1 234,56  1_234  ١٬٢٣٤  1.234.567  1.234,56
 _THOUSANDS = rf"""(?: (?!0) \d{{1,3}}
     (?: (?: , \d{{3}} (?!\d) )++ | (?: , \d{{2}} (?!\d) )++ , \d{{3}} (?!\d)
+      | (?: (?<=[０-９]) ， [０-９]{{3}} (?!\d) )++
       | (?: (?: \\[,\ ] | \{{,\}} | ['’_٬] ) \d{{3}} (?!\d) )++
-      | (?: {_SPACE} \d{{3}} (?!\d) )++
+      | (?: {_SPACE} \d{{3}} (?!\d) )++ (?: , \d{{1,2}} (?!\d) )?+
       | (?: \. \d{{3}} (?!\d) ){{2,}}+ (?: , \d++ )?+ | (?: \. \d{{3}} (?!\d) )++ , \d{{1,2}} (?!\d) ) )"""
-_DECIMAL = rf"(?: (?: {_THOUSANDS} | \d++ ) (?: [.٫．] \d++ )?+ | (?<![\w)\]}}]) \. \d++ )"
-_EXPONENT = rf"""(?: (?: \^ | \*\* ) \ ?+ (?: \{{ \ ?+ {_MINUS}? \d++ \ ?+ \}} | \( {_MINUS}? \d++ \) | {_MINUS}? \d++ )
+_REPEATED = r"\\(?:overline|bar|dot)(?![a-zA-Z]) \s?+ (?: \{ \d++ \} | \d )"
+_DECIMAL = rf"(?: (?: {_THOUSANDS} | \d++ ) (?: [.٫．] \d*+ {_REPEATED} | [.٫．] \d++ )?+ | (?<![\w)\]}}]) \. \d++ )"
+_BASE = r"_ (?: \{ \d{1,2} \} | \d{1,2} (?![\d_]) ) | [₀-₉]{1,2}"
+_PREFIXED = "0 (?: [xX] (?: [0-9a-fA-F]{2,}+ | [a-fA-F] ) | [bB] [01]++ | [oO] [0-7]++ ) (?![0-9a-zA-Z_])"
+_EXPONENT = rf"""(?: (?: \^ | \*\* ) \ ?+ (?: \{{ \ ?+ {_MINUS}? \d++ (?: [./] \d++ )?+ \ ?+ \}}
+      | \( {_MINUS}? \d++ \) | {_MINUS}? \d++ )
     | [⁺⁻]?+ [⁰¹²³⁴⁵⁶⁷⁸⁹]++ | <sup> {_MINUS}? \d++ </sup> )"""
 _FACTOR = rf"""(?: \\sqrt (?:\[\d++\])?+ (?: \{{\d++\}} | \ ?+\d ) | √ (?: \d++ | [{{(]\d++[)}}] )
     | \\pi (?![a-zA-Z]) | π (?![{_CASED}]) )"""
 _PART = r"\{ (?: [-+\d\s.,π√] | \{,\} | \\pi(?![a-zA-Z]) | \\sqrt\{\d++\} )++ \}"
 _FRAC = rf"\\[dtc]?frac \ ?+ (?: {_PART} \ ?+ (?: {_PART} | \d ) | \d \ ?+ (?: {_PART} | \d ) )"
-_SIZE = rf"""(?: (?: \d++ \  \d++ [/⁄] \d++ | (?: \d++ \ ?+ )?+ {_VULGAR} | (?: \d++ \ ?+ )?+ {_FRAC}
+_SIZE = rf"""(?: {_PREFIXED} | (?: \d++ \  \d++ [/⁄] \d++ | (?: \d++ \ ?+ )?+ {_VULGAR} | (?: \d++ \ ?+ )?+ {_FRAC}
       | {_DECIMAL}
-        (?: [/⁄] \d++ (?: \. \d++ )?+ | [eE] {_MINUS}? \d++ (?![{_CASED}\d_]) | {_EXPONENT}
+        (?: [/⁄] \d++ (?: \. \d++ )?+ | [eE] {_MINUS}? \d++ (?![{_CASED}\d_]) | {_EXPONENT} | {_BASE}
           | \s*+ {_TIMES} \s*+ 10 {_EXPONENT} )?+
         (?: \ ?+ (?i: {"|".join(MAGNITUDES)} ) s?+ (?![{_CASED}]) )?+ )
     {_FACTOR}*+ | {_FACTOR}++ )"""
@@ -64,26 +69,27 @@ _SIZE = rf"""(?: (?: \d++ \  \d++ [/⁄] \d++ | (?: \d++ \ ?+ )?+ {_VULGAR} | (?
 _NO_DIGITS = rf"""(?: [^{_CASED}\d_^\\√¼-¾⅐-⅞↉+\-−–±.]++ | (?!π) [{_CASED}]++ (?![\d_^])
     | [-+−–±.] (?! [-+−–±.\d\\√π¼-¾⅐-⅞↉{CURRENCIES}] ) )++"""
 _WORD = rf"""(?!π(?![{_CASED}])) [{_CASED}] [{_CASED}\d_]*+ (?: (?<=\d) \. \d++ [{_CASED}\d_]*+ )*+
-    (?: (?: \^ | (?<=_) ) \{{?+ {_MINUS}?+ \d++ \}}?+ )*+"""
+    (?: \^ \{{ {_MINUS}?+ \d++ [./] \d++ \}} | (?: \^ | (?<=_) ) \{{?+ {_MINUS}?+ \d++ \}}?+ )*+"""
 _DATE = r"""(?<!\d) \d{1,4} (?P<dash>[-/.]) \d{1,2} (?P=dash) \d{1,4} (?!\d) (?: (?P=dash) \d++ )*+
     | (?<!\d) (?: \d++ 年 )?+ \d++ 月 (?: \d++ 日 )?+"""
 _RATIO = r"(?<!\d) \d{1,4} (?: : \d{1,4} )++"
 _VERSION = r"(?! \d{1,3} (?: \.\d{3} ){2,} (?!\d) ) \d++ (?: \.\d++ ){2,}+"
-_INDEX = rf"[_^] \{{ {_MINUS}?+ \d++ | (?<=[{_CASED}\d)\]}}]) [_^] {_MINUS}?+ \d++"
-_FRAC_OF_LETTERS = rf"""(?! {_FRAC} ) \\[dtc]?frac (?![a-zA-Z]) \s*+
+_INDEX = rf"[_^] \{{ {_MINUS}?+ \d++ (?: [./] \d++ )?+ | (?<=[{_CASED}\d)\]}}]) [_^] {_MINUS}?+ \d++"
+_OF_OTHERS = rf"""(?! {_FRAC} ) \\(?:[dtc]?frac|[dt]?binom) (?![a-zA-Z]) \s*+
     (?: \{{ [^{{}}]*+ (?: \}} \s*+ (?: \{{ [^{{}}]*+ \}}? )?+ )?+ )?+"""
 _SIGN = rf"""(?: (?<![^\W_]) (?<![.)\]}}]) | (?<=[{COPULAS}]) )
     (?P<sign> [-+−–±] | \\pm\ ?+ ) (?: [{CURRENCIES}] | \\\$ )?+"""
 _NUMBER = rf"(?: {_SIGN} )?+ (?: (?<![\d.]) | (?<=[{_CASED}]\.) ) (?P<size> {_SIZE} )"
-_NO_NUMBER = f"{_NO_DIGITS} | {_WORD} | {_DATE} | {_RATIO} | {_VERSION} | {_INDEX} | {_FRAC_OF_LETTERS}"
+_NO_NUMBER = f"{_NO_DIGITS} | {_WORD} | {_DATE} | {_RATIO} | {_VERSION} | {_INDEX} | {_OF_OTHERS}"
 _TOKEN = re.compile(f"{_NO_NUMBER} | (?P<number> {_NUMBER} )", re.VERBOSE)
 
 _BEGUN = "|".join(sorted({word[:end] for word in MAGNITUDES for end in range(1, len(word) + 1)}))
 _GOES_ON = re.compile(
-    rf"""(?: [./⁄٫．:] | [./⁄:] \d++ | [,'’_٬] \d{{0,2}} | {_SPACE} \d++ [/⁄]? | \{{ ,? \}}? \d{{0,2}}
+    rf"""(?: [./⁄٫．:] | [./⁄:] \d++ | [,，'’_٬] \d{{0,2}} | _ \{{ \d* | (?<=\b0) [xXbBoO] [0-9a-fA-F]*
+    | {_SPACE} \d++ [/⁄]? | \{{ ,? \}}? \d{{0,2}}
     | [eE] {_MINUS}? | \ ? (?: \^ | \*\* ) \ ? [{{(]? {_MINUS}? \d* | <[sup/>]* \d*
     | \s* {_TIMES} \s* 1 (?: 0 (?: (?: \^ | \*\*? ) \s? [{{(]? {_MINUS}? \d* )? )?
-    | \ ? \\[a-zA-Z,]* (?: [{{\d\[] [^{{}}]* )?
+    | \.? \ ? \\[a-zA-Z,]* (?: [{{\d\[] [^{{}}]* )?
     | (?<=\d{{4}}) - \d{{0,2}} (?: - \d* )? | 年 \d* 月? \d* | \ ? (?: {_BEGUN} ) s? )?""",
     re.VERBOSE,
 )

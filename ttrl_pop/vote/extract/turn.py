@@ -45,6 +45,8 @@ ENDS = (
     "<seed:eos>",
     "<|hy_eos|>",
     "[EOS]",
+    "[PAD]",
+    "[INST]",  # Mistral
     "[e~[",  # MiniMax
     "[unused10]",  # Pangu
 )

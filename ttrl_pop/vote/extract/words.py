@@ -10,7 +10,7 @@ ANSWER = {
     "ko": ("정답", "답변", "답", "해답"),
     "es": ("respuesta",),
     "fr": ("réponse", "reponse"),
-    "de": ("antwort", "endantwort"),
+    "de": ("antwort", "endantwort", "ergebnis", "endergebnis"),
     "pt": ("resposta",),
     "it": ("risposta",),
     "nl": ("antwoord", "eindantwoord"),

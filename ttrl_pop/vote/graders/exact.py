@@ -61,7 +61,8 @@ _BASE = "|".join((*sorted(_BASES, key=len, reverse=True), "[0-9]{1,2}"))
 _IN_BASE = re.compile(
     rf"""(?P<prefix>0[xob])(?P<prefixed>[0-9a-f]+)
     | (?P<open>\()?\s*(?P<digits>[0-9a-z]+(?:\.[0-9a-z]+)?)\s*(?(open)\))\s*
-      (?: _\s*\{{?\s*\(?\s*(?P<index>{_BASE})\s*\)?\s*\}}? | \(?\s*(?:in\s+)?base[\s-]*(?P<base>{_BASE})\s*\)?
+      (?: _\s*\{{?\s*\(?\s*(?:base[\s-]*)?(?P<index>{_BASE})\s*\)?\s*\}}?
+        | \(?\s*(?:in\s+)?base[\s-]*(?P<base>{_BASE})\s*\)?
         | \(?\s*in\s+(?P<system>binary|octal|hexadecimal|hex)\s*\)? )""",
     re.VERBOSE | re.IGNORECASE,
 )

@@ -16,7 +16,7 @@ from ttrl_pop.vote.graders.units import currency_before, unit_of
 MAX_EXPONENT = 1000
 """Farthest power of ten that becomes a number."""
 
-_DECIMAL = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)"
+_DECIMAL = r"(?:(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)"
 _FRAC = re.compile(r"\\frac\{\s*([^{}\s]+)\s*\}\{\s*([^{}\s]+)\s*\}")
 _NUMBER = re.compile(
     rf"""(?P<sign>[-+]?)\s*

@@ -122,7 +122,7 @@ pmb bold
 COMMANDS = {
     **{rf"\{name}": "" for name in _NOTHING.split()},
     **{rf"\{name}": " " for name in _SPACE.split()},
-    **dict.fromkeys((r"\dfrac", r"\tfrac", r"\cfrac", r"\sfrac", r"\nicefrac", r"\xfrac"), r"\frac"),
+    **dict.fromkeys((r"\dfrac", r"\tfrac", r"\cfrac", r"\sfrac", r"\nicefrac", r"\xfrac", r"\flatfrac"), r"\frac"),
     **dict.fromkeys((r"\dbinom", r"\tbinom"), r"\binom"),
     r"\ ": " ",
     r"\$": "¤",
@@ -158,6 +158,10 @@ COMMANDS = {
     r"\wedge": r"\land",
     r"\lnot": r"\neg",
     **{rf"\{letter}": rf"\mathbb{{{letter}}}" for letter in "RNZQ"},
+    r"\Bbb": r"\mathbb",
+    # letters
+    r"\varepsilon": r"\epsilon",
+    r"\varphi": r"\phi",
     # operations
     **dict.fromkeys((r"\ldots", r"\cdots", r"\dotsc", r"\dotsb", r"\dotso"), r"\dots"),
     r"\cdotp": r"\cdot",

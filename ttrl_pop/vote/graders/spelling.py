@@ -3,7 +3,7 @@ r"""One spelling for each answer: layout goes, and of several ways to write a si
 Simplifications:
 
 1. `1,234` is one thousand, wherever a comma does not separate; so is `1 234`, as groups of three digits are. A decimal
-   comma is read where a semicolon separates (`0,5; 1,5`) or where dots group (`1.234,50`).
+   comma is read where a semicolon separates (`0,5; 1,5`) or where dots or spaces group (`1.234,50`, `1 234,50`).
 2. The sign of a currency is dropped, but in a list, where it may differ from number to number.
 """
 
@@ -23,8 +23,8 @@ _RARE = re.compile(
 )
 """A command for which `_plain_commands` looks closer."""
 
-_SUPERSCRIPTS = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
-_SUBSCRIPTS = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
+_SUPERSCRIPTS = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿˣʸᵏ]+")
+_SUBSCRIPTS = re.compile("[₀₁₂₃₄₅₆₇₈₉ₙₖₘₓ]+")
 _ROOT = re.compile(rf"([{''.join(ROOTS)}])\s*(?:([0-9]+(?:\.[0-9]+)?|[a-zA-Z])|\(([^()]*)\))?")
 _DOLLAR_OF = re.compile(r"(?<![A-Za-z])(?:US|HK|NZ|CA|AU|[ACRS])\s?(?=\\?\$\s?[0-9])")
 
@@ -43,6 +43,7 @@ _MATRIX = re.compile(
     rf"([(\[]\s*)?\\begin\s*\{{({'|'.join(MATRICES)})\}}(?:(?<=array\}})\s*\{{[^{{}}]*\}})?(.*?)\\end\s*\{{\2\}}(\s*[)\]])?",
     re.DOTALL,
 )
+_ROW_GAP = re.compile(r"(?<=\\\\)\s*\[\s*-?[0-9.]+\s*[a-z]{2}\s*\]")
 _BLACKBOARD = re.compile(r"\\mathbb\s*([A-Z])")
 _GREEK = "alpha|beta|gamma|delta|theta|lambda|mu|pi|rho|sigma|tau|phi|omega"
 _BARE = re.compile(r"\\(?:frac|sqrt|binom|pmod)(?!\{[^{}]*\}(?:\{|$))")
@@ -63,12 +64,14 @@ _RELATION = re.compile(r"([<>])=|(?<![0-9)\]}!])!=|(?<=\s)!=")
 _RELATIONS = {">": r"\ge ", "<": r"\le "}
 _PLUS_INFINITY = re.compile(r"(^|[(\[\],;<>={]|\\(?:cup|in|to|le|ge|ne)(?![a-zA-Z]))\s*\+\s*(?=\\infty)")
 _SETS = r"\\(?:in|notin|cup|cap|subset|subseteq|supset|supseteq|setminus)(?![a-zA-Z])"
-_PLAIN_SET = re.compile(rf"({_SETS}\s*|^(?=\{{[^{{}}]*\}}\s*{_SETS}))\{{([^{{}}]*,[^{{}}]*)\}}")
+_PLAIN_SET = re.compile(rf"({_SETS}\s*|^(?=\{{[^{{}}]*\}}\s*{_SETS}))\{{([^{{}}]*,[^{{}}]*|\s*-?[0-9]+\s*)\}}")
+_SET_OF = re.compile(r"^(\\?)\{(\s*[a-zA-Z][^:|{},]*)[:|]([^{}]*?)\1\}$")
 _NO_ELEMENTS = re.compile(r"\\\{\s*\\\}")
 _DOTS = re.compile(r"([,+])\s*\.{3,}")
 _QUOTES = (("'", "'"), ('"', '"'), ("`", "`"), ("``", "''"))
 _GROUPED = re.compile(
-    r"(?<![\w.,'])(?<![0-9.,] )[1-9][0-9]{0,2}(?:(?: +[0-9]{3})+|(?:'[0-9]{3})+|(?:_[0-9]{3})+)(?![\w'/]| *[0-9/])"
+    r"(?<![\w.,'])(?<![0-9.,] )[1-9][0-9]{0,2}"
+    r"(?:(?: +[0-9]{3})+(?:,[0-9]{1,2})?|(?:'[0-9]{3})+|(?:_[0-9]{3})+)(?![\w'/]| *[0-9/])"
 )
 _DOTTED = re.compile(
     r"(?<![\w.,])([0-9]{1,3}(?:\.[0-9]{3}){2,}|[0-9]{1,3}(?:\.[0-9]{3})+(?=,[0-9]))(?:,([0-9]+))?(?![\w.,])"
@@ -169,7 +172,7 @@ def _plain_character(c: str) -> str:
     if tag == "<fraction>":
         above, _, below = unicodedata.normalize("NFKC", c).partition("⁄")
         return rf"\frac{{{above}}}{{{below}}}"
-    plain = unicodedata.normalize("NFKC", c) if tag in ("<wide>", "<narrow>", "<font>") else c
+    plain = unicodedata.normalize("NFKC", c) if tag in ("<wide>", "<narrow>", "<font>", "<square>") else c
     return UNICODE.get(plain, plain)
 
 
@@ -200,6 +203,7 @@ def _plain_command(match: re.Match[str]) -> str:
 def _plain_matrix(match: re.Match[str]) -> str:
     """A matrix in round brackets, which are not written twice."""
     opening, _, cells, closing = (group or "" for group in match.groups())
+    cells = _ROW_GAP.sub("", cells)
     matrix = rf"\begin{{pmatrix}}{cells.strip().removesuffix(chr(92) * 2)}\end{{pmatrix}}"
     return matrix if opening and closing else opening + matrix + closing
 
@@ -234,9 +238,10 @@ def _plain_notation(text: str) -> str:
         text = _INTERVAL.sub(_plain_interval, text)
     if ";" in text:
         text = _with_commas(text)
-    text = _GROUPED.sub(lambda m: re.sub(r"[ '_]", "", m[0]), text)
+    text = _GROUPED.sub(lambda m: re.sub(r"[ '_]", "", m[0]).replace(",", "."), text)
     text = _DOTTED.sub(lambda m: m[1].replace(".", "") + ("." + m[2] if m[2] else ""), text)
     if "{" in text:
+        text = _SET_OF.sub(r"\\{\2|\3\\}", text)
         text = _NO_ELEMENTS.sub(r"\\emptyset ", _PLAIN_SET.sub(r"\1\\{\2\\}", text))
     return _DOTS.sub(r"\1\\dots ", text) if "..." in text else text
 
