@@ -5,9 +5,10 @@ Every value has one home. The resolved configuration is saved in the run directo
 """
 
 import datetime
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 MOST_ROLLOUTS = 2**14
 """Rollouts of one problem in a step, at most: each is a forward of its own, and votes gain nothing by more."""
@@ -38,6 +39,25 @@ class Section(BaseModel):
     """A table of settings: frozen, closed to unknown keys; the text below a setting describes it to users."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_flag_for_a_number(cls, value: Any, info: Any) -> Any:
+        # pydantic takes true for 1. Its ValidationInfo is a protocol that cannot be checked at run time.
+        if isinstance(value, bool):
+            types = _types(cls.model_fields[str(info.field_name)].annotation)
+            if bool not in types and not types.isdisjoint((int, float)):
+                raise ValueError("Input should be a number")
+        return value
+
+
+def _types(annotation: Any) -> set[Any]:
+    """The types that an annotation is made of, those inside `Annotated` and unions."""
+    if get_origin(annotation) is Annotated:
+        return _types(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return set().union(*map(_types, get_args(annotation)))
+    return {annotation}
 
 
 class ProblemsConfig(Section):

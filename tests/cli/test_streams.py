@@ -76,6 +76,8 @@ COMMANDS = {
     "closed stdin, read twice": ("vote - --before - <&-", 2, "ttrl-pop: "),
     "full stdout": ("vote r.jsonl --quiet > /dev/full", 1, "ttrl-pop: standard output cannot be written to"),
     "full version": ("--version > /dev/full", 1, "ttrl-pop: standard output cannot be written to"),
+    "full help": ("--help > /dev/full", 1, "ttrl-pop: standard output cannot be written to"),
+    "full help of a command": ("vote --help > /dev/full", 1, "ttrl-pop: standard output cannot be written to"),
     "full stderr": ("vote r.jsonl 2> /dev/full", 0, ""),
     "full stderr, an error": ("vote nothing.jsonl 2> /dev/full", 2, ""),
     "closed stderr": ("vote nothing.jsonl 2>&-", 2, ""),

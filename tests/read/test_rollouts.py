@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ttrl_pop.errors import UsageError
-from ttrl_pop.read.finish import FINISH_FIELDS
+from ttrl_pop.read.finish import COUNT_FIELDS, CUT_FLAGS, END_FLAGS, LIMIT_FIELDS, REASON_FIELDS, WRAPPERS
 from ttrl_pop.read.rollouts import TEXT_FIELDS, Layout, read_rollouts
 from ttrl_pop.read.rows import ID_FIELDS
 from ttrl_pop.types import Group
@@ -128,8 +128,9 @@ json_values = st.recursive(
     ),
     max_leaves=6,
 )
+finish_fields = (*REASON_FIELDS, *CUT_FLAGS, *END_FLAGS, *WRAPPERS, *COUNT_FIELDS, *LIMIT_FIELDS)
 known = st.sampled_from(
-    [*ID_FIELDS, *TEXT_FIELDS, *FINISH_FIELDS, "mind", "logprobs", "mean_logprob", "completion_ids", "form", "parts"]
+    [*ID_FIELDS, *TEXT_FIELDS, *finish_fields, "mind", "logprobs", "mean_logprob", "completion_ids", "form", "parts"]
 )
 completions = st.text() | st.lists(st.text() | st.dictionaries(known, json_values, max_size=3), max_size=3)
 

@@ -2,18 +2,20 @@
 
 Every object on the way from the row to the text is asked, and so is what lies in its `WRAPPERS`. A field that says
 "cut off" wins over all others, as half an answer must not vote; then one that says "stop"; then an unknown word, which
-counts as cut off. Nothing said is `stop`.
+counts as cut off; then a count of tokens that is the limit's. Nothing said is `stop`.
 
 | field | |
 |---|---|
 | `REASON_FIELDS` | a word of `FINISH_REASONS`, or an object with one in `type` or `reason` |
 | `CUT_FLAGS` | true: cut off |
 | `END_FLAGS` | false: cut off |
+| others with a name such as `output_truncated` or `limit_hit` | true: cut off |
 | others with a name such as `completion_status` | a word of `LIMITS`: cut off; any other says nothing |
+| `COUNT_FIELDS`, `LIMIT_FIELDS` | the same number in one of each: cut off |
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -80,18 +82,44 @@ END_FLAGS = (
 WRAPPERS = (
     *("details", "meta_info", "metadata", "meta", "info", "response_metadata", "generation_info", "generation_details"),
     *("response_info", "completion_info", "stop_info", "usage", "extra", "extra_info", "raw"),
-    *("output", "response", "completion", "generation", "result"),
+    *("output", "response", "completion", "generation", "result", "body", "choices", "candidates"),
+    *("raw_response", "response_raw", "raw_output", "api_response", "best_of_sequences", "token_usage"),
+    *("usage_metadata", "usageMetadata", "additional_kwargs", "options", "sampling_params", "sampling"),
+    *("generation_config", "generationConfig", "generation_kwargs", "gen_kwargs", "parameters", "params", "request"),
 )
-"""Fields of objects beside the text that may say how it ended."""
+"""Fields of objects beside the text, or of a list of one, that may say how it ended."""
+
+COUNT_FIELDS = (
+    *("completion_tokens", "output_tokens", "generated_tokens", "num_completion_tokens", "num_output_tokens"),
+    *("num_generated_tokens", "response_tokens", "tokens_predicted", "eval_count", "candidatesTokenCount"),
+    *("candidates_token_count", "completionTokens", "outputTokens", "n_generated_tokens", "tokens_generated"),
+)
+"""Fields of how many tokens a completion has, its prompt not among them."""
+
+LIMIT_FIELDS = (
+    *("max_tokens", "max_new_tokens", "max_completion_tokens", "max_output_tokens", "maxOutputTokens", "maxTokens"),
+    *("num_predict", "n_predict", "max_gen_toks", "max_gen_len", "max_tokens_to_sample", "max_gen_tokens"),
+)
+"""Fields of how many tokens a completion may have."""
 
 # Names that are not in the tables count by their words, and then only where they hold one of `LIMITS`.
 _OF_END = frozenset(
-    ("finish", "finished", "stop", "done", "completion", "termination", "end", "generation", "response")
+    (
+        *("finish", "finished", "stop", "stopped", "stopping", "done", "completion", "termination", "terminated"),
+        *("end", "ended", "generation", "response"),
+    )
 )
-_OF_REASON = frozenset(("reason", "type", "status", "condition", "cause"))
+_OF_REASON = frozenset(("reason", "type", "status", "condition", "cause", "by", "criteria", "criterion"))
+_OF_CUT = frozenset(("truncated", "cutoff", "overlong"))
+_OF_LIMIT = frozenset(("limit", "length", "max", "tokens", "budget"))
+_OF_REACHED = frozenset(("exceeded", "reached", "hit"))
+_OF_OTHERS = frozenset(("prompt", "input", "question", "context", "document", "rate", "cost"))
+"""What else may be truncated, or have a limit."""
 _ALONE = ("status", "finish", "termination", "reason")
 _FLAGS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 _LONGEST_WORD = 60
+_NESTED = 4
+"""Levels of objects beside the text."""
 _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _WORD = re.compile(r"[a-z]+|[A-Z][a-z]*")
 
@@ -101,28 +129,40 @@ class Ending:
     """How a completion ended."""
 
     reason: FinishReason
-    unknown: str | None = None
-    """The word that was not known, where it alone decided."""
+    doubt: str | None = None
+    """What a user should hear of how it was read."""
 
 
 STOP = Ending("stop")
 CUT = Ending("length")
-
-FINISH_FIELDS = (*REASON_FIELDS, *CUT_FLAGS, *END_FLAGS, *_ALONE, *WRAPPERS)
-"""Fields that may say how a completion ended."""
+AT_LIMIT = Ending("length", "no finish reason, and as many tokens as the limit allows: counts as cut off")
 
 
-def ending(objects: Iterable[Mapping[str, Any]]) -> Ending:
+def ending(objects: Sequence[Mapping[str, Any]]) -> Ending:
     """How a completion ended, as the objects around its text say it."""
-    found = [said for fields in objects for said in _said(fields)]
+    around = [fields for outer in objects for fields in _within(outer)]
+    found = [said for fields in around for said in _said(fields)]
     if CUT in found:
         return CUT
     if STOP in found:
         return STOP
-    return found[0] if found else STOP
+    if found:
+        return found[0]
+    return STOP if _numbers(around, COUNT_FIELDS).isdisjoint(_numbers(around, LIMIT_FIELDS)) else AT_LIMIT
 
 
-def _said(fields: Mapping[str, Any], wrapped: bool = False) -> Iterator[Ending]:
+def _within(fields: Mapping[str, Any], depth: int = 0) -> Iterator[Mapping[str, Any]]:
+    """Yield an object and those that its wrappers hold."""
+    yield fields
+    for name in WRAPPERS if depth < _NESTED else ():
+        value = fields.get(name)
+        if isinstance(value, list) and len(value) == 1:
+            value = value[0]
+        if isinstance(value, dict):
+            yield from _within(value, depth + 1)
+
+
+def _said(fields: Mapping[str, Any]) -> Iterator[Ending]:
     for name, value in fields.items():
         if value is None or value in ("", {}, []):
             continue
@@ -130,10 +170,25 @@ def _said(fields: Mapping[str, Any], wrapped: bool = False) -> Iterator[Ending]:
             yield _of_word(value)
         elif (name in CUT_FLAGS and _flag(value) is True) or (name in END_FLAGS and _flag(value) is False):
             yield CUT
-        elif name in WRAPPERS and isinstance(value, dict) and not wrapped:
-            yield from _said(value, wrapped=True)
+        elif not isinstance(value, Number) and _flag(value) is True and _tells_cut(name):
+            # A number in a field that is in no table may count something.
+            yield CUT
         elif is_text(value) and len(value) < _LONGEST_WORD and _tells_end(name) and _plain(value) in LIMITS:
             yield CUT
+
+
+def _numbers(around: Iterable[Mapping[str, Any]], names: Iterable[str]) -> set[str]:
+    """The numbers that fields of these names hold, as they are written."""
+    values = [fields[name] for fields in around for name in names if name in fields]
+    return {str(value) for value in values if isinstance(value, Number) and value.isdecimal() and value != "0"}
+
+
+@lru_cache(maxsize=4096)
+def _tells_cut(name: str) -> bool:
+    """Whether a name that is in no table may be that of a flag which is true where a completion was cut off."""
+    words = {word.lower() for word in _WORD.findall(name)}
+    is_cut = not words.isdisjoint(_OF_CUT) or not (words.isdisjoint(_OF_LIMIT) or words.isdisjoint(_OF_REACHED))
+    return is_cut and words.isdisjoint(_OF_OTHERS)
 
 
 @lru_cache(maxsize=4096)
@@ -154,9 +209,13 @@ def _of_word(value: Any) -> Ending:
     if isinstance(value, dict):
         value = next((value[key] for key in ("type", "reason") if value.get(key) is not None), value)
     if not is_text(value):
-        return Ending("length", shown(value) if isinstance(value, Number) else kind(value))
+        return _not_known(shown(value) if isinstance(value, Number) else kind(value))
     known = _known(value)
-    return Ending("length", f"'{shown(value)}'") if known is None else STOP if known == "stop" else CUT
+    return _not_known(f"'{shown(value)}'") if known is None else STOP if known == "stop" else CUT
+
+
+def _not_known(reason: str) -> Ending:
+    return Ending("length", f"finish reason {reason} is not known, and counts as cut off")
 
 
 def _known(word: str) -> FinishReason | None:

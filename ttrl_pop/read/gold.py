@@ -9,6 +9,7 @@ Of `GOLD_FIELDS` the first that holds an answer counts; null and blank are none.
 | `… #### 4` (GSM8K) | the line behind the last mark |
 | `The answer is 4.`, `Answer: 4` on its last line | 4 |
 | `The sum is 4.` | 4, where it is one sentence that says one thing and ends in a number |
+| `**4**` | 4 |
 | anything else | itself, a word without its period |
 
 Of `SOLUTION_FIELDS` a text that says no answer has none, unless it is a single word: a worked solution is no answer.
@@ -206,6 +207,8 @@ def _read(text: str, is_solution: bool = False) -> str | None:
         return said
     if is_solution and (len(text.split()) > 1 or len(text) > _LONGEST_WORD):
         return None
+    if len(parts := text.split("**")) == 3 and parts[1].strip() and not (parts[0] or parts[2].strip(".")):
+        return parts[1].strip()
     is_word = text.count(".") == 1 and len(text.split()) == 1
     return (text.removesuffix(".") if is_word else text) or None
 

@@ -30,7 +30,7 @@ from typing import Any, Literal
 
 from ttrl_pop.errors import UsageError
 from ttrl_pop.read.chat import CONTENT_FIELDS, is_parts, is_transcript, role_of, spoken
-from ttrl_pop.read.finish import CUT_FLAGS, FINISH_FIELDS, REASON_FIELDS, ending
+from ttrl_pop.read.finish import CUT_FLAGS, REASON_FIELDS, ending
 from ttrl_pop.read.lines import ByteStream, source_name
 from ttrl_pop.read.question import PROMPT_FIELDS
 from ttrl_pop.read.rows import (
@@ -266,7 +266,7 @@ def _are_replies(turns: list[Any]) -> bool:
 def _beside(row: Row, number: int, count: int) -> dict[str, Any]:
     """The fields of a row that tell of its completion `number` of `count`: of a list of as many its element."""
     found = {}
-    for name, value in row.present((*_BESIDE, *FINISH_FIELDS)):
+    for name, value in row.fields.items():
         if not isinstance(value, list):
             found[name] = value
         elif len(value) == count:
@@ -308,8 +308,8 @@ def _rollout(row: Row, completion: _Completion, number: int, counted: Counted) -
     if logprobs is None:
         counted.add(f"log-probabilities that are no numbers from {LEAST_LOGPROB:.0f} to 0 count as missing", row)
     ended = ending(completion.objects)
-    if ended.unknown is not None:
-        counted.add(f"finish reason {ended.unknown} is not known, and counts as cut off", row)
+    if ended.doubt is not None:
+        counted.add(ended.doubt, row)
     return Rollout(
         mind=Mind(-1 - number) if "mind" not in fields else Mind(_whole(row, "mind", fields["mind"])),
         prompt_ids=(),
