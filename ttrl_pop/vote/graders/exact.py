@@ -8,7 +8,8 @@ Simplifications, against a grader that understands mathematics:
 
 1. Formulas are compared as text without spaces: `x+1` is not `1+x`. A symbolic grader can add that in `equal`.
 2. Units, percent and degree signs after a number are dropped, not converted: `50\%`, `50 cm` and `50` are equal, so
-   `5 m` is `5 km`. In a list whose numbers have different units they count, as they say what belongs to which.
+   `5 m` is `5 km`. In a list they count where its numbers have different ones, or some have none: they say what
+   belongs to which.
 3. `1,234` is a number, but inside brackets a comma separates: `(1,234)` is a pair. Where the three digits begin
    with 0 (`(1,000)`) it is a thousands separator there too.
 4. Dates, spans, scores, ratios and times of day are text: digits with `-`, `:` or two `/` between are not computed.
@@ -23,7 +24,7 @@ from fractions import Fraction
 
 from ttrl_pop.vote.graders.base import Grader
 from ttrl_pop.vote.graders.labels import behind_label
-from ttrl_pop.vote.graders.quantities import quantity
+from ttrl_pop.vote.graders.quantities import quantity, tell_apart
 from ttrl_pop.vote.graders.spelling import clean, trim, unquoted, unwrapped
 
 MAX_LENGTH = 1000
@@ -150,8 +151,8 @@ class _Frame:
         self.parts, self.element = [], end
 
     def keys(self) -> list[str]:
-        """Keys of the elements; units count where they differ."""
-        if len({unit for _, unit in self.elements if unit}) > 1:
+        """Keys of the elements; units count where they tell them apart."""
+        if tell_apart([unit for _, unit in self.elements]):
             return [f"{key} {unit}" if unit else key for key, unit in self.elements]
         return [key for key, _ in self.elements]
 

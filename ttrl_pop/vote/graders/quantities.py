@@ -9,6 +9,7 @@ Simplifications:
 """
 
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 
 from ttrl_pop.vote.graders.units import currency_before, unit_of
@@ -48,6 +49,16 @@ def quantity(text: str) -> tuple[Fraction, str] | None:
     if number is None:
         return None
     return -number if match["sign"] == "-" else number, unit or currency
+
+
+def tell_apart(units: Sequence[str]) -> bool:
+    """Whether the units of a list's elements, "" where one has none, say what belongs to which of its numbers.
+
+    They do where they differ, and where some elements have the unit and some have none. But at the last element alone
+    it is that of all: `3, 5 cm`.
+    """
+    found = set(units) - {""}
+    return len(found) > 1 or (bool(found) and "" in units and any(units[:-1]))
 
 
 def _value(match: re.Match[str]) -> Fraction | None:

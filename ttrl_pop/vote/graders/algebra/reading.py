@@ -29,7 +29,7 @@ from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
 from ttrl_pop.vote.graders.algebra.forms import DIGITS, MIRRORED, POINTS, Bag, Form, Leaf, Matrix, Relation, Row, Union
 from ttrl_pop.vote.graders.exact import ExactGrader
 from ttrl_pop.vote.graders.labels import label_of
-from ttrl_pop.vote.graders.quantities import quantity
+from ttrl_pop.vote.graders.quantities import quantity, tell_apart
 from ttrl_pop.vote.graders.spelling import TEXT_COMMAND, clean, unwrapped
 from ttrl_pop.vote.graders.units import unit_of
 
@@ -104,9 +104,9 @@ def _read_list(text: str) -> Form:
 
 
 def _elements(pieces: Sequence[str]) -> tuple[Form, ...]:
-    r"""Forms of the pieces, with units where these differ; what `\pm` makes of one piece stands beside the others."""
+    r"""Forms of the pieces, with units that tell them apart; what `\pm` makes of one piece stands beside the others."""
     units = [_unit(piece) for piece in pieces]
-    differ = len(set(units) - {""}) > 1
+    differ = tell_apart(units)
     forms: list[Form] = []
     for piece, unit in zip(pieces, units, strict=True):
         form = _read_item(piece)
