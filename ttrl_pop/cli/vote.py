@@ -70,8 +70,10 @@ class Totals:
     rollouts: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
-    doubts: list[str] = field(default_factory=list)
-    """What is to be told of votes that a doubtful rule of reading decided."""
+    doubts: int = 0
+    """Votes that a doubtful rule of reading decided."""
+    first_doubt: str = ""
+    """What is to be told of the first of them."""
     right: dict[str, bool] = field(default_factory=dict)
     """Problem id → whether its label is right, where gold is known."""
 
@@ -86,7 +88,8 @@ class Totals:
             "reward accuracy": against_gold["vote/reward_accuracy"],
         }
         if doubt := rules.grader.doubt(tally.answers_G):
-            self.doubts.append(f"problem {tally.group.problem.id}: {doubt}")
+            self.doubts += 1
+            self.first_doubt = self.first_doubt or f"problem {tally.group.problem.id}: {doubt}"
         self.problems += 1
         self.rollouts += len(tally.answers_G)
         for name, value in figures.items():
@@ -163,12 +166,8 @@ def _print_totals(before: Totals | None, after: Totals, gold: int) -> None:
         if totals is not None:
             console.print(Text(f"{name}{totals.problems} problems, {totals.rollouts} rollouts"))
             if totals.doubts:
-                votes = (
-                    "this decides 1 vote"
-                    if len(totals.doubts) == 1
-                    else f"such rules decide {len(totals.doubts)} votes"
-                )
-                console.print(Text(f"{safe(totals.doubts[0], NOTICE)} ({votes})"))
+                votes = "this decides 1 vote" if totals.doubts == 1 else f"such rules decide {totals.doubts} votes"
+                console.print(Text(f"{safe(totals.first_doubt, NOTICE)} ({votes})"))
     if gold and not after.right:
         console.print(Text(f"no problem has an id of the {gold} gold answers"))
     if before is None:
