@@ -57,14 +57,8 @@ def opens_thoughts(tokenizer: Any, opening: str = "") -> bool:
     Args:
         opening: a mark that opens them beside those that are known (`ttrl_pop.thoughts.MARKS`).
     """
-    if not tokenizer.chat_template:
-        return False
-    try:
-        text = rendered(tokenizer, [{"role": "user", "content": "?"}], None)
-    except Exception:
-        # It takes other conversations than this one; `encode` says so where it matters.
-        return False
-    return ends_in_thoughts(text, opening)
+    text = rendered_turn(tokenizer, "?")
+    return text is not None and ends_in_thoughts(text, opening)
 
 
 def decode(tokenizer: Any, completion_ids: Sequence[int]) -> str:
@@ -144,6 +138,17 @@ def _special(tokenizer: Any) -> tuple[frozenset[int], frozenset[int]]:
     special = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     marks = frozenset(number for number, text in special.items() if is_part_of_mark(text))
     return frozenset(special) - marks, marks
+
+
+def rendered_turn(tokenizer: Any, content: str) -> str | None:
+    """The chat template's text for a lone turn of the user; None without a template, or where it takes no such chat."""
+    if not tokenizer.chat_template:
+        return None
+    try:
+        return rendered(tokenizer, [{"role": "user", "content": content}], None)
+    except Exception:
+        # A template is a program, and may raise anything. `encode` says so of the problems that need it.
+        return None
 
 
 def rendered(tokenizer: Any, messages: list[Message], date: datetime.date | None) -> str:

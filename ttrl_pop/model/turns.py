@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ttrl_pop.model.prompts import rendered
+from ttrl_pop.model.prompts import rendered_turn
 from ttrl_pop.read.question import as_turn
 from ttrl_pop.types import Problem
 
@@ -51,12 +51,7 @@ def template_marks(tokenizer: Any) -> frozenset[str] | None:
 
     None where there is no template, or it takes no lone turn of a user.
     """
-    if not tokenizer.chat_template:
-        return None
-    try:
-        text = rendered(tokenizer, [{"role": "user", "content": _MESSAGE}], None)
-    except Exception:
-        # `encode` says so of the problems that need it.
+    if (text := rendered_turn(tokenizer, _MESSAGE)) is None:
         return None
     special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     special |= set(tokenizer.all_special_tokens)
