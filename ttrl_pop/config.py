@@ -113,8 +113,8 @@ class SamplingConfig(Section):
     """A completion ends when its text contains one of these; the text is cut before it."""
     max_rows: Positive = 256
     """Rollouts that are decoded together, at most; fewer where memory is short."""
-    prefill_tokens: Positive = 2048
-    """Prompt tokens that one forward reads at most (at least one prompt)."""
+    prefill_tokens: Positive | None = None
+    """Prompt tokens that one forward reads at most (at least one prompt); None: 2048 on a CPU, 16384 on a GPU."""
 
 
 class VoteConfig(Section):
@@ -207,9 +207,9 @@ class LearnConfig(Section):
     """Clip of the adapter's gradient norm; the population's is clipped apart, at the same value."""
     updates_per_step: Annotated[int, Field(ge=1, le=1000)] = 1
     """Optimizer steps on each batch of rollouts."""
-    token_budget: Positive = 1024
-    """Tokens that one forward of the learner holds at most (at least one rollout). Memory grows with it, the gradient
-    is the same; on a CPU more is no faster, on a GPU it is."""
+    token_budget: Positive | None = None
+    """Tokens that one forward of the learner holds at most (at least one rollout); None: 1024 on a CPU, where more are
+    no faster, 16384 on a GPU. Memory grows with it, the gradient is the same."""
     checkpointing: bool = False
     """Compute each layer's activations again in the backward pass instead of keeping them: less memory, a third more
     time."""
@@ -244,6 +244,9 @@ class Config(Section):
     """A device as torch names it (`cpu`, `cuda`, `cuda:1`); `auto` takes CUDA, else Apple's MPS, else the CPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     """Type of the model's weights; `auto` is float32 on a CPU, else bfloat16."""
+    deterministic: bool = False
+    """On a GPU: take kernels that repeat to the bit, which are slower, so that a run that goes on ends as one never
+    stopped, exactly as on a CPU; without it, to rounding."""
     backend: str = "hf"
     """Rollout engine: `hf`, `vllm`, `auto` (vllm where it is installed and a GPU is there, else hf), the short name of
     an installed plug-in, or `package.module:Name`."""

@@ -6,6 +6,7 @@ from ttrl_pop.errors import UsageError
 from ttrl_pop.fit.admission import check_metrics, check_reach
 from ttrl_pop.fit.base_rollouts import base_rollouts
 from ttrl_pop.fit.sigma import MINDS, calibrate
+from ttrl_pop.packing.budget import learner_tokens
 from ttrl_pop.randomness import OUTSIDE_TRAINING
 from ttrl_pop.run.session import Session
 
@@ -38,7 +39,8 @@ def _find_lack(session: Session, notice: Callable[[str], None]) -> dict[str, flo
         case "scale":
             notice("finding sigma on the given problems …")
             minds = population.spawn(session.config.seed, OUTSIDE_TRAINING, MINDS)
-            found = calibrate(session.policy, base_rollouts(session), minds, session.config.learn.token_budget)
+            tokens = learner_tokens(session.config.learn.token_budget, session.policy.device)
+            found = calibrate(session.policy, base_rollouts(session), minds, tokens)
             notice(
                 f"sigma = {found.sigma:.4g} (KL {found.kl:.3f} nats per token, "
                 f"{found.flips:.1%} of likeliest tokens changed)"

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ttrl_pop.errors import UsageError
-from ttrl_pop.model.logprobs import LOGIT_ROWS
+from ttrl_pop.model.logprobs import logit_rows
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.packing.pack import Branch, Tree, pack
 from ttrl_pop.types import Mind, Rollout
@@ -102,6 +102,7 @@ def distance(
     """Mean KL(base ‖ mind) in nats per token, and share of changed most-likely tokens, over completions × minds."""
     longest = max(len(r.prompt_ids) + len(r.completion_ids) for r in rollouts)
     rows = max(1, token_budget // longest)
+    held = logit_rows(policy.network)
     kl = flips = 0.0
     count = 0
     with policy.as_base():
@@ -111,7 +112,7 @@ def distance(
             count += len(base_ND) * len(minds)
             for mind in minds:
                 own_ND = _hidden(policy, part, mind)
-                for base, own in zip(torch.split(base_ND, LOGIT_ROWS), torch.split(own_ND, LOGIT_ROWS), strict=True):
+                for base, own in zip(torch.split(base_ND, held), torch.split(own_ND, held), strict=True):
                     base_logp, own_logp = _log_softmax(policy.logits(base)), _log_softmax(policy.logits(own))
                     kl += float((base_logp.exp() * (base_logp - own_logp)).sum())
                     flips += float((base_logp.argmax(-1) != own_logp.argmax(-1)).sum())

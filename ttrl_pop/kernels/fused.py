@@ -34,6 +34,8 @@ class Projection:
     laid_out: LaidOutWeight | None = None
     """What multiplies x, W' where it is kept, else W, laid out for it."""
     _merged_at: tuple[int, int] = field(default=(-1, -1), init=False)
+    _factors: tuple[Tensor, ...] = field(default=(), init=False)
+    _factors_at: tuple[int, int] = field(default=(-1, -1), init=False)
 
     def multiplier(self) -> Float[Tensor, "O I"]:
         """W', which is made anew where A or B have changed, or W."""
@@ -47,15 +49,36 @@ class Projection:
             self._merged_at = versions
         return self.merged
 
+    def factors(self) -> tuple[Tensor, ...]:
+        """A and B in the type of W, made anew where they have changed; nothing without an adapter.
+
+        An adapter is kept wider than bf16 weights, so that small updates add up in it; what it adds to their product
+        is computed in their type, as the product itself is."""
+        if self.down is None or self.up is None:
+            return ()
+        if self.down.dtype == self.weight.dtype:
+            return self.down, self.up
+        versions = (self.down._version, self.up._version)
+        if versions != self._factors_at:
+            with torch.no_grad():
+                own = (self.down, self.up)
+                if self._factors:
+                    # In the same memory, which a recorded graph goes on reading.
+                    for narrow, wide in zip(self._factors, own, strict=True):
+                        narrow.copy_(wide)
+                else:
+                    self._factors = tuple(wide.to(self.weight.dtype) for wide in own)
+            self._factors_at = versions
+        return self._factors
+
     def times(self, x: Float[Tensor, "N I"]) -> Float[Tensor, "N O"]:
         """What the layer computes, without gradient."""
         weight = self.multiplier()
         y = self.laid_out.times(x, self.bias) if self.laid_out else product(x, weight, self.bias)
-        if self.down is None or self.up is None or self.merged is not None:
+        if self.down is None or self.merged is not None:
             return y
-        # The adapter may be wider than the weights: the sum is taken in its type.
-        narrow = product(x.to(self.down.dtype), self.down)
-        return torch.addmm(y.to(self.up.dtype), narrow, self.up.t(), alpha=self.scale).to(y.dtype)
+        down, up = self.factors()
+        return torch.addmm(y, product(x, down), up.t(), alpha=self.scale)
 
 
 def linear(x: Float[Tensor, "*B I"], layer: Projection) -> Float[Tensor, "*B O"]:
@@ -113,7 +136,7 @@ class _Linear(torch.autograd.Function):
         rows = x.reshape(-1, x.shape[-1])
         y = layer.times(rows)
         ctx.scale, ctx.is_merged = layer.scale, layer.merged is not None
-        ctx.save_for_backward(rows, layer.multiplier(), *adapter)
+        ctx.save_for_backward(rows, layer.multiplier(), *(layer.factors() or adapter))
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
@@ -139,7 +162,8 @@ class _GatedMlp(torch.autograd.Function):
         y = down.times(nn.functional.silu(gates, inplace=not learns).mul_(ups))
         if learns:
             ctx.settings = [(layer.scale, layer.merged is not None) for layer in layers]
-            ctx.save_for_backward(rows, gates, ups, *(layer.multiplier() for layer in layers), *adapters)
+            factors = [matrix for layer in layers for matrix in layer.factors() or (None, None)]
+            ctx.save_for_backward(rows, gates, ups, *(layer.multiplier() for layer in layers), *factors)
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
@@ -179,22 +203,23 @@ class _Backward:
 
     multiplier: Tensor
     down: Tensor | None
+    """A, in the type of W."""
     up: Tensor | None
+    """B, in the type of W."""
     scale: float
     is_merged: bool
 
     def narrow(self, grad_NO: Tensor) -> Tensor | None:
         """[N, R]: the gradient of x·Aᵀ; None without an adapter."""
-        return None if self.up is None else product(grad_NO.to(self.up.dtype), self.up.t()).mul_(self.scale)
+        return None if self.up is None else product(grad_NO, self.up.t()).mul_(self.scale)
 
     def adapter_grads(self, grad_NO: Tensor, narrow_NR: Tensor | None, x_NI: Tensor) -> tuple[Tensor | None, ...]:
         """[R, I] and [O, R]: the gradients of A and B."""
         if narrow_NR is None or self.down is None:
             return None, None
-        x = x_NI.to(self.down.dtype)
         # With the thin side first, products over all rows are at their fastest.
-        grad_up = product(product(x, self.down).t(), grad_NO.to(self.down.dtype).t())
-        return product(narrow_NR.t(), x.t()), grad_up.mul_(self.scale).t()
+        grad_up = product(product(x_NI, self.down).t(), grad_NO.t())
+        return product(narrow_NR.t(), x_NI.t()), grad_up.mul_(self.scale).t()
 
     def input_grad(self, grad_NO: Tensor, narrow_NR: Tensor | None, onto: Tensor | None = None) -> Tensor:
         """[N, I]: the gradient of x, added to `onto` in place."""
@@ -203,4 +228,4 @@ class _Backward:
             grad_x = onto.add_(grad_x)
         if self.is_merged or narrow_NR is None or self.down is None:
             return grad_x
-        return torch.addmm(grad_x.to(self.down.dtype), narrow_NR, self.down).to(grad_x.dtype)
+        return torch.addmm(grad_x, narrow_NR, self.down)

@@ -8,11 +8,13 @@ from typing import Any
 from ttrl_pop.config import Config, Section
 from ttrl_pop.config_file import validate
 from ttrl_pop.errors import UsageError
+from ttrl_pop.kernels.repeatable import repeat_to_the_bit
 from ttrl_pop.model.load import load_model
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.model.prompts import Prompts, opens_thoughts
 from ttrl_pop.model.source import lasting
 from ttrl_pop.model.turns import notice_of_turns, with_turns
+from ttrl_pop.packing.budget import learner_tokens, prefill_tokens
 from ttrl_pop.plugins import load
 from ttrl_pop.population.base import Population
 from ttrl_pop.sample.backend import Backend, Weights, backend_name
@@ -90,6 +92,8 @@ def open_session(
     Raises:
         UsageError: whatever of it cannot be had as asked for.
     """
+    if config.deterministic:
+        repeat_to_the_bit()
     # Without a model yet: what is wrong here is said at once.
     rules = build_rules(config.vote, problems.answers, token_limit=config.sampling.max_new_tokens, rewards=rewards)
     population_kind: type[Population] = load("population", config.population.name)
@@ -146,7 +150,16 @@ def resolve(config: Config, engine: str, policy: Policy, backend: Backend) -> Co
             "dtype": policy.dtype_name,
             "backend": engine,
             "problems": problems.model_copy(update={"date": problems.date or datetime.date.today()}),
-            "learn": learn.model_copy(update={**called_for, "population_lr": learn.population_rate}),
+            "sampling": config.sampling.model_copy(
+                update={"prefill_tokens": prefill_tokens(config.sampling.prefill_tokens, policy.device)}
+            ),
+            "learn": learn.model_copy(
+                update={
+                    **called_for,
+                    "population_lr": learn.population_rate,
+                    "token_budget": learner_tokens(learn.token_budget, policy.device),
+                }
+            ),
             "vote": vote.model_copy(update={"thinking": thinking}),
         }
     )

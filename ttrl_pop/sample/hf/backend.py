@@ -25,9 +25,9 @@ from ttrl_pop import randomness
 from ttrl_pop.config import SamplingConfig, Section
 from ttrl_pop.errors import DivergenceError, UsageError
 from ttrl_pop.kernels.memory import is_exhausted, limit_bytes, transfer
-from ttrl_pop.model.logprobs import LOGIT_ROWS
+from ttrl_pop.model.logprobs import logit_rows
 from ttrl_pop.model.policy import Policy
-from ttrl_pop.packing.budget import Budget
+from ttrl_pop.packing.budget import Budget, prefill_tokens
 from ttrl_pop.packing.pack import Tree, pack
 from ttrl_pop.sample.backend import Backend, Request, Weights
 from ttrl_pop.sample.hf.cache import KeyValueCache, prefill
@@ -88,7 +88,7 @@ class HfBackend(Backend):
         super().__init__(policy, sampling, options)
         self.cache_tokens: int | None = None
         """Tokens whose keys and values fit beside all else, known once memory has run out."""
-        self.prefill_tokens = sampling.prefill_tokens
+        self.prefill_tokens = prefill_tokens(sampling.prefill_tokens, policy.device)
         """Tokens of one forward that reads prompts, fewer once memory has run out."""
         if self.options.graphs and policy.device.type != "cuda":
             raise UsageError(f"backend_options.graphs takes a CUDA GPU, got {policy.device.type}; leave it out")
@@ -281,13 +281,13 @@ class HfBackend(Backend):
         self, hidden_MD: Float[Tensor, "M D"], row_B: Sequence[int], uniforms_B: Float[Tensor, "B"]
     ) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
         """A token for each rollout from the hidden state in its row; `row_B` ascends."""
-        drawn = []
-        for start in range(0, len(row_B), LOGIT_ROWS):
-            rows = row_B[start : start + LOGIT_ROWS]
+        drawn, held = [], logit_rows(self.policy.network)
+        for start in range(0, len(row_B), held):
+            rows = row_B[start : start + held]
             logits_RV = self.policy.logits(hidden_MD[rows[0] : rows[-1] + 1])
             if len(logits_RV) < len(rows):
                 logits_RV = logits_RV[[row - rows[0] for row in rows]]
-            uniforms_R = uniforms_B[start : start + LOGIT_ROWS]
+            uniforms_R = uniforms_B[start : start + held]
             drawn.append(draw(logits_RV, uniforms_R, self.sampling.temperature, self.sampling.top_p))
         tokens, logprobs = zip(*drawn, strict=True)
         return torch.cat(tokens), torch.cat(logprobs)

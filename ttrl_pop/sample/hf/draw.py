@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ttrl_pop.model.forward import at_temperature
 
-CDF_NUMBERS = {"cuda": 2**25, "mps": 2**25}
+CDF_NUMBERS = {"cuda": 2**27, "mps": 2**25}
 """Probabilities that are held at once, by type of device; 2²⁰ on others, which a core's own cache holds."""
 
 
