@@ -22,7 +22,7 @@ PART = 48 * 2**20
 PYTHON = "3.12"
 """Version of Python on the machine."""
 PACKAGES = (
-    *("pydantic", "pydantic_core", "annotated-types", "tomli_w", "zstandard", "gguf", "beartype"),
+    *("pydantic", "pydantic_core", "annotated-types", "typing-inspection", "tomli_w", "zstandard", "gguf", "beartype"),
     *("math-verify", "latex2sympy2_extended", "antlr4-python3-runtime"),
     # For the peer.
     *("datasets", "multiprocess", "dill", "trl"),

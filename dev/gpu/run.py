@@ -41,7 +41,22 @@ def phases(given: argparse.Namespace) -> list[Phase]:
     python, shared = sys.executable, (f"--device={device}", *(["--quick"] if quick else []))
     gguf = given.bundle / "demo.gguf"
     model = str(gguf) if gguf.exists() else "smollm2"
-    tests = (python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/gpu", *(["-n", "8"] if on_gpu else []))
+    tests = (
+        python,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:benchmark",
+        "-p",
+        "no:cov",
+        "-p",
+        "no:timeout",
+        "tests/gpu",
+        *(["-n", "8"] if on_gpu else []),
+    )
     found = [Phase("tests", 150, (*tests, *(["-k", "llama and not run"] if quick else [])))]
     types = ["float32"] if not on_gpu else ["bfloat16", "float32"]
     for dtype in types:

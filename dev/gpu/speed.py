@@ -105,7 +105,7 @@ def run(folder: str, name: str, device: str, dtype: str, quick: bool, machine: R
             if device != "cpu":
                 row["gpu_peak_bytes"] = torch.cuda.max_memory_allocated()
             del session
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             # One form that fails must not cost the others of a lease.
             row["error"] = f"{type(error).__name__}: {str(error)[:500]}"
         say(**row, wall=time.perf_counter() - began)

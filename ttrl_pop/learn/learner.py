@@ -204,6 +204,10 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         for found in self._micro_batches.map(self._backward, samples):
             sums.add(found)
+        if self.optimizer.defaults["fused"]:
+            # It takes gradients that lie in memory as their parameters do, and no views of transposed ones.
+            for parameter in self.trained.parameters:
+                parameter.grad = None if parameter.grad is None else parameter.grad.contiguous()
         if self.config.learn.kl_prior and self.trained.population:
             prior = self.config.learn.kl_prior * self.policy.population.kl_to_prior()
             # A population without spread has no KL to lower.

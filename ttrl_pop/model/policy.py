@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ttrl_pop import randomness
 from ttrl_pop.config import LoraConfig
 from ttrl_pop.errors import UsageError
+from ttrl_pop.kernels import cuda
 from ttrl_pop.kernels.install import fuse
 from ttrl_pop.model.forward import hidden_states, logits
 from ttrl_pop.model.load import LoadedModel
@@ -38,6 +39,8 @@ class Policy:
             UsageError: the adapter's target names fit no module, or the model is of a kind whose sequences cannot be
                 packed.
         """
+        if next(model.network.parameters()).device.type == "cuda":
+            cuda.quiet()
         self.model = model
         self.network: Any = model.network
         self.population = population

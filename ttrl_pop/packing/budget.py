@@ -7,7 +7,6 @@ import torch
 from ttrl_pop.packing.radix import KEYS, alike
 from ttrl_pop.types import Mind
 
-
 PREFILL_TOKENS = {"cpu": 2048}
 """Prompt tokens of one forward, by type of device; `ON_GPU` on others."""
 LEARNER_TOKENS = {"cpu": 1024}

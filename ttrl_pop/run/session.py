@@ -8,7 +8,7 @@ from typing import Any
 from ttrl_pop.config import Config, Section
 from ttrl_pop.config_file import validate
 from ttrl_pop.errors import UsageError
-from ttrl_pop.kernels.repeatable import repeat_to_the_bit
+from ttrl_pop.kernels.cuda import repeat_to_the_bit
 from ttrl_pop.model.load import load_model
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.model.prompts import Prompts, opens_thoughts
