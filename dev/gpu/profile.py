@@ -9,6 +9,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         typed += [f"--device={given.device}", f"--dtype={given.dtype}", *(["--graphs"] if graphs else [])]
         session = ours.opened(ours.parsed(typed))
         part = "recorded" if graphs else "plain"
-        found = profiled(lambda: ours.sampled_groups(session, 1), given.device, given.logs / f"{given.name}-{part}.txt")
+        found = profiled(
+            partial(ours.sampled_groups, session, 1), given.device, given.logs / f"{given.name}-{part}.txt"
+        )
         say(model=given.name, part=f"rollouts, {part}", **found)
         if not graphs:
             found = profiled(learner_of(session), given.device, given.logs / f"{given.name}-learner.txt")

@@ -1,4 +1,4 @@
-"""Rows of figures as JSON lines, each printed as soon as it is known: what a time limit cuts off costs only the rest."""
+"""Rows of figures as JSON lines, printed as soon as they are known: what a time limit cuts off costs only the rest."""
 
 import json
 from typing import Any

@@ -34,14 +34,12 @@ def plans(quick: bool, on_cuda: bool) -> list[tuple[str, int, bool, int]]:
     if quick:
         return [("16 x 1", 4, on_cuda, 1), ("4 x 4", 4, on_cuda, 1)]
     return [
-        ("16 x 1", 128, True, 3),
-        ("4 x 4", 128, True, 3),
-        ("16 x 1, no noise", 128, True, 3),
+        ("16 x 1", 128, True, 2),
+        ("4 x 4", 128, True, 2),
+        ("16 x 1, no noise", 128, True, 2),
+        ("16 x 1", 512, True, 1),
+        ("4 x 4", 512, True, 1),
         ("16 x 1", 128, False, 1),
-        ("16 x 1", 512, True, 2),
-        ("4 x 4", 512, True, 2),
-        ("16 x 1, no noise", 512, True, 2),
-        ("4 x 4", 128, False, 1),
     ]
 
 

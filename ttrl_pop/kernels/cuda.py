@@ -24,7 +24,7 @@ def repeat_to_the_bit() -> None:
 
 
 def cumulative_(values_BV: Tensor) -> Tensor:
-    """Sums along each row up to each place, in place of the values, which repeat to the bit where that was asked for."""
+    """Sums of each row up to each place, which take the place of the values; to the bit where that was asked for."""
     if values_BV.device.type != "cuda" or not torch.are_deterministic_algorithms_enabled():
         return values_BV.cumsum_(-1)
     # torch refuses all sums of this kind, though of rows side by side each is added up by one block, in order; a row

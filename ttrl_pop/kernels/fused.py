@@ -1,11 +1,10 @@
 """Layers in forms that pass over memory less often, with gradients of their own.
 
-Values are those of the layers that they stand for (of norms to the bit in float32 and bf16), but for
-float64, in which norms of transformers pass through float32 and these do not. Frozen weights get no gradient.
+Values are those of the layers that they stand for. Frozen weights get no gradient.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,9 +12,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ttrl_pop.kernels.matmul import LaidOutWeight, product
-
-Gain = Literal["weight", "one plus weight"]
-"""What an RMSNorm multiplies by; the second is Gemma's."""
 
 
 @dataclass(slots=True)
@@ -78,11 +74,15 @@ class Projection:
         if self.down is None or self.merged is not None:
             return y
         down, up = self.factors()
-        return torch.addmm(y, product(x, down), up.t(), alpha=self.scale)
+        # In place: a new sum would begin with a copy.
+        return y.addmm_(product(x, down), up.t(), alpha=self.scale)
 
 
 def linear(x: Float[Tensor, "*B I"], layer: Projection) -> Float[Tensor, "*B O"]:
     """`layer` of x, with gradients for x, A and B."""
+    if not torch.is_grad_enabled():
+        rows = layer.times(x.reshape(-1, x.shape[-1]))
+        return rows.view(*x.shape[:-1], rows.shape[-1])
     y: Tensor = _Linear.apply(x, layer, layer.down, layer.up)  # type: ignore[no-untyped-call]
     return y
 
@@ -97,37 +97,6 @@ def gated_mlp(x: Float[Tensor, "*B D"], gate: Projection, up: Projection, down: 
     learns = torch.is_grad_enabled()
     y: Tensor = _GatedMlp.apply(x, (gate, up, down), learns, *adapters)  # type: ignore[no-untyped-call]
     return y
-
-
-def rms_norm(x: Float[Tensor, "*B D"], weight: Float[Tensor, "D"], eps: float, gain: Gain) -> Float[Tensor, "*B D"]:
-    """x / √(mean(x²) + eps) · gain (arXiv 1910.07467), computed in float32 or wider."""
-    y: Tensor = _RmsNorm.apply(x, weight, eps, gain)  # type: ignore[no-untyped-call]
-    return y
-
-
-class _RmsNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, gain: Gain) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(eps))
-        normed = wide * inverse
-        if not ctx.needs_input_grad[0]:
-            factor = weight if gain == "weight" else 1.0 + weight.to(normed.dtype)
-            return normed.to(x.dtype).mul_(factor) if gain == "weight" else normed.mul_(factor).to(x.dtype)
-        ctx.save_for_backward(normed, inverse, weight)
-        ctx.gain = gain
-        if gain == "weight":
-            return weight * normed.to(x.dtype)
-        return (normed * (1.0 + weight.to(normed.dtype))).to(x.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        normed, inverse, weight = ctx.saved_tensors
-        factor = weight.to(normed.dtype)
-        scaled = grad.to(normed.dtype) * (factor if ctx.gain == "weight" else 1.0 + factor)
-        along = (scaled * normed).mean(-1, keepdim=True)
-        return scaled.addcmul_(normed, along, value=-1).mul_(inverse).to(grad.dtype), None, None, None
 
 
 class _Linear(torch.autograd.Function):
@@ -228,4 +197,4 @@ class _Backward:
             grad_x = onto.add_(grad_x)
         if self.is_merged or narrow_NR is None or self.down is None:
             return grad_x
-        return torch.addmm(grad_x, narrow_NR, self.down)
+        return grad_x.addmm_(narrow_NR, self.down)

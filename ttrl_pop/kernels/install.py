@@ -17,9 +17,10 @@ from peft.tuners import lora
 from torch import Tensor, nn
 
 from ttrl_pop.kernels import matmul
-from ttrl_pop.kernels.fused import Gain, Projection, gated_mlp, linear, rms_norm
+from ttrl_pop.kernels.fused import Projection, gated_mlp, linear
 from ttrl_pop.kernels.matmul import LaidOutWeight
 from ttrl_pop.kernels.memory import limit_bytes
+from ttrl_pop.kernels.norms import Gain, rms_norm
 
 MERGED_SHARE = 0.125
 """Share of the memory of a process that merged weights may take."""
@@ -115,8 +116,10 @@ def _fuse_norm(module: Any) -> None:
         return
     probe = torch.linspace(-2, 3, 2 * weight.numel(), dtype=weight.dtype, device=weight.device).view(2, -1)
     gains: tuple[Gain, ...] = ("weight", "one plus weight")
+    # A sum in another order may round to the number beside.
+    near = {"rtol": max(1e-5, torch.finfo(weight.dtype).eps), "atol": 1e-6}
     with torch.no_grad():
         expected = module(probe)
-        fitting = [g for g in gains if torch.allclose(rms_norm(probe, weight, eps, g), expected, rtol=1e-5, atol=1e-6)]
+        fitting = [gain for gain in gains if torch.allclose(rms_norm(probe, weight, eps, gain), expected, **near)]
     if fitting:
         module.forward = lambda x: rms_norm(x, weight, eps, fitting[0])

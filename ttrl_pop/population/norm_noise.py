@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from ttrl_pop import randomness
 from ttrl_pop.config import Section
 from ttrl_pop.errors import UsageError
+from ttrl_pop.kernels.norms import offset_rows
 from ttrl_pop.population.base import MEAN, Lack, Population
 from ttrl_pop.types import Metrics, Mind
 
@@ -205,10 +206,7 @@ class NormNoise(Population):
         def add_offset(module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
             if self._offsets is None or self._row_N is None:
                 return None
-            # The sum is taken in the wider type: in bf16 half of a small offset would be rounded away.
-            offsets_ND = self._offsets[index].index_select(0, self._row_N)
-            # Added to the copies themselves: in place on a view of them the backward pass would copy its gradient.
-            return offsets_ND.add_(output.flatten(0, -2)).view(output.shape).to(output.dtype)
+            return offset_rows(output.flatten(0, -2), self._offsets[index], self._row_N).view(output.shape)
 
         return add_offset
 

@@ -20,9 +20,9 @@ from ttrl_pop.packing.pack import Pack
 from ttrl_pop.sample.hf.cache import Decode, KeyValueCache
 from ttrl_pop.types import Mind
 
-COLUMNS = 64
-"""Columns of a graph are rounded up to a multiple of this: it serves as many tokens, and masks half as many on
-average."""
+COLUMNS = 256
+"""Columns of a graph are rounded up to a multiple of this: it serves as many tokens, and masks half as many on average.
+To record one takes as long as some ten replays."""
 
 Draw = Callable[[Float[Tensor, "B D"], Float[Tensor, "B"]], tuple[Int[Tensor, "B"], Float[Tensor, "B"]]]
 """Hidden states and uniform numbers → tokens and their log-probabilities."""
