@@ -67,6 +67,7 @@ def phases(given: argparse.Namespace) -> list[Phase]:
             Phase(f"ours {name}", 150, (python, "-m", "dev.gpu.speed", str(folder), f"--name={name}", dtype, *shared))
         )
         found.append(Phase(f"TRL {name}", 150, peer))
+    found.append(Phase("attention", 60, (python, "-m", "dev.gpu.attention", *shared)))
     for name, folder in folders.items():
         command = (
             python,
