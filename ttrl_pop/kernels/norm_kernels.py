@@ -1,9 +1,10 @@
 """Norms and offsets as Triton kernels, one program for each row: what torch does in ten passes over memory, in one.
 
-Imported where there is a CUDA GPU. `TRITON_INTERPRET=1` runs them on a CPU, row by row, for tests.
+Imported where there is a CUDA GPU. `TRITON_INTERPRET=1` runs them on a CPU, row by row, for tests. Triton compiles what
+it reads in this file: no checker of types may stand between, and annotations are its own.
 """
 
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 import triton
@@ -13,7 +14,8 @@ from torch import Tensor
 
 
 @triton.jit
-def _norm_forward(  # type: ignore[no-untyped-def]  # Triton reads the source: annotations there are its own
+@no_type_check
+def _norm_forward(
     x_ptr, weight_ptr, y_ptr, inverse_ptr, width, eps, ONE_PLUS: tl.constexpr, KEEP: tl.constexpr, BLOCK: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -34,7 +36,8 @@ def _norm_forward(  # type: ignore[no-untyped-def]  # Triton reads the source: a
 
 
 @triton.jit
-def _norm_backward(  # type: ignore[no-untyped-def]
+@no_type_check
+def _norm_backward(
     grad_ptr, x_ptr, weight_ptr, inverse_ptr, out_ptr, width, ONE_PLUS: tl.constexpr, BLOCK: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -52,7 +55,8 @@ def _norm_backward(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _offset(x_ptr, offsets_ptr, row_ptr, y_ptr, width, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+@no_type_check
+def _offset(x_ptr, offsets_ptr, row_ptr, y_ptr, width, BLOCK: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     inside = at < width
