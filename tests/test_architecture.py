@@ -101,7 +101,11 @@ def never(sources: dict[str, str]) -> set[str]:
     return (
         {name for name in reach if room(name) in ("learn", "sample", "model")}
         | {name for name in importers(LAYERS, sources) if room(name) not in ("model", "kernels")}
-        | {name for name in importers({"ttrl_pop.kernels.malloc"}, sources) if room(name) != "cli"}
+        | {
+            name
+            for name in importers({"ttrl_pop.kernels.malloc", "ttrl_pop.kernels.threads"}, sources)
+            if room(name) != "cli"
+        }
     )
 
 

@@ -243,3 +243,8 @@ def test_a_recipe_runs_as_it_stands(
     commands.commands[name].main([*arguments, *small], standalone_mode=False)
     assert len(capsys.readouterr().out.splitlines()) == (2 if name == "run" else 4)
     assert Path(sys.modules["my_plugins"].__file__ or "") == tmp_path / "my_plugins.py"
+
+
+def test_what_has_run_on_a_gpu_is_what_was_measured() -> None:
+    page = importlib.import_module("dev.gpu.page")
+    assert (ROOT / "docs" / "GPU.md").read_text() == page.page()

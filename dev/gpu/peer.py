@@ -4,6 +4,7 @@ python -m dev.gpu.peer FOLDER --name smollm2 --device cuda --dtype bfloat16
 """
 
 import argparse
+import importlib.util
 import sys
 import time
 from collections.abc import Sequence
@@ -12,7 +13,6 @@ from statistics import median
 
 import torch
 
-from benchmarks.peer_trl import time_steps
 from benchmarks.workload import times_table
 from dev.gpu.rows import say
 
@@ -29,6 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args(arguments)
+    if importlib.util.find_spec("trl") is None:
+        say(side="TRL", model=given.name, skipped="TRL is not installed")
+        return 0
+    from benchmarks.peer_trl import time_steps
+
     plans = [(4, 1)] if given.quick else [(128, 2), (512, 1)]
     for new_tokens, steps in plans:
         began = time.perf_counter()

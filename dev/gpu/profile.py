@@ -63,20 +63,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
-    for graphs in [False] if given.device == "cpu" else [True, False]:
-        flags = {"new-tokens": 2 if given.quick else 32, "problems": 2 if given.quick else 16, "lengths": "even"}
-        typed = [given.folder, *(f"--{key}={value}" for key, value in flags.items())]
-        typed += [f"--device={given.device}", f"--dtype={given.dtype}", *(["--graphs"] if graphs else [])]
-        session = ours.opened(ours.parsed(typed))
-        part = "recorded" if graphs else "plain"
-        found = profiled(
-            partial(ours.sampled_groups, session, 1), given.device, given.logs / f"{given.name}-{part}.txt"
-        )
-        say(model=given.name, part=f"rollouts, {part}", **found)
-        if not graphs:
-            found = profiled(learner_of(session), given.device, given.logs / f"{given.name}-learner.txt")
-            say(model=given.name, part="learner", **found)
-        del session
+    graphs = given.device != "cpu"
+    flags = {"new-tokens": 2 if given.quick else 32, "problems": 2 if given.quick else 16, "lengths": "even"}
+    typed = [given.folder, *(f"--{key}={value}" for key, value in flags.items())]
+    typed += [f"--device={given.device}", f"--dtype={given.dtype}", *(["--graphs"] if graphs else [])]
+    session = ours.opened(ours.parsed(typed))
+    works = {"learner": learner_of(session), "rollouts": partial(ours.sampled_groups, session, 1)}
+    for part, work in works.items():
+        found = profiled(work, given.device, given.logs / f"{given.name}-{part}.txt")
+        say(model=given.name, part=part, **found)
     return 0
 
 

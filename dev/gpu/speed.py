@@ -99,7 +99,7 @@ def run(folder: str, name: str, device: str, dtype: str, quick: bool, machine: R
             session = ours.opened(ours.parsed(typed))
             spent = ours.time_steps(session, 1 + steps)
             row |= figures(session, spent, new_tokens, machine)
-            row["token_budget"] = session.config.learn.token_budget
+            row |= {"token_budget": session.config.learn.token_budget, "every": spent["seconds"]}
             if device != "cpu":
                 row["gpu_peak_bytes"] = torch.cuda.max_memory_allocated()
             del session

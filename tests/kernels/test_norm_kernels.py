@@ -55,8 +55,12 @@ def test_offsets_by_row(dtype: torch.dtype) -> None:
 
 
 @TYPES
-def test_slopes_of_offsets_are_sums_over_their_rows(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("few", [0, 256])
+def test_slopes_of_offsets_are_sums_over_their_rows(
+    few: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(norms, "has_kernels", lambda x: True)
+    monkeypatch.setattr(norms, "FEW_ROWS", few)
     row = torch.tensor([0, 3, 1, 1, 2, 0, 3, 3, 1], device=DEVICE)
     x, offsets = drawn(9, 48, dtype=dtype).requires_grad_(), drawn(5, 48).requires_grad_()
     grad = drawn(9, 48, dtype=dtype)

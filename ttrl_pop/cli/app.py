@@ -18,7 +18,7 @@ from ttrl_pop.cli import advice, interrupts, stdout
 from ttrl_pop.cli.flags import Gold, OptionalProblems, Problems, Quiet, Trained, Trust, takes
 from ttrl_pop.cli.given import Given
 from ttrl_pop.errors import TtrlPopError, UsageError
-from ttrl_pop.kernels import malloc
+from ttrl_pop.kernels import malloc, threads
 from ttrl_pop.text import shown
 
 
@@ -233,6 +233,7 @@ def main() -> None:
     advice.install()
     interrupts.install()
     malloc.configure()
+    threads.configure()
     with _exit_codes():
         try:
             app()

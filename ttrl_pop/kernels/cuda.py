@@ -20,7 +20,7 @@ def repeat_to_the_bit() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     # What is not yet written is read by nobody here; filling it takes a pass of its own.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set by its own module
 
 
 def cumulative_(values_BV: Tensor) -> Tensor:

@@ -117,9 +117,10 @@ def _fuse_norm(module: Any) -> None:
     probe = torch.linspace(-2, 3, 2 * weight.numel(), dtype=weight.dtype, device=weight.device).view(2, -1)
     gains: tuple[Gain, ...] = ("weight", "one plus weight")
     # A sum in another order may round to the number beside.
-    near = {"rtol": max(1e-5, torch.finfo(weight.dtype).eps), "atol": 1e-6}
+    near = max(1e-5, torch.finfo(weight.dtype).eps)
     with torch.no_grad():
         expected = module(probe)
-        fitting = [gain for gain in gains if torch.allclose(rms_norm(probe, weight, eps, gain), expected, **near)]
+        found = {gain: rms_norm(probe, weight, eps, gain) for gain in gains}
+    fitting = [gain for gain, y in found.items() if torch.allclose(y, expected, rtol=near, atol=1e-6)]
     if fitting:
         module.forward = lambda x: rms_norm(x, weight, eps, fitting[0])

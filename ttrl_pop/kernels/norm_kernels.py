@@ -106,5 +106,5 @@ def _each_row(kernel: Any, rows_ND: Tensor, *arguments: Any) -> None:
     if len(rows_ND):
         block = triton.next_power_of_2(width)
         # Triton runs on the current device, wherever tensors lie.
-        with torch.cuda.device_of(rows_ND):
+        with torch.cuda.device_of(rows_ND):  # type: ignore[no-untyped-call]
             kernel[(len(rows_ND),)](*arguments, BLOCK=block, num_warps=4 if block <= 2048 else 8)

@@ -14,6 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+FEW_ROWS = 256
+"""Rows of offsets up to which their gradient is a product."""
+
 Gain = Literal["weight", "one plus weight"]
 """What an RMSNorm multiplies by; the second is Gemma's."""
 
@@ -99,7 +102,11 @@ class _OffsetRows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, Tensor | None, None]:
         (row_N,) = ctx.saved_tensors
-        of_offsets = None
-        if ctx.needs_input_grad[1]:
-            of_offsets = grad_ND.new_zeros(ctx.shape, dtype=ctx.dtype).index_add_(0, row_N, grad_ND.to(ctx.dtype))
-        return grad_ND, of_offsets, None
+        if not ctx.needs_input_grad[1]:
+            return grad_ND, None, None
+        rows, wide_ND = ctx.shape[0], grad_ND.to(ctx.dtype)
+        if rows > FEW_ROWS:
+            return grad_ND, wide_ND.new_zeros(ctx.shape).index_add_(0, row_N, wide_ND), None
+        # Thousands of tokens that add to one row in memory would wait for each other.
+        owned_MN = torch.arange(rows, device=row_N.device)[:, None] == row_N
+        return grad_ND, owned_MN.to(ctx.dtype) @ wide_ND, None

@@ -180,6 +180,15 @@ def test_a_step_that_must_look_at_its_results_is_refused(graphs: list[Graph]) ->
         written(policy, True)
 
 
+def test_where_graphs_were_not_asked_for_such_a_step_is_run_as_it_is(
+    graphs: list[Graph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = written(tiny_policy(population=norm_noise(0.3, level="token")), False)
+    monkeypatch.setattr(HfBackend, "records", True)
+    assert_same(written(tiny_policy(population=norm_noise(0.3, level="token")), False), expected)
+    assert len(graphs) == 1, "one wave tries once"
+
+
 def test_graphs_take_a_gpu() -> None:
     with pytest.raises(UsageError, match=r"backend_options.graphs takes a CUDA GPU, got cpu"):
         HfBackend(tiny_policy(), SamplingConfig(), HfOptions(graphs=True))

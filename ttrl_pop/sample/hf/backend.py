@@ -31,7 +31,7 @@ from ttrl_pop.packing.budget import Budget, prefill_tokens
 from ttrl_pop.packing.pack import Tree, pack
 from ttrl_pop.sample.backend import Backend, Request, Weights
 from ttrl_pop.sample.hf.cache import KeyValueCache, prefill
-from ttrl_pop.sample.hf.decode import DecodeGraphs, DecodeStep
+from ttrl_pop.sample.hf.decode import DecodeGraphs, DecodeStep, Recorder
 from ttrl_pop.sample.hf.draw import draw
 from ttrl_pop.types import FinishReason, Mind, Rollout
 
@@ -69,8 +69,8 @@ class Writing:
 class HfOptions(Section):
     """The table `backend_options` of `hf`."""
 
-    graphs: bool = False
-    """Record decode steps as CUDA graphs."""
+    graphs: bool | None = None
+    """Record decode steps as CUDA graphs; None: on a CUDA GPU, where the model's steps can be recorded."""
 
 
 class HfBackend(Backend):
@@ -98,6 +98,11 @@ class HfBackend(Backend):
             raise ValueError("one call of rollouts takes requests with a mind or without, not both")
         with self.policy.as_base() if weights == "base" else nullcontext():
             yield from self._write_all(self._trees([Writing(i, request) for i, request in enumerate(requests)]))
+
+    @property
+    def records(self) -> bool:
+        """Whether decode steps are recorded."""
+        return self.policy.device.type == "cuda" if self.options.graphs is None else self.options.graphs
 
     def limits(self) -> dict[str, int]:
         if self.cache_tokens is None:
@@ -161,9 +166,10 @@ class HfBackend(Backend):
         under way waits again."""
         cache = KeyValueCache(slots, longest)
         graphs = None
-        if self.options.graphs:
+        if self.records:
             minds = (w.request.mind for w in chain(*waiting) if w.request.mind is not None)
-            graphs = DecodeGraphs(self.policy, cache, [*dict.fromkeys(minds)], self._draw_all)
+            recorder = Recorder(is_asked_for=bool(self.options.graphs))
+            graphs = DecodeGraphs(recorder, self.policy, cache, [*dict.fromkeys(minds)], self._draw_all)
         active: list[Writing] = []
         entering: deque[list[Writing]] = deque()
         try:
