@@ -61,7 +61,7 @@ def _common(
 @app.command(short_help="Train without labels; final answers out.")
 @takes(
     *("problems", "model", "population", "minds", "samples_per_mind", "steps", "problems_per_step", "lr", "reward"),
-    *("extract", "backend", "gold", "out", "seed", "stop_on_collapse", "config", "set", "raw", "prompt_key"),
+    *("extract", "backend", "gold", "out", "seed", "stop_on_collapse", "preset", "config", "set", "raw", "prompt_key"),
     *("answer_key", "id_key", "prompt_template", "resume", "trust", "quiet"),
 )
 def run(
@@ -109,7 +109,8 @@ def run(
 @app.command("eval", short_help="Measure a model or a run; gold answers optional.")
 @takes(
     *("problems", "run", "compare", "model", "population", "minds", "samples_per_mind", "extract", "backend", "gold"),
-    *("seed", "config", "set", "raw", "prompt_key", "answer_key", "id_key", "prompt_template", "trust", "quiet"),
+    *("seed", "preset", "config", "set", "raw", "prompt_key", "answer_key", "id_key", "prompt_template"),
+    *("trust", "quiet"),
 )
 def evaluate(
     given: Given,
@@ -139,8 +140,8 @@ def evaluate(
 
 @app.command(short_help="Rollouts only, one JSON line each.")
 @takes(
-    *("problems", "run", "model", "population", "minds", "samples_per_mind", "extract", "backend", "seed", "config"),
-    *("set", "raw", "prompt_key", "id_key", "prompt_template", "trust", "quiet"),
+    *("problems", "run", "model", "population", "minds", "samples_per_mind", "extract", "backend", "seed", "preset"),
+    *("config", "set", "raw", "prompt_key", "id_key", "prompt_template", "trust", "quiet"),
 )
 def sample(given: Given, problems: Problems, run: Trained = None, quiet: Quiet = False) -> None:
     """ttrl-pop sample problems.jsonl --minds 4 > rollouts.jsonl
@@ -174,7 +175,7 @@ def problems(
 
 @app.command(short_help="Label rollouts made elsewhere.")
 @takes(
-    *("rollouts", "gold", "before", "extract", "grader", "reward", "weight", "config", "set", "rollouts_raw"),
+    *("rollouts", "gold", "before", "extract", "grader", "reward", "weight", "preset", "config", "set", "rollouts_raw"),
     *("answer_key", "id_key", "text_key", "shuffled", "quiet"),
 )
 def vote(
@@ -225,6 +226,22 @@ def vote(
     from ttrl_pop.read.rollouts import Layout
 
     command.label(rollouts, before, gold, Layout(id_key, text_key, shuffled=shuffled), given, quiet)
+
+
+@app.command(short_help="Every setting, as TOML.")
+@takes("preset", "config", "set", "schema")
+def config(
+    given: Given,
+    schema: Annotated[bool, typer.Option("--schema", help="A JSON schema of such files instead, for editors.")] = False,
+) -> None:
+    """ttrl-pop config --preset math-chat > config.toml
+
+    Every setting with its value, what it takes and what it means, as TOML that --config reads: the defaults, or what
+    --preset, --config and --set make of them.
+    """
+    from ttrl_pop.cli import config as command
+
+    command.config(given, schema)
 
 
 def main() -> None:

@@ -194,8 +194,22 @@ Trust = Annotated[
     ),
 ]
 
-ConfigFile = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE", help="TOML file, such as RUN/config.toml; flags win over it.")
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        metavar="NAME",
+        help="Settings to begin with: math-chat, math-raw, choice or tiny (ttrl-pop config --preset NAME shows them).",
+    ),
+]
+
+ConfigFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="TOML file, such as RUN/config.toml; flags win over it. May be repeated: a later one wins.",
+    ),
 ]
 
 Set = Annotated[
@@ -205,8 +219,8 @@ Set = Annotated[
 
 
 def takes(*flags: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command these flags, in the order of its help: its own parameters, settings of the table, `config`, `set`,
-    `trust`.
+    """Give a command these flags, in the order of its help: its own parameters, settings of the table, `preset`,
+    `config`, `set`, `trust`.
 
     What was typed for all but its own parameters comes to it as one: its first parameter, `given`.
     """
@@ -223,10 +237,11 @@ def takes(*flags: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
         @functools.wraps(command)
         def typed(**values: Any) -> None:
             mine = {name: values.pop(name) for name in own}
-            config_file, settings = values.pop("config"), values.pop("set") or ()
+            preset, files = values.pop("preset", None), values.pop("config") or ()
+            settings = values.pop("set") or ()
             trust = values.pop("trust", False)
             overrides = {SETTINGS[name].key: SETTINGS[name].value(value) for name, value in values.items()}
-            command(Given(config_file, overrides, settings, trust), **mine)
+            command(Given(preset, files, overrides, settings, trust), **mine)
 
         # What typer reads: the parameters, and their types.
         typed.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -239,10 +254,6 @@ def takes(*flags: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 def _parameter(flag: str) -> inspect.Parameter:
     if flag == "trust":
         return inspect.Parameter(flag, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Trust)
-    if flag == "config":
-        kind: Any = ConfigFile
-    elif flag == "set":
-        kind = Set
-    else:
-        kind = Annotated[SETTINGS[flag].kind | None, SETTINGS[flag].option]
+    sources: dict[str, Any] = {"preset": Preset, "config": ConfigFiles, "set": Set}
+    kind = sources.get(flag) or Annotated[SETTINGS[flag].kind | None, SETTINGS[flag].option]
     return inspect.Parameter(flag, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)

@@ -103,8 +103,7 @@ def for_reading(
         config = given.config()
         problems = read_problems(source, config.problems, gold, notice=notice)
         return ReadingInputs(config, problems, source, rewards=rewards and _can_reward(config, problems))
-    if given.config_file is not None:
-        raise UsageError("--run takes its configuration from the run directory; use --set for single values")
+    given.check_nothing_beside("--run")
     run_dir, checkpoint = find(run)
     text = identity.read(run_dir, identity.load(run_dir), identity.CONFIG)
     saved, config = load_config(run_dir.config, {}, text), given.config(run_dir.config, text)

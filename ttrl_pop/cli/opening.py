@@ -81,8 +81,7 @@ def prepare_resume(
     if not os.path.lexists(run.identity):
         raise UsageError(f"--resume {path}: not a run directory (no {run.identity.name} in it)")
     known = identity.load(run)
-    if given.config_file is not None:
-        raise UsageError("--resume takes its configuration from the run directory; leave --config out")
+    given.check_nothing_beside("--resume")
     if gold is not None:
         raise UsageError(
             "--resume takes its gold answers from the run directory; leave --gold out (ttrl-pop eval takes other ones)"

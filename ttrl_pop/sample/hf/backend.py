@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ttrl_pop import randomness
-from ttrl_pop.config import SamplingConfig, Section
+from ttrl_pop.config import SamplingConfig
 from ttrl_pop.errors import DivergenceError, UsageError
 from ttrl_pop.kernels.memory import is_exhausted, limit_bytes, transfer
 from ttrl_pop.model.logprobs import LOGIT_ROWS
@@ -33,6 +33,7 @@ from ttrl_pop.sample.backend import Backend, Request, Weights
 from ttrl_pop.sample.hf.cache import KeyValueCache, prefill
 from ttrl_pop.sample.hf.decode import DecodeGraphs, DecodeStep
 from ttrl_pop.sample.hf.draw import draw
+from ttrl_pop.sample.hf.options import HfOptions
 from ttrl_pop.types import FinishReason, Mind, Rollout
 
 ENTER = 0.25
@@ -64,13 +65,6 @@ class Writing:
     def length(self) -> int:
         """Tokens of prompt and completion, of which all but the last are in the cache."""
         return len(self.request.prompt_ids) + len(self.ids)
-
-
-class HfOptions(Section):
-    """The table `backend_options` of `hf`."""
-
-    graphs: bool = False
-    """Record decode steps as CUDA graphs."""
 
 
 class HfBackend(Backend):
