@@ -17,6 +17,7 @@ BARE = re.compile(r"(Of|Those|That of|Its|Theirs)\b")
 FLOORS = [
     ("__main__",),
     ("cli",),
+    ("plan",),
     ("train", "fit"),
     ("run",),
     ("sample", "learn", "store"),

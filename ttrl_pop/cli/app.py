@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from ttrl_pop import __version__
 from ttrl_pop.cli import advice, interrupts, stdout
-from ttrl_pop.cli.flags import Gold, OptionalProblems, Problems, Quiet, Trained, Trust, takes
+from ttrl_pop.cli.flags import Gold, Json, OptionalProblems, Plan, Problems, Quiet, Trained, Trust, takes
 from ttrl_pop.cli.given import Given
 from ttrl_pop.errors import TtrlPopError, UsageError
 from ttrl_pop.kernels import malloc
@@ -62,7 +62,7 @@ def _common(
 @takes(
     *("problems", "model", "population", "minds", "samples_per_mind", "steps", "problems_per_step", "lr", "reward"),
     *("extract", "backend", "gold", "out", "seed", "stop_on_collapse", "preset", "config", "set", "raw", "prompt_key"),
-    *("answer_key", "id_key", "prompt_template", "resume", "trust", "quiet"),
+    *("answer_key", "id_key", "prompt_template", "resume", "plan", "json", "trust", "quiet"),
 )
 def run(
     given: Given,
@@ -81,6 +81,8 @@ def run(
             help="Go on with this run, where it stopped or was killed, to the same result as undisturbed.",
         ),
     ] = None,
+    plan: Plan = False,
+    json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """ttrl-pop run problems.jsonl --steps 20 > answers.jsonl
@@ -88,6 +90,16 @@ def run(
     Train without labels: many minds answer each problem, the majority is the label, GRPO learns. Prints the final
     answers as JSON lines (a table on a terminal). Everything else is kept in the run directory.
     """
+    if plan:
+        from ttrl_pop.cli import inputs
+
+        if resume is not None:
+            raise UsageError("--plan looks at a new run; leave --resume out")
+        checked = inputs.for_run(problems, gold, out, given, inputs.notices(quiet), writes=False)
+        from ttrl_pop.cli import plan as planning
+
+        planning.plan_run(checked, json, quiet)
+        return
     if resume is not None:
         if out is not None:
             raise UsageError("--resume goes on in its own run directory; leave --out out")
@@ -110,7 +122,7 @@ def run(
 @takes(
     *("problems", "run", "compare", "model", "population", "minds", "samples_per_mind", "extract", "backend", "gold"),
     *("seed", "preset", "config", "set", "raw", "prompt_key", "answer_key", "id_key", "prompt_template"),
-    *("trust", "quiet"),
+    *("plan", "json", "trust", "quiet"),
 )
 def evaluate(
     given: Given,
@@ -120,6 +132,8 @@ def evaluate(
         bool, typer.Option("--compare", help="Measure the base model as well, and the difference.")
     ] = False,
     gold: Gold = None,
+    plan: Plan = False,
+    json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """ttrl-pop eval problems.jsonl --gold gold.jsonl --run runs/problems-1
@@ -133,6 +147,11 @@ def evaluate(
     from ttrl_pop.cli import inputs
 
     checked = inputs.for_reading(problems, gold, run, given, inputs.notices(quiet))
+    if plan:
+        from ttrl_pop.cli import plan as planning
+
+        planning.plan_eval(checked, compare, json, quiet)
+        return
     from ttrl_pop.cli import eval as command
 
     command.evaluate(checked, compare, quiet)
@@ -141,9 +160,16 @@ def evaluate(
 @app.command(short_help="Rollouts only, one JSON line each.")
 @takes(
     *("problems", "run", "model", "population", "minds", "samples_per_mind", "extract", "backend", "seed", "preset"),
-    *("config", "set", "raw", "prompt_key", "id_key", "prompt_template", "trust", "quiet"),
+    *("config", "set", "raw", "prompt_key", "id_key", "prompt_template", "plan", "json", "trust", "quiet"),
 )
-def sample(given: Given, problems: Problems, run: Trained = None, quiet: Quiet = False) -> None:
+def sample(
+    given: Given,
+    problems: Problems,
+    run: Trained = None,
+    plan: Plan = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """ttrl-pop sample problems.jsonl --minds 4 > rollouts.jsonl
 
     Rollouts only, one JSON line each, as they are written: id, form (raw or chat), rollout, mind (its seed), text,
@@ -152,6 +178,11 @@ def sample(given: Given, problems: Problems, run: Trained = None, quiet: Quiet =
     from ttrl_pop.cli import inputs
 
     checked = inputs.for_reading(problems, None, run, given, inputs.notices(quiet), rewards=False)
+    if plan:
+        from ttrl_pop.cli import plan as planning
+
+        planning.plan_sample(checked, json, quiet)
+        return
     from ttrl_pop.cli import sample as command
 
     command.sample(checked, quiet)

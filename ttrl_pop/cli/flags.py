@@ -185,6 +185,17 @@ Trained = Annotated[
 
 Quiet = Annotated[bool, typer.Option("--quiet", callback=advice.hush, help="Nothing on stderr but errors.")]
 
+Plan = Annotated[
+    bool,
+    typer.Option(
+        "--plan",
+        help="Say what this would do, and do nothing: rollouts and tokens by part, memory, disk and, measured for two "
+        "seconds, time.",
+    ),
+]
+
+Json = Annotated[bool, typer.Option("--json", help="With --plan: JSON lines on a terminal, too.")]
+
 Trust = Annotated[
     bool,
     typer.Option(

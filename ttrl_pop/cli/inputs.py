@@ -62,7 +62,9 @@ def notices(quiet: bool) -> Notice:
     return unsaid if quiet else lambda text: print(f"ttrl-pop: {shown(text, limit=None)}", file=sys.stderr)
 
 
-def for_run(source: str | None, gold: str | None, out: Path | None, given: Given, notice: Notice) -> RunInputs:
+def for_run(
+    source: str | None, gold: str | None, out: Path | None, given: Given, notice: Notice, writes: bool = True
+) -> RunInputs:
     """Read configuration and problems of a new run.
 
     Args:
@@ -70,6 +72,7 @@ def for_run(source: str | None, gold: str | None, out: Path | None, given: Given
         gold: file of gold answers.
         out: directory to be, which must not exist or be empty.
         notice: as for `read_problems`.
+        writes: whether a run directory will be made.
 
     Raises:
         UsageError: whatever of it is wrong.
@@ -78,7 +81,8 @@ def for_run(source: str | None, gold: str | None, out: Path | None, given: Given
         raise UsageError("run needs PROBLEMS: a file, - for standard input, or hf:NAME (or --resume RUN)")
     check_one_stdin({"PROBLEMS": source, "--gold": gold})
     config = given.config()
-    _check_free(out)
+    if writes:
+        _check_free(out)
     problems = read_problems(source, config.problems, gold, notice=notice)
     if needs_gold(config.vote.reward):
         _check_all_gold(config.vote.reward, problems)

@@ -105,7 +105,10 @@ def prepare_resume(
     reading, config = config, _going_on(saved, config)
     session = open_session(config, stored, adapter=True, settled=True)
     check_model(session, known, f"--resume {path}")
-    if given_problems and fingerprint(as_asked(given_problems, reading, session.policy)) != known.problems:
+    if (
+        given_problems
+        and fingerprint(as_asked(given_problems, reading, session.policy.model.tokenizer)) != known.problems
+    ):
         raise UsageError(f"--resume {path}: {source} holds other problems than the run; leave PROBLEMS out")
     notice = None
     if saved.device not in ("auto", session.config.device):

@@ -47,6 +47,12 @@ CHECK_EVERY = {"cuda": 8, "mps": 4}
 end are thrown away."""
 
 
+def slots_in(memory: float, longest: int, bytes_per_token: int, most: int) -> int:
+    """Slots of `longest` tokens that fit into `memory` bytes of keys and values: at least 1, and not more than
+    `most`."""
+    return max(1, min(most, int(memory / (longest * bytes_per_token))))
+
+
 @dataclass(slots=True)
 class Writing:
     """A rollout on its way."""
@@ -134,10 +140,8 @@ class HfBackend(Backend):
     def _fitting(self, longest: int, memory: float) -> int:
         """Rollouts of up to `longest` tokens that are written together: as many as asked for and as fit into `memory`
         bytes of keys and values."""
-        room = int(memory / (longest * self.policy.cache_bytes_per_token))
-        if self.cache_tokens is not None:
-            room = min(room, self.cache_tokens // longest)
-        return max(1, min(self.sampling.max_rows, room))
+        room = slots_in(memory, longest, self.policy.cache_bytes_per_token, self.sampling.max_rows)
+        return room if self.cache_tokens is None else max(1, min(room, self.cache_tokens // longest))
 
     def _trees(self, writings: Sequence[Writing]) -> deque[list[Writing]]:
         """Rollouts by the prompt that they share, short prompts first: rows of nearly equal length waste little
