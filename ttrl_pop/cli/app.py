@@ -62,7 +62,7 @@ def _common(
 @takes(
     *("problems", "model", "population", "minds", "samples_per_mind", "steps", "problems_per_step", "lr", "reward"),
     *("extract", "backend", "gold", "out", "seed", "stop_on_collapse", "preset", "config", "set", "raw", "prompt_key"),
-    *("answer_key", "id_key", "prompt_template", "resume", "plan", "json", "trust", "quiet"),
+    *("answer_key", "id_key", "limit", "prompt_template", "resume", "plan", "json", "trust", "quiet"),
 )
 def run(
     given: Given,
@@ -121,7 +121,7 @@ def run(
 @app.command("eval", short_help="Measure a model or a run; gold answers optional.")
 @takes(
     *("problems", "run", "compare", "model", "population", "minds", "samples_per_mind", "extract", "backend", "gold"),
-    *("seed", "preset", "config", "set", "raw", "prompt_key", "answer_key", "id_key", "prompt_template"),
+    *("seed", "preset", "config", "set", "raw", "prompt_key", "answer_key", "id_key", "limit", "prompt_template"),
     *("plan", "json", "trust", "quiet"),
 )
 def evaluate(
@@ -160,7 +160,7 @@ def evaluate(
 @app.command(short_help="Rollouts only, one JSON line each.")
 @takes(
     *("problems", "run", "model", "population", "minds", "samples_per_mind", "extract", "backend", "seed", "preset"),
-    *("config", "set", "raw", "prompt_key", "id_key", "prompt_template", "plan", "json", "trust", "quiet"),
+    *("config", "set", "raw", "prompt_key", "id_key", "limit", "prompt_template", "plan", "json", "trust", "quiet"),
 )
 def sample(
     given: Given,
@@ -215,8 +215,8 @@ def vote(
         str,
         typer.Argument(
             metavar="ROLLOUTS",
-            help="JSONL or JSON file, packed or not, or - for standard input. Each row holds the id of a problem and a "
-            "completion, or a list of them.",
+            help="JSONL, JSON, CSV or Parquet file, packed or not, or - for standard input. Each row holds the id of a "
+            "problem and a completion, or a list of them.",
         ),
     ],
     gold: Annotated[

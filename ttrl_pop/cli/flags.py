@@ -149,6 +149,7 @@ SETTINGS = {
         str,
         typer.Option(metavar="FIELD", help="Field that holds the id.  [default: detected, or the line number]"),
     ),
+    "limit": Setting("problems.limit", int, typer.Option(metavar="N", help="The first N problems alone.")),
     "prompt_template": Setting(
         "problems.prompt_template",
         str,
@@ -157,7 +158,7 @@ SETTINGS = {
 }
 """Flag, as a Python name → what it sets. A flag that is not given leaves the value as it is."""
 
-SOURCE = "JSONL or JSON file, - for standard input, or hf:NAME[:config][:split]."
+SOURCE = "JSONL, JSON, CSV or Parquet file, - for standard input, or hf:NAME[@REVISION][:config][:split]."
 
 Problems = Annotated[str, typer.Argument(metavar="PROBLEMS", help=SOURCE)]
 

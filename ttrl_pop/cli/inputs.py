@@ -121,7 +121,9 @@ def for_reading(
     for key, before, now in changes(saved, config):
         if key.startswith(FIXED):
             raise UsageError(f"--run {run}: {key} was {before!r} in training, cannot become {now!r}")
-    problems = read_problems(source, config.problems, gold, notice=notice)
+    # The run may have learned from the first problems of a file; how many of these are asked is another thing.
+    reading = config.problems.model_copy(update={"limit": given.values().get("problems.limit")})
+    problems = read_problems(source, reading, gold, notice=notice)
     rewards = rewards and _can_reward(config, problems)
     return ReadingInputs(config, problems, source, run_dir, checkpoint, noise, rewards)
 

@@ -60,7 +60,7 @@ def create_run(given: RunInputs) -> PreparedRun:
         PROBLEMS: "".join(f"{line}\n" for line in write_problems(session.problems)),
         GOLD: "".join(f"{line}\n" for line in write_gold(problems.answers)),
     }
-    known = identity.of(session.policy.model.fingerprint, fingerprint(session.problems), files)
+    known = identity.of(session.policy.model.fingerprint, fingerprint(session.problems), problems.source, files)
     run = create(given.out, given.source, {**files, IDENTITY: known.dumps()})
     remember(run, session.config)
     return PreparedRun(session, run, resumed=False)
