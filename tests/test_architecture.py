@@ -25,8 +25,8 @@ FLOORS = [
     ("packing", "population", "report", "read"),
     ("kernels",),
     (
-        *("types", "config", "config_file", "errors", "plugins", "presets", "randomness", "settings", "text"),
-        *("thoughts",),
+        *("types", "config", "config_file", "demo", "errors", "plugins", "presets", "randomness", "settings"),
+        *("text", "thoughts"),
     ),
 ]
 """From the top. A room (a wing, or a module of the root) imports from the floors below and from itself; rooms of the

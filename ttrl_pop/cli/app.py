@@ -7,6 +7,7 @@ that `--help` answers at once.
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ from typer.core import TyperGroup
 
 from ttrl_pop import __version__
 from ttrl_pop.cli import advice, interrupts, stdout
-from ttrl_pop.cli.flags import Gold, Json, OptionalProblems, Plan, Problems, Quiet, Trained, Trust, takes
+from ttrl_pop.cli.flags import Gold, Json, OptionalProblems, Out, Plan, Problems, Quiet, Trained, Trust, takes
 from ttrl_pop.cli.given import Given
 from ttrl_pop.errors import TtrlPopError, UsageError
 from ttrl_pop.kernels import malloc
@@ -36,7 +37,6 @@ app = typer.Typer(
     "A language model improves itself at test time, without labels: many minds of one model answer each problem, the "
     "majority answer is the label, and the model learns from it.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -68,12 +68,7 @@ def run(
     given: Given,
     problems: OptionalProblems = None,
     gold: Gold = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="RUN", help="Run directory; must not exist yet, or be empty.  [default: runs/NAME-NUMBER]"
-        ),
-    ] = None,
+    out: Out = None,
     resume: Annotated[
         Path | None,
         typer.Option(
@@ -90,29 +85,36 @@ def run(
     Train without labels: many minds answer each problem, the majority is the label, GRPO learns. Prints the final
     answers as JSON lines (a table on a terminal). Everything else is kept in the run directory.
     """
+    if resume is None:
+        _run(problems, gold, out, given, plan, json, quiet)
+        return
+    if out is not None:
+        raise UsageError("--resume goes on in its own run directory; leave --out out")
     if plan:
-        from ttrl_pop.cli import inputs
+        raise UsageError("--plan looks at a new run; leave --resume out")
+    from ttrl_pop.cli import opening
 
-        if resume is not None:
-            raise UsageError("--plan looks at a new run; leave --resume out")
-        checked = inputs.for_run(problems, gold, out, given, inputs.notices(quiet), writes=False)
+    prepared = opening.prepare_resume(resume, problems, gold, given)
+    from ttrl_pop.cli import run as command
+
+    command.run(prepared, quiet)
+
+
+def _run(
+    problems: str | None, gold: str | None, out: Path | None, given: Given, plan: bool, as_json: bool, quiet: bool
+) -> None:
+    """A new run, or what it would do."""
+    from ttrl_pop.cli import inputs
+
+    checked = inputs.for_run(problems, gold, out, given, inputs.notices(quiet), writes=not plan)
+    if plan:
         from ttrl_pop.cli import plan as planning
 
-        planning.plan_run(checked, json, quiet)
+        planning.plan_run(checked, as_json, quiet)
         return
-    if resume is not None:
-        if out is not None:
-            raise UsageError("--resume goes on in its own run directory; leave --out out")
-        from ttrl_pop.cli import opening
+    from ttrl_pop.cli import opening
 
-        prepared = opening.prepare_resume(resume, problems, gold, given)
-    else:
-        from ttrl_pop.cli import inputs
-
-        checked = inputs.for_run(problems, gold, out, given, inputs.notices(quiet))
-        from ttrl_pop.cli import opening
-
-        prepared = opening.create_run(checked)
+    prepared = opening.create_run(checked)
     from ttrl_pop.cli import run as command
 
     command.run(prepared, quiet)
@@ -257,6 +259,27 @@ def vote(
     from ttrl_pop.read.rollouts import Layout
 
     command.label(rollouts, before, gold, Layout(id_key, text_key, shuffled=shuffled), given, quiet)
+
+
+@app.command(short_help="A small model teaches itself the times table.")
+@takes("model", "minds", "steps", "out", "seed", "set", "plan", "json", "quiet")
+def demo(
+    given: Given,
+    out: Out = None,
+    plan: Plan = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """ttrl-pop demo --steps 1
+
+    Train the built-in model on 24 questions of the times table without their answers: a run like any other, of which
+    problems, gold answers and settings come with the program. Minutes on a CPU.
+    """
+    from ttrl_pop import demo as data
+
+    # What a user has typed wins over the demo's own file.
+    typed = replace(given, files=[data.path(data.CONFIG)])
+    _run(str(data.path(data.PROBLEMS)), str(data.path(data.GOLD)), out, typed, plan, json, quiet)
 
 
 @app.command(short_help="Every setting, as TOML.")

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ttrl_pop.cli import advice
+from ttrl_pop.cli import advice, completion
 from ttrl_pop.cli.given import Given
 
 
@@ -39,6 +39,7 @@ SETTINGS = {
         str,
         typer.Option(
             metavar="NAME",
+            autocompletion=completion.names("backend"),
             help="Rollout engine: hf, vllm, auto (vllm where it is installed and a GPU is there, else hf), a "
             "name that an installed package gives, or package.module:Name.  [default: hf]",
         ),
@@ -57,6 +58,7 @@ SETTINGS = {
         str,
         typer.Option(
             metavar="NAME",
+            autocompletion=completion.names("population"),
             help="norm-noise (B-Trans), none, a name that an installed package gives, or package.module:Name.  "
             "[default: norm-noise]",
         ),
@@ -79,6 +81,7 @@ SETTINGS = {
         str,
         typer.Option(
             metavar="NAME",
+            autocompletion=completion.names("extract"),
             help="How an answer is read: auto, first-number, last-number, choice, regex:PATTERN, a name that an "
             "installed package gives, or package.module:function.  [default: auto]",
         ),
@@ -88,6 +91,7 @@ SETTINGS = {
         str,
         typer.Option(
             metavar="NAME",
+            autocompletion=completion.names("grader"),
             help="Which answers are equal: math, exact, choice, a name that an installed package gives, or "
             "package.module:Name.  [default: math]",
         ),
@@ -97,6 +101,7 @@ SETTINGS = {
         str,
         typer.Option(
             metavar="NAME",
+            autocompletion=completion.names("reward"),
             help="majority, frequency, gated, novelty, gold, a name that an installed package gives, "
             "package.module:Name, or a sum: majority+0.2*format.  [default: majority]",
         ),
@@ -175,6 +180,11 @@ Gold = Annotated[
     ),
 ]
 
+Out = Annotated[
+    Path | None,
+    typer.Option(metavar="RUN", help="Run directory; must not exist yet, or be empty.  [default: runs/NAME-NUMBER]"),
+]
+
 Trained = Annotated[
     Path | None,
     typer.Option(
@@ -211,6 +221,7 @@ Preset = Annotated[
     typer.Option(
         "--preset",
         metavar="NAME",
+        autocompletion=completion.presets,
         help="Settings to begin with: math-chat, math-raw, choice or tiny (ttrl-pop config --preset NAME shows them).",
     ),
 ]
@@ -226,7 +237,12 @@ ConfigFiles = Annotated[
 
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, as in learn.loss=grpo. May be repeated."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        autocompletion=completion.settings,
+        help="Any other setting, as in learn.loss=grpo. May be repeated.",
+    ),
 ]
 
 
@@ -249,7 +265,7 @@ def takes(*flags: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
         @functools.wraps(command)
         def typed(**values: Any) -> None:
             mine = {name: values.pop(name) for name in own}
-            preset, files = values.pop("preset", None), values.pop("config") or ()
+            preset, files = values.pop("preset", None), values.pop("config", None) or ()
             settings = values.pop("set") or ()
             trust = values.pop("trust", False)
             overrides = {SETTINGS[name].key: SETTINGS[name].value(value) for name, value in values.items()}

@@ -113,7 +113,7 @@ def _forecast(
     noise: bool,
     rewards: bool = True,
 ) -> Forecast:
-    build_rules(config.vote, problems.answers, rewards=rewards)
+    rules = build_rules(config.vote, problems.answers, rewards=rewards)
     kind: type[Population] = load("population", config.population.name)
     options = validate(kind.Options, config.population.options, source="population.options")
     engine = backend_name(config.backend, config.device)
@@ -129,7 +129,7 @@ def _forecast(
     small = _small_policy(outline, kind(options), config, adapter, device)
     size = policy_size(outline, kind(options), config.learn.lora if adapter else None, device)
     learns = surveys is None
-    notices = list(outline.notices)
+    notices = [*rules.grader.notices, *outline.notices]
     if isinstance(small, str):
         notices.append(f"seconds, keys and values and activations are not known: {small}")
     elif engine != "hf":

@@ -115,7 +115,7 @@ def open_session(
         backend=backend,
         prompts=Prompts(policy.model, asked, config.sampling.max_new_tokens, config.problems.date),
         rules=replace(rules, thinking=config.vote.thinking or False),
-        notices=(*policy.model.notices, *([turned] if turned else [])),
+        notices=(*rules.grader.notices, *policy.model.notices, *([turned] if turned else [])),
     )
 
 
