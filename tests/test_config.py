@@ -18,7 +18,7 @@ from ttrl_pop.config import Config, LoraConfig, Section
 from ttrl_pop.config_file import dump_config, load_config, parse_assignment, validate
 from ttrl_pop.errors import UsageError
 from ttrl_pop.plugins import BUILT_IN, load
-from ttrl_pop.population.norm_noise import NormNoiseOptions
+from ttrl_pop.population.options import NormNoiseOptions
 
 
 def write(folder: Path, text: str) -> Path:

@@ -74,6 +74,8 @@ class ProblemsConfig(Section):
     and, for a field `prompt`, by whether the model has a chat template of which the text holds no mark."""
     prompt_template: str | None = None
     """Text with one `{prompt}`, put around every text prompt before anything else."""
+    limit: Positive | None = None
+    """Problems that are read, the first ones; None: all. Gold answers of others are left out."""
     date: datetime.date | None = None
     """Day that chat templates are told which print one; None: the day on which the run begins, on which it stays."""
 

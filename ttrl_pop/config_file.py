@@ -5,6 +5,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,30 +48,71 @@ EXPECTED = {
 """pydantic's errors that say that a value is of another type, and what should have come, as TOML calls it."""
 
 
-def load_config(path: Path | None, overrides: Mapping[str, Any], text: str | None = None) -> Config:
-    """Defaults < the TOML file at `path` < `overrides` (dotted keys, as in `learn.lr`; None means not given).
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A file of settings, read and not yet checked against what settings there are."""
+
+    name: str
+    """What errors call it."""
+    tree: Mapping[str, Any]
+
+
+def read_layer(path: Path, text: str | None = None) -> Layer:
+    """The settings in the TOML file at `path`.
 
     Args:
         text: what is in the file, where it has been read.
 
     Raises:
-        UsageError: the file cannot be read or parsed, a key is unknown, or a value is out of range.
+        UsageError: the file cannot be read or parsed.
     """
-    tree: dict[str, Any] = {}
-    if path is not None:
-        tree = _parsed(_text_of(path) if text is None else text, str(path))
-        _check_tree(tree, str(path))
-    whole = deepcopy(tree)
-    for dotted, value in overrides.items():
-        if value is not None:
-            _put(whole, dotted, value)
+    return parse_layer(_text_of(path) if text is None else text, str(path))
+
+
+def parse_layer(text: str, name: str) -> Layer:
+    """The settings in a TOML text that errors call `name`.
+
+    Raises:
+        UsageError: the text cannot be parsed.
+    """
+    tree = _parsed(text, name)
+    _check_tree(tree, name)
+    return Layer(name, tree)
+
+
+def load_config(path: Path | None, overrides: Mapping[str, Any], text: str | None = None) -> Config:
+    """Defaults < the TOML file at `path` < `overrides`, as `layered` puts them together.
+
+    Args:
+        text: what is in the file, where it has been read.
+    """
+    return layered([] if path is None else [read_layer(path, text)], overrides)
+
+
+def layered(layers: Sequence[Layer], overrides: Mapping[str, Any]) -> Config:
+    """Defaults < `layers` in their order < `overrides` (dotted keys, as in `learn.lr`; None means not given).
+
+    Options belong to the population and to the backend that are named with them: where a later layer names another one,
+    those of the layers below are dropped.
+
+    Raises:
+        UsageError: a key is unknown, or a value is out of range; names the layer.
+    """
+    trees: list[dict[str, Any]] = [{}]
+    for layer in layers:
+        below = _kept_below(trees[-1], _at(layer.tree, "population.name"), _at(layer.tree, "backend"))
+        trees.append(_laid_over(below, layer.tree))
+    given = {key: value for key, value in overrides.items() if value is not None}
+    whole = _kept_below(trees[-1], given.get("population.name"), given.get("backend"))
+    for dotted, value in given.items():
+        _put(whole, dotted, value)
     _check_tree(whole, "command line")
     try:
-        return validate(Config, whole, source="command line" if path else "configuration")
+        return validate(Config, whole, source="command line" if layers else "configuration")
     except UsageError:
-        if path is not None:
-            # Where the file is wrong by itself, it is what is named.
-            validate(Config, tree, source=str(path))
+        # Where a file is wrong by itself, it is what is named.
+        for layer, tree in zip(layers, trees[1:], strict=True):
+            validate(Config, tree, source=layer.name)
         raise
 
 
@@ -233,6 +275,39 @@ def _check_tree(tree: Mapping[str, Any], source: str) -> None:
         if not (level := deeper):
             return
     raise UsageError(f"{source}: values are nested at most {DEEPEST} deep; {level[0][0][:40]}… is deeper")
+
+
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of both, those of `above` where both have one; tables are put together key by key."""
+    whole = dict(below)
+    for key, value in above.items():
+        under = whole.get(key)
+        if isinstance(under, Mapping) and isinstance(value, Mapping):
+            whole[key] = _laid_over(under, value)
+        else:
+            whole[key] = deepcopy(value)
+    return whole
+
+
+def _kept_below(tree: Mapping[str, Any], population: Any, backend: Any) -> dict[str, Any]:
+    """A copy of `tree`, without the options of another population or backend than is named above it; None names none.
+    Those of `auto` stay, as it may stand for any backend."""
+    kept = deepcopy(dict(tree))
+    if population not in (None, _at(tree, "population.name") or Config().population.name):
+        options = kept.get("population")
+        if isinstance(options, dict):
+            options.pop("options", None)
+    if backend not in (None, named := _at(tree, "backend") or Config().backend) and named != "auto":
+        kept.pop("backend_options", None)
+    return kept
+
+
+def _at(tree: Mapping[str, Any], dotted: str) -> Any:
+    """The value that a dotted key leads to; None where there is none."""
+    value: Any = tree
+    for name in dotted.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
 
 
 def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:

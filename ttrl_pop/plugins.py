@@ -36,7 +36,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
     "backend": {
         "hf": "ttrl_pop.sample.hf.backend:HfBackend",
-        "vllm": "ttrl_pop.sample.vllm:VllmBackend",
+        "vllm": "ttrl_pop.sample.vllm.backend:VllmBackend",
     },
     "grader": {
         "math": "ttrl_pop.vote.graders.math:MathGrader",
@@ -59,6 +59,15 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "choice": "ttrl_pop.vote.extract.choice:extract_choice",
     },
 }
+
+OPTIONS: dict[str, dict[str, str]] = {
+    "population": {"norm-noise": "ttrl_pop.population.options:NormNoiseOptions"},
+    "backend": {
+        "hf": "ttrl_pop.sample.hf.options:HfOptions",
+        "vllm": "ttrl_pop.sample.vllm.options:VllmOptions",
+    },
+}
+"""Where the options of built-in classes stand, which are described without torch; who is not here has none."""
 
 BASES = {
     "population": "ttrl_pop.population.base:Population",
@@ -101,6 +110,22 @@ def load(kind: str, name: str) -> Any:
     module, _, attribute = path.partition(":")
     found = _imported(f"{kind} {name!r}", module, attribute)
     _check(kind, name, found)
+    return found
+
+
+def options_of(kind: str, name: str) -> type[Section] | None:
+    """The table of options of a population or a backend; None where there is none, or `auto` has yet to decide.
+
+    Args:
+        kind: `population` or `backend`.
+
+    Raises:
+        UsageError: as `load` raises it.
+    """
+    if name in BUILT_IN[kind] or (kind == "backend" and name == "auto"):
+        module, _, attribute = OPTIONS[kind].get(name, "").partition(":")
+        return getattr(importlib.import_module(module), attribute) if module else None
+    found: type[Section] = load(kind, name).Options
     return found
 
 

@@ -226,6 +226,8 @@ class ProblemSet:
     """Gold answers of those problems that have one."""
     fingerprint: str
     """SHA-256 (hex) over ids and prompts in order; gold answers do not enter it."""
+    source: str = ""
+    """Where they were read from, of a data set of the hub with the commit."""
 
 
 def mean_logprob(rollout: Rollout) -> float | None:

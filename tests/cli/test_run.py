@@ -319,3 +319,16 @@ def test_what_the_system_refuses_in_a_run_is_a_line_that_says_how_to_go_on(
     assert refused.stderr.count("\n") == 1
     assert line in refused.stderr
     assert refused.stderr.endswith(f"saved up to step 0; go on with: ttrl-pop run --resume {tmp_path / 'run'}\n")
+
+
+def test_a_run_of_the_first_problems_knows_where_they_are_from_and_goes_on_with_the_same_file(
+    place: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    answers = rows_of(run(place, out, "--limit", 2, "--steps", 1, "--gold", place / "gold.jsonl").stdout)
+    assert [row["id"] for row in answers] == ["p0", "p1"]
+    assert identity.load(RunDirectory(out)).source == str(place / "p.jsonl")
+    resumed = ttrl("run", place / "p.jsonl", "--resume", out, "--steps", 2)
+    assert [row["id"] for row in rows_of(resumed.stdout)] == ["p0", "p1"]
+    for limit, count in (([], 6), (["--limit", 3], 3)):
+        assert rows_of(ttrl("eval", place / "p.jsonl", "--run", out, *limit).stdout)[0]["problems"] == count

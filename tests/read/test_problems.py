@@ -279,11 +279,17 @@ class FakeHub:
     def __init__(self, *splits: str) -> None:
         self.splits = splits
 
-    def __call__(self, name: str, config: str | None, split: str | None) -> Iterable[Any]:
+    def __call__(self, name: str, config: str | None, split: str | None, revision: str | None) -> Iterable[Any]:
+        name = f"{name}@{revision}" if revision else name
+
         def rows(held: str) -> list[dict[str, Any]]:
             return [{"prompt": f"{name} {config} {held}", "answer": 0.5, "idx": 3, "label": float("nan")}]
 
         return rows(split) if split else {held: rows(held) for held in self.splits}
+
+
+def silent(name: str, revision: str | None) -> None:
+    """A hub that does not say which commit a revision is."""
 
 
 @pytest.mark.parametrize(
@@ -296,28 +302,31 @@ class FakeHub:
         ("hf:org/name:main:odd", "org/name main odd"),
         ("hf:org/name:main:train[5:10]", "org/name main train[5:10]"),
         ("hf:org/name::odd", "org/name None odd"),
+        ("hf:org/name@v1", "org/name@v1 None test"),
+        ("hf:org/name@v1:main:odd", "org/name@v1 main odd"),
     ],
 )
 def test_a_dataset_is_named_by_config_and_split(source: str, prompt: str) -> None:
-    found = read_problems(source, AUTO, load_dataset=FakeHub("train", "test"))
+    found = read_problems(source, AUTO, load_dataset=FakeHub("train", "test"), resolve=silent)
+    assert found.source == source
     assert found.problems == (Problem("3", prompt, 0),)
     assert dict(found.answers) == {"3": "0.5"}
 
 
 def test_train_is_read_where_there_is_no_test_split() -> None:
-    found = read_problems("hf:n", AUTO, load_dataset=FakeHub("extra", "train"))
+    found = read_problems("hf:n", AUTO, load_dataset=FakeHub("extra", "train"), resolve=silent)
     assert found.problems[0].prompt == "n None train"
 
 
 def test_errors_of_a_dataset_name_it_and_its_row() -> None:
     with pytest.raises(UsageError, match=r"^hf:n: no test or train split \(found: a, b\)\. Write hf:NAME:co"):
-        read_problems("hf:n", AUTO, load_dataset=FakeHub("a", "b"))
+        read_problems("hf:n", AUTO, load_dataset=FakeHub("a", "b"), resolve=silent)
     with pytest.raises(UsageError, match=r"^hf:n:test: row 2: no prompt field \(found: text\)\."):
-        read_problems("hf:n:test", AUTO, load_dataset=lambda *_: [{"prompt": "p"}, {"text": "t"}])
+        read_problems("hf:n:test", AUTO, load_dataset=lambda *_: [{"prompt": "p"}, {"text": "t"}], resolve=silent)
     with pytest.raises(UsageError, match=r"^hf:: no dataset name\."):
-        read_problems("hf:", AUTO, load_dataset=FakeHub("test"))
+        read_problems("hf:", AUTO, load_dataset=FakeHub("test"), resolve=silent)
     nan = {"prompt": "p", "answer": float("nan")}
-    assert not read_problems("hf:n:test", AUTO, load_dataset=lambda *_: [nan]).answers
+    assert not read_problems("hf:n:test", AUTO, load_dataset=lambda *_: [nan], resolve=silent).answers
 
 
 def run_program(program: str, stdin: str = "") -> tuple[str, str]:
@@ -329,13 +338,38 @@ def run_program(program: str, stdin: str = "") -> tuple[str, str]:
     return run.stdout, run.stderr
 
 
-def test_without_datasets_the_extra_is_named() -> None:
-    _, stderr = run_program(
-        "import sys; sys.modules['datasets'] = None; read_problems('hf:org/name:test', ProblemsConfig())"
-    )
-    assert stderr.splitlines()[-1] == (
-        "ttrl_pop.errors.UsageError: hf:org/name: needs the datasets package. Install ttrl-pop[hub]."
-    )
+@pytest.mark.parametrize(
+    ("source", "kept"),
+    [
+        ("hf:org/name", "hf:org/name@None-is-c0ffee"),
+        ("hf:org/name:main:train[:10]", "hf:org/name@None-is-c0ffee:main:train[:10]"),
+        ("hf:org/name@v1:train", "hf:org/name@v1-is-c0ffee:train"),
+    ],
+)
+def test_the_commit_is_found_first_and_its_rows_are_read(source: str, kept: str) -> None:
+    hub = FakeHub("train", "test")
+    found = read_problems(source, AUTO, load_dataset=hub, resolve=lambda name, revision: f"{revision}-is-c0ffee")
+    assert found.source == kept
+    again = read_problems(kept, AUTO, load_dataset=hub, resolve=silent)
+    assert again.problems == found.problems
+    assert "c0ffee" in str(found.problems[0].prompt), "what is loaded is the commit"
+
+
+# --- limit ---
+
+
+def test_a_limit_takes_the_first_problems_and_leaves_the_gold_of_others(tmp_path: Path) -> None:
+    problems, gold = tmp_path / "p.jsonl", tmp_path / "gold.jsonl"
+    problems.write_text("".join(json.dumps({"id": str(i), "prompt": f"p{i}"}) + "\n" for i in range(5)) + "no JSON\n")
+    gold.write_text("".join(json.dumps({"id": str(i), "answer": str(i)}) + "\n" for i in range(5)))
+    found = read_problems(str(problems), ProblemsConfig(limit=3), str(gold))
+    assert [problem.id for problem in found.problems] == ["0", "1", "2"]
+    assert dict(found.answers) == {"0": "0", "1": "1", "2": "2"}
+    head = "".join(problems.read_text().splitlines(keepends=True)[:3]).encode()
+    assert found.fingerprint == read_bytes(head).fingerprint
+    assert len(read_problems(str(problems), ProblemsConfig(limit=5)).problems) == 5
+    with pytest.raises(UsageError, match=r"p\.jsonl:6: invalid JSON"):
+        read_problems(str(problems), ProblemsConfig(limit=6))
 
 
 def test_many_rows_are_read_quickly_from_the_standard_input_of_the_process_without_torch() -> None:

@@ -17,7 +17,7 @@ from ttrl_pop.config_file import dump_config, load_config, validate
 from ttrl_pop.errors import UsageError
 from ttrl_pop.model.load import resolve_device
 from ttrl_pop.model.prompts import opens_thoughts
-from ttrl_pop.population.norm_noise import NormNoiseOptions
+from ttrl_pop.population.options import NormNoiseOptions
 from ttrl_pop.randomness import OUTSIDE_TRAINING
 from ttrl_pop.run.session import Session, _with_options, open_session, resolve
 from ttrl_pop.sample.backend import Request, Weights

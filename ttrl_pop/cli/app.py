@@ -7,6 +7,7 @@ that `--help` answers at once.
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ from typer.core import TyperGroup
 
 from ttrl_pop import __version__
 from ttrl_pop.cli import advice, interrupts, stdout
-from ttrl_pop.cli.flags import Gold, OptionalProblems, Problems, Quiet, Trained, Trust, takes
+from ttrl_pop.cli.flags import Gold, Json, OptionalProblems, Out, Plan, Problems, Quiet, Trained, Trust, takes
 from ttrl_pop.cli.given import Given
 from ttrl_pop.errors import TtrlPopError, UsageError
 from ttrl_pop.kernels import malloc, threads
@@ -36,7 +37,6 @@ app = typer.Typer(
     "A language model improves itself at test time, without labels: many minds of one model answer each problem, the "
     "majority answer is the label, and the model learns from it.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -61,19 +61,14 @@ def _common(
 @app.command(short_help="Train without labels; final answers out.")
 @takes(
     *("problems", "model", "population", "minds", "samples_per_mind", "steps", "problems_per_step", "lr", "reward"),
-    *("extract", "backend", "gold", "out", "seed", "stop_on_collapse", "config", "set", "raw", "prompt_key"),
-    *("answer_key", "id_key", "prompt_template", "resume", "trust", "quiet"),
+    *("extract", "backend", "gold", "out", "seed", "stop_on_collapse", "preset", "config", "set", "raw", "prompt_key"),
+    *("answer_key", "id_key", "limit", "prompt_template", "resume", "plan", "json", "trust", "quiet"),
 )
 def run(
     given: Given,
     problems: OptionalProblems = None,
     gold: Gold = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="RUN", help="Run directory; must not exist yet, or be empty.  [default: runs/NAME-NUMBER]"
-        ),
-    ] = None,
+    out: Out = None,
     resume: Annotated[
         Path | None,
         typer.Option(
@@ -81,6 +76,8 @@ def run(
             help="Go on with this run, where it stopped or was killed, to the same result as undisturbed.",
         ),
     ] = None,
+    plan: Plan = False,
+    json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """ttrl-pop run problems.jsonl --steps 20 > answers.jsonl
@@ -88,19 +85,36 @@ def run(
     Train without labels: many minds answer each problem, the majority is the label, GRPO learns. Prints the final
     answers as JSON lines (a table on a terminal). Everything else is kept in the run directory.
     """
-    if resume is not None:
-        if out is not None:
-            raise UsageError("--resume goes on in its own run directory; leave --out out")
-        from ttrl_pop.cli import opening
+    if resume is None:
+        _run(problems, gold, out, given, plan, json, quiet)
+        return
+    if out is not None:
+        raise UsageError("--resume goes on in its own run directory; leave --out out")
+    if plan:
+        raise UsageError("--plan looks at a new run; leave --resume out")
+    from ttrl_pop.cli import opening
 
-        prepared = opening.prepare_resume(resume, problems, gold, given)
-    else:
-        from ttrl_pop.cli import inputs
+    prepared = opening.prepare_resume(resume, problems, gold, given)
+    from ttrl_pop.cli import run as command
 
-        checked = inputs.for_run(problems, gold, out, given, inputs.notices(quiet))
-        from ttrl_pop.cli import opening
+    command.run(prepared, quiet)
 
-        prepared = opening.create_run(checked)
+
+def _run(
+    problems: str | None, gold: str | None, out: Path | None, given: Given, plan: bool, as_json: bool, quiet: bool
+) -> None:
+    """A new run, or what it would do."""
+    from ttrl_pop.cli import inputs
+
+    checked = inputs.for_run(problems, gold, out, given, inputs.notices(quiet), writes=not plan)
+    if plan:
+        from ttrl_pop.cli import plan as planning
+
+        planning.plan_run(checked, as_json, quiet)
+        return
+    from ttrl_pop.cli import opening
+
+    prepared = opening.create_run(checked)
     from ttrl_pop.cli import run as command
 
     command.run(prepared, quiet)
@@ -109,7 +123,8 @@ def run(
 @app.command("eval", short_help="Measure a model or a run; gold answers optional.")
 @takes(
     *("problems", "run", "compare", "model", "population", "minds", "samples_per_mind", "extract", "backend", "gold"),
-    *("seed", "config", "set", "raw", "prompt_key", "answer_key", "id_key", "prompt_template", "trust", "quiet"),
+    *("seed", "preset", "config", "set", "raw", "prompt_key", "answer_key", "id_key", "limit", "prompt_template"),
+    *("plan", "json", "trust", "quiet"),
 )
 def evaluate(
     given: Given,
@@ -119,6 +134,8 @@ def evaluate(
         bool, typer.Option("--compare", help="Measure the base model as well, and the difference.")
     ] = False,
     gold: Gold = None,
+    plan: Plan = False,
+    json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """ttrl-pop eval problems.jsonl --gold gold.jsonl --run runs/problems-1
@@ -132,6 +149,11 @@ def evaluate(
     from ttrl_pop.cli import inputs
 
     checked = inputs.for_reading(problems, gold, run, given, inputs.notices(quiet))
+    if plan:
+        from ttrl_pop.cli import plan as planning
+
+        planning.plan_eval(checked, compare, json, quiet)
+        return
     from ttrl_pop.cli import eval as command
 
     command.evaluate(checked, compare, quiet)
@@ -139,10 +161,17 @@ def evaluate(
 
 @app.command(short_help="Rollouts only, one JSON line each.")
 @takes(
-    *("problems", "run", "model", "population", "minds", "samples_per_mind", "extract", "backend", "seed", "config"),
-    *("set", "raw", "prompt_key", "id_key", "prompt_template", "trust", "quiet"),
+    *("problems", "run", "model", "population", "minds", "samples_per_mind", "extract", "backend", "seed", "preset"),
+    *("config", "set", "raw", "prompt_key", "id_key", "limit", "prompt_template", "plan", "json", "trust", "quiet"),
 )
-def sample(given: Given, problems: Problems, run: Trained = None, quiet: Quiet = False) -> None:
+def sample(
+    given: Given,
+    problems: Problems,
+    run: Trained = None,
+    plan: Plan = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """ttrl-pop sample problems.jsonl --minds 4 > rollouts.jsonl
 
     Rollouts only, one JSON line each, as they are written: id, form (raw or chat), rollout, mind (its seed), text,
@@ -151,6 +180,11 @@ def sample(given: Given, problems: Problems, run: Trained = None, quiet: Quiet =
     from ttrl_pop.cli import inputs
 
     checked = inputs.for_reading(problems, None, run, given, inputs.notices(quiet), rewards=False)
+    if plan:
+        from ttrl_pop.cli import plan as planning
+
+        planning.plan_sample(checked, json, quiet)
+        return
     from ttrl_pop.cli import sample as command
 
     command.sample(checked, quiet)
@@ -174,7 +208,7 @@ def problems(
 
 @app.command(short_help="Label rollouts made elsewhere.")
 @takes(
-    *("rollouts", "gold", "before", "extract", "grader", "reward", "weight", "config", "set", "rollouts_raw"),
+    *("rollouts", "gold", "before", "extract", "grader", "reward", "weight", "preset", "config", "set", "rollouts_raw"),
     *("answer_key", "id_key", "text_key", "shuffled", "quiet"),
 )
 def vote(
@@ -183,8 +217,8 @@ def vote(
         str,
         typer.Argument(
             metavar="ROLLOUTS",
-            help="JSONL or JSON file, packed or not, or - for standard input. Each row holds the id of a problem and a "
-            "completion, or a list of them.",
+            help="JSONL, JSON, CSV or Parquet file, packed or not, or - for standard input. Each row holds the id of a "
+            "problem and a completion, or a list of them.",
         ),
     ],
     gold: Annotated[
@@ -225,6 +259,43 @@ def vote(
     from ttrl_pop.read.rollouts import Layout
 
     command.label(rollouts, before, gold, Layout(id_key, text_key, shuffled=shuffled), given, quiet)
+
+
+@app.command(short_help="A small model teaches itself the times table.")
+@takes("model", "minds", "steps", "out", "seed", "set", "plan", "json", "quiet")
+def demo(
+    given: Given,
+    out: Out = None,
+    plan: Plan = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """ttrl-pop demo --steps 1
+
+    Train the built-in model on 24 questions of the times table without their answers: a run like any other, of which
+    problems, gold answers and settings come with the program. Minutes on a CPU.
+    """
+    from ttrl_pop import demo as data
+
+    # What a user has typed wins over the demo's own file.
+    typed = replace(given, files=[data.path(data.CONFIG)])
+    _run(str(data.path(data.PROBLEMS)), str(data.path(data.GOLD)), out, typed, plan, json, quiet)
+
+
+@app.command(short_help="Every setting, as TOML.")
+@takes("preset", "config", "set", "schema")
+def config(
+    given: Given,
+    schema: Annotated[bool, typer.Option("--schema", help="A JSON schema of such files instead, for editors.")] = False,
+) -> None:
+    """ttrl-pop config --preset math-chat > config.toml
+
+    Every setting with its value, what it takes and what it means, as TOML that --config reads: the defaults, or what
+    --preset, --config and --set make of them.
+    """
+    from ttrl_pop.cli import config as command
+
+    command.config(given, schema)
 
 
 def main() -> None:

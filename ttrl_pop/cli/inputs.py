@@ -62,7 +62,9 @@ def notices(quiet: bool) -> Notice:
     return unsaid if quiet else lambda text: print(f"ttrl-pop: {shown(text, limit=None)}", file=sys.stderr)
 
 
-def for_run(source: str | None, gold: str | None, out: Path | None, given: Given, notice: Notice) -> RunInputs:
+def for_run(
+    source: str | None, gold: str | None, out: Path | None, given: Given, notice: Notice, writes: bool = True
+) -> RunInputs:
     """Read configuration and problems of a new run.
 
     Args:
@@ -70,6 +72,7 @@ def for_run(source: str | None, gold: str | None, out: Path | None, given: Given
         gold: file of gold answers.
         out: directory to be, which must not exist or be empty.
         notice: as for `read_problems`.
+        writes: whether a run directory will be made.
 
     Raises:
         UsageError: whatever of it is wrong.
@@ -78,7 +81,8 @@ def for_run(source: str | None, gold: str | None, out: Path | None, given: Given
         raise UsageError("run needs PROBLEMS: a file, - for standard input, or hf:NAME (or --resume RUN)")
     check_one_stdin({"PROBLEMS": source, "--gold": gold})
     config = given.config()
-    _check_free(out)
+    if writes:
+        _check_free(out)
     problems = read_problems(source, config.problems, gold, notice=notice)
     if needs_gold(config.vote.reward):
         _check_all_gold(config.vote.reward, problems)
@@ -103,8 +107,7 @@ def for_reading(
         config = given.config()
         problems = read_problems(source, config.problems, gold, notice=notice)
         return ReadingInputs(config, problems, source, rewards=rewards and _can_reward(config, problems))
-    if given.config_file is not None:
-        raise UsageError("--run takes its configuration from the run directory; use --set for single values")
+    given.check_nothing_beside("--run")
     run_dir, checkpoint = find(run)
     text = identity.read(run_dir, identity.load(run_dir), identity.CONFIG)
     saved, config = load_config(run_dir.config, {}, text), given.config(run_dir.config, text)
@@ -118,7 +121,9 @@ def for_reading(
     for key, before, now in changes(saved, config):
         if key.startswith(FIXED):
             raise UsageError(f"--run {run}: {key} was {before!r} in training, cannot become {now!r}")
-    problems = read_problems(source, config.problems, gold, notice=notice)
+    # The run may have learned from the first problems of a file; how many of these are asked is another thing.
+    reading = config.problems.model_copy(update={"limit": given.values().get("problems.limit")})
+    problems = read_problems(source, reading, gold, notice=notice)
     rewards = rewards and _can_reward(config, problems)
     return ReadingInputs(config, problems, source, run_dir, checkpoint, noise, rewards)
 

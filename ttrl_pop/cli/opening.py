@@ -60,7 +60,7 @@ def create_run(given: RunInputs) -> PreparedRun:
         PROBLEMS: "".join(f"{line}\n" for line in write_problems(session.problems)),
         GOLD: "".join(f"{line}\n" for line in write_gold(problems.answers)),
     }
-    known = identity.of(session.policy.model.fingerprint, fingerprint(session.problems), files)
+    known = identity.of(session.policy.model.fingerprint, fingerprint(session.problems), problems.source, files)
     run = create(given.out, given.source, {**files, IDENTITY: known.dumps()})
     remember(run, session.config)
     return PreparedRun(session, run, resumed=False)
@@ -81,8 +81,7 @@ def prepare_resume(
     if not os.path.lexists(run.identity):
         raise UsageError(f"--resume {path}: not a run directory (no {run.identity.name} in it)")
     known = identity.load(run)
-    if given.config_file is not None:
-        raise UsageError("--resume takes its configuration from the run directory; leave --config out")
+    given.check_nothing_beside("--resume")
     if gold is not None:
         raise UsageError(
             "--resume takes its gold answers from the run directory; leave --gold out (ttrl-pop eval takes other ones)"
@@ -106,7 +105,10 @@ def prepare_resume(
     reading, config = config, _going_on(saved, config)
     session = open_session(config, stored, adapter=True, settled=True)
     check_model(session, known, f"--resume {path}")
-    if given_problems and fingerprint(as_asked(given_problems, reading, session.policy)) != known.problems:
+    if (
+        given_problems
+        and fingerprint(as_asked(given_problems, reading, session.policy.model.tokenizer)) != known.problems
+    ):
         raise UsageError(f"--resume {path}: {source} holds other problems than the run; leave PROBLEMS out")
     notice = None
     if saved.device not in ("auto", session.config.device):

@@ -132,6 +132,8 @@ def label(
     answers = AnswerKey() if gold is None else read_gold(gold, reading, notice)
     layout = replace(layout, form=config.problems.form)
     rules = build_rules(config.vote, answers, token_limit=_token_limit(config))
+    for told in rules.grader.notices:
+        notice(told)
     earlier, later = Totals(), Totals()
     if before is not None:
         for tally in _tallies(before, layout, rules, left_out, notice):

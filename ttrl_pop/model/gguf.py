@@ -48,14 +48,11 @@ def cache_root() -> Path:
         raise UsageError(f"cache folder {str(root)!r}: no such home folder; set TTRL_POP_CACHE to a folder") from error
 
 
-def converted(gguf: Path) -> Path:
-    """The cached folder made from `gguf`; made now where it is missing.
-
-    The folder appears by a rename, so that a reader, or a second process that converts, never sees half of one.
+def conversion(gguf: Path) -> Path:
+    """The cached folder that `gguf` is, or would be, converted into.
 
     Raises:
-        UsageError: the file cannot be read or converted, the `gguf` package is not installed, or the cache takes no
-            files.
+        UsageError: the file cannot be read, or there is no home folder for a cache.
     """
     try:
         size = gguf.stat().st_size
@@ -65,7 +62,19 @@ def converted(gguf: Path) -> Path:
             content.update(file.read())
     except OSError as error:
         raise UsageError(f"{gguf}: cannot be read ({error.strerror})") from error
-    target = cache_root() / "models" / f"{gguf.stem}-{size}-{content.hexdigest()[:16]}"
+    return cache_root() / "models" / f"{gguf.stem}-{size}-{content.hexdigest()[:16]}"
+
+
+def converted(gguf: Path) -> Path:
+    """The cached folder made from `gguf`; made now where it is missing.
+
+    The folder appears by a rename, so that a reader, or a second process that converts, never sees half of one.
+
+    Raises:
+        UsageError: the file cannot be read or converted, the `gguf` package is not installed, or the cache takes no
+            files.
+    """
+    target = conversion(gguf)
     if (target / "config.json").is_file():
         return target
     if importlib.util.find_spec("gguf") is None:

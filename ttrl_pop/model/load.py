@@ -17,7 +17,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from ttrl_pop.errors import UsageError
 from ttrl_pop.model.refusals import code_refused, loading, quiet_transformers, reason
-from ttrl_pop.model.source import locate
+from ttrl_pop.model.source import locate, peek
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -51,18 +51,13 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto") -> LoadedMo
         UsageError: there is no such model, it lacks weights or a tokenizer, or the device is not there.
     """
     where = resolve_device(device)
-    kind = DTYPES[dtype] if dtype != "auto" else torch.float32 if where.type == "cpu" else torch.bfloat16
+    kind = resolve_dtype(dtype, where)
     source = locate(name)
     quiet_transformers()
     what = f"model {name!r} cannot be loaded"
     with loading(what):
         # In this order: what can be known of a model from its settings is known before gigabytes are read.
-        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
-        _check_plain(config, what)
-        notices = _without_its_code(config, name, what)
-        if _tokenizer_has_code(get_tokenizer_config(source)):
-            raise UsageError(code_refused(what, "its tokenizer"))
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        config, tokenizer, notices = _described(source, name, what)
         network, info = transformers.AutoModelForCausalLM.from_pretrained(
             source,
             config=config,
@@ -84,6 +79,52 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto") -> LoadedMo
             source=source,
             notices=notices,
         )
+
+
+def outline_model(name: str, device: str = "auto", dtype: str = "auto") -> LoadedModel:
+    """`name` without its weights: the network is on the device `meta`, where tensors have shapes alone.
+
+    Raises:
+        UsageError: as `load_model` raises it, as far as no weights are looked at.
+    """
+    kind = resolve_dtype(dtype, resolve_device(device))
+    source, gguf = peek(name)
+    quiet_transformers()
+    what = f"model {name!r} cannot be loaded"
+    with loading(what):
+        config, tokenizer, notices = _described(source, name, what, gguf)
+        with torch.device("meta"):
+            network = transformers.AutoModelForCausalLM.from_config(config, dtype=kind, trust_remote_code=False)
+        return LoadedModel(
+            network=network.eval().requires_grad_(False),
+            tokenizer=tokenizer,
+            context_length=_context_length(network.config),
+            eos_ids=_eos_ids(network, tokenizer),
+            fingerprint="",
+            source=source,
+            notices=notices,
+        )
+
+
+def _described(source: str, name: str, what: str, gguf: str | None = None) -> tuple[Any, Any, tuple[str, ...]]:
+    """Settings and tokenizer of a model, checked, and what the user should know of them.
+
+    Args:
+        gguf: name of the file in `source` that has them, where it is no folder of transformers'.
+    """
+    file = {"gguf_file": gguf} if gguf else {}
+    config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, **file)
+    if not gguf:
+        _check_plain(config, what)
+    notices = _without_its_code(config, name, what)
+    if not gguf and _tokenizer_has_code(get_tokenizer_config(source)):
+        raise UsageError(code_refused(what, "its tokenizer"))
+    return config, transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False, **file), notices
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The type of weights; `auto` is float32 on a CPU, where bf16 is the slow one, else bfloat16."""
+    return DTYPES[dtype] if dtype != "auto" else torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
 def resolve_device(device: str) -> torch.device:

@@ -14,7 +14,7 @@ import huggingface_hub
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from ttrl_pop.errors import UsageError
-from ttrl_pop.model.gguf import converted, demo_gguf
+from ttrl_pop.model.gguf import conversion, converted, demo_gguf
 from ttrl_pop.model.refusals import reason
 from ttrl_pop.text import shown
 
@@ -39,8 +39,28 @@ def locate(name: str) -> str:
         UsageError: a path that is not there, a folder that is no model, a model that the hub does not know or that can
             neither be asked for nor is in its cache, or the demo package is not installed.
     """
+    found = _found(name)
+    return str(converted(found)) if isinstance(found, Path) else found
+
+
+def peek(name: str) -> tuple[str, str | None]:
+    """Where the settings of a model stand, without converting anything: a folder or hub id and, where that holds a GGUF
+    file that has not been converted yet, the name of the file.
+
+    Raises:
+        UsageError: as `locate` raises it.
+    """
+    found = _found(name)
+    if not isinstance(found, Path):
+        return found, None
+    kept = conversion(found)
+    return (str(kept), None) if (kept / "config.json").is_file() else (str(found.parent), found.name)
+
+
+def _found(name: str) -> Path | str:
+    """The GGUF file, or else the folder or hub id, that `name` stands for."""
     if name == DEMO_MODEL:
-        return str(converted(demo_gguf()))
+        return demo_gguf()
     path = _path(name)
     if os.path.isdir(path):
         _check_folder(name, path)
@@ -50,7 +70,7 @@ def locate(name: str) -> str:
             raise UsageError(
                 f"model {name!r} is a file, but none in GGUF; pass a model folder, a GGUF file or a hub id"
             )
-        return str(converted(path))
+        return path
     if path.suffix.lower() == ".gguf":
         raise UsageError(f"model {name!r}: no such GGUF file")
     if not _HUB_ID.fullmatch(name):

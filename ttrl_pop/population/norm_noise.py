@@ -16,39 +16,19 @@ where they are as wide as the hidden size.
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field
 from torch import Tensor, nn
 
 from ttrl_pop import randomness
-from ttrl_pop.config import Section
 from ttrl_pop.errors import UsageError
 from ttrl_pop.kernels.norms import offset_rows
 from ttrl_pop.population.base import MEAN, Lack, Population
+from ttrl_pop.population.options import NormNoiseOptions
 from ttrl_pop.types import Metrics, Mind
-
-Sigma = Annotated[float, Field(ge=0, le=1e3, allow_inf_nan=False)]
-
-
-class NormNoiseOptions(Section):
-    """The table `population.options` of norm-noise."""
-
-    sigma: Literal["auto"] | Sigma = "auto"
-    """Standard deviation of the noise; `auto` calibrates it on the given problems."""
-    target_kl: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.04
-    """`auto`: largest mean KL(base ‖ mind), nats per token."""
-    target_flips: Annotated[float, Field(gt=0, le=1)] = 0.03
-    """`auto`: largest share of tokens whose most likely next token changes."""
-    spread: Literal["site", "dim"] = "site"
-    """One log sigma for each site, or one for each dimension of each site."""
-    level: Literal["sequence", "token"] = "sequence"
-    """`sequence`: an offset is frozen for the whole sequence; `token`: a new one for every token (ablation)."""
-    scope: Literal["sequence", "completion"] = "sequence"
-    """`completion`: the mean mind reads the prompt, once for all minds; noise begins behind it."""
 
 
 class NormNoise(Population):

@@ -162,7 +162,7 @@ BY_PANDAS = "Write it as JSON Lines, with pandas: {}(FILE).to_json('rows.jsonl',
 _UNPACK = "Unpack it, and name a JSON Lines file in it."
 
 OTHERS: Mapping[bytes, tuple[str, str]] = {
-    b"PAR1": ("a Parquet file", BY_PANDAS.format("read_parquet")),
+    b"PAR1": ("a Parquet file", "Unpacked, and named as a file, it is."),
     b"ARROW1": ("an Arrow file", BY_PANDAS.format("read_feather")),
     b"FEA1": ("a Feather file", BY_PANDAS.format("read_feather")),
     b"\xff\xff\xff\xff": ("an Arrow stream", "Write it as JSON Lines, with datasets: Dataset.to_json('rows.jsonl')."),

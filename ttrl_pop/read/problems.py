@@ -15,12 +15,13 @@ answers go into the `AnswerKey` and never into a `Problem`.
 import hashlib
 import json
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 
 from ttrl_pop.config import ProblemsConfig
 from ttrl_pop.errors import UsageError
 from ttrl_pop.read.choices import Choices
 from ttrl_pop.read.gold import GOLD_FIELDS, Gold
-from ttrl_pop.read.hub import DatasetLoader, hub_rows, load_from_hub
+from ttrl_pop.read.hub import DatasetLoader, Resolver, hub_rows, load_from_hub, resolve_on_hub
 from ttrl_pop.read.lines import ByteStream, source_name
 from ttrl_pop.read.question import read_question
 from ttrl_pop.read.rows import ID_FIELDS, Counted, Notice, Row, read_rows, rows_of, unsaid
@@ -34,10 +35,11 @@ def read_problems(
     gold: str | None = None,
     stdin: ByteStream | None = None,
     *,
-    load_dataset: DatasetLoader | None = None,
+    load_dataset: DatasetLoader = load_from_hub,
+    resolve: Resolver = resolve_on_hub,
     notice: Notice = unsaid,
 ) -> ProblemSet:
-    """Read the problems in `source`: a file, `-` for `stdin`, or `hf:NAME[:config][:split]`.
+    """Read the problems in `source`: a file, `-` for `stdin`, or `hf:NAME[@REVISION][:config][:split]`.
 
     Args:
         source: a lone `train`, `test`, `validation` or `dev` after NAME is the split, anything else the
@@ -45,6 +47,7 @@ def read_problems(
         gold: file with gold answers by problem id; they replace those in the rows.
         stdin: standard input, in bytes; None is that of the process.
         load_dataset: stands in for `datasets.load_dataset`.
+        resolve: stands in for the hub, which says what commit a revision is.
         notice: is told what may be a part of the question and is not read, and what is in doubt of gold answers.
 
     Raises:
@@ -57,7 +60,8 @@ def read_problems(
     seen: dict[str, int] = {}
     unread = Counted(source_name(source))
     found = Gold((options.answer_key,) if options.answer_key else GOLD_FIELDS)
-    for row in _read_rows(source, stdin, load_dataset):
+    rows, kept = _read_rows(source, stdin, load_dataset, resolve)
+    for row in islice(rows, options.limit):
         problem_id = _problem_id(row, options.id_key)
         _claim(row, problem_id, seen)
         question = read_question(row, options)
@@ -73,14 +77,14 @@ def read_problems(
     if gold is None:
         _tell(found, source, notice)
     else:
-        rows = _read_rows(gold, stdin, load_dataset)
+        rows, _ = _read_rows(gold, stdin, load_dataset, resolve)
         answers |= _read_gold(rows, options, gold, notice, ids=seen, choices=found.choices)
     if options.answer_key and not answers:
         raise UsageError(
             f"{source_name(source)}: no row has an answer in {shown(options.answer_key)}. "
             "Pass another --answer-key or none."
         )
-    return ProblemSet(tuple(problems), AnswerKey(answers), fingerprint(problems))
+    return ProblemSet(tuple(problems), AnswerKey(answers), fingerprint(problems), kept)
 
 
 def read_gold(source: str, options: ProblemsConfig, notice: Notice = unsaid) -> AnswerKey:
@@ -93,7 +97,8 @@ def read_gold(source: str, options: ProblemsConfig, notice: Notice = unsaid) -> 
         UsageError: the source cannot be read, a row breaks a rule, or none has an answer; the message begins with file
             and line.
     """
-    return AnswerKey(_read_gold(_read_rows(source, None, None), options, source, notice))
+    rows, _ = _read_rows(source, None, load_from_hub, resolve_on_hub)
+    return AnswerKey(_read_gold(rows, options, source, notice))
 
 
 def write_problems(problems: Sequence[Problem]) -> Iterator[str]:
@@ -122,11 +127,14 @@ def fingerprint(problems: Iterable[Problem]) -> str:
 # --- source → rows ---
 
 
-def _read_rows(source: str, stdin: ByteStream | None, load_dataset: DatasetLoader | None) -> Iterator[Row]:
-    if source.startswith("hf:"):
-        found = hub_rows(source, load_dataset or load_from_hub)
-        return rows_of(enumerate(found, 1), source_name(source), "row")
-    return read_rows(source, stdin)
+def _read_rows(
+    source: str, stdin: ByteStream | None, load_dataset: DatasetLoader, resolve: Resolver
+) -> tuple[Iterator[Row], str]:
+    """Rows, and where they were read from."""
+    if not source.startswith("hf:"):
+        return read_rows(source, stdin), source
+    found = hub_rows(source, load_dataset, resolve)
+    return rows_of(enumerate(found.rows, 1), source_name(source), "row"), found.source
 
 
 # --- row → id, gold ---
@@ -161,6 +169,8 @@ def _read_gold(
         if (row_id := row.id(id_fields)) is None:
             raise row.error(f"no problem id (found: {row.listed()}). Give each gold answer the id of its problem.")
         if ids is not None and row_id not in ids:
+            if options.limit is not None:
+                continue
             raise row.error(f"no problem has the id '{shown(row_id)}'. Correct the id or leave the row out.")
         _claim(row, row_id, seen)
         gold.add(row, row_id)

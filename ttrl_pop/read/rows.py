@@ -1,4 +1,4 @@
-"""JSON Lines or a JSON array → rows, each with its place for errors.
+"""JSON Lines, a JSON array or a table → rows, each with its place for errors.
 
     for row in read_rows("rollouts.jsonl.zst"):
         row.id(ID_FIELDS), row.get("extra.index")
@@ -14,11 +14,13 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from typing import Any, Literal, TypeAlias, TypeGuard
 
 from ttrl_pop.errors import UsageError
-from ttrl_pop.read.lines import BY_PANDAS, ByteStream, read_lines, source_name
+from ttrl_pop.read.lines import ByteStream, read_lines, source_name
+from ttrl_pop.read.tables import columns_of, is_parquet, parquet_values, table_values
 from ttrl_pop.text import shown
 
 ID_FIELDS = (
@@ -149,6 +151,8 @@ def read_rows(source: str, stdin: ByteStream | None = None, refused: Refuse = re
             and line.
     """
     file = source_name(source)
+    if source != "-" and is_parquet(source):
+        return rows_of(enumerate(parquet_values(source, Number), 1), file, "row", refused)
     lines = enumerate(read_lines(source, stdin), 1)
     filled = ((number, line) for number, line in lines if not line.isspace())
     start = list(islice(filled, 1))
@@ -157,6 +161,9 @@ def read_rows(source: str, stdin: ByteStream | None = None, refused: Refuse = re
     if start[0][1].lstrip().startswith(b"["):
         whole = _array((line for _, line in chain(start, lines)), file)
         return rows_of(enumerate(_parse(whole, file, start[0][0]), 1), file, "element", refused)
+    if (head := columns_of(start[0][1], source)) is not None:
+        place = partial(_error, file, "line")
+        return rows_of(table_values(lines, *head, place, refused, _DECODER.decode), file, "line", refused)
     return _rows(_values(chain(start, filled), file, refused), file, "line", refused)
 
 
@@ -302,7 +309,7 @@ def _parse(raw: bytes, file: str, first_line: int) -> Any:
     except json.JSONDecodeError as error:
         if first_line == 1 and not raw.lstrip().startswith((b"{", b"[")) and any(c in raw for c in b",\t"):
             raise UsageError(
-                f"{file}: looks like CSV or TSV, which is not read. {BY_PANDAS.format('read_csv')}"
+                f"{file}: looks like CSV or TSV without a head. Name each column once in the first line."
             ) from None
         line = first_line + error.lineno - 1
         reason = f"{error.msg.removesuffix(' at')} at column {error.colno}"

@@ -109,7 +109,7 @@ def open_session(
     )
     backend = backend_kind(policy, config.sampling, backend_options)
     config = resolve(_with_options(config, options, backend_options), engine, policy, backend)
-    asked = problems.problems if settled else as_asked(problems.problems, config, policy)
+    asked = problems.problems if settled else as_asked(problems.problems, config, policy.model.tokenizer)
     turned = notice_of_turns(problems.problems, asked)
     return Session(
         config=config,
@@ -119,14 +119,14 @@ def open_session(
         backend=backend,
         prompts=Prompts(policy.model, asked, config.sampling.max_new_tokens, config.problems.date),
         rules=replace(rules, thinking=config.vote.thinking or False),
-        notices=(*policy.model.notices, *([turned] if turned else [])),
+        notices=(*rules.grader.notices, *policy.model.notices, *([turned] if turned else [])),
     )
 
 
-def as_asked(problems: Sequence[Problem], config: Config, policy: Policy) -> tuple[Problem, ...]:
-    """The problems as the policy's model is asked them: where no form was named, its chat template decides which texts
-    are turns."""
-    return with_turns(policy.model.tokenizer, problems) if config.problems.form == "auto" else tuple(problems)
+def as_asked(problems: Sequence[Problem], config: Config, tokenizer: Any) -> tuple[Problem, ...]:
+    """The problems as the model of this tokenizer is asked them: where no form was named, its chat template
+    decides which texts are turns."""
+    return with_turns(tokenizer, problems) if config.problems.form == "auto" else tuple(problems)
 
 
 def resolve(config: Config, engine: str, policy: Policy, backend: Backend) -> Config:

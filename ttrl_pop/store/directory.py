@@ -1,6 +1,5 @@
 """RUN/ on disk: the names of its files, its lock, how a new one is made, and how one is found from a path in it."""
 
-import fcntl
 import os
 import re
 import shutil
@@ -10,6 +9,8 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
+from filelock import lock_descriptor
+
 from ttrl_pop.errors import UsageError
 from ttrl_pop.store.files import write_atomic
 
@@ -17,6 +18,10 @@ IDENTITY = "identity.json"
 
 MANIFEST = "MANIFEST"
 """Lists the files of a checkpoint; written last."""
+
+
+_PLAIN = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"))
+"""A file is opened as what it is, and for this process alone; systems differ in what they can be asked for."""
 
 
 class RunDirectory:
@@ -75,16 +80,18 @@ class RunDirectory:
         path = self.path / ".lock"
         try:
             # Nothing is written into it: a link under that name, in a run that came from elsewhere, changes no file.
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _PLAIN, 0o666)
         except OSError as error:
             raise UsageError(f"{path}: cannot be locked ({error.strerror}); take it away") from error
-        with open(descriptor, "r+b", buffering=0) as file:
+        with open(descriptor, "r+b", buffering=0):
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise UsageError(f"{path}: cannot be locked (no regular file); take it away")
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UsageError(f"{self.path}: another process is working in this run directory") from error
+                is_ours = lock_descriptor(descriptor, blocking=False)
+            except OSError as error:
+                raise UsageError(f"{path}: cannot be locked ({error.strerror}); choose a folder elsewhere") from error
+            if not is_ours:
+                raise UsageError(f"{self.path}: another process is working in this run directory")
             yield
 
 

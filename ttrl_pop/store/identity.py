@@ -1,6 +1,7 @@
 """identity.json: which model and problems a run is of, and what each file beside its checkpoints is known by.
 
-    {"model": FINGERPRINT, "problems": FINGERPRINT, "files": {"config.toml": [SEAL], …}, "seal": SEAL of the rest}
+    {"model": FINGERPRINT, "problems": FINGERPRINT, "source": "hf:NAME@COMMIT",
+     "files": {"config.toml": [SEAL], …}, "seal": SEAL of the rest}
 
 A file's seal is noted before the file is written, so that a kill in between leaves a file that is known: as the one
 before, of which the seal is kept, or as missing, and then it is made again. Rollouts carry a checksum of their own, and
@@ -33,19 +34,26 @@ class Identity:
     """Fingerprint of the model's weights."""
     problems: str
     """Fingerprint of the problems."""
+    source: str
+    """Where the problems were read from, of a data set of the hub with the commit. For people: nothing reads it."""
     files: Mapping[str, tuple[str, ...]]
     """Seals that a file may have, by its name: the newest, and the one before while it is replaced."""
 
     def dumps(self) -> str:
         """The content of identity.json."""
-        rest: dict[str, Any] = {"model": self.model, "problems": self.problems, "files": dict(self.files)}
+        rest: dict[str, Any] = {
+            "model": self.model,
+            "problems": self.problems,
+            "source": self.source,
+            "files": dict(self.files),
+        }
         return json.dumps({**rest, "seal": _seal(rest)}, indent=1) + "\n"
 
 
-def of(model: str, problems: str, files: Mapping[str, str]) -> Identity:
+def of(model: str, problems: str, source: str, files: Mapping[str, str]) -> Identity:
     """The identity of a new run with these files, by name; one without content is not written."""
     seals = {name: (reading.seal(content.encode()),) for name, content in files.items() if content}
-    return Identity(model, problems, seals)
+    return Identity(model, problems, source, seals)
 
 
 def load(run: RunDirectory) -> Identity:
@@ -63,10 +71,15 @@ def load(run: RunDirectory) -> Identity:
     if found.pop("seal") != _seal(found):
         raise DamagedError(run.identity, f"has been changed; {HINT}")
     # Whoever can write a seal can write anything: a stranger's is looked at all the same.
-    model, problems, files = (found.get(key) for key in ("model", "problems", "files"))
-    if not (isinstance(model, str) and isinstance(problems, str) and isinstance(files, dict)):
-        raise DamagedError(run.identity, f"must name model, problems and files; {HINT}")
-    return Identity(model, problems, {name: tuple(s) if isinstance(s, list) else () for name, s in files.items()})
+    model, problems, source, files = (found.get(key) for key in ("model", "problems", "source", "files"))
+    if not (all(isinstance(each, str) for each in (model, problems, source)) and isinstance(files, dict)):
+        raise DamagedError(run.identity, f"must name model, problems, their source and files; {HINT}")
+    return Identity(
+        str(model),
+        str(problems),
+        str(source),
+        {name: tuple(s) if isinstance(s, list) else () for name, s in files.items()},
+    )
 
 
 def check(run: RunDirectory, identity: Identity, name: str) -> None:

@@ -16,8 +16,9 @@ from ttrl_pop.errors import UsageError
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.population.base import NoPopulation
 from ttrl_pop.sample.hf import backend as hf
-from ttrl_pop.sample.hf.backend import HfBackend, HfOptions
+from ttrl_pop.sample.hf.backend import HfBackend
 from ttrl_pop.sample.hf.decode import COLUMNS, RecordedStep
+from ttrl_pop.sample.hf.options import HfOptions
 from ttrl_pop.types import Rollout
 
 aten = torch.ops.aten

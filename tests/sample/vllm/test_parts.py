@@ -19,8 +19,7 @@ from ttrl_pop.learn.learner import Learner
 from ttrl_pop.population.base import NoPopulation
 from ttrl_pop.sample.backend import backend_name
 from ttrl_pop.sample.hf.backend import HfBackend
-from ttrl_pop.sample.vllm import VllmBackend
-from ttrl_pop.sample.vllm.backend import noisy_sites
+from ttrl_pop.sample.vllm.backend import VllmBackend, noisy_sites
 from ttrl_pop.sample.vllm.options import OURS, REFUSED, VllmOptions
 from ttrl_pop.sample.vllm.worker import runner_v1
 from ttrl_pop.sample.vllm.worker.cpu_draws import make_rewindable

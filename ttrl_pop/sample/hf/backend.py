@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ttrl_pop import randomness
-from ttrl_pop.config import SamplingConfig, Section
+from ttrl_pop.config import SamplingConfig
 from ttrl_pop.errors import DivergenceError, UsageError
 from ttrl_pop.kernels.memory import is_exhausted, limit_bytes, transfer
 from ttrl_pop.model.logprobs import logit_rows
@@ -33,6 +33,7 @@ from ttrl_pop.sample.backend import Backend, Request, Weights
 from ttrl_pop.sample.hf.cache import KeyValueCache, prefill
 from ttrl_pop.sample.hf.decode import DecodeGraphs, DecodeStep, Recorder
 from ttrl_pop.sample.hf.draw import draw
+from ttrl_pop.sample.hf.options import HfOptions
 from ttrl_pop.types import FinishReason, Mind, Rollout
 
 ENTER = 0.25
@@ -44,6 +45,12 @@ CACHE_SHARE = 0.25
 CHECK_EVERY = {"cuda": 8, "mps": 4}
 """Tokens between two looks at what was written, by type of device, which a look stops; 1 on others. Tokens behind an
 end are thrown away."""
+
+
+def slots_in(memory: float, longest: int, bytes_per_token: int, most: int) -> int:
+    """Slots of `longest` tokens that fit into `memory` bytes of keys and values: at least 1, and not more than
+    `most`."""
+    return max(1, min(most, int(memory / (longest * bytes_per_token))))
 
 
 @dataclass(slots=True)
@@ -64,13 +71,6 @@ class Writing:
     def length(self) -> int:
         """Tokens of prompt and completion, of which all but the last are in the cache."""
         return len(self.request.prompt_ids) + len(self.ids)
-
-
-class HfOptions(Section):
-    """The table `backend_options` of `hf`."""
-
-    graphs: bool | None = None
-    """Record decode steps as CUDA graphs; None: on a CUDA GPU, where the model's steps can be recorded."""
 
 
 class HfBackend(Backend):
@@ -145,10 +145,8 @@ class HfBackend(Backend):
     def _fitting(self, longest: int, memory: float) -> int:
         """Rollouts of up to `longest` tokens that are written together: as many as asked for and as fit into `memory`
         bytes of keys and values."""
-        room = int(memory / (longest * self.policy.cache_bytes_per_token))
-        if self.cache_tokens is not None:
-            room = min(room, self.cache_tokens // longest)
-        return max(1, min(self.sampling.max_rows, room))
+        room = slots_in(memory, longest, self.policy.cache_bytes_per_token, self.sampling.max_rows)
+        return room if self.cache_tokens is None else max(1, min(room, self.cache_tokens // longest))
 
     def _trees(self, writings: Sequence[Writing]) -> deque[list[Writing]]:
         """Rollouts by the prompt that they share, short prompts first: rows of nearly equal length waste little

@@ -17,6 +17,9 @@ class Grader(ABC):
     timeouts: int = 0
     """Questions so far that got no verdict in time, and count as "not equal"."""
 
+    notices: tuple[str, ...] = ()
+    """What a user should know of how answers are compared on this machine."""
+
     @abstractmethod
     def key(self, answer: str) -> str:
         """Canonical key: equal keys say equal answers. An empty key says that nothing is answered (`$$`)."""

@@ -13,6 +13,7 @@ Simplifications:
 
 1. What is too long, too deep, too large or looks like code is never sent; only its key is compared (`is_refused`).
 2. A verdict depends on the machine where an answer takes about as long as the limit.
+3. Where a system cannot fork a process there is no worker, and keys alone decide; a notice says so.
 """
 
 import json
@@ -58,6 +59,12 @@ START_SECONDS = 60.0
 PACKAGE_FOLDER = str(Path(__file__).parents[3])
 """Where this package is imported from, which the search path may call "", the working directory."""
 
+KEYS_ALONE = (
+    "grader math: this system cannot fork a process, so answers are compared by their keys alone, without algebra, as "
+    "the grader exact does"
+)
+"""What a user is told where there is no worker."""
+
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -99,6 +106,7 @@ class MathGrader(Grader):
         """Questions that got no verdict, because time ran out or the process died over them."""
         self.questions = 0
         """Pairs of distinct answers that were put to the worker."""
+        self.notices = () if hasattr(os, "fork") else (KEYS_ALONE,)
         self._exact: Final = ExactGrader()
         self._lock = threading.Lock()
         self._worker = _Worker(seconds)
@@ -117,6 +125,8 @@ class MathGrader(Grader):
         if any(map(_DOUBLE.search, (a, b))) and self._plain_key(a) == self._plain_key(b) != "":
             return True
         if (self._is_plain(a) and self._is_plain(b)) or is_refused(clean(a)) or is_refused(clean(b)):
+            return False
+        if self.notices:
             return False
         # Before what is known of the pair: a grader that knows less must say the same.
         if not self._given_up.answers.isdisjoint((a, b)):
