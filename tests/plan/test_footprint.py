@@ -11,12 +11,23 @@ SIZE = PolicySize(layers=10, hidden=8, vocabulary=1000, weights=1_000, merged=20
 
 
 def peak(config: Config, learns: bool = True) -> dict[str, int]:
-    found = memory(config, SIZE, 7, slots=3, longest=5, cache_bytes=11, kept_bytes=100.0, learns=learns)
+    found = memory(
+        config,
+        SIZE,
+        7,
+        slots=3,
+        longest=5,
+        cache_bytes=11,
+        kept_bytes=100.0,
+        prefill=100,
+        batch=1000,
+        learns=learns,
+    )
     return dict(found)
 
 
 def test_memory_by_part() -> None:
-    config = load_config(None, {"learn.token_budget": 1000, "sampling.prefill_tokens": 100})
+    config = load_config(None, {})
     logits = 128 * 1000 * 4 * 4
     assert peak(config) == {
         "program": 7,

@@ -32,6 +32,8 @@ def memory(
     longest: int,
     cache_bytes: int,
     kept_bytes: float,
+    prefill: int,
+    batch: int,
     learns: bool,
 ) -> Mapping[str, int]:
     """Bytes at the peak by part, which are held at the same time: what is freed is kept for the next tensor.
@@ -41,11 +43,13 @@ def memory(
         slots: rollouts that are written together, of up to `longest` tokens.
         cache_bytes: of the keys and values of a token.
         kept_bytes: what a token of a micro-batch leaves for the backward pass.
+        prefill: prompt tokens of a forward.
+        batch: tokens of a micro-batch.
     """
     one_layer = kept_bytes / size.layers
     logits = LOGIT_ROWS * size.vocabulary * WIDE * LOGITS
-    reading = config.sampling.prefill_tokens * one_layer * LAYER
-    learning = config.learn.token_budget * (kept_bytes + one_layer * LAYER) if learns else 0.0
+    reading = prefill * one_layer * LAYER
+    learning = batch * (kept_bytes + one_layer * LAYER) if learns else 0.0
     # A copy, a gradient and two moments of each; the average that labels, where there is one.
     copies = (4 + (config.vote.labels == "average")) if learns else 1
     return {

@@ -23,6 +23,7 @@ from ttrl_pop.model.prompts import Prompts
 from ttrl_pop.model.refusals import reason
 from ttrl_pop.model.size import policy_size
 from ttrl_pop.model.thin import thin
+from ttrl_pop.packing.budget import learner_tokens, prefill_tokens
 from ttrl_pop.plan import footprint, work
 from ttrl_pop.plan.probe import LAYERS, Speed, measure_speed
 from ttrl_pop.plan.work import Part
@@ -139,7 +140,8 @@ def _forecast(
     lacks, readers = _lacks_and_readers(small, config, noise)
     calibration = min(PROBLEMS, len(asked)) if lacks else 0
     chunk = ids[: config.problems_per_step if learns else CHUNK]
-    packed = work.packed_prompts(chunk, config.sampling.prefill_tokens)
+    prefill = prefill_tokens(config.sampling.prefill_tokens, device)
+    packed = work.packed_prompts(chunk, prefill)
     longest = max(map(len, ids)) + config.sampling.max_new_tokens
     if surveys is None:
         parts = list(work.training(config, len(asked), readers, calibration, CHUNK))
@@ -176,6 +178,8 @@ def _forecast(
             longest,
             speed.cache_bytes if speed else 0,
             speed.kept_bytes if speed else 0.0,
+            prefill,
+            learner_tokens(config.learn.token_budget, device),
             learns,
         ),
         disk=footprint.disk(config, size, len(asked), sum(p.rollouts for p in parts if p.learns)) if learns else {},
@@ -198,7 +202,7 @@ def seconds(part: Part, config: Config, prompts: work.Prompts, speed: Speed, slo
         # A KL to the base model skips no group.
         share = 1.0 if config.learn.kl else TEACHING
         tokens = share * (trees * prompts.packed + per_call * (new - 1))
-        batches = max(1.0, tokens / config.learn.token_budget)
+        batches = max(1.0, tokens / speed.batch)
         passes = speed.learn.fixed * batches + speed.learn.each * tokens + speed.score.each * share * per_call * new
         spent += calls * config.learn.updates_per_step * (passes + speed.update)
     return spent

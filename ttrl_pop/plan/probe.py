@@ -24,6 +24,7 @@ from ttrl_pop.config import Config
 from ttrl_pop.model.forward import recompute_layers
 from ttrl_pop.model.logprobs import LOGIT_ROWS, selected_logprobs
 from ttrl_pop.model.policy import Policy
+from ttrl_pop.packing.budget import learner_tokens, prefill_tokens
 from ttrl_pop.packing.pack import Branch, Pack, Tree, pack
 from ttrl_pop.sample.hf.backend import HfBackend
 from ttrl_pop.sample.hf.cache import Decode, KeyValueCache, prefill
@@ -83,6 +84,8 @@ class Speed:
     """Log-probabilities of n tokens of a micro-batch with their gradients."""
     update: float
     """An optimizer step, and what has to be made anew behind it."""
+    batch: int
+    """Tokens of a micro-batch, at most."""
     cache_bytes: int
     """Keys and values of a token."""
     kept_bytes: float
@@ -111,14 +114,15 @@ def measure_speed(
     host = Line(0.0, probe.packing())
     draw = measured(probe.draw, slots, share, policy.device)
     decode = measured(probe.decode, slots, share, policy.device)
-    read = measured(probe.read, config.sampling.prefill_tokens, share, policy.device)
+    read = measured(probe.read, prefill_tokens(config.sampling.prefill_tokens, policy.device), share, policy.device)
+    batch = learner_tokens(config.learn.token_budget, policy.device)
     learn = score = None
     update = kept = 0.0
     if learns:
         if config.learn.checkpointing:
             recompute_layers(policy.network)
-        score = measured(probe.score, config.learn.token_budget, share / 2, policy.device)
-        learn = measured(probe.learn, config.learn.token_budget, share, policy.device).times(factor).plus(host)
+        score = measured(probe.score, batch, share / 2, policy.device)
+        learn = measured(probe.learn, batch, share, policy.device).times(factor).plus(host)
         update = factor * probe.update()
         kept = factor * probe.kept_bytes()
     return Speed(
@@ -128,6 +132,7 @@ def measure_speed(
         learn=learn,
         score=score,
         update=update,
+        batch=batch,
         cache_bytes=round(policy.cache_bytes_per_token * factor),
         kept_bytes=kept,
     )
