@@ -60,7 +60,7 @@ def _measure(session: Session, display: Display, name: str, noise: bool, weights
         tallies.append(tally)
         cut_off.see(tally)
     if told := cut_off.notice():
-        display.notice(f"warning: {name}: {told}")
+        display.warning(f"{name}: {told}")
     return summarise(session, tallies)
 
 

@@ -38,6 +38,8 @@ class RunInputs:
     source: str
     out: Path | None
     """None: the first free one of runs/NAME-NUMBER."""
+    notices: tuple[str, ...] = ()
+    """What was told while they were read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +81,16 @@ def for_run(source: str | None, gold: str | None, out: Path | None, given: Given
     check_one_stdin({"PROBLEMS": source, "--gold": gold})
     config = given.config()
     _check_free(out)
-    problems = read_problems(source, config.problems, gold, notice=notice)
+    told: list[str] = []
+
+    def tell(text: str) -> None:
+        told.append(text)
+        notice(text)
+
+    problems = read_problems(source, config.problems, gold, notice=tell)
     if needs_gold(config.vote.reward):
         _check_all_gold(config.vote.reward, problems)
-    return RunInputs(config, problems, source, out)
+    return RunInputs(config, problems, source, out, tuple(told))
 
 
 def for_reading(

@@ -12,9 +12,10 @@ from ttrl_pop.config import Config, ProblemsConfig
 from ttrl_pop.config_file import dump_config, load_config
 from ttrl_pop.errors import UsageError
 from ttrl_pop.read.problems import fingerprint, read_problems, write_gold, write_problems
+from ttrl_pop.run import environment
 from ttrl_pop.run.session import Session, as_asked, check_trainable, open_session
 from ttrl_pop.store import checkpoint, identity
-from ttrl_pop.store.directory import IDENTITY, RunDirectory, create
+from ttrl_pop.store.directory import ENVIRONMENT, IDENTITY, RunDirectory, create
 from ttrl_pop.store.identity import CONFIG, GOLD, PROBLEMS, Identity
 from ttrl_pop.types import ProblemSet
 
@@ -33,6 +34,8 @@ class PreparedRun:
     """The configuration differs from the one in the run directory."""
     notice: str | None = None
     """What the user should know of a run that goes on in another way."""
+    told: tuple[str, ...] = ()
+    """What the user was told before there was a run directory with a log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +62,12 @@ def create_run(given: RunInputs) -> PreparedRun:
         CONFIG: dump_config(session.config),
         PROBLEMS: "".join(f"{line}\n" for line in write_problems(session.problems)),
         GOLD: "".join(f"{line}\n" for line in write_gold(problems.answers)),
+        ENVIRONMENT: environment.dumps(environment.environment(session.config.backend)),
     }
     known = identity.of(session.policy.model.fingerprint, fingerprint(session.problems), files)
     run = create(given.out, given.source, {**files, IDENTITY: known.dumps()})
     remember(run, session.config)
-    return PreparedRun(session, run, resumed=False)
+    return PreparedRun(session, run, resumed=False, told=given.notices)
 
 
 def prepare_resume(

@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 import sys
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -12,10 +13,11 @@ from typing import Any
 
 from rich.text import Text
 
-from ttrl_pop.cli import interrupts
+from ttrl_pop.cli import advice, interrupts
 from ttrl_pop.cli.display import open_display
 from ttrl_pop.cli.display.base import Display
 from ttrl_pop.cli.display.console import console_on
+from ttrl_pop.cli.display.logged import Logged
 from ttrl_pop.cli.display.tables import answers_table, outcomes_line, summary_table
 from ttrl_pop.cli.opening import PreparedRun
 from ttrl_pop.cli.os_errors import refusal
@@ -26,6 +28,7 @@ from ttrl_pop.fit.prepare import prepare
 from ttrl_pop.report.estimators import mean
 from ttrl_pop.report.gold import label_correct, outcome_table, rollout_accuracy
 from ttrl_pop.report.rows import answer_row, from_metrics_row
+from ttrl_pop.run import environment
 from ttrl_pop.run.lessons import CutOff, Lessons
 from ttrl_pop.run.losses import CALIBRATION, report_losses
 from ttrl_pop.run.progress import Progress, resume
@@ -34,6 +37,7 @@ from ttrl_pop.run.survey import survey
 from ttrl_pop.store import checkpoint, files, identity
 from ttrl_pop.store.directory import RunDirectory
 from ttrl_pop.store.identity import CONFIG
+from ttrl_pop.store.log import Log
 from ttrl_pop.text import safe
 from ttrl_pop.train import train
 from ttrl_pop.types import Phase, StepReport, Tally
@@ -57,7 +61,8 @@ def run(prepared: PreparedRun, quiet: bool) -> None:
     with (
         closing(session.backend),
         run_dir.lock(),
-        open_display(quiet, sys.stderr) as display,
+        open_display(quiet, sys.stderr) as shown,
+        _logged(prepared, shown) as display,
         _early_end(run_dir, display),
     ):
         if prepared.changed:
@@ -69,6 +74,8 @@ def run(prepared: PreparedRun, quiet: bool) -> None:
         display.begin(run_dir.path.name, config.steps, progress.step)
         for text in (*session.notices, *notices):
             display.notice(text)
+        if prepared.resumed and (moved := environment.move(run_dir, config.backend)):
+            display.warning(moved)
         report_losses(run_dir, progress, config.checkpoint, display.notice)
         _warn_of_size(session, display)
         try:
@@ -89,6 +96,28 @@ def run(prepared: PreparedRun, quiet: bool) -> None:
             raise TtrlPopError(f"{error}; the answers are in {run_dir.answers}") from error
     if not quiet:
         _print_summary(prepared, first, last)
+
+
+@contextmanager
+def _logged(prepared: PreparedRun, shown: Display) -> Iterator[Logged]:
+    """A display over `shown` that keeps in the run's log, too, how this process began and how it ended."""
+    display = Logged(shown, Log(prepared.run.log))
+    display.keep("info", f"{'goes on' if prepared.resumed else 'begins'}: {shlex.join(['ttrl-pop', *sys.argv[1:]])}")
+    for text in prepared.told:
+        display.keep("notice", text)
+    try:
+        with advice.overheard(lambda text: display.keep("warning", text)):
+            yield display
+    except KeyboardInterrupt:
+        display.keep("info", "interrupted")
+        raise
+    except TtrlPopError as error:
+        display.keep("error", str(error))
+        raise
+    except Exception:
+        display.keep("error", traceback.format_exc())
+        raise
+    display.keep("info", "done")
 
 
 @contextmanager
@@ -194,10 +223,10 @@ def _train(prepared: PreparedRun, progress: Progress, display: Display) -> tuple
                     display.step(event)
                     told = lessons.see(event) or (cut_off.notice() if first is None else None)
                     if told:
-                        display.notice(f"warning: {told}")
+                        display.warning(told)
                     first, last = first or event, event
     if conclusion := lessons.conclusion():
-        display.notice(f"warning: {conclusion}")
+        display.warning(conclusion)
     return first, last
 
 

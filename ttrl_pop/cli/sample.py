@@ -41,4 +41,4 @@ def sample(given: ReadingInputs, quiet: bool) -> None:
             sys.stdout.flush()
             cut_off.see(tally)
         if told := cut_off.notice():
-            display.notice(f"warning: {told}")
+            display.warning(told)

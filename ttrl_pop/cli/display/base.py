@@ -41,3 +41,7 @@ class Display:
 
     def notice(self, text: str) -> None:
         """Something to be read once, which stays on the screen."""
+
+    def warning(self, text: str) -> None:
+        """A notice of what is likely wrong."""
+        self.notice(f"warning: {text}")

@@ -63,4 +63,4 @@ class Lines(Notices):
             fields.append(f"{number(speed)} tok/s")
         self._write("  ".join(fields))
         if warning := warning_of(report):
-            self._write(f"warning: {warning}")
+            self.warning(warning)

@@ -144,10 +144,13 @@ class Live(Display):
             for name, key in CURVES.items():
                 self._extend(name, report.metrics.get(key))
         if report.step > self._done_before and (warning := warning_of(report)):
-            self._console.print(Text(f"warning: {warning}", style="yellow"))
+            self.warning(warning)
 
     def notice(self, text: str) -> None:
         self._console.print(Text(safe(text, NOTICE)))
+
+    def warning(self, text: str) -> None:
+        self._console.print(Text(f"warning: {safe(text, NOTICE)}", style="yellow"))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         with self._lock:
