@@ -12,7 +12,7 @@ def test_it_names_what_numbers_depend_on() -> None:
     found = json.loads(json.dumps(environment("hf")))
     assert found["packages"]["torch"] == metadata.version("torch")
     assert found["threads"] == torch.get_num_threads()
-    assert found["cpu"] and found["os"] and found["python"] and found["argv"]
+    assert all(found[name] for name in ("cpu", "os", "python", "argv"))
     assert len(found["gpus"]) == torch.cuda.device_count()
     assert differences(found, environment("hf")) is None
 

@@ -17,7 +17,8 @@ def test_a_line_is_an_object_with_time_level_and_text(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "run.log").read_text().splitlines()]
     assert [(row["level"], row["text"]) for row in rows] == [("notice", "one\nline \x1b[31m"), ("error", "x" * LONGEST)]
     times = [datetime.datetime.fromisoformat(row["time"]) for row in rows]
-    assert times[0] <= times[1] and times[0].utcoffset() == datetime.timedelta(0)
+    assert times[0] <= times[1]
+    assert times[0].utcoffset() == datetime.timedelta(0)
     assert "\x1b" not in (tmp_path / "run.log").read_text()
 
 

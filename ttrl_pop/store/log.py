@@ -25,7 +25,11 @@ class Log:
         self.path = path
 
     def write(self, level: Level, text: str) -> str | None:
-        """Add a line; returns why that failed, in a few words, None where it did not, or where there is no run any more."""
+        """Add a line, where there still is a run.
+
+        Returns:
+            Why that failed, in a few words; None where it did not.
+        """
         row = {
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
             "level": level,
