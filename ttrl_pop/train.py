@@ -38,9 +38,12 @@ def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[
             # What was given up in the step before would leave questions out of this one's count of timeouts.
             grader.forget()
             with keeper.step():
-                yield Phase(step, "sampling", len(batch))
+                rollouts = len(batch) * config.group_size
+                if others := labellers.rollouts(batch):
+                    yield Phase(step, "electing labels", "sample", others)
                 with clock.span("time/sample"):
                     labels = labellers.elect(batch, step)
+                yield Phase(step, "sampling", "sample", rollouts)
                 minds = policy.population.spawn(config.seed, step, config.population.minds)
                 groups = session.sample(batch, minds, config.population.samples_per_mind, step)
                 tallies = []
@@ -51,7 +54,7 @@ def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[
                 # What was asked to compare with gold has no say in what is learned.
                 grader.forget()
                 history = progress.history.after(tallies, step, grader.same, config.guard)
-                yield Phase(step, "learning", 0)
+                yield Phase(step, "learning", "learn", rollouts)
                 with clock.span("time/learn"):
                     weights = {problem.id: group_weight(history[problem.id], config.guard) for problem in batch}
                     update = learner.learn(tallies, step, weights)

@@ -199,7 +199,7 @@ def test_a_run_that_another_process_works_on_is_left_alone(copied: Path) -> None
         assert "another process is working" in resume_refused(copied)
         # And to the one of two that comes second to the lock.
         with pytest.raises(UsageError, match="another process is working"):
-            run_command.run(prepared, quiet=True)
+            run_command.run(lambda stage: prepared, quiet=True)
     assert snapshot(copied) == before
 
 

@@ -4,7 +4,7 @@ import pytest
 from fakes import norm_noise, tiny_model, tiny_policy, tiny_session
 
 from ttrl_pop.errors import UsageError
-from ttrl_pop.fit.base_rollouts import base_rollouts
+from ttrl_pop.fit.base_rollouts import base_rollouts, looked_at
 from ttrl_pop.fit.prepare import prepare
 from ttrl_pop.fit.sigma import MINDS, Calibration, calibrate, distance
 from ttrl_pop.model.policy import Policy
@@ -19,17 +19,19 @@ def unscaled(**targets: float) -> Session:
 
 def calibrated(session: Session) -> Calibration:
     minds = session.policy.population.spawn(session.config.seed, 0, MINDS)
-    return calibrate(session.policy, base_rollouts(session), minds, session.config.learn.token_budget)
+    rollouts = base_rollouts(session, looked_at(session.problems))
+    return calibrate(session.policy, rollouts, minds, session.config.learn.token_budget)
 
 
 def test_a_population_that_lacks_its_scale_gets_the_calibrated_one() -> None:
-    session, told = unscaled(target_kl=0.05, target_flips=0.2), []
+    session, told, phases = unscaled(target_kl=0.05, target_flips=0.2), [], []
     assert session.policy.population.lacks == "scale"
-    found = prepare(session, told.append)
+    found = prepare(session, told.append, lambda text, rollouts: phases.append((text, rollouts)))
     expected = calibrated(unscaled(target_kl=0.05, target_flips=0.2))
     assert found == {"sigma": expected.sigma, "kl": expected.kl, "flips": expected.flips}
-    assert told[0].startswith("finding sigma")
-    assert told[1].startswith("sigma = ")
+    assert [line.split(" (")[0] for line in told] == [f"sigma = {expected.sigma:.4g}"]
+    assert phases[0] == ("finding sigma: the base model answers", len(session.problems))
+    assert phases[1:][expected.evaluations - 1] == (f"finding sigma: {expected.sigma:.2g}", 0)
     assert session.policy.population.lacks is None
     assert session.policy.population.metrics()["population/sigma"] == pytest.approx(expected.sigma)
 

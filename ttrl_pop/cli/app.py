@@ -92,18 +92,17 @@ def run(
         if out is not None:
             raise UsageError("--resume goes on in its own run directory; leave --out out")
         from ttrl_pop.cli import opening
+        from ttrl_pop.cli import run as command
 
-        prepared = opening.prepare_resume(resume, problems, gold, given)
+        command.run(lambda stage: opening.prepare_resume(resume, problems, gold, given, stage), quiet)
     else:
         from ttrl_pop.cli import inputs
 
         checked = inputs.for_run(problems, gold, out, given, inputs.notices(quiet))
         from ttrl_pop.cli import opening
+        from ttrl_pop.cli import run as command
 
-        prepared = opening.create_run(checked)
-    from ttrl_pop.cli import run as command
-
-    command.run(prepared, quiet)
+        command.run(lambda stage: opening.create_run(checked, stage), quiet)
 
 
 @app.command("eval", short_help="Measure a model or a run; gold answers optional.")

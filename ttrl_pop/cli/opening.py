@@ -1,6 +1,8 @@
 """A model, a run or a resumed run, opened and checked before anything is written."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from ttrl_pop.config import Config, ProblemsConfig
 from ttrl_pop.config_file import dump_config, load_config
 from ttrl_pop.errors import UsageError
 from ttrl_pop.read.problems import fingerprint, read_problems, write_gold, write_problems
+from ttrl_pop.read.rows import unsaid
 from ttrl_pop.run import environment
 from ttrl_pop.run.session import Session, as_asked, check_trainable, open_session
 from ttrl_pop.store import checkpoint, identity
@@ -21,6 +24,9 @@ from ttrl_pop.types import ProblemSet
 
 CHANGEABLE = ("steps", "guard.stop_on_collapse", "device", "model")
 """Settings that a run may go on with at other values; of a model, which may have moved, the weights are compared."""
+
+
+Stage = Callable[[str], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +55,18 @@ class Opened:
     """What the user should know of the run."""
 
 
-def create_run(given: RunInputs) -> PreparedRun:
+def create_run(given: RunInputs, stage: Stage = unsaid) -> PreparedRun:
     """Load the model and, where it goes with the inputs, create the run directory.
+
+    Args:
+        stage: is told in a line of what may take long, as it begins.
 
     Raises:
         UsageError: nothing has been written.
     """
     config, problems = given.config, given.problems
     check_trainable(config)
-    session = open_session(config, problems, adapter=True)
+    session = open_session(config, problems, adapter=True, stage=stage)
     files = {
         CONFIG: dump_config(session.config),
         PROBLEMS: "".join(f"{line}\n" for line in write_problems(session.problems)),
@@ -75,8 +84,12 @@ def prepare_resume(
     source: str | None,
     gold: str | None,
     given: Given,
+    stage: Stage = unsaid,
 ) -> PreparedRun:
     """Open a run directory to go on with it: same configuration, model and problems.
+
+    Args:
+        stage: is told in a line of what may take long, as it begins.
 
     Raises:
         UsageError: it is no run directory, or something has changed that may not. Nothing has been written.
@@ -108,7 +121,7 @@ def prepare_resume(
     stored = _stored_problems(run, known)
     # The flags for reading were for PROBLEMS of this command, not for the run.
     reading, config = config, _going_on(saved, config)
-    session = open_session(config, stored, adapter=True, settled=True)
+    session = open_session(config, stored, adapter=True, settled=True, stage=stage)
     check_model(session, known, f"--resume {path}")
     if given_problems and fingerprint(as_asked(given_problems, reading, session.policy)) != known.problems:
         raise UsageError(f"--resume {path}: {source} holds other problems than the run; leave PROBLEMS out")
@@ -121,22 +134,30 @@ def prepare_resume(
     return PreparedRun(session, run, resumed=True, changed=config != saved, notice=notice)
 
 
-def open_for_reading(given: ReadingInputs) -> Opened:
-    """A session for `eval` and `sample`, of the base model or of a run's checkpoint.
+@contextmanager
+def opened_for_reading(given: ReadingInputs, stage: Stage = unsaid) -> Iterator[Opened]:
+    """A session for `eval` and `sample`, of the base model or of a run's checkpoint; its engine is closed in the end.
+
+    Args:
+        stage: is told in a line of what may take long, as it begins.
 
     Raises:
         UsageError: the model or the run does not go with the inputs.
     """
     if given.run is None:
-        return Opened(open_session(given.config, given.problems, adapter=False, rewards=given.rewards))
+        session = open_session(given.config, given.problems, adapter=False, rewards=given.rewards, stage=stage)
+        with closing(session.backend):
+            yield Opened(session)
+        return
     flag = f"--run {given.run.path}"
     notices: list[str] = []
     folder = given.checkpoint or checkpoint.newest(given.run, notices.append)
     known = identity.load(given.run)
-    session = open_session(given.config, given.problems, adapter=True, rewards=given.rewards)
-    check_model(session, known, flag)
-    checkpoint.load_start(folder, session.policy)
-    return Opened(session, folder, tuple(notices))
+    session = open_session(given.config, given.problems, adapter=True, rewards=given.rewards, stage=stage)
+    with closing(session.backend):
+        check_model(session, known, flag)
+        checkpoint.load_start(folder, session.policy)
+        yield Opened(session, folder, tuple(notices))
 
 
 def check_model(session: Session, known: Identity, flag: str) -> None:

@@ -5,7 +5,7 @@ Near means: mean KL(base ‖ mind) within `target_kl` nats per token *and* a sha
 few evaluations suffice. One absolute sigma does not travel between models or problem sets (docs/METHOD.md has figures).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -49,12 +49,19 @@ class Calibration:
     """Sigmas that had been tried when this one was."""
 
 
-def calibrate(policy: Policy, rollouts: Sequence[Rollout], minds: Sequence[Mind], token_budget: int) -> Calibration:
+def calibrate(
+    policy: Policy,
+    rollouts: Sequence[Rollout],
+    minds: Sequence[Mind],
+    token_budget: int,
+    trying: Callable[[float], object] = lambda sigma: None,
+) -> Calibration:
     """Set the population's scale to the largest sigma found that keeps `minds` near the base model.
 
     Args:
         rollouts: what the base model wrote.
         token_budget: most tokens of a forward.
+        trying: is told each sigma before it is tried.
 
     Raises:
         UsageError: no sigma that was tried meets the targets.
@@ -67,6 +74,7 @@ def calibrate(policy: Policy, rollouts: Sequence[Rollout], minds: Sequence[Mind]
     for evaluation in range(1, MOST_EVALUATIONS + 1):
         if best is not None and evaluation > EVALUATIONS:
             break
+        trying(sigma)
         population.set_scale(sigma)
         kl, flips = distance(policy, rollouts, minds, token_budget)
         excess = max(kl / options.target_kl, flips / options.target_flips)

@@ -7,6 +7,7 @@ import io
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -48,10 +49,13 @@ def cache_root() -> Path:
         raise UsageError(f"cache folder {str(root)!r}: no such home folder; set TTRL_POP_CACHE to a folder") from error
 
 
-def converted(gguf: Path) -> Path:
+def converted(gguf: Path, stage: Callable[[str], object] = lambda text: None) -> Path:
     """The cached folder made from `gguf`; made now where it is missing.
 
     The folder appears by a rename, so that a reader, or a second process that converts, never sees half of one.
+
+    Args:
+        stage: is told where it is made.
 
     Raises:
         UsageError: the file cannot be read or converted, the `gguf` package is not installed, or the cache takes no
@@ -80,6 +84,7 @@ def converted(gguf: Path) -> Path:
         ) from error
     try:
         with loading(f"{gguf}: cannot be converted"):
+            stage(f"converting {gguf.name}, once")
             _convert(gguf, work)
             try:
                 work.rename(target)

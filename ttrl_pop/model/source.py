@@ -32,15 +32,18 @@ HUB_TIMEOUT = 10.0
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 
 
-def locate(name: str) -> str:
+def locate(name: str, stage: Callable[[str], object] = lambda text: None) -> str:
     """The folder or hub id that transformers loads `name` from; converts a GGUF file on first use.
+
+    Args:
+        stage: is told in a line of what may take long, as it begins.
 
     Raises:
         UsageError: a path that is not there, a folder that is no model, a model that the hub does not know or that can
             neither be asked for nor is in its cache, or the demo package is not installed.
     """
     if name == DEMO_MODEL:
-        return str(converted(demo_gguf()))
+        return str(converted(demo_gguf(), stage))
     path = _path(name)
     if os.path.isdir(path):
         _check_folder(name, path)
@@ -50,7 +53,7 @@ def locate(name: str) -> str:
             raise UsageError(
                 f"model {name!r} is a file, but none in GGUF; pass a model folder, a GGUF file or a hub id"
             )
-        return str(converted(path))
+        return str(converted(path, stage))
     if path.suffix.lower() == ".gguf":
         raise UsageError(f"model {name!r}: no such GGUF file")
     if not _HUB_ID.fullmatch(name):

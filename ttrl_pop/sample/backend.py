@@ -12,6 +12,7 @@ from ttrl_pop.config import SamplingConfig, Section
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.model.prompts import decode
 from ttrl_pop.population.base import MEAN
+from ttrl_pop.sample.meter import Meter
 from ttrl_pop.types import FinishReason, Mind, Rollout
 
 Weights = Literal["policy", "base"]
@@ -48,6 +49,8 @@ class Backend(ABC):
         self.policy = policy
         self.sampling = sampling
         self.options = self.Options() if options is None else options
+        self.meter = Meter()
+        """What has been written so far; `sample` counts rollouts, and the engine what is under way, if it can."""
 
     @abstractmethod
     def rollouts(self, requests: Sequence[Request], weights: Weights = "policy") -> Iterator[tuple[int, Rollout]]:

@@ -1,9 +1,10 @@
 """A display that keeps in the run's log what it is told to be read."""
 
-from ttrl_pop.cli.display.base import Display
+from ttrl_pop.cli.display.base import NOTHING, Display
 from ttrl_pop.cli.display.marks import warning_of
+from ttrl_pop.sample.meter import Meter
 from ttrl_pop.store.log import Level, Log
-from ttrl_pop.types import StepReport, Tally
+from ttrl_pop.types import Load, StepReport, Tally, Work
 
 
 class Logged(Display):
@@ -15,12 +16,12 @@ class Logged(Display):
         self._done_before = 0
         self._has_failed = False
 
-    def begin(self, title: str, steps: int, done: int) -> None:
+    def begin(self, title: str, steps: int, done: int, load: Load = NOTHING, meter: Meter | None = None) -> None:
         self._done_before = done
-        self._shown.begin(title, steps, done)
+        self._shown.begin(title, steps, done, load, meter)
 
-    def phase(self, text: str, total: int) -> None:
-        self._shown.phase(text, total)
+    def phase(self, text: str, rollouts: int = 0, work: Work | None = None) -> None:
+        self._shown.phase(text, rollouts, work)
 
     def tally(self, tally: Tally, correct: bool | None) -> None:
         self._shown.tally(tally, correct)

@@ -164,6 +164,7 @@ class HfBackend(Backend):
         if self.options.graphs:
             minds = (w.request.mind for w in chain(*waiting) if w.request.mind is not None)
             graphs = DecodeGraphs(self.policy, cache, [*dict.fromkeys(minds)], self._draw_all)
+        self.meter.under_way = 0
         active: list[Writing] = []
         entering: deque[list[Writing]] = deque()
         try:
@@ -183,6 +184,7 @@ class HfBackend(Backend):
                 ]
                 # They leave only once nothing of this can fail, and before the caller sees them.
                 active = self._close_gaps(active, cache)
+                self.meter.under_way = sum(len(writing.ids) for writing in active)
                 yield from finished
         except (RuntimeError, MemoryError):
             begun = [*active, *chain(*entering)]

@@ -181,10 +181,16 @@ class VllmBackend(Backend):
                     stop_ids=stop_ids,
                 )
             )
+        # Tokens of each unfinished completion.
+        lengths: dict[int, int] = {}
+        self.meter.under_way = 0
         for number, written in self.engine.write(orders, weights):
             ended = self.ended(written.ids)
+            self.meter.under_way += len(written.ids) - lengths.get(number, 0)
+            lengths[number] = len(written.ids)
             if not (ended or written.finished):
                 continue
+            self.meter.under_way -= lengths.pop(number)
             written.finished = True
             reason: FinishReason = "stop" if ended else "length"
             self.cached_tokens += written.cached
