@@ -21,8 +21,14 @@ def looked_at(problems: Sequence[Problem]) -> list[Problem]:
 
 
 def base_rollouts(session: Session, problems: Sequence[Problem]) -> list[Rollout]:
-    """One completion of the base model for each of the problems, in the order of the input."""
-    groups = list(session.sample(problems, [None], 1, OUTSIDE_TRAINING, weights="base"))
+    """One completion of the base model for each of the problems, in the order of the input; no longer than is measured.
+
+    A completion that goes on begins with the same tokens.
+    """
+    sampling = session.config.sampling
+    limit = min(LONGEST, sampling.max_new_tokens)
+    engine = session.backend.with_sampling(sampling.model_copy(update={"max_new_tokens": limit}))
+    groups = list(replace(session, backend=engine).sample(problems, [None], 1, OUTSIDE_TRAINING, weights="base"))
     groups.sort(key=lambda group: group.problem.index)
     return [shortened(group.rollouts_G[0]) for group in groups]
 

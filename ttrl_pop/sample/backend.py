@@ -1,5 +1,6 @@
 """What a rollout engine is: requests in, rollouts out."""
 
+import copy
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -73,6 +74,12 @@ class Backend(ABC):
     def restore_limits(self, limits: Mapping[str, int]) -> None:
         """Go on as an engine whose `limits()` these were."""
         return
+
+    def with_sampling(self, sampling: SamplingConfig) -> "Backend":
+        """The same engine under other settings, for use before this one or after it."""
+        other = copy.copy(self)
+        other.sampling = sampling
+        return other
 
     def close(self) -> None:
         """Give back what the engine holds outside of this process's own memory. It writes nothing afterwards."""

@@ -8,7 +8,6 @@ What differs from `hf`:
 3. More minds than the engine has slots take turns.
 """
 
-import copy
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -109,9 +108,9 @@ class VllmBackend(Backend):
         self.engine.close()
 
     def with_sampling(self, sampling: SamplingConfig) -> "VllmBackend":
-        """The same engine under other settings, for use before this one or after it."""
-        other = copy.copy(self)
-        other.sampling = sampling
+        other = super().with_sampling(sampling)
+        assert isinstance(other, VllmBackend)
+        # Neither knows what the other hands over.
         other._held = self._held = None
         return other
 
