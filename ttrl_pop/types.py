@@ -208,19 +208,19 @@ class Phase:
     """As a person reads it: `sampling`, `learning`."""
     work: Work
     rollouts: int
-    """Rollouts that it writes, or learns from."""
+    """Rollouts that it writes, or those of groups that it learns from."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Rollouts that a command has to do with, by the kind of work."""
+    """What a command has to do."""
 
     survey: int = 0
-    """To write where every mind answers every problem, and nobody learns."""
+    """Rollouts to write where every mind answers every problem, and nobody learns."""
     sample: int = 0
-    """To write in steps, those that elect labels among them."""
-    learn: int = 0
-    """To learn from in steps."""
+    """Rollouts to write in steps, those that elect labels among them."""
+    steps: int = 0
+    """Steps that learn, each from as many rollouts as their groups teach something."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,11 @@
-"""How many rollouts a run has yet to write and to learn from."""
+"""What a run has yet to do."""
 
 from ttrl_pop.config import Config
 from ttrl_pop.types import Load
 
 
 def workload(config: Config, problems: int, done: int, labelled: int, surveys: int) -> Load:
-    """What steps behind `done`, and `surveys` of all problems, have to do.
+    """What the steps behind `done`, and `surveys` of all problems, have to do.
 
     Args:
         problems: how many there are.
@@ -18,5 +18,5 @@ def workload(config: Config, problems: int, done: int, labelled: int, surveys: i
     return Load(
         survey=surveys * problems * size,
         sample=groups * size + elected * (config.vote.label_rollouts or size),
-        learn=groups * size,
+        steps=steps,
     )

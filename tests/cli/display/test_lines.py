@@ -62,7 +62,7 @@ def test_lines_hold_nothing_but_text_and_nothing_per_problem():
 def test_a_long_silence_is_broken_by_how_far_it_is():
     now, meter, stream = [0.0], Meter(), io.StringIO()
     display = Lines(stream, lambda: now[0])
-    display.begin("run", 2, 0, Load(survey=8, sample=8, learn=8), meter)
+    display.begin("run", 2, 0, Load(survey=8, sample=8, steps=1), meter)
     display.phase("before training: answering", 8, "survey")
     now[0], meter.rollouts, meter.finished, meter.under_way = SILENCE - 1, 4, 30, 5
     assert display.sign_of_life() == 1
@@ -101,7 +101,7 @@ def test_signs_of_life_come_by_themselves_and_end_with_the_display():
 def test_a_step_says_how_long_it_goes_on():
     now, stream = [0.0], io.StringIO()
     display = Lines(stream, lambda: now[0])
-    display.begin("run", 2, 0, Load(sample=8, learn=8))
+    display.begin("run", 2, 0, Load(sample=8, steps=2))
     for step in (1, 2):
         display.phase("sampling", 4, "sample")
         now[0] += 20

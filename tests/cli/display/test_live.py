@@ -95,7 +95,7 @@ def test_the_view_fits_the_terminal_and_counts_what_it_hides(problems, height, w
 def test_time_left_stands_beside_the_time_so_far_and_alone_where_it_is_narrow():
     now, meter = [0.0], Meter()
     display = live(lambda: now[0])
-    display.begin("resumed", 10, 4, Load(sample=60, learn=60), meter)
+    display.begin("resumed", 10, 4, Load(sample=60, steps=6), meter)
     assert plain(display)[1].endswith("0:00")
     display.phase("step 5: sampling", 10, "sample")
     now[0], meter.rollouts = 20.0, 10

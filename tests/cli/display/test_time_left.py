@@ -31,7 +31,7 @@ class Run:
 
 
 def test_nothing_is_known_at_the_start() -> None:
-    run = Run(survey=20, sample=40, learn=40)
+    run = Run(survey=20, sample=40, steps=4)
     assert run.left() is None
     run.time_left.begin("survey", 10)
     run.now += 5
@@ -39,7 +39,7 @@ def test_nothing_is_known_at_the_start() -> None:
 
 
 def test_surveys_steps_and_learning_have_paces_of_their_own() -> None:
-    run = Run(survey=20, sample=40, learn=40)
+    run = Run(survey=20, sample=40, steps=4)
     run.work("survey", 10, 30)
     run.work("sample", 10, 20)
     run.work("learn", 10, 50)
@@ -48,7 +48,7 @@ def test_surveys_steps_and_learning_have_paces_of_their_own() -> None:
 
 
 def test_before_anything_was_learned_the_rest_is_a_lower_bound() -> None:
-    run = Run(survey=20, sample=40, learn=40)
+    run = Run(survey=20, sample=40, steps=4)
     run.work("survey", 10, 30)
     run.time_left.end()
     assert run.time_left.left() == Left(10 * 3.0 + 40 * 3.0, at_least=True)
@@ -77,7 +77,7 @@ def test_the_first_stretch_is_its_own_measure() -> None:
 
 
 def test_learning_is_under_way_by_the_clock_and_never_ends_before_its_time() -> None:
-    run = Run(learn=20)
+    run = Run(steps=2)
     run.work("learn", 10, 50)
     run.time_left.begin("learn", 10)
     run.now += 20
@@ -95,10 +95,11 @@ def test_newer_paces_count_more() -> None:
 
 
 def test_a_resumed_run_goes_by_the_steps_of_before() -> None:
-    run = Run(survey=10, sample=10, learn=10)
-    times = {"time/sample": 8.0, "time/vote": 2.0, "time/learn": 30.0, "time/step": 41.0}
-    run.time_left.recall(StepReport(1, {"rollout/count": 10, **times}))
-    assert run.left() == 10 + 10 + 30
+    run = Run(survey=10, sample=10, steps=1)
+    groups = {"learn/groups_used": 4, "learn/groups_skipped": 1}
+    times = {"time/sample": 8.0, "time/vote": 2.0, "time/learn": 24.0, "time/step": 41.0}
+    run.time_left.recall(StepReport(1, {"rollout/count": 10, **groups, **times}))
+    assert run.left() == 10 + 10 + 24
 
 
 def test_other_work_takes_nothing_from_the_load() -> None:
@@ -108,3 +109,30 @@ def test_other_work_takes_nothing_from_the_load() -> None:
     run.write(3, 60)
     run.time_left.end()
     assert run.left() == 5
+
+
+def test_a_step_learns_from_ever_fewer_rollouts_as_before() -> None:
+    run = Run(steps=5)
+    run.work("learn", 32, 64)
+    run.work("learn", 16, 32)
+    run.time_left.end()
+    assert run.left() == pytest.approx(2 * (8 + 4 + 2))
+    run.work("learn", 2, 4)
+    run.time_left.end()
+    assert run.left() == pytest.approx(2 * (2 / 4 + 2 / 16))
+
+
+def test_steps_that_learn_from_more_than_before_are_taken_for_level() -> None:
+    run = Run(steps=4)
+    run.work("learn", 10, 20)
+    run.work("learn", 20, 40)
+    run.time_left.end()
+    assert run.left() == pytest.approx(2 * 2 * 20)
+
+
+def test_steps_that_learn_nothing_take_no_time() -> None:
+    run = Run(steps=4)
+    run.work("learn", 0, 1)
+    run.work("learn", 0, 1)
+    run.time_left.end()
+    assert run.left() is None

@@ -49,13 +49,20 @@ class Left:
 
 class TimeLeft:
     """An estimate of how long a command goes on: each rollout that it has yet to write, or to learn from, takes as long
-    as those before. Before any is done, nothing is known."""
+    as those before. Before any is done, nothing is known.
+
+    Minds that learn agree more and more, and groups that agree teach nothing: the number of rollouts that a step learns
+    from goes on to fall as it has fallen so far.
+    """
 
     def __init__(self, load: Load, meter: Meter, clock: Callable[[], float]) -> None:
         self._meter = meter
         self._clock = clock
-        self._ahead: dict[Work, int] = {"survey": load.survey, "sample": load.sample, "learn": load.learn}
-        self._paces: dict[Work, _Pace] = {work: _Pace() for work in self._ahead}
+        self._ahead: dict[Work, int] = {"survey": load.survey, "sample": load.sample}
+        self._steps = load.steps
+        self._learned: list[int] = []
+        """Rollouts that each step has learned from."""
+        self._paces: dict[Work, _Pace] = {"survey": _Pace(), "sample": _Pace(), "learn": _Pace()}
         self._length = _Pace()
         self._work: Work | None = None
         self._rollouts = 0
@@ -82,14 +89,19 @@ class TimeLeft:
         figures = {key: report.metrics.get(key) or 0 for key in ("time/sample", "time/vote", "time/learn")}
         rollouts = report.metrics.get("rollout/count") or 0
         self._paces["sample"].see(figures["time/sample"] + figures["time/vote"], rollouts)
-        self._paces["learn"].see(figures["time/learn"], rollouts)
+        used, left_out = (report.metrics.get(f"learn/groups_{name}") or 0 for name in ("used", "skipped"))
+        self._learned.append(round(rollouts * used / (used + left_out)) if used else 0)
+        self._paces["learn"].see(figures["time/learn"], self._learned[-1])
 
     def begin(self, work: Work | None, rollouts: int) -> None:
         """A stretch of `rollouts` rollouts begins, and the one before is over."""
         self.end()
         self._work, self._rollouts, self._started = work, rollouts, self._clock()
         self._written, self._tokens = self._meter.rollouts, self._meter.tokens
-        if work is not None:
+        if work == "learn":
+            self._learned.append(rollouts)
+            self._steps -= 1
+        elif work is not None:
             self._ahead[work] = max(0, self._ahead[work] - rollouts)
 
     def end(self) -> None:
@@ -103,21 +115,26 @@ class TimeLeft:
     def left(self) -> Left | None:
         """Time left by now; None where nothing is known, or nothing left."""
         share = self._share()
-        now = self._rollouts if self._work is not None else 0
-        known = {work: self._each(work, share) for work in self._ahead}
-        todo = dict(self._ahead)
+        todo: dict[Work, float] = {**self._ahead, "learn": self._to_learn()}
+        at_least = self._steps > 0 and not self._learned
+        if self._work is not None:
+            todo[self._work] += self._rollouts * (1 - share)
         seconds = 0.0
-        if self._work is not None and (each := known[self._work]) is not None:
-            seconds += now * (1 - share) * each
-        elif self._work is not None:
-            todo[self._work] += now
-        at_least = False
         for work, rollouts in todo.items():
-            if (each := known[work]) is not None:
+            if (each := self._each(work, share)) is not None:
                 seconds += rollouts * each
             elif rollouts:
                 at_least = True
         return Left(seconds, at_least) if seconds else None
+
+    def _to_learn(self) -> float:
+        """Rollouts that the steps ahead will learn from."""
+        if not self._learned:
+            return 0.0
+        first, last, before = self._learned[0], self._learned[-1], len(self._learned) - 1
+        falls = min(1.0, (last / first) ** (1 / before)) if before and first else 1.0
+        # last · (falls + falls² + …), one for each step
+        return last * (float(self._steps) if falls == 1 else falls * (1 - falls**self._steps) / (1 - falls))
 
     def _share(self) -> float:
         """How much of the present stretch is done."""
