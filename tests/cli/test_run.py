@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cli.commands import GOLD, STEPS, final, rows_of, run, snapshot, ttrl, write_lines
+from cli.commands import GOLD, STEPS, Counting, final, rows_of, run, snapshot, ttrl, write_lines
 from fakes import PROBLEMS, save_tiny
 from safetensors import SafetensorError
 from typer.testing import Result
@@ -17,6 +17,7 @@ from ttrl_pop.cli import run as run_command
 from ttrl_pop.cli.given import Given
 from ttrl_pop.cli.run import LARGE_SET
 from ttrl_pop.errors import TtrlPopError, UsageError
+from ttrl_pop.learn.learner import Learner
 from ttrl_pop.run import collapse
 from ttrl_pop.store import files, identity
 from ttrl_pop.store.directory import RunDirectory
@@ -319,3 +320,41 @@ def test_what_the_system_refuses_in_a_run_is_a_line_that_says_how_to_go_on(
     assert refused.stderr.count("\n") == 1
     assert line in refused.stderr
     assert refused.stderr.endswith(f"saved up to step 0; go on with: ttrl-pop run --resume {tmp_path / 'run'}\n")
+
+
+def test_a_policy_that_no_update_has_changed_is_not_asked_again(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Everybody answers the same: there is nothing to learn.
+    equal = ("--set", "vote.extract=cli.commands:constant", "--set", "baseline=true", "--steps", 2)
+    monkeypatch.setattr(Learner, "learn", learned := Counting(Learner.learn))
+    surveyed = Counting(run_command.survey)
+    monkeypatch.setattr(run_command, "survey", surveyed)
+    said = run(place, tmp_path / "run", *equal)
+    made = RunDirectory(tmp_path / "run")
+    assert (surveyed.calls, learned.calls) == (1, 2)
+    assert "no update has changed the policy" in said.stderr
+    reused = made.answers.read_bytes()
+    assert reused == made.baseline.read_bytes()
+    made.answers.unlink()
+    files.remove(made.baseline)
+    ttrl("run", "--resume", made.path)
+    assert surveyed.calls == 2
+    assert made.answers.read_bytes() == reused, "asked again, it says the same"
+
+
+def test_a_policy_that_has_learned_is_asked_again(trained: tuple[Path, Result]) -> None:
+    made = RunDirectory(trained[0])
+    assert made.baseline.read_bytes() != made.answers.read_bytes()
+
+
+def test_answers_stay_where_a_run_that_is_done_goes_on_with_another_setting(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_command, "survey", surveyed := Counting(run_command.survey))
+    before = RunDirectory(copied).answers.read_bytes()
+    ttrl("run", "--resume", copied, "--stop-on-collapse")
+    assert RunDirectory(copied).answers.read_bytes() == before
+    assert surveyed.calls == 0
+    ttrl("run", "--resume", copied, "--steps", STEPS + 1)
+    assert surveyed.calls == 1

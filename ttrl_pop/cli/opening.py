@@ -38,6 +38,8 @@ class PreparedRun:
     resumed: bool
     changed: bool = False
     """The configuration differs from the one in the run directory."""
+    outdated: bool = False
+    """It ends at another step than before: answers that are there are not those of its end."""
     notice: str | None = None
     """What the user should know of a run that goes on in another way."""
     told: tuple[str, ...] = ()
@@ -131,7 +133,9 @@ def prepare_resume(
             f"the run goes on on {session.config.device}, it was on {saved.device}: what follows differs by rounding "
             "from a run that stayed there"
         )
-    return PreparedRun(session, run, resumed=True, changed=config != saved, notice=notice)
+    return PreparedRun(
+        session, run, resumed=True, changed=config != saved, outdated=config.steps != saved.steps, notice=notice
+    )
 
 
 @contextmanager

@@ -36,7 +36,7 @@ from ttrl_pop.run.progress import Progress, resume
 from ttrl_pop.run.session import Session
 from ttrl_pop.run.survey import survey
 from ttrl_pop.run.workload import workload
-from ttrl_pop.store import checkpoint, files, identity
+from ttrl_pop.store import checkpoint, files, identity, reading
 from ttrl_pop.store.directory import RunDirectory
 from ttrl_pop.store.identity import CONFIG
 from ttrl_pop.store.log import Log
@@ -84,9 +84,10 @@ def _work(prepared: PreparedRun, display: Display) -> tuple[StepReport | None, S
     """All that is still to do of a run; the first and the last report of the whole of it."""
     session, run_dir = prepared.session, prepared.run
     config = session.config
-    if prepared.changed:
+    if prepared.outdated:
         # In this order: answers of fewer steps must not outlive a kill in between.
         files.remove(run_dir.answers)
+    if prepared.changed:
         identity.record(run_dir, CONFIG, dump_config(config).encode())
     notices = [] if prepared.notice is None else [prepared.notice]
     progress = resume(run_dir, session, notices.append) if prepared.resumed else Progress()
@@ -110,7 +111,12 @@ def _work(prepared: PreparedRun, display: Display) -> tuple[StepReport | None, S
         _record(run_dir, run_dir.baseline, _survey(session, display, "before training: answering"))
     first, last = _train(prepared, progress, display)
     if config.answers and not _has(run_dir, run_dir.answers, display.notice):
-        _record(run_dir, run_dir.answers, _survey(session, display, "after training: answering"))
+        if session.policy.version == 0 and _has(run_dir, run_dir.baseline):
+            # The same minds of the same policy, and each rollout has a stream of its own: they would say it again.
+            display.notice("no update has changed the policy: its answers are those from before training")
+            identity.record(run_dir, run_dir.answers.name, reading.read_bytes(run_dir.baseline, reading.LARGE))
+        else:
+            _record(run_dir, run_dir.answers, _survey(session, display, "after training: answering"))
     return first, last
 
 
