@@ -65,7 +65,7 @@ def work(model: str, problems: str, out: str) -> None:
             leftover.unlink()
         given = Given(overrides={"model": model, **SETTINGS})
         prepared = opening.create_run(inputs.for_run(problems, None, path, given, unsaid))
-    commands.run(prepared, quiet=True)
+    commands.run(lambda stage: prepared, quiet=True)
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,9 @@ Same: TypeAlias = Callable[[str | None, str | None], bool]
 NO_SIGNAL = 1e-6
 """Rewards of a group that differ by less than this are equal: the group has no advantages and teaches nothing."""
 
+Work: TypeAlias = Literal["survey", "sample", "learn"]
+"""Kinds of work, each with a pace of its own (`Load`)."""
+
 Metrics: TypeAlias = dict[str, float | int | None]
 
 
@@ -203,8 +206,21 @@ class Phase:
     step: int
     name: str
     """As a person reads it: `sampling`, `learning`."""
-    total: int
-    """Tallies that it will yield; 0: nothing to count."""
+    work: Work
+    rollouts: int
+    """Rollouts that it writes, or those of groups that it learns from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a command has to do."""
+
+    survey: int = 0
+    """Rollouts to write where every mind answers every problem, and nobody learns."""
+    sample: int = 0
+    """Rollouts to write in steps, those that elect labels among them."""
+    steps: int = 0
+    """Steps that learn, each from as many rollouts as their groups teach something."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import select
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -183,6 +184,21 @@ class Timed(ScriptedBackend):
     def rollouts(self, requests: Sequence[Request], weights: Weights = "policy") -> Iterator[tuple[int, Rollout]]:
         print(f"cpu {time.process_time()}", file=sys.stderr)
         return super().rollouts(requests, weights)
+
+
+class Counting:
+    """A function that counts its calls; as a method, too."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.calls = 0
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        self.calls += 1
+        return self.function(*arguments, **named)
+
+    def __get__(self, owner: Any, kind: type) -> Callable[..., Any]:
+        return partial(self, owner)
 
 
 def constant(text: str, finish_reason: str) -> str:

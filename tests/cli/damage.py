@@ -116,13 +116,13 @@ def ended(*arguments: object) -> Result:
 
 def outcome(run: Path) -> dict[str, Any]:
     """Each file of a run by its path in it, times aside. What depends on times, or on how often the run went on, is
-    left out: MANIFESTs and identity.json."""
+    left out: MANIFESTs, identity.json and run.log."""
     found: dict[str, Any] = {}
     for path in sorted(run.rglob("*")):
         name = str(path.relative_to(run))
         if path.is_symlink():
             found[name] = os.readlink(path)
-        elif path.is_dir() or path.name in ("MANIFEST", "identity.json", ".lock"):
+        elif path.is_dir() or path.name in ("MANIFEST", "identity.json", "run.log", ".lock"):
             continue
         elif path.name == "metrics.jsonl":
             try:

@@ -57,7 +57,15 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 FILES = (
     *("config.toml", "problems.jsonl", "gold.jsonl", "identity.json", "calibration.json", "baseline.jsonl"),
-    *("metrics.jsonl", "answers.jsonl", "rollouts/step_0002.jsonl.zst", "rollouts/step_0003.jsonl.zst", "best"),
+    *(
+        "environment.json",
+        "run.log",
+        "metrics.jsonl",
+        "answers.jsonl",
+        "rollouts/step_0002.jsonl.zst",
+        "rollouts/step_0003.jsonl.zst",
+        "best",
+    ),
     *("rollouts", "checkpoints", ".lock"),
     *(
         f"checkpoints/step_{step}/{name}"
@@ -191,6 +199,10 @@ NEWEST = "checkpoints/step_0003"
         ("rollouts/step_0001.jsonl.zst", "a bomb", "holds more than the 4294967296 bytes that such a file can hold"),
         ("calibration.json", "an object", "calibration.json: has 3 bytes where "),
         ("baseline.jsonl", "missing", "baseline.jsonl: is not there; the run goes on without"),
+        ("environment.json", "a bit flipped", "environment.json: has other bytes than were written; where the run"),
+        ("run.log", "a folder", "run.log: cannot be written (Is a directory); the run goes on without its log"),
+        ("run.log", "a pipe", "run.log: cannot be written (no regular file); the run goes on without its log"),
+        ("run.log", "an endless device", "run.log: cannot be written (Too many levels of symbolic links); the run"),
     ],
 )
 def test_a_run_that_goes_on_says_what_it_has_lost(

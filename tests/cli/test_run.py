@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cli.commands import GOLD, STEPS, final, rows_of, run, snapshot, ttrl, write_lines
+from cli.commands import GOLD, STEPS, Counting, final, rows_of, run, snapshot, ttrl, write_lines
 from fakes import PROBLEMS, save_tiny
 from safetensors import SafetensorError
 from typer.testing import Result
@@ -17,6 +17,7 @@ from ttrl_pop.cli import run as run_command
 from ttrl_pop.cli.given import Given
 from ttrl_pop.cli.run import LARGE_SET
 from ttrl_pop.errors import TtrlPopError, UsageError
+from ttrl_pop.learn.learner import Learner
 from ttrl_pop.run import collapse
 from ttrl_pop.store import files, identity
 from ttrl_pop.store.directory import RunDirectory
@@ -199,7 +200,7 @@ def test_a_run_that_another_process_works_on_is_left_alone(copied: Path) -> None
         assert "another process is working" in resume_refused(copied)
         # And to the one of two that comes second to the lock.
         with pytest.raises(UsageError, match="another process is working"):
-            run_command.run(prepared, quiet=True)
+            run_command.run(lambda stage: prepared, quiet=True)
     assert snapshot(copied) == before
 
 
@@ -332,3 +333,41 @@ def test_a_run_of_the_first_problems_knows_where_they_are_from_and_goes_on_with_
     assert [row["id"] for row in rows_of(resumed.stdout)] == ["p0", "p1"]
     for limit, count in (([], 6), (["--limit", 3], 3)):
         assert rows_of(ttrl("eval", place / "p.jsonl", "--run", out, *limit).stdout)[0]["problems"] == count
+
+
+def test_a_policy_that_no_update_has_changed_is_not_asked_again(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Everybody answers the same: there is nothing to learn.
+    equal = ("--set", "vote.extract=cli.commands:constant", "--set", "baseline=true", "--steps", 2)
+    monkeypatch.setattr(Learner, "learn", learned := Counting(Learner.learn))
+    surveyed = Counting(run_command.survey)
+    monkeypatch.setattr(run_command, "survey", surveyed)
+    said = run(place, tmp_path / "run", *equal)
+    made = RunDirectory(tmp_path / "run")
+    assert (surveyed.calls, learned.calls) == (1, 2)
+    assert "no update has changed the policy" in said.stderr
+    reused = made.answers.read_bytes()
+    assert reused == made.baseline.read_bytes()
+    made.answers.unlink()
+    files.remove(made.baseline)
+    ttrl("run", "--resume", made.path)
+    assert surveyed.calls == 2
+    assert made.answers.read_bytes() == reused, "asked again, it says the same"
+
+
+def test_a_policy_that_has_learned_is_asked_again(trained: tuple[Path, Result]) -> None:
+    made = RunDirectory(trained[0])
+    assert made.baseline.read_bytes() != made.answers.read_bytes()
+
+
+def test_answers_stay_where_a_run_that_is_done_goes_on_with_another_setting(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_command, "survey", surveyed := Counting(run_command.survey))
+    before = RunDirectory(copied).answers.read_bytes()
+    ttrl("run", "--resume", copied, "--stop-on-collapse")
+    assert RunDirectory(copied).answers.read_bytes() == before
+    assert surveyed.calls == 0
+    ttrl("run", "--resume", copied, "--steps", STEPS + 1)
+    assert surveyed.calls == 1

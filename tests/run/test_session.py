@@ -218,3 +218,10 @@ def test_an_adapter_that_cannot_be_is_refused_before_it_takes_memory(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         opened(tiny, **setting)
+
+
+def test_what_takes_long_is_told_as_it_begins(tiny: Path) -> None:
+    told: list[str] = []
+    config = load_config(None, {"model": str(tiny), "vote.grader": "exact", "sampling.max_new_tokens": 4})
+    open_session(config, ProblemSet(PROBLEMS, AnswerKey(), "f"), adapter=True, stage=told.append)
+    assert told == [f"loading {tiny}", "starting the backend hf"]

@@ -3,11 +3,14 @@
 import logging
 import sys
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ttrl_pop.text import shown
 
 _state = {"installed": False, "quiet": False}
+_listeners: list[Callable[[str], None]] = []
 
 
 def install() -> None:
@@ -24,6 +27,19 @@ def hush(quiet: bool) -> bool:
     return quiet
 
 
+@contextmanager
+def overheard(listener: Callable[[str], None]) -> Iterator[None]:
+    """While active, `listener` is told of every warning as well, quiet or not."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
 def _show(message: Warning | str, category: type[Warning], filename: str, *place: Any, **more: Any) -> None:
+    text = shown(" ".join(str(message).split()), limit=400)
+    for listener in _listeners:
+        listener(text)
     if not _state["quiet"]:
-        print(f"warning: {shown(' '.join(str(message).split()), limit=400)}", file=sys.stderr)
+        print(f"warning: {text}", file=sys.stderr)

@@ -93,11 +93,9 @@ def run(
     if plan:
         raise UsageError("--plan looks at a new run; leave --resume out")
     from ttrl_pop.cli import opening
-
-    prepared = opening.prepare_resume(resume, problems, gold, given)
     from ttrl_pop.cli import run as command
 
-    command.run(prepared, quiet)
+    command.run(lambda stage: opening.prepare_resume(resume, problems, gold, given, stage), quiet)
 
 
 def _run(
@@ -113,11 +111,9 @@ def _run(
         planning.plan_run(checked, as_json, quiet)
         return
     from ttrl_pop.cli import opening
-
-    prepared = opening.create_run(checked)
     from ttrl_pop.cli import run as command
 
-    command.run(prepared, quiet)
+    command.run(lambda stage: opening.create_run(checked, stage), quiet)
 
 
 @app.command("eval", short_help="Measure a model or a run; gold answers optional.")

@@ -38,6 +38,8 @@ class RunInputs:
     source: str
     out: Path | None
     """None: the first free one of runs/NAME-NUMBER."""
+    notices: tuple[str, ...] = ()
+    """What was told while they were read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +85,16 @@ def for_run(
     config = given.config()
     if writes:
         _check_free(out)
-    problems = read_problems(source, config.problems, gold, notice=notice)
+    told: list[str] = []
+
+    def tell(text: str) -> None:
+        told.append(text)
+        notice(text)
+
+    problems = read_problems(source, config.problems, gold, notice=tell)
     if needs_gold(config.vote.reward):
         _check_all_gold(config.vote.reward, problems)
-    return RunInputs(config, problems, source, out)
+    return RunInputs(config, problems, source, out, tuple(told))
 
 
 def for_reading(

@@ -1,6 +1,8 @@
 """A model, a run or a resumed run, opened and checked before anything is written."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,14 +14,19 @@ from ttrl_pop.config import Config, ProblemsConfig
 from ttrl_pop.config_file import dump_config, load_config
 from ttrl_pop.errors import UsageError
 from ttrl_pop.read.problems import fingerprint, read_problems, write_gold, write_problems
+from ttrl_pop.read.rows import unsaid
+from ttrl_pop.run import environment
 from ttrl_pop.run.session import Session, as_asked, check_trainable, open_session
 from ttrl_pop.store import checkpoint, identity
-from ttrl_pop.store.directory import IDENTITY, RunDirectory, create
+from ttrl_pop.store.directory import ENVIRONMENT, IDENTITY, RunDirectory, create
 from ttrl_pop.store.identity import CONFIG, GOLD, PROBLEMS, Identity
 from ttrl_pop.types import ProblemSet
 
 CHANGEABLE = ("steps", "guard.stop_on_collapse", "device", "model")
 """Settings that a run may go on with at other values; of a model, which may have moved, the weights are compared."""
+
+
+Stage = Callable[[str], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +38,12 @@ class PreparedRun:
     resumed: bool
     changed: bool = False
     """The configuration differs from the one in the run directory."""
+    outdated: bool = False
+    """It ends at another step than before: answers that are there are not those of its end."""
     notice: str | None = None
     """What the user should know of a run that goes on in another way."""
+    told: tuple[str, ...] = ()
+    """What the user was told before there was a run directory with a log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,24 +57,28 @@ class Opened:
     """What the user should know of the run."""
 
 
-def create_run(given: RunInputs) -> PreparedRun:
+def create_run(given: RunInputs, stage: Stage = unsaid) -> PreparedRun:
     """Load the model and, where it goes with the inputs, create the run directory.
+
+    Args:
+        stage: is told in a line of what may take long, as it begins.
 
     Raises:
         UsageError: nothing has been written.
     """
     config, problems = given.config, given.problems
     check_trainable(config)
-    session = open_session(config, problems, adapter=True)
+    session = open_session(config, problems, adapter=True, stage=stage)
     files = {
         CONFIG: dump_config(session.config),
         PROBLEMS: "".join(f"{line}\n" for line in write_problems(session.problems)),
         GOLD: "".join(f"{line}\n" for line in write_gold(problems.answers)),
+        ENVIRONMENT: environment.dumps(environment.environment(session.config.backend)),
     }
     known = identity.of(session.policy.model.fingerprint, fingerprint(session.problems), problems.source, files)
     run = create(given.out, given.source, {**files, IDENTITY: known.dumps()})
     remember(run, session.config)
-    return PreparedRun(session, run, resumed=False)
+    return PreparedRun(session, run, resumed=False, told=given.notices)
 
 
 def prepare_resume(
@@ -71,8 +86,12 @@ def prepare_resume(
     source: str | None,
     gold: str | None,
     given: Given,
+    stage: Stage = unsaid,
 ) -> PreparedRun:
     """Open a run directory to go on with it: same configuration, model and problems.
+
+    Args:
+        stage: is told in a line of what may take long, as it begins.
 
     Raises:
         UsageError: it is no run directory, or something has changed that may not. Nothing has been written.
@@ -103,7 +122,7 @@ def prepare_resume(
     stored = _stored_problems(run, known)
     # The flags for reading were for PROBLEMS of this command, not for the run.
     reading, config = config, _going_on(saved, config)
-    session = open_session(config, stored, adapter=True, settled=True)
+    session = open_session(config, stored, adapter=True, settled=True, stage=stage)
     check_model(session, known, f"--resume {path}")
     if (
         given_problems
@@ -116,25 +135,35 @@ def prepare_resume(
             f"the run goes on on {session.config.device}, it was on {saved.device}: what follows differs by rounding "
             "from a run that stayed there"
         )
-    return PreparedRun(session, run, resumed=True, changed=config != saved, notice=notice)
+    return PreparedRun(
+        session, run, resumed=True, changed=config != saved, outdated=config.steps != saved.steps, notice=notice
+    )
 
 
-def open_for_reading(given: ReadingInputs) -> Opened:
-    """A session for `eval` and `sample`, of the base model or of a run's checkpoint.
+@contextmanager
+def opened_for_reading(given: ReadingInputs, stage: Stage = unsaid) -> Iterator[Opened]:
+    """A session for `eval` and `sample`, of the base model or of a run's checkpoint; its engine is closed in the end.
+
+    Args:
+        stage: is told in a line of what may take long, as it begins.
 
     Raises:
         UsageError: the model or the run does not go with the inputs.
     """
     if given.run is None:
-        return Opened(open_session(given.config, given.problems, adapter=False, rewards=given.rewards))
+        session = open_session(given.config, given.problems, adapter=False, rewards=given.rewards, stage=stage)
+        with closing(session.backend):
+            yield Opened(session)
+        return
     flag = f"--run {given.run.path}"
     notices: list[str] = []
     folder = given.checkpoint or checkpoint.newest(given.run, notices.append)
     known = identity.load(given.run)
-    session = open_session(given.config, given.problems, adapter=True, rewards=given.rewards)
-    check_model(session, known, flag)
-    checkpoint.load_start(folder, session.policy)
-    return Opened(session, folder, tuple(notices))
+    session = open_session(given.config, given.problems, adapter=True, rewards=given.rewards, stage=stage)
+    with closing(session.backend):
+        check_model(session, known, flag)
+        checkpoint.load_start(folder, session.policy)
+        yield Opened(session, folder, tuple(notices))
 
 
 def check_model(session: Session, known: Identity, flag: str) -> None:

@@ -5,35 +5,41 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.text import Text
 
-from ttrl_pop.cli import interrupts
+from ttrl_pop.cli import advice, interrupts
 from ttrl_pop.cli.display import open_display
 from ttrl_pop.cli.display.base import Display
 from ttrl_pop.cli.display.console import console_on
+from ttrl_pop.cli.display.logged import Logged
 from ttrl_pop.cli.display.tables import answers_table, outcomes_line, summary_table
-from ttrl_pop.cli.opening import PreparedRun
+from ttrl_pop.cli.opening import PreparedRun, Stage
 from ttrl_pop.cli.os_errors import refusal
 from ttrl_pop.cli.printing import print_rows
 from ttrl_pop.config_file import dump_config
 from ttrl_pop.errors import CollapseError, TtrlPopError, UsageError
 from ttrl_pop.fit.prepare import prepare
+from ttrl_pop.read.rows import Notice, unsaid
 from ttrl_pop.report.estimators import mean
 from ttrl_pop.report.gold import label_correct, outcome_table, rollout_accuracy
 from ttrl_pop.report.rows import answer_row, from_metrics_row
+from ttrl_pop.run import environment
 from ttrl_pop.run.lessons import CutOff, Lessons
 from ttrl_pop.run.losses import CALIBRATION, report_losses
 from ttrl_pop.run.progress import Progress, resume
 from ttrl_pop.run.session import Session
 from ttrl_pop.run.survey import survey
-from ttrl_pop.store import checkpoint, files, identity
+from ttrl_pop.run.workload import workload
+from ttrl_pop.store import checkpoint, files, identity, reading
 from ttrl_pop.store.directory import RunDirectory
 from ttrl_pop.store.identity import CONFIG
+from ttrl_pop.store.log import Log
 from ttrl_pop.text import safe
 from ttrl_pop.train import train
 from ttrl_pop.types import Phase, StepReport, Tally
@@ -45,50 +51,95 @@ LONGEST_PATH = 4096
 """Characters of a path that are printed."""
 
 
-def run(prepared: PreparedRun, quiet: bool) -> None:
-    """Train, answer, summarise.
+def run(opened: Callable[[Stage], PreparedRun], quiet: bool) -> None:
+    """Open a run, train, answer, summarise.
+
+    Args:
+        opened: opens it, telling what may take long as it begins.
 
     Raises:
-        UsageError: another process works in the run directory.
+        UsageError: as `opened` has it, or another process works in the run directory.
         TtrlPopError: the run directory takes no more; what was saved before is whole.
     """
-    session, run_dir = prepared.session, prepared.run
-    config = session.config
-    with (
-        closing(session.backend),
-        run_dir.lock(),
-        open_display(quiet, sys.stderr) as display,
-        _early_end(run_dir, display),
-    ):
-        if prepared.changed:
-            # In this order: answers of fewer steps must not outlive a kill in between.
-            files.remove(run_dir.answers)
-            identity.record(run_dir, CONFIG, dump_config(config).encode())
-        notices = [] if prepared.notice is None else [prepared.notice]
-        progress = resume(run_dir, session, notices.append) if prepared.resumed else Progress()
-        display.begin(run_dir.path.name, config.steps, progress.step)
-        for text in (*session.notices, *notices):
-            display.notice(text)
-        report_losses(run_dir, progress, config.checkpoint, display.notice)
-        _warn_of_size(session, display)
-        try:
-            _prepare(session, run_dir, display)
-        except UsageError:
-            if not prepared.resumed:
-                shutil.rmtree(run_dir.path)
-            raise
-        if config.baseline and not progress.step and not _has(run_dir, run_dir.baseline, display):
-            _record(run_dir, run_dir.baseline, _survey(session, display, "before training: answering"))
-        first, last = _train(prepared, progress, display)
-        if config.answers and not _has(run_dir, run_dir.answers, display):
-            _record(run_dir, run_dir.answers, _survey(session, display, "after training: answering"))
-    if config.answers:
+    with open_display(quiet, sys.stderr) as shown:
+        prepared = opened(shown.phase)
+        session, run_dir = prepared.session, prepared.run
+        with (
+            closing(session.backend),
+            run_dir.lock(),
+            _logged(prepared, shown) as display,
+            _early_end(run_dir, display),
+        ):
+            first, last = _work(prepared, display)
+    if session.config.answers:
         try:
             print_rows(list(files.read_lines(run_dir.answers)), answers_table)
         except TtrlPopError as error:
             raise TtrlPopError(f"{error}; the answers are in {run_dir.answers}") from error
     if not quiet:
         _print_summary(prepared, first, last)
+
+
+def _work(prepared: PreparedRun, display: Display) -> tuple[StepReport | None, StepReport | None]:
+    """All that is still to do of a run; the first and the last report of the whole of it."""
+    session, run_dir = prepared.session, prepared.run
+    config = session.config
+    if prepared.outdated:
+        # In this order: answers of fewer steps must not outlive a kill in between.
+        files.remove(run_dir.answers)
+    if prepared.changed:
+        identity.record(run_dir, CONFIG, dump_config(config).encode())
+    notices = [] if prepared.notice is None else [prepared.notice]
+    progress = resume(run_dir, session, notices.append) if prepared.resumed else Progress()
+    survey_before = config.baseline and not progress.step and not _has(run_dir, run_dir.baseline, notices.append)
+    surveys = survey_before + (config.answers and not _has(run_dir, run_dir.answers))
+    load = workload(config, len(session.problems), progress.step, len(progress.labels), surveys)
+    display.begin(run_dir.path.name, config.steps, progress.step, load, session.backend.meter)
+    for text in (*session.notices, *notices):
+        display.notice(text)
+    if prepared.resumed and (moved := environment.move(run_dir, config.backend)):
+        display.warning(moved)
+    report_losses(run_dir, progress, config.checkpoint, display.notice)
+    _warn_of_size(session, display)
+    try:
+        _prepare(session, run_dir, display)
+    except UsageError:
+        if not prepared.resumed:
+            shutil.rmtree(run_dir.path)
+        raise
+    if survey_before:
+        _record(run_dir, run_dir.baseline, _survey(session, display, "before training: answering"))
+    first, last = _train(prepared, progress, display)
+    if config.answers and not _has(run_dir, run_dir.answers, display.notice):
+        if session.policy.version == 0 and _has(run_dir, run_dir.baseline):
+            # The same minds of the same policy, and each rollout has a stream of its own: they would say it again.
+            display.notice("no update has changed the policy: its answers are those from before training")
+            identity.record(run_dir, run_dir.answers.name, reading.read_bytes(run_dir.baseline, reading.LARGE))
+        else:
+            _record(run_dir, run_dir.answers, _survey(session, display, "after training: answering"))
+    return first, last
+
+
+@contextmanager
+def _logged(prepared: PreparedRun, shown: Display) -> Iterator[Logged]:
+    """A display over `shown` that keeps in the run's log, too, how this process began and how it ended."""
+    display = Logged(shown, Log(prepared.run.log))
+    display.keep("info", f"{'goes on' if prepared.resumed else 'begins'}: {shlex.join(['ttrl-pop', *sys.argv[1:]])}")
+    for text in prepared.told:
+        display.keep("notice", text)
+    try:
+        with advice.overheard(lambda text: display.keep("warning", text)):
+            yield display
+    except KeyboardInterrupt:
+        display.keep("info", "interrupted")
+        raise
+    except TtrlPopError as error:
+        display.keep("error", str(error))
+        raise
+    except Exception:
+        display.keep("error", traceback.format_exc())
+        raise
+    display.keep("info", "done")
 
 
 @contextmanager
@@ -141,17 +192,17 @@ def _warn_of_size(session: Session, display: Display) -> None:
 
 
 def _prepare(session: Session, run_dir: RunDirectory, display: Display) -> None:
-    if found := prepare(session, display.notice):
+    if found := prepare(session, display.notice, display.phase):
         identity.record(run_dir, CALIBRATION, (json.dumps(found) + "\n").encode())
 
 
-def _has(run_dir: RunDirectory, path: Path, display: Display) -> bool:
+def _has(run_dir: RunDirectory, path: Path, notice: Notice = unsaid) -> bool:
     """Whether the file of answers `path` is there, as the run wrote it."""
     if not os.path.lexists(path):
         return False
     if not (found := _flaw(run_dir, path)):
         return True
-    display.notice(f"{path}: {found}; the problems are answered again")
+    notice(f"{path}: {found}; the problems are answered again")
     return False
 
 
@@ -183,7 +234,7 @@ def _train(prepared: PreparedRun, progress: Progress, display: Display) -> tuple
             interrupts.check()
             match event:
                 case Phase():
-                    display.phase(f"step {event.step}: {event.name}", event.total)
+                    display.phase(f"step {event.step}: {event.name}", event.rollouts, event.work)
                 case Tally():
                     display.tally(event, label_correct(event, answers, same))
                     if doubt is None and (doubt := session.grader.doubt(event.answers_G)):
@@ -194,16 +245,16 @@ def _train(prepared: PreparedRun, progress: Progress, display: Display) -> tuple
                     display.step(event)
                     told = lessons.see(event) or (cut_off.notice() if first is None else None)
                     if told:
-                        display.notice(f"warning: {told}")
+                        display.warning(told)
                     first, last = first or event, event
     if conclusion := lessons.conclusion():
-        display.notice(f"warning: {conclusion}")
+        display.warning(conclusion)
     return first, last
 
 
 def _survey(session: Session, display: Display, text: str) -> Iterator[dict[str, Any]]:
     answers, same = session.gold, session.grader.same
-    display.phase(text, len(session.problems))
+    display.phase(text, len(session.problems) * session.config.group_size, "survey")
     for tally in survey(session):
         interrupts.check()
         display.tally(tally, label_correct(tally, answers, same))

@@ -7,6 +7,7 @@ import io
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -65,10 +66,13 @@ def conversion(gguf: Path) -> Path:
     return cache_root() / "models" / f"{gguf.stem}-{size}-{content.hexdigest()[:16]}"
 
 
-def converted(gguf: Path) -> Path:
+def converted(gguf: Path, stage: Callable[[str], object] = lambda text: None) -> Path:
     """The cached folder made from `gguf`; made now where it is missing.
 
     The folder appears by a rename, so that a reader, or a second process that converts, never sees half of one.
+
+    Args:
+        stage: is told where it is made.
 
     Raises:
         UsageError: the file cannot be read or converted, the `gguf` package is not installed, or the cache takes no
@@ -89,6 +93,7 @@ def converted(gguf: Path) -> Path:
         ) from error
     try:
         with loading(f"{gguf}: cannot be converted"):
+            stage(f"converting {gguf.name}, once")
             _convert(gguf, work)
             try:
                 work.rename(target)

@@ -5,7 +5,7 @@ Of what a model brings only data is read, never code: where it needs code of its
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,17 +42,23 @@ class LoadedModel:
     """What the user should know of how it was loaded."""
 
 
-def load_model(name: str, device: str = "auto", dtype: str = "auto") -> LoadedModel:
+def load_model(
+    name: str, device: str = "auto", dtype: str = "auto", stage: Callable[[str], object] = lambda text: None
+) -> LoadedModel:
     """Load `name` onto `device` (`auto`: CUDA, else Apple's MPS, else CPU) as `dtype`.
 
     `auto` is float32 on the CPU, where bf16 is the slow type, else bfloat16.
+
+    Args:
+        stage: is told in a line of what may take long, as it begins.
 
     Raises:
         UsageError: there is no such model, it lacks weights or a tokenizer, or the device is not there.
     """
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
-    source = locate(name)
+    source = locate(name, stage)
+    stage(f"loading {name}")
     quiet_transformers()
     what = f"model {name!r} cannot be loaded"
     with loading(what):

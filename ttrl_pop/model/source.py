@@ -32,15 +32,18 @@ HUB_TIMEOUT = 10.0
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 
 
-def locate(name: str) -> str:
+def locate(name: str, stage: Callable[[str], object] = lambda text: None) -> str:
     """The folder or hub id that transformers loads `name` from; converts a GGUF file on first use.
+
+    Args:
+        stage: is told in a line of what may take long, as it begins.
 
     Raises:
         UsageError: a path that is not there, a folder that is no model, a model that the hub does not know or that can
             neither be asked for nor is in its cache, or the demo package is not installed.
     """
     found = _found(name)
-    return str(converted(found)) if isinstance(found, Path) else found
+    return str(converted(found, stage)) if isinstance(found, Path) else found
 
 
 def peek(name: str) -> tuple[str, str | None]:

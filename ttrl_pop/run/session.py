@@ -1,7 +1,7 @@
 """Configuration and problems → everything that a command works with, checked before anything is written."""
 
 import datetime
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,7 +80,12 @@ class Session:
 
 
 def open_session(
-    config: Config, problems: ProblemSet, adapter: bool, rewards: bool = True, settled: bool = False
+    config: Config,
+    problems: ProblemSet,
+    adapter: bool,
+    rewards: bool = True,
+    settled: bool = False,
+    stage: Callable[[str], object] = lambda text: None,
 ) -> Session:
     """Load the model, attach population and LoRA, and choose backend, grader and reward.
 
@@ -88,6 +93,7 @@ def open_session(
         adapter: whether there is a LoRA adapter to learn or to load.
         rewards: whether rollouts are rewarded.
         settled: whether prompts are those of a run already, which stay as they are.
+        stage: is told in a line of what may take long, as it begins.
 
     Raises:
         UsageError: whatever of it cannot be had as asked for.
@@ -102,11 +108,12 @@ def open_session(
     backend_kind: type[Backend] = load("backend", engine)
     backend_options = validate(backend_kind.Options, config.backend_options, source="backend_options")
     policy = Policy(
-        load_model(config.model, config.device, config.dtype),
+        load_model(config.model, config.device, config.dtype, stage),
         population_kind(options),
         config.learn.lora if adapter else None,
         config.seed,
     )
+    stage(f"starting the backend {engine}")
     backend = backend_kind(policy, config.sampling, backend_options)
     config = resolve(_with_options(config, options, backend_options), engine, policy, backend)
     asked = problems.problems if settled else as_asked(problems.problems, config, policy.model.tokenizer)

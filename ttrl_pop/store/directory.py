@@ -14,7 +14,7 @@ from filelock import lock_descriptor
 from ttrl_pop.errors import UsageError
 from ttrl_pop.store.files import write_atomic
 
-IDENTITY = "identity.json"
+IDENTITY, ENVIRONMENT = "identity.json", "environment.json"
 
 MANIFEST = "MANIFEST"
 """Lists the files of a checkpoint; written last."""
@@ -47,6 +47,16 @@ class RunDirectory:
     def identity(self) -> Path:
         """Fingerprints of model and problems. Written last when a run is created."""
         return self.path / IDENTITY
+
+    @property
+    def environment(self) -> Path:
+        """On what the run works."""
+        return self.path / ENVIRONMENT
+
+    @property
+    def log(self) -> Path:
+        """What the run told."""
+        return self.path / "run.log"
 
     @property
     def metrics(self) -> Path:

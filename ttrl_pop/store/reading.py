@@ -11,6 +11,8 @@ What was written is known by its seal: its length and its hash. What a damaged o
 | `metrics.jsonl` | put back from the checkpoint, which keeps its rows, with a notice |
 | `answers.jsonl` | the problems are answered again, with a notice |
 | `best` | points anew to where the checkpoint says |
+| `environment.json` | a notice; written anew |
+| `run.log` | lines are added to it, or a notice where that cannot be; it is never read |
 | `baseline.jsonl`, `calibration.json`, `rollouts/`, an older checkpoint | a notice; nothing else depends on it |
 | `.lock`, or a folder where a file has to be | said in a line |
 """

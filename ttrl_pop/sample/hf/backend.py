@@ -168,6 +168,7 @@ class HfBackend(Backend):
             minds = (w.request.mind for w in chain(*waiting) if w.request.mind is not None)
             recorder = Recorder(is_asked_for=bool(self.options.graphs))
             graphs = DecodeGraphs(recorder, self.policy, cache, [*dict.fromkeys(minds)], self._draw_all)
+        self.meter.under_way = 0
         active: list[Writing] = []
         entering: deque[list[Writing]] = deque()
         try:
@@ -187,6 +188,7 @@ class HfBackend(Backend):
                 ]
                 # They leave only once nothing of this can fail, and before the caller sees them.
                 active = self._close_gaps(active, cache)
+                self.meter.under_way = sum(len(writing.ids) for writing in active)
                 yield from finished
         except (RuntimeError, MemoryError):
             begun = [*active, *chain(*entering)]
