@@ -45,7 +45,7 @@ clean:
 	touch $@
 
 .venv/.test: .venv/.demo
-	$(PIP) -e '.[demo,hub,test]'
+	$(PIP) -e '.[demo,hub,report,test]'
 	touch $@
 
 .venv-bench/.done: pyproject.toml constraints.txt
