@@ -146,7 +146,7 @@ class Recorder:
     def _metrics(self, notices: list[str]) -> Iterator[Mapping[str, Any]]:
         """Rows of whole steps. A last line without an end is one that is being written."""
         path = self.run.metrics
-        if not os.path.lexists(path):
+        if not os.path.lexists(path) and not os.path.lexists(self.run.rollouts(1)):
             return
         step = 0
         try:
@@ -161,15 +161,16 @@ class Recorder:
 
     def _survey(self, known: Identity, path: Path, notices: list[str]) -> dict[str, Answer]:
         """Final answers by problem id; nothing where they are not there yet."""
-        if not os.path.lexists(path):
+        listed = path.name in known.files
+        # A run that goes on for more steps has taken its old answers away.
+        if not os.path.lexists(path) and (path == self.run.answers or not listed):
             return {}
         try:
-            if path.name not in known.files:
-                raise DamagedError(path, "was not written by this run")
-            identity.check(self.run, known, path.name)
+            if flaw := identity.flaw(self.run, known, path.name) if listed else "was not written by this run":
+                raise DamagedError(path, flaw)
             rows = [_read(_ANSWER, path, row) for row in files.read_lines(path)]
         except DamagedError as error:
-            notices.append(f"{path.name} {error.reason.partition(';')[0]}: its answers are not shown")
+            notices.append(f"{path.name} {error.reason}: its answers are not shown")
             return {}
         return {row.id: Answer(row.answer, row.agreement, row.correct, row.accuracy) for row in rows}
 

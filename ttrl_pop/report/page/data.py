@@ -9,6 +9,7 @@ answer, rollouts of answers that are not listed, and then pairs of an answer's n
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -88,9 +89,7 @@ def page_data(runs: Sequence[RunRecord], defaults: Mapping[str, Any]) -> dict[st
 def embedded(value: Any) -> str:
     """`value` as JSON that can stand in a script element: no markup, no line separator, no lone surrogate in it."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
+    return re.sub("[<>&\u2028\u2029\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def readable(text: str) -> str:
