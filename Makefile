@@ -57,7 +57,7 @@ clean:
 	touch $@
 
 .venv/.test: .venv/.demo
-	$(PIP) -e '.[demo,test]'
+	$(PIP) -e '.[demo,report,test]'
 	touch $@
 
 .venv-bench/.done: pyproject.toml constraints.txt

@@ -152,7 +152,7 @@ def test_what_needs_no_torch_imports_none() -> None:
         ),
         *("population.options", "sample.hf.options", "sample.vllm.options"),
         *("cli.app", "cli.config", "cli.inputs", "cli.interrupts", "cli.stdout", "cli.printing", "cli.vote"),
-        "cli.display.live",
+        *("cli.display.live", "cli.report", "cli.view"),
     ]
     script = "; ".join(f"import ttrl_pop.{name}" for name in light)
     script += "; import sys; assert not {'torch', 'transformers', 'peft'} & set(sys.modules)"

@@ -22,6 +22,8 @@ from ttrl_pop.errors import TtrlPopError, UsageError
 from ttrl_pop.kernels import malloc, threads
 from ttrl_pop.text import shown
 
+RUNS = "Run directory, or any path in one."
+
 
 class Commands(TyperGroup):
     """All commands, with exit codes of our own."""
@@ -200,6 +202,51 @@ def problems(
     from ttrl_pop.cli import problems as command
 
     command.problems(run, trust)
+
+
+@app.command(short_help="Runs side by side as an HTML page.")
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help=RUNS)],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Where the page goes.  [default: standard output]"),
+    ] = None,
+    trust: Trust = False,
+    quiet: Quiet = False,
+) -> None:
+    """ttrl-pop report runs/problems-1 runs/problems-2 -o report.html
+
+    One HTML page that holds all it needs and asks nothing of the network: figures before and after training with 95 %
+    intervals, settings in which the runs differ, curves, and for each problem its label by visit, votes, and texts of
+    two minds. A run that is under way is shown as far as it has come. Needs ttrl-pop[report].
+    """
+    from ttrl_pop.cli import report as command
+
+    command.report(runs, output, trust, quiet)
+
+
+@app.command(short_help="The same page, live, in a browser.")
+def view(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="RUNS", help=f"{RUNS} Or a folder of runs.  [default: runs]", show_default=False),
+    ] = None,
+    port: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=0, max=65535, help="Port on 127.0.0.1.  [default: a free one]", show_default=False
+        ),
+    ] = 0,
+    trust: Trust = False,
+) -> None:
+    """ttrl-pop view
+
+    The page of `ttrl-pop report` for runs that go on: serves it on 127.0.0.1 alone, prints its address, and shows new
+    steps as they come, until Ctrl-C. Of a folder, the newest run is shown first. Needs ttrl-pop[report].
+    """
+    from ttrl_pop.cli import view as command
+
+    command.view(runs or [Path("runs")], port, trust)
 
 
 @app.command(short_help="Label rollouts made elsewhere.")

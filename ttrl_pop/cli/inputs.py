@@ -14,13 +14,14 @@ from typing import Any
 
 from ttrl_pop.cli.given import Given
 from ttrl_pop.cli.trust import check_trusted
-from ttrl_pop.config import Config
+from ttrl_pop.config import Config, ProblemsConfig
 from ttrl_pop.config_file import load_config
 from ttrl_pop.errors import UsageError
 from ttrl_pop.read.problems import read_problems
 from ttrl_pop.read.rows import Notice, unsaid
 from ttrl_pop.store import identity
 from ttrl_pop.store.directory import RunDirectory, find
+from ttrl_pop.store.identity import GOLD, PROBLEMS, Identity
 from ttrl_pop.text import shown
 from ttrl_pop.types import ProblemSet
 from ttrl_pop.vote.rewards.base import needs_gold
@@ -136,6 +137,18 @@ def for_reading(
     return ReadingInputs(config, problems, source, run_dir, checkpoint, noise, rewards)
 
 
+def stored_problems(run: RunDirectory, known: Identity) -> ProblemSet:
+    """The problems of a run, with the gold answers that it was given.
+
+    Raises:
+        DamagedError: they are not those that the run wrote.
+    """
+    has_gold = GOLD in known.files
+    for name in (PROBLEMS, *([GOLD] if has_gold else [])):
+        identity.check(run, known, name)
+    return read_problems(str(run.problems), ProblemsConfig(), str(run.gold) if has_gold else None)
+
+
 def check_one_stdin(sources: Mapping[str, str | None]) -> None:
     """Let standard input be one of `sources`, which has the names of the command line, at most.
 
@@ -149,7 +162,7 @@ def check_one_stdin(sources: Mapping[str, str | None]) -> None:
 
 def changes(before: Config, after: Config) -> list[tuple[str, Any, Any]]:
     """(dotted key, value before, value after) of each setting that differs."""
-    old, new = (_flat(config.model_dump()) for config in (before, after))
+    old, new = (flat(config.model_dump()) for config in (before, after))
     # Options that are None are left out of a file.
     keys = [*new, *(key for key in old if key not in new)]
     return [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
@@ -199,11 +212,12 @@ def _check_all_gold(reward: str, problems: ProblemSet) -> None:
         )
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree of settings by dotted key."""
+    found: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
-    return flat
+            found[prefix + key] = value
+    return found

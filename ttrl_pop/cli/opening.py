@@ -10,7 +10,7 @@ from ttrl_pop.cli import inputs
 from ttrl_pop.cli.given import Given
 from ttrl_pop.cli.inputs import ReadingInputs, RunInputs
 from ttrl_pop.cli.trust import check_trusted, remember
-from ttrl_pop.config import Config, ProblemsConfig
+from ttrl_pop.config import Config
 from ttrl_pop.config_file import dump_config, load_config
 from ttrl_pop.errors import UsageError
 from ttrl_pop.read.problems import fingerprint, read_problems, write_gold, write_problems
@@ -20,7 +20,6 @@ from ttrl_pop.run.session import Session, as_asked, check_trainable, open_sessio
 from ttrl_pop.store import checkpoint, identity
 from ttrl_pop.store.directory import ENVIRONMENT, IDENTITY, RunDirectory, create
 from ttrl_pop.store.identity import CONFIG, GOLD, PROBLEMS, Identity
-from ttrl_pop.types import ProblemSet
 
 CHANGEABLE = ("steps", "guard.stop_on_collapse", "device", "model")
 """Settings that a run may go on with at other values; of a model, which may have moved, the weights are compared."""
@@ -119,7 +118,7 @@ def prepare_resume(
     with run.lock():
         pass
     given_problems = None if source is None else read_problems(source, config.problems).problems
-    stored = _stored_problems(run, known)
+    stored = inputs.stored_problems(run, known)
     # The flags for reading were for PROBLEMS of this command, not for the run.
     reading, config = config, _going_on(saved, config)
     session = open_session(config, stored, adapter=True, settled=True, stage=stage)
@@ -176,18 +175,6 @@ def check_model(session: Session, known: Identity, flag: str) -> None:
         raise UsageError(
             f"{flag}: model {session.config.model!r} is not the one of the run (other weights, or another dtype)"
         )
-
-
-def _stored_problems(run: RunDirectory, known: Identity) -> ProblemSet:
-    """The problems of a run, with the gold answers that it was given.
-
-    Raises:
-        DamagedError: they are not those that the run wrote.
-    """
-    has_gold = GOLD in known.files
-    for name in (PROBLEMS, *([GOLD] if has_gold else [])):
-        identity.check(run, known, name)
-    return read_problems(str(run.problems), ProblemsConfig(), str(run.gold) if has_gold else None)
 
 
 def _going_on(saved: Config, config: Config) -> Config:

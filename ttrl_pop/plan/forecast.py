@@ -211,7 +211,8 @@ def seconds(part: Part, config: Config, prompts: work.Prompts, speed: Speed, slo
 def _calibrating(part: Part, config: Config, prompts: work.Prompts, speed: Speed) -> float:
     """Seconds in which minds read what the base model has written."""
     measured = min(LONGEST, config.sampling.max_new_tokens)
-    readings = EVALUATIONS * (MINDS + 1) * part.problems
+    # The base model reads once, minds at every sigma.
+    readings = (EVALUATIONS * MINDS + 1) * part.problems
     return readings * (speed.read.each * (prompts.mean + measured) + 2 * speed.draw.each * measured)
 
 
