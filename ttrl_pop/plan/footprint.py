@@ -17,7 +17,7 @@ LAYER = 2
 """Layers' worth of what a token leaves behind that is held for a while, in a forward without gradients as well as in
 the backward pass of a layer."""
 
-ROLLOUT_TOKEN = 9
+ROLLOUT_TOKEN = 14
 """Bytes of a token of a rollout on the disk, packed: its number, its text and its log-probability (dev/LOG.md)."""
 
 ANSWER = 400
