@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 from ttrl_pop.config import Config
-from ttrl_pop.model.logprobs import LOGIT_ROWS
 from ttrl_pop.model.size import PolicySize
+from ttrl_pop.plan.work import Forwards
 
 LOGITS = 4
 """Arrays as wide as the vocabulary that are held at once: logits, logits in float32, log-probabilities, and what their
@@ -27,6 +27,7 @@ ANSWER = 400
 def memory(
     config: Config,
     size: PolicySize,
+    forwards: Forwards,
     program: int,
     slots: int,
     longest: int,
@@ -43,9 +44,9 @@ def memory(
         kept_bytes: what a token of a micro-batch leaves for the backward pass.
     """
     one_layer = kept_bytes / size.layers
-    logits = LOGIT_ROWS * size.vocabulary * WIDE * LOGITS
-    reading = config.sampling.prefill_tokens * one_layer * LAYER
-    learning = config.learn.token_budget * (kept_bytes + one_layer * LAYER) if learns else 0.0
+    logits = forwards.logits * size.vocabulary * WIDE * LOGITS
+    reading = forwards.read * one_layer * LAYER
+    learning = forwards.learn * (kept_bytes + one_layer * LAYER) if learns else 0.0
     # A copy, a gradient and two moments of each; the average that labels, where there is one.
     copies = (4 + (config.vote.labels == "average")) if learns else 1
     return {
