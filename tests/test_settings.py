@@ -78,9 +78,7 @@ def test_every_setting_is_printed_with_what_it_takes_and_what_it_means() -> None
 def test_a_line_that_is_commented_out_has_the_default() -> None:
     lines = commented_toml(load_config(None, {"population.options.spread": "dim"})).splitlines()
     assert 'spread = "dim"' in lines
-    options = [
-        line.removeprefix("# ") for line in lines if re.match(r"# (sigma|target_kl|level|scope|graphs) = ", line)
-    ]
+    options = [line.removeprefix("# ") for line in lines if re.match(r"# (sigma|target_kl|level|scope) = ", line)]
     found = tomllib.loads("\n".join(options))
     known = load("population", "norm-noise").Options().model_dump()
     assert found == {key: known[key] for key in ("sigma", "target_kl", "level", "scope")}
