@@ -11,6 +11,7 @@ from fakes import norm_noise, tiny_policy
 from ttrl_pop.config_file import load_config
 from ttrl_pop.plan import probe
 from ttrl_pop.plan.probe import Line, line_through, measure_speed, measured
+from ttrl_pop.plan.work import Forwards
 
 CPU = torch.device("cpu")
 
@@ -73,10 +74,10 @@ def test_sizes_stop_growing_before_the_time_is_over(
 
 
 def speed(policy: Any, learns: bool = True, layers: int = 2, **overrides: Any) -> probe.Speed:
-    settings = {"population.minds": 4, "sampling.max_new_tokens": 5, "learn.token_budget": 64}
+    settings = {"population.minds": 4, "sampling.max_new_tokens": 5}
     config = load_config(None, {**settings, **{key.replace("__", "."): value for key, value in overrides.items()}})
     prompts = [tuple(range(3, 12)), tuple(range(3, 14))]
-    return measure_speed(policy, config, layers, prompts, slots=8, learns=learns, seconds=0.0)
+    return measure_speed(policy, config, Forwards(2048, 64, 128), layers, prompts, slots=8, learns=learns, seconds=0.0)
 
 
 def test_bytes_are_those_of_all_layers() -> None:
