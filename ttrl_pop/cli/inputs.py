@@ -144,7 +144,7 @@ def check_one_stdin(sources: Mapping[str, str | None]) -> None:
 
 def changes(before: Config, after: Config) -> list[tuple[str, Any, Any]]:
     """(dotted key, value before, value after) of each setting that differs."""
-    old, new = (_flat(config.model_dump()) for config in (before, after))
+    old, new = (flat(config.model_dump()) for config in (before, after))
     # Options that are None are left out of a file.
     keys = [*new, *(key for key in old if key not in new)]
     return [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
@@ -194,11 +194,12 @@ def _check_all_gold(reward: str, problems: ProblemSet) -> None:
         )
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, by dotted key."""
+    found: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
-    return flat
+            found[prefix + key] = value
+    return found
