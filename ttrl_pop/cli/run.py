@@ -7,7 +7,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from ttrl_pop.fit.prepare import prepare
 from ttrl_pop.read.rows import Notice, unsaid
 from ttrl_pop.report.estimators import mean
 from ttrl_pop.report.gold import label_correct, outcome_table, rollout_accuracy
-from ttrl_pop.report.rows import answer_row, from_metrics_row
+from ttrl_pop.report.rows import answer_row, from_metrics_row, metrics_row
 from ttrl_pop.run import environment
 from ttrl_pop.run.lessons import CutOff, Lessons
 from ttrl_pop.run.losses import CALIBRATION, report_losses
@@ -70,7 +70,7 @@ def run(opened: Callable[[Stage], PreparedRun], quiet: bool) -> None:
             _logged(prepared, shown) as display,
             _early_end(run_dir, display),
         ):
-            first, last = _work(prepared, display)
+            first, last = _work(prepared, display, quiet)
     if session.config.answers:
         try:
             print_rows(list(files.read_lines(run_dir.answers)), answers_table)
@@ -80,7 +80,7 @@ def run(opened: Callable[[Stage], PreparedRun], quiet: bool) -> None:
         _print_summary(prepared, first, last)
 
 
-def _work(prepared: PreparedRun, display: Display) -> tuple[StepReport | None, StepReport | None]:
+def _work(prepared: PreparedRun, display: Display, quiet: bool) -> tuple[StepReport | None, StepReport | None]:
     """All that is still to do of a run; the first and the last report of the whole of it."""
     session, run_dir = prepared.session, prepared.run
     config = session.config
@@ -109,7 +109,7 @@ def _work(prepared: PreparedRun, display: Display) -> tuple[StepReport | None, S
         raise
     if survey_before:
         _record(run_dir, run_dir.baseline, _survey(session, display, "before training: answering"))
-    first, last = _train(prepared, progress, display)
+    first, last = _train(prepared, progress, display, quiet)
     if config.answers and not _has(run_dir, run_dir.answers, display.notice):
         if session.policy.version == 0 and _has(run_dir, run_dir.baseline):
             # The same minds of the same policy, and each rollout has a stream of its own: they would say it again.
@@ -215,7 +215,9 @@ def _record(run_dir: RunDirectory, path: Path, rows: Iterable[Mapping[str, Any]]
     identity.record(run_dir, path.name, files.encode_lines(path, rows))
 
 
-def _train(prepared: PreparedRun, progress: Progress, display: Display) -> tuple[StepReport | None, StepReport | None]:
+def _train(
+    prepared: PreparedRun, progress: Progress, display: Display, quiet: bool
+) -> tuple[StepReport | None, StepReport | None]:
     """Run the loop; returns the first and the last report of the whole run."""
     session = prepared.session
     answers, same = session.gold, session.grader.same
@@ -229,7 +231,10 @@ def _train(prepared: PreparedRun, progress: Progress, display: Display) -> tuple
         first = first or last
         display.step(last)
         lessons.see(last)
-    with closing(train(session, prepared.run, progress)) as events:
+    with (
+        _tracked(prepared, progress, display, quiet) as track,
+        closing(train(session, prepared.run, progress)) as events,
+    ):
         for event in events:
             interrupts.check()
             match event:
@@ -243,6 +248,7 @@ def _train(prepared: PreparedRun, progress: Progress, display: Display) -> tuple
                         cut_off.see(event)
                 case StepReport():
                     display.step(event)
+                    track(metrics_row(event))
                     told = lessons.see(event) or (cut_off.notice() if first is None else None)
                     if told:
                         display.warning(told)
@@ -250,6 +256,17 @@ def _train(prepared: PreparedRun, progress: Progress, display: Display) -> tuple
     if conclusion := lessons.conclusion():
         display.warning(conclusion)
     return first, last
+
+
+def _tracked(
+    prepared: PreparedRun, progress: Progress, display: Display, quiet: bool
+) -> AbstractContextManager[Callable[[Mapping[str, Any]], None]]:
+    if not prepared.session.config.track:
+        return nullcontext(lambda row: None)
+    # Not before it is asked for: accelerate takes a while to start.
+    from ttrl_pop.cli.trackers import tracked
+
+    return tracked(prepared.run, prepared.session.config, progress.metrics, display.warning, quiet)
 
 
 def _survey(session: Session, display: Display, text: str) -> Iterator[dict[str, Any]]:
