@@ -64,7 +64,7 @@ class Page:
     def until(self, script: str) -> None:
         """Wait until an expression is true."""
         end = time.monotonic() + PATIENCE
-        while not self.run(script):
+        while not self.run(f"Boolean({script})"):
             assert time.monotonic() < end, f"not within {PATIENCE} s: {script}; console: {self.said}"
             time.sleep(0.05)
 

@@ -8,7 +8,7 @@ import pytest
 from report.page import chromium
 from report.page.chromium import Page
 from report.page.made import learner, made_run, questions
-from report.page.test_html import HOSTILE, hostile_run
+from report.page.test_html import HOSTILE, MARKUP, hostile_run
 
 from ttrl_pop.cli.recorded import Recorder
 from ttrl_pop.report.page.data import LISTED, page_data
@@ -59,7 +59,8 @@ def fill(tab: Page, where: str, value: str) -> None:
 
 
 def test_nothing_of_hostile_texts_runs_leaves_or_is_logged(tab: Page, tmp_path: Path):
-    address = shown(tab, tmp_path, hostile_run(HOSTILE), hostile_run(HOSTILE[::-1]))
+    some = [*MARKUP, *HOSTILE[len(MARKUP) :: 8]]
+    address = shown(tab, tmp_path, hostile_run(some), hostile_run(some[::-1]))
     # Every text is put into the page.
     tab.run("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
     tab.until("[...document.querySelectorAll('.problem')].every((each) => each.querySelector('.voices'))")
