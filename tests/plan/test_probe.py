@@ -70,6 +70,7 @@ def test_sizes_stop_growing_before_the_time_is_over(
     seconds: float, busy: float, expected: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A size is done three times: 6 s are over after the first, and the next is taken to last four times as long.
+    # Where the first time takes half of all, it is done once more alone.
     assert sizes_and_line(monkeypatch, 1600, seconds, busy)[0] == expected
 
 
@@ -86,6 +87,12 @@ def test_bytes_are_those_of_all_layers() -> None:
     assert twenty.cache_bytes == 10 * two.cache_bytes
     assert twenty.kept_bytes == pytest.approx(10 * two.kept_bytes)
     assert two.kept_bytes > 0
+
+
+@pytest.mark.parametrize("new_tokens", [2, 5, 200])
+def test_what_a_token_leaves_does_not_hang_on_how_long_completions_are(new_tokens: int) -> None:
+    kept = speed(tiny_policy(), sampling__max_new_tokens=new_tokens).kept_bytes
+    assert kept == pytest.approx(speed(tiny_policy()).kept_bytes)
 
 
 def test_layers_that_are_computed_again_keep_less() -> None:
