@@ -89,10 +89,13 @@ def test_bytes_are_those_of_all_layers() -> None:
     assert two.kept_bytes > 0
 
 
-@pytest.mark.parametrize("new_tokens", [2, 5, 200])
-def test_what_a_token_leaves_does_not_hang_on_how_long_completions_are(new_tokens: int) -> None:
-    kept = speed(tiny_policy(), sampling__max_new_tokens=new_tokens).kept_bytes
-    assert kept == pytest.approx(speed(tiny_policy()).kept_bytes)
+def test_what_a_token_leaves_is_what_one_more_token_adds() -> None:
+    config = load_config(None, {"sampling.max_new_tokens": 200})
+    works = probe._Probe(tiny_policy(), config, [tuple(range(3, 12))], 128)
+    (few, small), (many, large) = works._kept(50), works._kept(90)
+    assert many - few == 40
+    assert works.kept_bytes() == pytest.approx((large - small) / 40)
+    assert works.kept_bytes() < 0.9 * large / many, "weights with their adapters in them are kept once"
 
 
 def test_layers_that_are_computed_again_keep_less() -> None:
