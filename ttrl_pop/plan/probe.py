@@ -150,8 +150,8 @@ def measured(
     while True:
         count, work = make(size)
         # The first time prepares what later ones find.
-        _timed(work, device)
-        spent = min(_timed(work, device) for _ in range(REPEATS))
+        first = _timed(work, device)
+        spent = min(_timed(work, device) for _ in range(REPEATS if first < seconds / REPEATS else 1))
         if not points or count > points[-1][0]:
             points.append((count, spent))
         # On a shared machine the clock goes on while others have the processor.
@@ -306,8 +306,8 @@ class _Probe:
     def kept_bytes(self) -> float:
         """Bytes that a token of a micro-batch leaves in these layers for the backward pass. What does not grow with
         the tokens, such as weights with their adapters in them, is kept for other reasons."""
-        (few, small), (many, large) = (self._kept(tokens) for tokens in (64, 256))
-        return max(0.0, (large - small) / (many - few)) if many > few else large / many
+        (few, small), (many, large) = map(self._kept, (8, 72))
+        return max(0.0, (large - small) / (many - few))
 
     def ending(self) -> float:
         """Seconds of a look whether a rollout has ended."""
@@ -318,9 +318,11 @@ class _Probe:
             backend.ended(ids)
         return (time.perf_counter() - start) / 64
 
-    def _kept(self, tokens: int) -> tuple[int, int]:
-        """Tokens of a micro-batch, and bytes of all that its forward keeps."""
-        packed = self._packed(self._batch(tokens))
+    def _kept(self, length: int) -> tuple[int, int]:
+        """Tokens of a prompt with a completion of so many, and bytes of all that their forward keeps."""
+        mind, prompt = self.pairs[0]
+        branch = Branch((prompt * length)[:length], mind)
+        packed = self._packed([Tree(prompt, self.policy.population.reader(mind), (branch,))])
         kept: dict[int, int] = {}
 
         def keep(tensor: Tensor) -> Tensor:
