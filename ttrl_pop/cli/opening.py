@@ -26,6 +26,7 @@ CHANGEABLE = ("steps", "guard.stop_on_collapse", "device", "model", "track")
 
 
 Stage = Callable[[str], object]
+"""Is told in a line of what may take long, as it begins."""
 
 
 @dataclass(frozen=True, slots=True)
