@@ -122,6 +122,18 @@ def test_runs_stand_side_by_side(run: Path, tmp_path: Path):
     assert all(None not in each["rows"] for each in data["runs"])
 
 
+def test_runs_of_one_name_are_called_by_their_paths(run: Path, tmp_path: Path):
+    other = shutil.copytree(run, tmp_path / "elsewhere" / "run")
+    assert [each["name"] for each in data_of(ttrl("report", run, other).stdout)["runs"]] == [str(run), str(other)]
+
+
+def test_standard_output_is_utf_8_whatever_the_terminal_is(run: Path):
+    command = [sys.executable, "-P", "-m", "ttrl_pop", "report", str(run)]
+    result = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert result.returncode == 0, result.stderr
+    assert "·" in result.stdout.decode("utf-8")
+
+
 def test_a_run_that_is_under_way_is_told_as_far_as_it_has_come(run: Path):
     (run / "answers.jsonl").unlink()
     lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
