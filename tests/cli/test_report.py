@@ -104,7 +104,7 @@ def test_a_pipe_is_written_to_and_stays_one(run: Path, tmp_path: Path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     read: list[str] = []
-    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()), daemon=True)
     reader.start()
     ttrl("report", run, "-o", pipe)
     reader.join(10)
