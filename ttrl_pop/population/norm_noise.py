@@ -48,6 +48,9 @@ class NormNoiseOptions(Section):
     """`sequence`: an offset is frozen for the whole sequence; `token`: a new one for every token (ablation)."""
     scope: Literal["sequence", "completion"] = "sequence"
     """`completion`: the mean mind reads the prompt, once for all minds; noise begins behind it."""
+    final_mu: bool = True
+    """Whether mu of the norm before the LM head learns; without it (its noise stays) a trained model can be exported
+    as a plain folder where the head has no bias (`ttrl-pop export`)."""
 
 
 class NormNoise(Population):
@@ -117,6 +120,10 @@ class NormNoise(Population):
         self.register_buffer("sigma0", torch.tensor(math.nan, dtype=dtype, device=weight.device))
         if self.options.sigma != "auto":
             self.set_scale(self.options.sigma)
+        if not self.options.final_mu:
+            learns_S1 = torch.ones(len(found), 1, dtype=dtype, device=weight.device)
+            learns_S1[final_site(self.sites)] = 0
+            self.mu.register_hook(lambda gradient_SD: gradient_SD * learns_S1)
         for index, (_, module) in enumerate(found):
             module.register_forward_hook(self._hook(index))
 
@@ -232,6 +239,12 @@ def norm_sites(network: nn.Module) -> list[tuple[str, nn.Module]]:
         if tuple(weight.shape) == (width,) and not leaf.startswith(("q_", "k_", "query_", "key_")):
             sites.append((name, module))
     return sites
+
+
+def final_site(sites: Sequence[str]) -> int:
+    """Index of the norm before the LM head: the last one outside of the numbered layers."""
+    outside = [index for index, name in enumerate(sites) if not any(part.isdigit() for part in name.split("."))]
+    return outside[-1] if outside else len(sites) - 1
 
 
 def gaussian_kl(
