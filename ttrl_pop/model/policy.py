@@ -45,7 +45,7 @@ class Policy:
         self.cache_bytes_per_token = probe(model.network)
         """What the keys and values of one token take, over all layers."""
         population.attach(self.network)
-        self.adapter: Any = _with_adapter(model.network, lora, seed) if lora else None
+        self.adapter: Any = with_adapter(model.network, lora, seed) if lora else None
         if any(p.requires_grad for p in self.network.get_output_embeddings().parameters()):
             raise UsageError(
                 "learn.lora.targets: the output layer takes no adapter, as log-probabilities are learned through "
@@ -102,7 +102,7 @@ class Policy:
         return self.population.embody(packed.minds_M, packed.mind_N, packed.positions_N)
 
 
-def _with_adapter(network: nn.Module, lora: LoraConfig, seed: int) -> Any:
+def with_adapter(network: nn.Module, lora: LoraConfig, seed: int) -> Any:
     """The network with LoRA in its linear layers, which starts as the identity."""
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     width = int(network.config.get_text_config().hidden_size)  # type: ignore[operator, union-attr]
