@@ -17,7 +17,7 @@ BARE = re.compile(r"(Of|Those|That of|Its|Theirs)\b")
 FLOORS = [
     ("__main__",),
     ("cli",),
-    ("train", "fit"),
+    ("train", "fit", "export"),
     ("run",),
     ("sample", "learn", "store"),
     ("model", "vote"),

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -20,6 +20,8 @@ from ttrl_pop.cli.given import Given
 from ttrl_pop.errors import TtrlPopError, UsageError
 from ttrl_pop.kernels import malloc
 from ttrl_pop.text import shown
+
+Form = Literal["auto", "plain", "adapter", "code"]
 
 
 class Commands(TyperGroup):
@@ -170,6 +172,61 @@ def problems(
     from ttrl_pop.cli import problems as command
 
     command.problems(run, trust)
+
+
+@app.command(short_help="One mind of a run as a model folder.")
+def export(
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="Run directory (its newest checkpoint), RUN/best, or any checkpoint."),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder to be; must not exist yet, or be empty.")
+    ],
+    mind: Annotated[
+        int | None,
+        typer.Option(metavar="SEED", help="A mind by its seed, as in rollouts.  [default: the mean mind]", min=1),
+    ] = None,
+    to: Annotated[
+        Form,
+        typer.Option(
+            metavar="FORM",
+            help="plain (a class that transformers and vLLM know), adapter (peft), code (a class of its own), or auto: "
+            "the first of these that holds the mind exactly.",
+        ),
+    ] = "auto",
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The base model, where it has moved.  [default: the run's]")
+    ] = None,
+    trust: Trust = False,
+    quiet: Quiet = False,
+) -> None:
+    """ttrl-pop export runs/problems-1/best -o my-model
+
+    Write the mean mind, or one mind, of a trained run as a folder that transformers opens. It is opened again and
+    compared with the run, logits and greedy completions; if they differ by more than rounding it is removed, exit code
+    1. One JSON line says form and figures; the folder's README.md is its model card.
+    """
+    from ttrl_pop.cli import export as command
+
+    command.export(run, out, mind, to, Given(overrides={"model": model}, trust=trust), quiet)
+
+
+@app.command(short_help="Upload an exported folder to the hub.")
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What ttrl-pop export wrote.")],
+    name: Annotated[str, typer.Argument(metavar="USER/NAME", help="The repository, which is made if need be.")],
+    public: Annotated[bool, typer.Option("--public", help="For everyone to see.  [default: private]")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """ttrl-pop push my-model user/my-model
+
+    Upload an exported folder to the Hugging Face hub, private unless --public. Repeated, it goes on where it was cut
+    off. Prints the address as a JSON line.
+    """
+    from ttrl_pop.cli import export as command
+
+    command.push(folder, name, public)
 
 
 @app.command(short_help="Label rollouts made elsewhere.")

@@ -1,4 +1,4 @@
-"""The form `adapter`: a PEFT adapter whose linear layers have biases too (`lora_bias`), beside the untouched base model.
+"""The form `adapter`: a PEFT adapter with biases in its linear layers (`lora_bias`), beside the untouched base model.
 
 A layer behind a norm gets (W + s B A) z / s as its bias, which peft multiplies by s = alpha / r: exact wherever linear
 layers alone read a norm, the LM head among them. peft cannot merge such an adapter into layers without biases, and vLLM
@@ -63,7 +63,7 @@ def write(network: Any, lora: Lora | None, offsets: Offsets, folder: Path) -> No
     targets = {*matrices, *behind}
     if not targets:
         raise NoFormError("adapter: the run has neither an adapter nor offsets")
-    alone = {name: 1 for name in targets - matrices.keys()}
+    alone = dict.fromkeys(targets - matrices.keys(), 1)
     settings = peft.LoraConfig(
         r=rank,
         lora_alpha=rank * scale if lora is None else lora.settings.alpha,
@@ -91,7 +91,10 @@ def write(network: Any, lora: Lora | None, offsets: Offsets, folder: Path) -> No
             whole = weight.double() + deltas[name].double() if name in deltas else weight
             second.bias.copy_(matvec(whole, offsets[behind[name]]) / module.scaling["default"])
     made.peft_config["default"].base_model_name_or_path = source
-    made.save_pretrained(folder, save_embedding_layers=False)
+    with warnings.catch_warnings():
+        # It takes biases for what is left of matrices that were not gathered.
+        warnings.filterwarnings("ignore", message="Adapter 'default': .* invalid shape")
+        made.save_pretrained(folder, save_embedding_layers=False)
     config = folder / "adapter_config.json"
     row = json.loads(config.read_text())
     row["target_modules"] = sorted(row["target_modules"])

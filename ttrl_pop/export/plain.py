@@ -162,12 +162,12 @@ def _split(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             heads = tensors.get(f"{stem}o_proj.weight")
             queries = 0 if heads is None or not len(tensor) else heads.shape[1]
             rest = (len(tensor) - queries) // 2
-            parts = tensor.split([queries, rest, rest])
+            parts = torch.split(tensor, [queries, rest, rest])
             split |= {f"{stem}{q}.{kind}": part for q, part in zip(("q_proj", "k_proj", "v_proj"), parts, strict=True)}
         elif layer == "gate_up_proj":
             stem = name.removesuffix(f"gate_up_proj.{kind}")
             half = len(tensor) // 2
-            parts = tensor.split([half, half])
+            parts = torch.split(tensor, [half, half])
             split |= {f"{stem}{q}.{kind}": part for q, part in zip(("gate_proj", "up_proj"), parts, strict=True)}
         else:
             split[name] = tensor

@@ -123,7 +123,7 @@ class NormNoise(Population):
         if not self.options.final_mu:
             learns_S1 = torch.ones(len(found), 1, dtype=dtype, device=weight.device)
             learns_S1[final_site(self.sites)] = 0
-            self.mu.register_hook(lambda gradient_SD: gradient_SD * learns_S1)
+            self.mu.register_hook(lambda gradient_SD: gradient_SD * learns_S1)  # type: ignore[no-untyped-call]
         for index, (_, module) in enumerate(found):
             module.register_forward_hook(self._hook(index))
 
