@@ -59,12 +59,11 @@ def resolve(name: str) -> Any:
     path = "ttrl_pop"
     for part in name.split(".")[1:]:
         path += f".{part}"
-        if not hasattr(found, part):
-            try:
-                importlib.import_module(path)
-            except ModuleNotFoundError as error:
-                raise AttributeError(f"{name}: no {part} in {found!r}") from error
-        found = getattr(found, part)
+        # A module first: the face has functions by the names of some.
+        try:
+            found = importlib.import_module(path)
+        except ModuleNotFoundError:
+            found = getattr(found, part)
     return found
 
 

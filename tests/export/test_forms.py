@@ -204,7 +204,10 @@ SHAPE: dict[str, Any] = {
 GATED = {**SHAPE, "intermediate_size": 32, "num_key_value_heads": 2, "initializer_range": 0.4}
 OTHERS = {
     "mixtral": (lambda: transformers.MixtralConfig(**GATED, num_local_experts=4), "code"),
-    "qwen3_moe": (lambda: transformers.Qwen3MoeConfig(**GATED, num_experts=4, moe_intermediate_size=16), "code"),
+    "qwen3_moe": (
+        lambda: transformers.Qwen3MoeConfig(**GATED, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16),
+        "code",
+    ),
     "granite": (lambda: transformers.GraniteConfig(**GATED), "plain adapter code"),
     "smollm3": (lambda: transformers.SmolLM3Config(**GATED), "plain adapter code"),
     "cohere": (lambda: transformers.CohereConfig(**GATED), "adapter code"),

@@ -18,7 +18,7 @@ from ttrl_pop.config import Config
 from ttrl_pop.config_file import load_config
 from ttrl_pop.errors import UsageError
 from ttrl_pop.read.problems import read_problems
-from ttrl_pop.read.rows import Notice, unsaid
+from ttrl_pop.read.rows import Notice, Source, unsaid
 from ttrl_pop.store import identity
 from ttrl_pop.store.directory import RunDirectory, find
 from ttrl_pop.text import shown
@@ -36,6 +36,7 @@ class RunInputs:
     config: Config
     problems: ProblemSet
     source: str
+    """Its name, after which a run directory is named."""
     out: Path | None
     """None: the first free one of runs/NAME-NUMBER."""
 
@@ -62,12 +63,12 @@ def notices(quiet: bool) -> Notice:
     return unsaid if quiet else lambda text: print(f"ttrl-pop: {shown(text, limit=None)}", file=sys.stderr)
 
 
-def for_run(source: str | None, gold: str | None, out: Path | None, given: Given, notice: Notice) -> RunInputs:
+def for_run(source: Source | None, gold: Source | None, out: Path | None, given: Given, notice: Notice) -> RunInputs:
     """Read configuration and problems of a new run.
 
     Args:
         source: as for `read_problems`.
-        gold: file of gold answers.
+        gold: source of gold answers.
         out: directory to be, which must not exist or be empty.
         notice: as for `read_problems`.
 
@@ -82,7 +83,7 @@ def for_run(source: str | None, gold: str | None, out: Path | None, given: Given
     problems = read_problems(source, config.problems, gold, notice=notice)
     if needs_gold(config.vote.reward):
         _check_all_gold(config.vote.reward, problems)
-    return RunInputs(config, problems, source, out)
+    return RunInputs(config, problems, source if isinstance(source, str) else "rows", out)
 
 
 def for_reading(
@@ -123,7 +124,7 @@ def for_reading(
     return ReadingInputs(config, problems, source, run_dir, checkpoint, noise, rewards)
 
 
-def check_one_stdin(sources: Mapping[str, str | None]) -> None:
+def check_one_stdin(sources: Mapping[str, Source | None]) -> None:
     """Let standard input be one of `sources`, which has the names of the command line, at most.
 
     Raises:

@@ -5,7 +5,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,27 @@ def run(prepared: PreparedRun, quiet: bool) -> None:
         UsageError: another process works in the run directory.
         TtrlPopError: the run directory takes no more; what was saved before is whole.
     """
+    with closing(conduct(prepared, quiet)) as reports:
+        for _ in reports:
+            pass
+    run_dir = prepared.run
+    if prepared.session.config.answers:
+        try:
+            print_rows(list(files.read_lines(run_dir.answers)), answers_table)
+        except TtrlPopError as error:
+            raise TtrlPopError(f"{error}; the answers are in {run_dir.answers}") from error
+    if not quiet:
+        _print_summary(prepared)
+
+
+def conduct(prepared: PreparedRun, quiet: bool) -> Generator[StepReport, None, None]:
+    """Do all that a run does and yield a report after each step: baseline, steps, answers, shown on stderr unless
+    `quiet`. Closed early, it saves the steps that are done.
+
+    Raises:
+        UsageError: another process works in the run directory.
+        TtrlPopError: the run directory takes no more; what was saved before is whole.
+    """
     session, run_dir = prepared.session, prepared.run
     config = session.config
     with (
@@ -79,16 +100,9 @@ def run(prepared: PreparedRun, quiet: bool) -> None:
             raise
         if config.baseline and not progress.step and not _has(run_dir, run_dir.baseline, display):
             _record(run_dir, run_dir.baseline, _survey(session, display, "before training: answering"))
-        first, last = _train(prepared, progress, display)
+        yield from _train(prepared, progress, display)
         if config.answers and not _has(run_dir, run_dir.answers, display):
             _record(run_dir, run_dir.answers, _survey(session, display, "after training: answering"))
-    if config.answers:
-        try:
-            print_rows(list(files.read_lines(run_dir.answers)), answers_table)
-        except TtrlPopError as error:
-            raise TtrlPopError(f"{error}; the answers are in {run_dir.answers}") from error
-    if not quiet:
-        _print_summary(prepared, first, last)
 
 
 @contextmanager
@@ -164,20 +178,20 @@ def _record(run_dir: RunDirectory, path: Path, rows: Iterable[Mapping[str, Any]]
     identity.record(run_dir, path.name, files.encode_lines(path, rows))
 
 
-def _train(prepared: PreparedRun, progress: Progress, display: Display) -> tuple[StepReport | None, StepReport | None]:
-    """Run the loop; returns the first and the last report of the whole run."""
+def _train(prepared: PreparedRun, progress: Progress, display: Display) -> Iterator[StepReport]:
+    """Run the loop; yields the report of each of its steps."""
     session = prepared.session
     answers, same = session.gold, session.grader.same
-    first = last = doubt = None
+    first = doubt = None
     lessons, cut_off = (
         Lessons(session.config),
         CutOff(session.config.sampling.max_new_tokens, session.config.learn.mask_truncated),
     )
     for row in progress.metrics:
-        last = from_metrics_row(row)
-        first = first or last
-        display.step(last)
-        lessons.see(last)
+        report = from_metrics_row(row)
+        first = first or report
+        display.step(report)
+        lessons.see(report)
     with closing(train(session, prepared.run, progress)) as events:
         for event in events:
             interrupts.check()
@@ -195,10 +209,10 @@ def _train(prepared: PreparedRun, progress: Progress, display: Display) -> tuple
                     told = lessons.see(event) or (cut_off.notice() if first is None else None)
                     if told:
                         display.notice(f"warning: {told}")
-                    first, last = first or event, event
+                    first = first or event
+                    yield event
     if conclusion := lessons.conclusion():
         display.notice(f"warning: {conclusion}")
-    return first, last
 
 
 def _survey(session: Session, display: Display, text: str) -> Iterator[dict[str, Any]]:
@@ -215,7 +229,7 @@ def _accuracy(session: Session, tally: Tally) -> dict[str, float]:
     return {} if accuracy is None else {"accuracy": accuracy}
 
 
-def _print_summary(prepared: PreparedRun, first: StepReport | None, last: StepReport | None) -> None:
+def _print_summary(prepared: PreparedRun) -> None:
     """Before and after, and where everything is, on stderr."""
     run_dir = prepared.run
     console = console_on(sys.stderr)
@@ -229,7 +243,8 @@ def _print_summary(prepared: PreparedRun, first: StepReport | None, last: StepRe
         outcomes = outcome_table(
             *({row["id"]: row["correct"] for row in part if "correct" in row} for part in (before, after))
         )
-    elif first is not None and last is not None:
+    elif steps := list(files.read_lines(run_dir.metrics)):
+        first, last = (from_metrics_row(steps[index]) for index in (0, -1))
         keys = {
             "vote/agreement": "agreement",
             "rollout/accuracy": "rollout accuracy",

@@ -5,7 +5,7 @@ Near means: mean KL(base ‖ mind) within `target_kl` nats per token *and* a sha
 few evaluations suffice. One absolute sigma does not travel between models or problem sets (docs/METHOD.md has figures).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -17,6 +17,7 @@ from ttrl_pop.errors import UsageError
 from ttrl_pop.model.logprobs import LOGIT_ROWS
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.packing.pack import Branch, Tree, pack
+from ttrl_pop.population.base import Population
 from ttrl_pop.types import Mind, Rollout
 
 MINDS = 4
@@ -59,7 +60,18 @@ def calibrate(policy: Policy, rollouts: Sequence[Rollout], minds: Sequence[Mind]
     Raises:
         UsageError: no sigma that was tried meets the targets.
     """
-    population = policy.population
+    return search(policy.population, lambda: distance(policy, rollouts, minds, token_budget))
+
+
+def search(population: Population, measure: Callable[[], tuple[float, float]]) -> Calibration:
+    """Set the population's scale to the largest sigma found at which `measure` is within the targets.
+
+    Args:
+        measure: mean KL(base ‖ mind) in nats per token and share of flips, at the population's present scale.
+
+    Raises:
+        UsageError: no sigma that was tried meets the targets.
+    """
     options = population.options
     low = high = None
     sigma = FIRST_GUESS
@@ -68,7 +80,7 @@ def calibrate(policy: Policy, rollouts: Sequence[Rollout], minds: Sequence[Mind]
         if best is not None and evaluation > EVALUATIONS:
             break
         population.set_scale(sigma)
-        kl, flips = distance(policy, rollouts, minds, token_budget)
+        kl, flips = measure()
         excess = max(kl / options.target_kl, flips / options.target_flips)
         if excess <= 1:
             low, best = sigma, Calibration(sigma, kl, flips, evaluation)

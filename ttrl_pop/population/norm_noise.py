@@ -131,18 +131,22 @@ class NormNoise(Population):
     def embody(
         self, minds_M: Sequence[Mind], mind_N: Int[Tensor, "N"], positions_N: Int[Tensor, "N"]
     ) -> Iterator[None]:
-        if self.lacks:
-            raise UsageError('sigma is "auto" and has not been calibrated; pass a number or calibrate first')
-        seeds = tuple(mind.seed for mind in minds_M)
-        length = 1 if self.options.level == "sequence" else int(positions_N.max()) + 1
         outer = (self._offsets, self._row_N)
-        self._offsets = self._noise(seeds, length)
-        # Offsets have a row for each mind, or for each mind and position.
-        self._row_N = mind_N if length == 1 else mind_N * length + positions_N
+        self.assume(minds_M, mind_N, positions_N)
         try:
             yield
         finally:
             self._offsets, self._row_N = outer
+
+    def assume(self, minds_M: Sequence[Mind], mind_N: Int[Tensor, "N"], positions_N: Int[Tensor, "N"]) -> None:
+        """Inside of `embody`, let other tokens come next: from now on these are read, as `embody` takes them."""
+        if self.lacks:
+            raise UsageError('sigma is "auto" and has not been calibrated; pass a number or calibrate first')
+        seeds = tuple(mind.seed for mind in minds_M)
+        length = 1 if self.options.level == "sequence" else int(positions_N.max()) + 1
+        self._offsets = self._noise(seeds, length)
+        # Offsets have a row for each mind, or for each mind and position.
+        self._row_N = mind_N if length == 1 else mind_N * length + positions_N
 
     def reader(self, mind: Mind) -> Mind:
         return mind if self.options.scope == "sequence" else MEAN

@@ -23,26 +23,26 @@ from ttrl_pop.read.gold import GOLD_FIELDS, Gold
 from ttrl_pop.read.hub import DatasetLoader, hub_rows, load_from_hub
 from ttrl_pop.read.lines import ByteStream, source_name
 from ttrl_pop.read.question import read_question
-from ttrl_pop.read.rows import ID_FIELDS, Counted, Notice, Row, read_rows, rows_of, unsaid
+from ttrl_pop.read.rows import ID_FIELDS, Counted, Notice, Row, Source, read_rows, rows_of, unsaid
 from ttrl_pop.text import shown
 from ttrl_pop.types import AnswerKey, GoldAnswer, Problem, ProblemSet
 
 
 def read_problems(
-    source: str,
+    source: Source,
     options: ProblemsConfig,
-    gold: str | None = None,
+    gold: Source | None = None,
     stdin: ByteStream | None = None,
     *,
     load_dataset: DatasetLoader | None = None,
     notice: Notice = unsaid,
 ) -> ProblemSet:
-    """Read the problems in `source`: a file, `-` for `stdin`, or `hf:NAME[:config][:split]`.
+    """Read the problems in `source`: a file, `-` for `stdin`, `hf:NAME[:config][:split]`, or rows in memory.
 
     Args:
         source: a lone `train`, `test`, `validation` or `dev` after NAME is the split, anything else the
             config; without a split `test` is read, else `train`.
-        gold: file with gold answers by problem id; they replace those in the rows.
+        gold: gold answers by problem id, from a source of their own; they replace those in the rows.
         stdin: standard input, in bytes; None is that of the process.
         load_dataset: stands in for `datasets.load_dataset`.
         notice: is told what may be a part of the question and is not read, and what is in doubt of gold answers.
@@ -83,7 +83,7 @@ def read_problems(
     return ProblemSet(tuple(problems), AnswerKey(answers), fingerprint(problems))
 
 
-def read_gold(source: str, options: ProblemsConfig, notice: Notice = unsaid) -> AnswerKey:
+def read_gold(source: Source, options: ProblemsConfig, notice: Notice = unsaid) -> AnswerKey:
     """Read gold answers by problem id; a file of problems with answers will do.
 
     Args:
@@ -122,8 +122,8 @@ def fingerprint(problems: Iterable[Problem]) -> str:
 # --- source → rows ---
 
 
-def _read_rows(source: str, stdin: ByteStream | None, load_dataset: DatasetLoader | None) -> Iterator[Row]:
-    if source.startswith("hf:"):
+def _read_rows(source: Source, stdin: ByteStream | None, load_dataset: DatasetLoader | None) -> Iterator[Row]:
+    if isinstance(source, str) and source.startswith("hf:"):
         found = hub_rows(source, load_dataset or load_from_hub)
         return rows_of(enumerate(found, 1), source_name(source), "row")
     return read_rows(source, stdin)
@@ -147,7 +147,7 @@ def _problem_id(row: Row, key: str | None) -> str:
 def _read_gold(
     rows: Iterable[Row],
     options: ProblemsConfig,
-    source: str,
+    source: Source,
     notice: Notice,
     ids: Container[str] | None = None,
     choices: Mapping[str, Choices] | None = None,
@@ -174,6 +174,6 @@ def _read_gold(
     return gold.answers
 
 
-def _tell(gold: Gold, source: str, notice: Notice) -> None:
+def _tell(gold: Gold, source: Source, notice: Notice) -> None:
     for said in gold.notices():
         notice(f"{source_name(source)}: {said}")

@@ -40,6 +40,7 @@ from ttrl_pop.read.rows import (
     Number,
     Refuse,
     Row,
+    Source,
     is_text,
     kind,
     read_rows,
@@ -100,14 +101,14 @@ class _Completion:
 
 
 def read_rollouts(
-    source: str,
+    source: Source,
     layout: Layout,
     stdin: ByteStream | None = None,
     *,
     refused: Refuse = refuse,
     notice: Notice = unsaid,
 ) -> Iterator[Group]:
-    """Yield the group of each problem in `source`, a file or `-`, in the order of their first rows.
+    """Yield the group of each problem in `source`, a file, `-` or rows in memory, in the order of their first rows.
 
     Args:
         stdin: standard input, in bytes; None is that of the process.

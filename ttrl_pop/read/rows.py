@@ -12,7 +12,7 @@ Simplifications:
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, Literal, TypeAlias, TypeGuard
@@ -31,6 +31,9 @@ ID_FIELDS = (
 
 ARRAY_LIMIT = 1 << 30
 """Bytes of a JSON array."""
+
+Source: TypeAlias = str | Iterable[Mapping[str, Any]]
+"""A file, `-` for standard input, or rows in memory."""
 
 Notice: TypeAlias = Callable[[str], None]
 """Takes a line of what a user should know of a source that was read all the same."""
@@ -137,8 +140,8 @@ class Row:
         return _error(self.file, self.unit, self.number, message)
 
 
-def read_rows(source: str, stdin: ByteStream | None = None, refused: Refuse = refuse) -> Iterator[Row]:
-    """Yield the rows of a file, or of `stdin` where `source` is `-`.
+def read_rows(source: Source, stdin: ByteStream | None = None, refused: Refuse = refuse) -> Iterator[Row]:
+    """Yield the rows of a file, of `stdin` where `source` is `-`, or rows in memory as if a file held them.
 
     Args:
         stdin: standard input, in bytes; None is that of the process.
@@ -149,6 +152,8 @@ def read_rows(source: str, stdin: ByteStream | None = None, refused: Refuse = re
             and line.
     """
     file = source_name(source)
+    if not isinstance(source, str):
+        return rows_of(_written(source, file, refused), file, "row", refused)
     lines = enumerate(read_lines(source, stdin), 1)
     filled = ((number, line) for number, line in lines if not line.isspace())
     start = list(islice(filled, 1))
@@ -199,6 +204,15 @@ class Counted:
             yield f"{self._source}: {first}{more}: {what}"
         if self._others:
             yield f"{self._source}: the like in {self._others} rows more"
+
+
+def _written(rows: Iterable[Mapping[str, Any]], file: str, refused: Refuse) -> Iterator[tuple[int, Any]]:
+    """Rows in memory as JSON has them."""
+    for number, row in enumerate(rows, 1):
+        try:
+            yield number, _DECODER.decode(json.dumps(dict(row) if isinstance(row, Mapping) else row))
+        except (TypeError, ValueError, RecursionError) as error:
+            refused(_error(file, "row", number, f"is nothing that JSON could hold ({error})."))
 
 
 # --- values ---
