@@ -13,7 +13,8 @@ def given(settings: Mapping[str, Any], config: str | Path | None = None) -> Give
     (`steps`), or of a table (`vote={"grader": "exact"}`)."""
     values: dict[str, Any] = {}
     for name, value in settings.items():
-        if name in SETTINGS:
+        # `population` is the flag of a name, and a table.
+        if name in SETTINGS and not isinstance(value, Mapping):
             values[SETTINGS[name].key] = SETTINGS[name].value(value)
         else:
             values |= _leaves(name, value)

@@ -81,7 +81,8 @@ def train(
         config: TOML file; settings win over it.
         quiet: show nothing on stderr.
         settings: any of the configuration, by the name of a flag (`minds=16`, `lr=1e-4`), of a value (`steps=5`), or of
-            a table (`vote={"grader": "exact"}`, `population={"options": {"sigma": 0.005}}`).
+            a table (`vote={"grader": "exact"}`, `population={"options": {"sigma": 0.005}}`). Those of the table
+            `problems` by their flags: `raw`, `prompt_key`, `prompt_template`.
 
     Raises:
         UsageError: whatever of it is wrong; nothing has been written.
