@@ -241,12 +241,15 @@ def vote(
         typer.Argument(
             metavar="ROLLOUTS",
             help="JSONL or JSON file, packed or not, or - for standard input. Each row holds the id of a problem and a "
-            "completion, or a list of them.",
+            "completion, or a list of them. Samples that lm-eval logged and logs of inspect (.eval, .json) are such.",
         ),
     ],
     gold: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Gold answers (JSON lines with id and answer): adds gold and correct."),
+        typer.Option(
+            metavar="FILE",
+            help="Gold answers (JSON lines with id and answer, or the log itself): adds gold and correct.",
+        ),
     ] = None,
     before: Annotated[
         str | None,

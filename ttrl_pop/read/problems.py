@@ -22,6 +22,7 @@ from ttrl_pop.read.choices import Choices
 from ttrl_pop.read.gold import GOLD_FIELDS, Gold
 from ttrl_pop.read.hub import DatasetLoader, hub_rows, load_from_hub
 from ttrl_pop.read.lines import ByteStream, source_name
+from ttrl_pop.read.logs import read_logged
 from ttrl_pop.read.question import read_question
 from ttrl_pop.read.rows import ID_FIELDS, Counted, Notice, Row, Source, read_rows, rows_of, unsaid
 from ttrl_pop.text import shown
@@ -84,7 +85,7 @@ def read_problems(
 
 
 def read_gold(source: Source, options: ProblemsConfig, notice: Notice = unsaid) -> AnswerKey:
-    """Read gold answers by problem id; a file of problems with answers will do.
+    """Read gold answers by problem id; a file of problems with answers will do, and a log of lm-eval or inspect.
 
     Args:
         notice: is told what is in doubt of them.
@@ -93,7 +94,7 @@ def read_gold(source: Source, options: ProblemsConfig, notice: Notice = unsaid) 
         UsageError: the source cannot be read, a row breaks a rule, or none has an answer; the message begins with file
             and line.
     """
-    return AnswerKey(_read_gold(_read_rows(source, None, None), options, source, notice))
+    return AnswerKey(_read_gold(_read_rows(source, None, None, logged=True), options, source, notice))
 
 
 def write_problems(problems: Sequence[Problem]) -> Iterator[str]:
@@ -122,11 +123,13 @@ def fingerprint(problems: Iterable[Problem]) -> str:
 # --- source → rows ---
 
 
-def _read_rows(source: Source, stdin: ByteStream | None, load_dataset: DatasetLoader | None) -> Iterator[Row]:
+def _read_rows(
+    source: Source, stdin: ByteStream | None, load_dataset: DatasetLoader | None, logged: bool = False
+) -> Iterator[Row]:
     if isinstance(source, str) and source.startswith("hf:"):
         found = hub_rows(source, load_dataset or load_from_hub)
         return rows_of(enumerate(found, 1), source_name(source), "row")
-    return read_rows(source, stdin)
+    return read_logged(source, stdin, once=True) if logged else read_rows(source, stdin)
 
 
 # --- row → id, gold ---

@@ -161,7 +161,7 @@ def read_rows(source: Source, stdin: ByteStream | None = None, refused: Refuse =
         raise _empty(file)
     if start[0][1].lstrip().startswith(b"["):
         whole = _array((line for _, line in chain(start, lines)), file)
-        return rows_of(enumerate(_parse(whole, file, start[0][0]), 1), file, "element", refused)
+        return rows_of(enumerate(parsed(whole, file, start[0][0]), 1), file, "element", refused)
     return _rows(_values(chain(start, filled), file, refused), file, "line", refused)
 
 
@@ -269,7 +269,7 @@ def _empty(file: str) -> UsageError:
 def _values(lines: Iterable[tuple[int, bytes]], file: str, refused: Refuse) -> Iterator[tuple[int, Any]]:
     for number, line in lines:
         try:
-            value = _parse(line.removesuffix(b"\n"), file, number)
+            value = parsed(line.removesuffix(b"\n"), file, number)
         except UsageError as error:
             refused(error)
         else:
@@ -306,7 +306,12 @@ def _constant(name: str) -> Number | None:
 _DECODER = json.JSONDecoder(parse_int=Number, parse_float=Number, parse_constant=_constant)
 
 
-def _parse(raw: bytes, file: str, first_line: int) -> Any:
+def parsed(raw: bytes, file: str, first_line: int) -> Any:
+    """The JSON value in `raw`, numbers as they are spelled.
+
+    Raises:
+        UsageError: it is none; the message begins with file and line.
+    """
     try:
         return _DECODER.decode(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
