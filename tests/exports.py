@@ -23,10 +23,13 @@ LORA = LoraConfig(rank=2, alpha=4)
 class Tiny:
     """A tiny model's folder, and a policy on it that has learned: adapter and mu are away from where they begin."""
 
-    def __init__(self, folder: Path, family: str, final_mu: bool = True, width: int = 16, **more: Any) -> None:
+    def __init__(
+        self, folder: Path, family: str, final_mu: bool = True, width: int = 16, dtype: str = "float32", **more: Any
+    ) -> None:
+        self.dtype = dtype
         self.base = folder if folder.exists() else save_tiny(folder, family, width=width)
         population: Population = norm_noise(0.3, final_mu=final_mu, **more)
-        self.policy = Policy(load_model(str(self.base), "cpu", "float32"), population, LORA, seed=1)
+        self.policy = Policy(load_model(str(self.base), "cpu", dtype), population, LORA, seed=1)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(2)
             parameters = [*self.policy.adapter_parameters().values(), *self.policy.population_parameters().values()]
@@ -45,7 +48,7 @@ class Tiny:
 
     def network(self) -> Any:
         """The base model as it was read."""
-        return load_model(str(self.base), "cpu", "float32").network
+        return load_model(str(self.base), "cpu", self.dtype).network
 
     def export(self, form: str, out: Path, mind: Mind = MEAN) -> Path:
         """A folder of that form; raises NoFormError where the mind has none."""

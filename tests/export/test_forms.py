@@ -15,7 +15,7 @@ from fakes import ALPHABET, FAMILIES, SPECIAL, norm_noise, tiny_network, tiny_po
 
 from ttrl_pop.errors import UsageError
 from ttrl_pop.export.export import FORMS, _choose
-from ttrl_pop.export.proof import ProofError, compare
+from ttrl_pop.export.proof import ProofError, _logits, compare
 from ttrl_pop.export.readers import linear_readers
 from ttrl_pop.export.trained import NoFormError, offsets_of
 from ttrl_pop.population.base import MEAN, Population
@@ -76,11 +76,26 @@ def test_a_mind_with_noise_is_exported_like_the_mean(family: str, form: str, tin
         compare(network, policy.evidence(Mind(12)))
 
 
-def test_bfloat16_is_near_too(tiny: MakeTiny, tmp_path: Path) -> None:
-    policy = tiny("llama", final_mu=False)
-    folder = policy.export("plain", tmp_path / "out")
-    network = FORMS["plain"].reopen(folder, torch.bfloat16)
-    assert {tensor.dtype for tensor in network.state_dict().values()} == {torch.bfloat16}
+@pytest.mark.parametrize(("family", "form"), [("llama", "plain"), ("qwen3", "adapter"), ("gemma3", "code")])
+def test_in_bfloat16_a_folder_is_as_near_to_the_exact_mind_as_the_run_is(
+    family: str, form: str, tmp_path: Path
+) -> None:
+    exact = Tiny(tmp_path / "base", family, final_mu=False, width=64)
+    policy = Tiny(tmp_path / "base", family, final_mu=False, width=64, dtype="bfloat16")
+    policy.policy.population.load_state_dict(exact.policy.population.state_dict())
+    found = policy.evidence()
+    network = FORMS[form].reopen(policy.export(form, tmp_path / "out"), torch.bfloat16).eval()
+    assert network.dtype == torch.bfloat16
+    proof = compare(network, found)
+    assert proof.gap < proof.moved / 5
+    run, folder = [], []
+    for witness in found.witnesses:
+        ids = torch.tensor([witness.prompt_ids + witness.completion_ids[:-1]])
+        own = _logits(exact.policy, witness.prompt_ids, witness.completion_ids, MEAN).detach()
+        run.append(witness.logits_KV - own)
+        folder.append(network(input_ids=ids).logits[0, len(witness.prompt_ids) - 1 :].detach() - own)
+    rms = [float(torch.cat(each).square().mean().sqrt()) for each in (folder, run)]
+    assert rms[0] < 1.1 * rms[1]
 
 
 @pytest.mark.parametrize("family", ["gemma3", "qwen3"])

@@ -36,7 +36,7 @@ class RunInputs:
     config: Config
     problems: ProblemSet
     source: str
-    """Its name, after which a run directory is named."""
+    """Name after which a run directory is called."""
     out: Path | None
     """None: the first free one of runs/NAME-NUMBER."""
 
