@@ -16,7 +16,7 @@ BARE = re.compile(r"(Of|Those|That of|Its|Theirs)\b")
 """First words that tell nothing to a reader who sees the docstring's first line alone, as hover text shows it."""
 FLOORS = [
     ("__main__",),
-    ("api",),
+    ("api", "integrations"),
     ("cli",),
     ("train", "fit", "export"),
     ("run",),
@@ -174,6 +174,7 @@ def test_only_report_and_evaluation_read_gold() -> None:
             "run.session",
             "cli.vote",
             "api.vote",
+            "integrations.trl",
         )
     }
 
