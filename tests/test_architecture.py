@@ -16,7 +16,8 @@ BARE = re.compile(r"(Of|Those|That of|Its|Theirs)\b")
 """First words that tell nothing to a reader who sees the docstring's first line alone, as hover text shows it."""
 FLOORS = [
     ("__main__",),
-    ("api", "integrations"),
+    ("integrations",),
+    ("api",),
     ("cli",),
     ("train", "fit", "export"),
     ("run",),
