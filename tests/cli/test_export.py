@@ -13,6 +13,7 @@ from typer.testing import Result
 from ttrl_pop.errors import TtrlPopError, UsageError
 from ttrl_pop.export import export as exporting
 from ttrl_pop.export import hub, plain
+from ttrl_pop.model.source import locate
 
 
 @pytest.fixture(scope="module")
@@ -61,19 +62,22 @@ def test_an_exported_folder_is_a_model_to_measure(exported: tuple[Path, Result],
     assert (row["system"], row["problems"]) == ("base", 6)
 
 
+@pytest.mark.parametrize("form", ["plain", "code"])
 def test_what_the_mean_mind_writes_greedily_the_export_writes(
-    exported: tuple[Path, Result], plain_run: Path, place: Path
+    form: str, plain_run: Path, place: Path, tmp_path: Path
 ) -> None:
-    folder, _ = exported
-    greedy = ("--set", "sampling.temperature=0", "--minds", "1", "--quiet")
+    ttrl("export", plain_run, "-o", tmp_path / "out", "--to", form, "--quiet")
+    greedy = ("--set", "sampling.temperature=0", "--minds", "1", "--population", "none", "--quiet")
     texts = [
         [row["text"] for row in rows_of(ttrl("sample", place / "p.jsonl", *flags, *greedy).stdout)]
         for flags in (
-            ("--run", plain_run, "--population", "none"),
-            ("--config", place / "c.toml", "--model", folder, "--population", "none"),
+            ("--run", plain_run),
+            ("--config", place / "c.toml", "--model", tmp_path / "out"),
+            ("--config", place / "c.toml"),
         )
     ]
     assert texts[0] == texts[1]
+    assert texts[0] != texts[2]
 
 
 def test_one_mind_and_a_form_can_be_asked_for(plain_run: Path, tmp_path: Path) -> None:
@@ -180,4 +184,6 @@ def test_what_opens_on_this_machine_alone_is_not_uploaded(plain_run: Path, tmp_p
     ttrl("export", plain_run, "-o", tmp_path / "out", "--to", "adapter", "--quiet")
     with pytest.raises(UsageError, match="on this machine alone; export --to plain or --to code"):
         hub.check(tmp_path / "out")
+    with pytest.raises(UsageError, match="is an exported adapter, whose biases cannot be merged"):
+        locate(str(tmp_path / "out"))
     assert "no export of a run" in ttrl("push", plain_run, "me/mine", code=2).stderr

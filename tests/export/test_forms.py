@@ -18,6 +18,7 @@ from ttrl_pop.export.export import FORMS, _choose
 from ttrl_pop.export.proof import ProofError, _logits, compare
 from ttrl_pop.export.readers import linear_readers
 from ttrl_pop.export.trained import NoFormError, offsets_of
+from ttrl_pop.model.load import load_model
 from ttrl_pop.population.base import MEAN, Population
 from ttrl_pop.population.norm_noise import final_site, norm_sites
 from ttrl_pop.types import Mind
@@ -113,6 +114,19 @@ def test_a_folder_with_code_of_its_own_does_not_open_without_it(family: str, tin
     network = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
     with pytest.raises(ProofError):
         compare(network.eval(), policy.evidence())
+
+
+def test_a_folder_with_code_is_read_here_as_data(tiny: MakeTiny, tmp_path: Path) -> None:
+    policy = tiny("gemma3")
+    folder = policy.export("code", tmp_path / "out")
+    (folder / "modeling_minds.py").write_text("raise RuntimeError('run')")
+    compare(load_model(str(folder), "cpu", "float32").network, policy.evidence())
+    file = folder / "model.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    del tensors["model.norm.mind"]
+    safetensors.torch.save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(UsageError, match="no offset for the norm norm; export it anew"):
+        load_model(str(folder), "cpu", "float32")
 
 
 def test_a_bias_of_the_head_would_be_dropped_and_is_never_written(tiny: MakeTiny, tmp_path: Path) -> None:

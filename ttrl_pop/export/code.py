@@ -15,13 +15,11 @@ import transformers
 from torch import Tensor
 
 from ttrl_pop.export.trained import Lora, NoFormError, Offsets, merged
+from ttrl_pop.model.minded import OFFSET, PREFIX, SITES
 
 MODULE = "modeling_minds"
 
 LOADING = "AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)"
-
-PREFIX = "minds-"
-"""Begins the `model_type` of every such folder."""
 
 SOURCE = '''"""{base} with an offset behind norms: a mind of a population (B-Trans, arXiv 2512.25063)."""
 
@@ -91,7 +89,7 @@ def write(network: Any, lora: Lora | None, offsets: Offsets, folder: Path) -> No
     network = merged(network, lora)
     dtype = network.dtype
     tensors: dict[str, Tensor] = dict(network.state_dict())
-    tensors |= {f"{site}.mind": offset.to(network.device, dtype) for site, offset in offsets.items()}
+    tensors |= {f"{site}.{OFFSET}": offset.to(network.device, dtype) for site, offset in offsets.items()}
     network.save_pretrained(folder, state_dict=tensors, save_original_format=False)
     kind = {
         "base": type(network).__name__,
@@ -111,7 +109,7 @@ def write(network: Any, lora: Lora | None, offsets: Offsets, folder: Path) -> No
             "AutoModel": f"{MODULE}.Minds{kind['model']}",
             "AutoModelForCausalLM": f"{MODULE}.Minds{kind['base']}",
         },
-        "mind_sites": [site.removeprefix(f"{network.base_model_prefix}.") for site in offsets],
+        SITES: [site.removeprefix(f"{network.base_model_prefix}.") for site in offsets],
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 

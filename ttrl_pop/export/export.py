@@ -21,7 +21,7 @@ from ttrl_pop.export.trained import Lora, NoFormError, Offsets, lora_of, offsets
 from ttrl_pop.model.load import LoadedModel, load_model
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.model.prompts import encode
-from ttrl_pop.model.source import DEMO_MODEL, lasting
+from ttrl_pop.model.source import DEMO_MODEL, EXPORT, lasting
 from ttrl_pop.plugins import load
 from ttrl_pop.population.base import MEAN
 from ttrl_pop.read.problems import read_problems
@@ -31,9 +31,6 @@ from ttrl_pop.store.identity import PROBLEMS
 from ttrl_pop.types import Mind, Problem
 
 Form = Literal["auto", "plain", "adapter", "code"]
-
-RECORD = "ttrl_pop.json"
-"""The file by which an export is known: its form, its mind, and the figures of its proof."""
 
 
 @runtime_checkable
@@ -115,7 +112,7 @@ def export(
         del network
         proof = compare(FORMS[name].reopen(work, dtype).eval(), found)
         done = Exported(out, name, mind, step, proof)
-        (work / RECORD).write_text(json.dumps(done.row(), indent=1) + "\n")
+        (work / EXPORT).write_text(json.dumps(done.row(), indent=1) + "\n")
         told = Card(
             base=_base_name(config.model),
             base_id=_base_id(config.model),

@@ -12,7 +12,7 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, RepositoryNotFoundError
 
 from ttrl_pop.errors import TtrlPopError, UsageError
-from ttrl_pop.export.export import RECORD
+from ttrl_pop.model.source import EXPORT
 
 
 def push(folder: Path, name: str, public: bool = False, api: Any = None) -> str:
@@ -52,8 +52,8 @@ def check(folder: Path) -> None:
     Raises:
         UsageError: it is not.
     """
-    if not (folder / RECORD).is_file():
-        raise UsageError(f"{folder}: no export of a run (no {RECORD} in it); make one by ttrl-pop export")
+    if not (folder / EXPORT).is_file():
+        raise UsageError(f"{folder}: no export of a run (no {EXPORT} in it); make one by ttrl-pop export")
     settings = folder / "adapter_config.json"
     if settings.is_file() and os.path.exists(base := json.loads(settings.read_text())["base_model_name_or_path"]):
         raise UsageError(

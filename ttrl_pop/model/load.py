@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from ttrl_pop.errors import UsageError
+from ttrl_pop.model.minded import add_offsets, settings_of
 from ttrl_pop.model.refusals import code_refused, loading, quiet_transformers, reason
 from ttrl_pop.model.source import locate
 
@@ -57,7 +58,7 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto") -> LoadedMo
     what = f"model {name!r} cannot be loaded"
     with loading(what):
         # In this order: what can be known of a model from its settings is known before gigabytes are read.
-        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config, sites = settings_of(source)
         _check_plain(config, what)
         notices = _without_its_code(config, name, what)
         if _tokenizer_has_code(get_tokenizer_config(source)):
@@ -74,6 +75,7 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto") -> LoadedMo
             output_loading_info=True,
         )
         _check_whole(network, info, what)
+        add_offsets(network, source, sites)
         network = network.to(where).eval().requires_grad_(False)
         return LoadedModel(
             network=network,
