@@ -62,7 +62,10 @@ def resolve(name: str) -> Any:
         # A module first: the face has functions by the names of some.
         try:
             found = importlib.import_module(path)
-        except ModuleNotFoundError:
+        except ModuleNotFoundError as error:
+            if error.name is not None and not error.name.startswith("ttrl_pop"):
+                # It is there, and needs an extra that is not.
+                return None
             found = getattr(found, part)
     return found
 
