@@ -72,17 +72,22 @@ def test_what_a_mind_wrote_is_read_by_it_wherever_its_row_goes(checkpointing: bo
     seen: list[float] = []
 
     class Watching(MindsGRPOTrainer):
-        def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
-            minds = [Mind(seed) for seed in inputs[SEEDS].tolist()]
-            ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
-            mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
-            count = inputs["completion_ids"].shape[1]
-            with torch.no_grad(), self.minds.embody(minds):
-                logps, _, _ = self._get_per_token_logps_and_entropies(model, ids, mask, count, batch_size=1)
-            if self.state.global_step == 0:
-                gap = (logps - inputs["old_per_token_logps"]).abs() * inputs["completion_mask"]
+        """Compares what the loss reads in its first step with what was read of the rows before they were shuffled."""
+
+        inputs: dict[str, Any] | None = None
+
+        def _get_per_token_logps_and_entropies(self, *arguments: Any, **more: Any) -> Any:
+            read = super()._get_per_token_logps_and_entropies(*arguments, **more)
+            if self.inputs is not None and self.state.global_step == 0:
+                gap = (read[0] - self.inputs["old_per_token_logps"]).abs() * self.inputs["completion_mask"]
                 seen.append(float(gap.max()))
-            return super()._compute_loss(model, inputs)
+            return read
+
+        def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
+            self.inputs = inputs
+            loss = super()._compute_loss(model, inputs)
+            self.inputs = None
+            return loss
 
     watching = trainer(
         tiny,
