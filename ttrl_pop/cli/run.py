@@ -6,7 +6,7 @@ import shlex
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -63,25 +63,42 @@ def run(opened: Callable[[Stage], PreparedRun], quiet: bool) -> None:
     """
     with open_display(quiet, sys.stderr) as shown:
         prepared = opened(shown.phase)
-        session, run_dir = prepared.session, prepared.run
-        with (
-            closing(session.backend),
-            run_dir.lock(),
-            _logged(prepared, shown) as display,
-            _early_end(run_dir, display),
-        ):
-            first, last = _work(prepared, display, quiet)
-    if session.config.answers:
+        with closing(conduct(prepared, shown, quiet)) as reports:
+            for _ in reports:
+                pass
+    run_dir = prepared.run
+    if prepared.session.config.answers:
         try:
             print_rows(list(files.read_lines(run_dir.answers)), answers_table)
         except TtrlPopError as error:
             raise TtrlPopError(f"{error}; the answers are in {run_dir.answers}") from error
     if not quiet:
-        _print_summary(prepared, first, last)
+        _print_summary(prepared)
 
 
-def _work(prepared: PreparedRun, display: Display, quiet: bool) -> tuple[StepReport | None, StepReport | None]:
-    """All that is still to do of a run; the first and the last report of the whole of it."""
+def conduct(prepared: PreparedRun, shown: Display, quiet: bool) -> Generator[StepReport, None, None]:
+    """Do all that a run does and yield a report after each step: baseline, steps, answers. Closed early, it saves the
+    steps that are done.
+
+    Args:
+        shown: what is told of all that; the run's log keeps it too.
+
+    Raises:
+        UsageError: another process works in the run directory.
+        TtrlPopError: the run directory takes no more; what was saved before is whole.
+    """
+    session, run_dir = prepared.session, prepared.run
+    with (
+        closing(session.backend),
+        run_dir.lock(),
+        _logged(prepared, shown) as display,
+        _early_end(run_dir, display),
+    ):
+        yield from _work(prepared, display, quiet)
+
+
+def _work(prepared: PreparedRun, display: Display, quiet: bool) -> Iterator[StepReport]:
+    """All that is still to do of a run; yields the report of each step."""
     session, run_dir = prepared.session, prepared.run
     config = session.config
     if prepared.outdated:
@@ -109,7 +126,7 @@ def _work(prepared: PreparedRun, display: Display, quiet: bool) -> tuple[StepRep
         raise
     if survey_before:
         _record(run_dir, run_dir.baseline, _survey(session, display, "before training: answering"))
-    first, last = _train(prepared, progress, display, quiet)
+    yield from _train(prepared, progress, display, quiet)
     if config.answers and not _has(run_dir, run_dir.answers, display.notice):
         if session.policy.version == 0 and _has(run_dir, run_dir.baseline):
             # The same minds of the same policy, and each rollout has a stream of its own: they would say it again.
@@ -117,7 +134,6 @@ def _work(prepared: PreparedRun, display: Display, quiet: bool) -> tuple[StepRep
             identity.record(run_dir, run_dir.answers.name, reading.read_bytes(run_dir.baseline, reading.LARGE))
         else:
             _record(run_dir, run_dir.answers, _survey(session, display, "after training: answering"))
-    return first, last
 
 
 @contextmanager
@@ -215,22 +231,20 @@ def _record(run_dir: RunDirectory, path: Path, rows: Iterable[Mapping[str, Any]]
     identity.record(run_dir, path.name, files.encode_lines(path, rows))
 
 
-def _train(
-    prepared: PreparedRun, progress: Progress, display: Display, quiet: bool
-) -> tuple[StepReport | None, StepReport | None]:
-    """Run the loop; returns the first and the last report of the whole run."""
+def _train(prepared: PreparedRun, progress: Progress, display: Display, quiet: bool) -> Iterator[StepReport]:
+    """Run the loop; yields the report of each of its steps."""
     session = prepared.session
     answers, same = session.gold, session.grader.same
-    first = last = doubt = None
+    first = doubt = None
     lessons, cut_off = (
         Lessons(session.config),
         CutOff(session.config.sampling.max_new_tokens, session.config.learn.mask_truncated),
     )
     for row in progress.metrics:
-        last = from_metrics_row(row)
-        first = first or last
-        display.step(last)
-        lessons.see(last)
+        report = from_metrics_row(row)
+        first = first or report
+        display.step(report)
+        lessons.see(report)
     with (
         _tracked(prepared, progress, display, quiet) as track,
         closing(train(session, prepared.run, progress)) as events,
@@ -252,10 +266,10 @@ def _train(
                     told = lessons.see(event) or (cut_off.notice() if first is None else None)
                     if told:
                         display.warning(told)
-                    first, last = first or event, event
+                    first = first or event
+                    yield event
     if conclusion := lessons.conclusion():
         display.warning(conclusion)
-    return first, last
 
 
 def _tracked(
@@ -283,7 +297,7 @@ def _accuracy(session: Session, tally: Tally) -> dict[str, float]:
     return {} if accuracy is None else {"accuracy": accuracy}
 
 
-def _print_summary(prepared: PreparedRun, first: StepReport | None, last: StepReport | None) -> None:
+def _print_summary(prepared: PreparedRun) -> None:
     """Before and after, and where everything is, on stderr."""
     run_dir = prepared.run
     console = console_on(sys.stderr)
@@ -297,7 +311,8 @@ def _print_summary(prepared: PreparedRun, first: StepReport | None, last: StepRe
         outcomes = outcome_table(
             *({row["id"]: row["correct"] for row in part if "correct" in row} for part in (before, after))
         )
-    elif first is not None and last is not None:
+    elif steps := list(files.read_lines(run_dir.metrics)):
+        first, last = (from_metrics_row(steps[index]) for index in (0, -1))
         keys = {
             "vote/agreement": "agreement",
             "rollout/accuracy": "rollout accuracy",
