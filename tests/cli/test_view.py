@@ -21,7 +21,6 @@ from report.page.made import learner, made_run, questions
 from ttrl_pop.cli.view import Shelf, serve
 from ttrl_pop.report.page.html import policy
 
-
 PATIENCE = 40.0
 """Seconds after which no event comes any more."""
 
