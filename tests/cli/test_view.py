@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,9 @@ from report.page.made import learner, made_run, questions
 
 from ttrl_pop.cli.view import Shelf, serve
 from ttrl_pop.report.page.html import policy
+
+PATIENCE = 40.0
+"""Seconds after which no event comes any more."""
 
 
 @pytest.fixture
@@ -50,7 +54,10 @@ def asked(port: int, path: str, host: str | None = None) -> http.client.HTTPResp
 
 
 def next_event(stream: http.client.HTTPResponse) -> dict[str, Any]:
+    end = time.monotonic() + PATIENCE
     while not (line := stream.readline()).startswith(b"data: "):
+        # Signs of life come all the time.
+        assert time.monotonic() < end
         assert line
     data: dict[str, Any] = json.loads(line[len(b"data: ") :])
     return data
