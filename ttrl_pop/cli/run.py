@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 import traceback
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
@@ -64,8 +65,8 @@ def run(opened: Callable[[Stage], PreparedRun], quiet: bool) -> None:
     with open_display(quiet, sys.stderr) as shown:
         prepared = opened(shown.phase)
         with closing(conduct(prepared, shown, quiet)) as reports:
-            for _ in reports:
-                pass
+            # In one call: an interruption between two reports comes up inside, where it is told what is saved.
+            deque(reports, maxlen=0)
     run_dir = prepared.run
     if prepared.session.config.answers:
         try:
