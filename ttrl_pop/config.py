@@ -211,7 +211,7 @@ class LearnConfig(Section):
     """Optimizer steps on each batch of rollouts."""
     token_budget: Positive | None = None
     """Tokens that one forward of the learner holds at most (at least one rollout); None: 1024 on a CPU, where more are
-    no faster, 16384 on a GPU. Memory grows with it, the gradient is the same."""
+    no faster, as many as fit on a GPU, up to 65536. Memory grows with it, the gradient is the same."""
     checkpointing: bool = False
     """Compute each layer's activations again in the backward pass instead of keeping them: less memory, a third more
     time."""

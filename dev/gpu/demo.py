@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     settings = [f"--set=device={given.device}", f"--set=dtype={given.dtype}"]
     if given.device != "cpu":
-        settings += ["--set=learn.token_budget=16384", f"--set=backend_options.graphs={str(given.graphs).lower()}"]
+        settings.append(f"--set=backend_options.graphs={str(given.graphs).lower()}")
     began = time.perf_counter()
     typed = [
         *("run", str(EXAMPLES / "times-table.jsonl"), "--config", str(EXAMPLES / "times-table.toml")),

@@ -22,7 +22,9 @@ def unscaled(**targets: float) -> Session:
 def calibrated(session: Session) -> Calibration:
     minds = session.policy.population.spawn(session.config.seed, 0, MINDS)
     rollouts = base_rollouts(session, looked_at(session.problems))
-    return calibrate(session.policy, rollouts, minds, learner_tokens(None, session.policy.device))
+    return calibrate(
+        session.policy, rollouts, minds, learner_tokens(None, session.policy.device, session.policy.network)
+    )
 
 
 def test_a_population_that_lacks_its_scale_gets_the_calibrated_one() -> None:

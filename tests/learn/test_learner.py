@@ -512,7 +512,7 @@ def test_micro_batches_that_do_not_fit_are_halved_for_good_and_change_no_gradien
 def test_a_learner_goes_on_with_the_token_budget_that_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     session = tiny_session(tiny_policy())
     learner, sizes = Learner(session.policy, session.config), []
-    assert learner.token_budget == learner_tokens(None, session.policy.device)
+    assert learner.token_budget == learner_tokens(None, session.policy.device, session.policy.network)
     learner.token_budget = 1
     monkeypatch.setattr(Learner, "_backward", lambda learner, batch: sizes.append(len(batch)) or objective.Sums())
     assert learner.learn(tallies_of(session), 1).token_budget == 1

@@ -46,7 +46,7 @@ def _find_lack(
             phase("finding sigma: the base model answers", len(chosen))
             rollouts = base_rollouts(session, chosen)
             minds = population.spawn(session.config.seed, OUTSIDE_TRAINING, MINDS)
-            tokens = learner_tokens(session.config.learn.token_budget, session.policy.device)
+            tokens = learner_tokens(session.config.learn.token_budget, session.policy.device, session.policy.network)
             found = calibrate(
                 session.policy, rollouts, minds, tokens, lambda sigma: phase(f"finding sigma: {sigma:.2g}", 0)
             )

@@ -35,7 +35,9 @@ class Learner:
         self.policy = policy
         self.config = config
         self.bad_in_a_row = 0
-        self._micro_batches = MicroBatches(self._reader, learner_tokens(config.learn.token_budget, policy.device))
+        self._micro_batches = MicroBatches(
+            self._reader, learner_tokens(config.learn.token_budget, policy.device, policy.network)
+        )
         if config.learn.checkpointing:
             recompute_layers(policy.network)
         self.trained = Trained(policy, keep_average=config.vote.labels == "average")

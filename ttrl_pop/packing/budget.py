@@ -1,28 +1,43 @@
 """How much a forward may hold, in tokens, and how much of that its trees take."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
+from ttrl_pop.kernels.memory import limit_bytes
 from ttrl_pop.packing.radix import KEYS, alike
 from ttrl_pop.types import Mind
 
-PREFILL_TOKENS = {"cpu": 2048}
-"""Prompt tokens of one forward, by type of device; `ON_GPU` on others."""
-LEARNER_TOKENS = {"cpu": 1024}
-"""Tokens of one forward of the learner, by type of device; `ON_GPU` on others."""
-ON_GPU = 2**14
-"""A forward of fewer tokens is over before a GPU has been told of it."""
+PREFILL_TOKENS = {"cpu": 2048, "cuda": 2**14}
+"""Prompt tokens of one forward, by type of device; those of a GPU on others. A forward of fewer is over before a GPU
+has been told of it."""
+LEARNER_TOKENS = {"cpu": 1024, "cuda": 2**16}
+"""Tokens of one forward of the learner, by type of device, at most; those of a GPU on others."""
+LEARNER_SHARE = 0.375
+"""Share of a GPU's memory that what one forward of the learner leaves behind may take."""
+HIDDEN, INNER = 12, 4
+"""Numbers that a token leaves behind in a layer, about, in widths of its hidden states and of its feed-forward layer
+(dev/LOG.md)."""
 
 
 def prefill_tokens(given: int | None, device: torch.device) -> int:
     """Prompt tokens that one forward reads at most: what was given, or what suits the device."""
-    return given or PREFILL_TOKENS.get(device.type, ON_GPU)
+    return given or PREFILL_TOKENS.get(device.type, PREFILL_TOKENS["cuda"])
 
 
-def learner_tokens(given: int | None, device: torch.device) -> int:
-    """Tokens that one forward of the learner holds at most: what was given, or what suits the device."""
-    return given or LEARNER_TOKENS.get(device.type, ON_GPU)
+def learner_tokens(given: int | None, device: torch.device, network: Any) -> int:
+    """Tokens that one forward of the learner holds at most: what was given, or what suits the device and, on a GPU, its
+    memory. The network need hold no numbers."""
+    most = LEARNER_TOKENS.get(device.type, LEARNER_TOKENS["cuda"])
+    if given or device.type != "cuda":
+        return given or most
+    config = network.config.get_text_config()
+    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    numbers = config.num_hidden_layers * (HIDDEN * config.hidden_size + INNER * inner)
+    room = LEARNER_SHARE * limit_bytes(device) / (numbers * next(network.parameters()).element_size())
+    # In steps, so that cards of one kind agree.
+    return max(LEARNER_TOKENS["cpu"], min(most, int(room / 1024) * 1024))
 
 
 class Budget:

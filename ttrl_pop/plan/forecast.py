@@ -132,7 +132,7 @@ def _forecast(
     size = policy_size(outline, kind(options), config.learn.lora if adapter else None, device)
     forwards = Forwards(
         read=prefill_tokens(config.sampling.prefill_tokens, device),
-        learn=learner_tokens(config.learn.token_budget, device),
+        learn=learner_tokens(config.learn.token_budget, device, outline.network),
         logits=logit_rows_on(device, size.vocabulary),
     )
     learns = surveys is None

@@ -164,7 +164,7 @@ def resolve(config: Config, engine: str, policy: Policy, backend: Backend) -> Co
                 update={
                     **called_for,
                     "population_lr": learn.population_rate,
-                    "token_budget": learner_tokens(learn.token_budget, policy.device),
+                    "token_budget": learner_tokens(learn.token_budget, policy.device, policy.network),
                 }
             ),
             "vote": vote.model_copy(update={"thinking": thinking}),
