@@ -43,7 +43,7 @@ def phases(given: argparse.Namespace) -> list[Phase]:
     model = str(gguf) if gguf.exists() else "smollm2"
     # Plug-ins of pytest that a machine may have warn of each other, and here a warning is an error.
     left_out = [word for name in ("cacheprovider", "benchmark", "cov", "timeout") for word in ("-p", f"no:{name}")]
-    files = ("tests/gpu", "tests/kernels/test_norm_kernels.py")
+    files = ("tests/gpu", *sorted(map(str, Path("tests/kernels").glob("test_*_kernels.py"))))
     tests = (python, "-m", "pytest", "-q", *left_out, *files, *(["-n", "14"] if on_gpu else []))
     found = [Phase("tests", 150, (*tests, *(["-k", "llama and not run"] if quick else [])))]
     types = ["float32"] if not on_gpu else ["bfloat16", "float32"]

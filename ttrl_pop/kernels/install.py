@@ -10,6 +10,7 @@ too much memory, adapters are computed beside W. W', and weights without adapter
 is known and there is room (`ttrl_pop.kernels.matmul`).
 """
 
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,28 +18,35 @@ import torch
 from peft.tuners import lora
 from torch import Tensor, nn
 
-from ttrl_pop.kernels import matmul
+from ttrl_pop.kernels import matmul, rotary
 from ttrl_pop.kernels.fused import Projection, gated_mlp, linear
 from ttrl_pop.kernels.matmul import LaidOutWeight
 from ttrl_pop.kernels.memory import limit_bytes
-from ttrl_pop.kernels.norms import Gain, rms_norm
+from ttrl_pop.kernels.norms import Gain, has_kernels, rms_norm
 
 MERGED_SHARE = 0.125
 """Share of the memory of a process that merged weights may take."""
 LAYOUT_SHARE = 0.125
 """Share of the memory of a process that weights may take once more, laid out for products."""
+ROTARY = "apply_rotary_pos_emb"
+"""Name of the function by which families of transformers turn queries and keys."""
 GATED = ("gate_proj", "up_proj", "down_proj")
 """Names of the linear layers in the gated feed-forward layers of transformers."""
 
 
 def fuse(network: nn.Module) -> None:
-    """Give the layers of `network` that are known here their faster forward. Their frozen weights get no gradient."""
+    """Give the layers of `network` that are known here their faster forward. Their frozen weights get no gradient.
+
+    Where there is a GPU, also the function by which all models of its family turn queries and keys: it has no layer.
+    """
     projections = _projections(network)
     for module, projection in projections.items():
         _fuse_linear(module, projection)
     for module in network.modules():
         if "rmsnorm" in type(module).__name__.lower():
             _fuse_norm(module)
+        elif "attention" in type(module).__name__.lower():
+            _fuse_rotary(module)
         elif all(getattr(module, name, None) in projections for name in GATED):
             _fuse_mlp(module, [projections[getattr(module, name)] for name in GATED])
 
@@ -123,7 +131,10 @@ def _fuse_mlp(module: Any, projections: list[Projection]) -> None:
     own = module.forward
     adapted = [layer for layer in map(module.get_submodule, GATED) if isinstance(layer, lora.Linear)]
     weight = projections[0].weight
-    probe = torch.linspace(-2, 3, 2 * weight.shape[1], dtype=weight.dtype, device=weight.device).view(2, -1)
+    # On a GPU so many rows that both sides round alike: few take a kernel of their own.
+    rows = 512 if has_kernels(weight) else 2
+    probe = torch.linspace(-2, 3, weight.shape[1], dtype=weight.dtype, device=weight.device).repeat(rows, 1)
+    probe *= torch.linspace(0.5, 1, rows, dtype=weight.dtype, device=weight.device)[:, None]
     try:
         with torch.no_grad():
             expected = own(probe)
@@ -154,3 +165,30 @@ def _fuse_norm(module: Any) -> None:
     fitting = [gain for gain, y in found.items() if torch.allclose(y, expected, rtol=near, atol=1e-6)]
     if fitting:
         module.forward = lambda x: rms_norm(x, weight, eps, fitting[0])
+
+
+def _fuse_rotary(module: Any) -> None:
+    """Replace what the family of `module` turns queries and keys with, where a kernel computes the same."""
+    family = sys.modules[type(module).__module__]
+    own = getattr(family, ROTARY, None)
+    weight = next(module.parameters(), None)
+    if own is None or weight is None or not has_kernels(weight) or hasattr(own, "own"):
+        return
+    faster = rotary.fused(own)
+    q, k, cos, sin = (
+        torch.linspace(-1, 1, heads * 16, dtype=weight.dtype, device=weight.device).view(1, heads, 2, 8)
+        for heads in (3, 1, 1, 1)
+    )
+    try:
+        with torch.no_grad():
+            # Sines are not cosines: what takes one for the other must not agree.
+            given = q, k, cos[0], sin[0].flip(-1) / 2
+            near = max(1e-5, torch.finfo(weight.dtype).eps)
+            agrees = all(
+                torch.allclose(y, expected, rtol=near, atol=near)
+                for y, expected in zip(faster(*given), own(*given), strict=True)
+            )
+    except (TypeError, ValueError, IndexError, RuntimeError):
+        return
+    if agrees:
+        setattr(family, ROTARY, faster)

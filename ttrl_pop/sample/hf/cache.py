@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ttrl_pop.kernels.memory import transfer, zeros
+from ttrl_pop.kernels.norms import has_kernels
 from ttrl_pop.packing.attention import Plan, bias_of, single
 from ttrl_pop.packing.pack import Pack
 
@@ -46,7 +47,7 @@ class KeyValueCache:
     def write(self, layer: int, cells: CacheCells, keys_NKD: Tensor, values_NKD: Tensor) -> None:
         """Put keys and values of each token into its cell."""
         rows = cells.rows(keys_NKD.shape[1], self.longest)
-        for buffer, states in zip(self._buffers(layer, keys_NKD, values_NKD), (keys_NKD, values_NKD), strict=True):
+        for buffer, states in zip(self.buffers(layer, keys_NKD, values_NKD), (keys_NKD, values_NKD), strict=True):
             buffer.flatten(0, 2).index_copy_(0, rows, states.flatten(0, 1))
 
     def read(self, layer: int, slots: int, columns: int) -> tuple[Tensor, Tensor]:
@@ -60,7 +61,8 @@ class KeyValueCache:
             for buffer in buffers:
                 buffer[targets, :, :columns] = buffer[sources, :, :columns]
 
-    def _buffers(self, layer: int, keys_NKD: Tensor, values_NKD: Tensor) -> tuple[Tensor, Tensor]:
+    def buffers(self, layer: int, keys_NKD: Tensor, values_NKD: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [slots, K, longest, D] of a layer, which are made where it has none yet."""
         if layer not in self.layers:
             self.layers[layer] = (self._empty(keys_NKD), self._empty(values_NKD))
         return self.layers[layer]
@@ -116,6 +118,11 @@ class Decode(Plan):
         scale: float,
         window: int | None,
     ) -> Float[Tensor, "N H D"]:
+        if has_kernels(queries_NHD) and keys_NKD.shape == values_NKD.shape:
+            from ttrl_pop.kernels.attention_kernels import attend_newest
+
+            buffers = self.cache.buffers(layer, keys_NKD, values_NKD)
+            return attend_newest(queries_NHD, keys_NKD, values_NKD, buffers, self.positions_N, scale, window)
         self.cache.write(layer, self.cells, keys_NKD, values_NKD)
         keys_NKSD, values_NKSD = self.cache.read(layer, len(queries_NHD), self.columns)
         return single(queries_NHD, keys_NKSD, values_NKSD, scale, self._bias(window, queries_NHD))
