@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ttrl_pop.kernels.matmul import LaidOutWeight, product
+from ttrl_pop.kernels.norms import has_kernels
 
 
 @dataclass(slots=True)
@@ -69,6 +70,11 @@ class Projection:
 
     def times(self, x: Float[Tensor, "N I"]) -> Float[Tensor, "N O"]:
         """What the layer computes, without gradient."""
+        if self._fits_kernel(x):
+            from ttrl_pop.kernels import lora_kernels
+
+            down, up = self.factors()
+            return lora_kernels.adapted(x.contiguous(), self.weight, self.bias, down, up, self.scale)
         weight = self.multiplier()
         y = self.laid_out.times(x, self.bias) if self.laid_out else product(x, weight, self.bias)
         if self.down is None or self.merged is not None:
@@ -76,6 +82,14 @@ class Projection:
         down, up = self.factors()
         # In place: a new sum would begin with a copy.
         return y.addmm_(product(x, down), up.t(), alpha=self.scale)
+
+    def _fits_kernel(self, x: Float[Tensor, "N I"]) -> bool:
+        """Whether one kernel computes W and adapter side by side, and faster."""
+        if self.down is None or self.merged is not None or self.weight.dtype != torch.bfloat16 or not has_kernels(x):
+            return False
+        from ttrl_pop.kernels import lora_kernels
+
+        return self.weight.is_contiguous() and lora_kernels.is_faster(x.shape[0], *self.weight.shape[::-1])
 
 
 def linear(x: Float[Tensor, "*B I"], layer: Projection) -> Float[Tensor, "*B O"]:
