@@ -38,12 +38,19 @@ def trees(count: int, branches: int, tokens: int) -> list[Tree]:
 def flexed(packed: Pack, device: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """The same attention by FlexAttention."""
     count = len(packed.ids_N)
-    tree_N, branch_N = (torch.zeros(count, dtype=torch.long) for _ in range(2))
+    tree_N, branch_N = torch.full((count,), -1), torch.zeros(count, dtype=torch.long)
     for t, stem in enumerate(packed.stems):
         tree_N[[*chain(*stem)]] = t
-        for b, pieces in enumerate(packed.branches[t], start=1):
-            tree_N[[*chain(*pieces)]] = t
-            branch_N[[*chain(*pieces)]] = b
+    ends = [(t, b, [*chain(*p)]) for t, of_tree in enumerate(packed.branches) for b, p in enumerate(of_tree, start=1)]
+    for t, b, cells in ends:
+        tree_N[cells], branch_N[cells] = t, b
+    # Where a prompt is short it is read once more before each branch, which then is a tree of its own.
+    for number, (_, _, cells) in enumerate(ends):
+        first = cells[0]
+        while first and tree_N[first - 1] == -1:
+            first -= 1
+        if first < cells[0]:
+            tree_N[first : cells[-1] + 1], branch_N[cells] = len(packed.stems) + number, 0
     tree, branch, position = tree_N.to(device), branch_N.to(device), packed.positions_N
     # A branch alone in its tree is a part of the stem's row.
 

@@ -15,8 +15,8 @@ INTRODUCTION = """# What has been run where
 
 Made from the rows that `make gpu` has left in `dev/gpu/measured`, by `python -m dev.gpu.page`; how to measure on
 another device stands in [dev/gpu/README.md](../dev/gpu/README.md). Whatever is not in these tables has run on CPUs
-alone: the engine vLLM, models of more than 135 million parameters, several GPUs, AMD's and Apple's. On CPUs all tests
-run with every change; figures stand in dev/LOG.md and come from benchmarks/README.md.
+alone: the engine vLLM, trained models of more than 135 million parameters, several GPUs, AMD's and Apple's. On CPUs all
+tests run with every change; figures stand in dev/LOG.md and come from benchmarks/README.md.
 
 A run is one stay on one machine; its code is the commit named. Figures of one run are comparable, those of two runs
 only roughly: machines differ. Completions all have the same length. A form is minds x samples, for each of 16 problems.
@@ -109,13 +109,42 @@ def steps(found: list[Row]) -> str:
     return table(head, lines)
 
 
+def attention(found: list[Row]) -> str:
+    lines = [
+        (r["run"], r["attention"], r["tokens"], _ms(r["ours"]), _ms(r["flex"]), r.get("note", ""))
+        for r in found
+        if "flex" in r
+    ]
+    return table(("run", "form, new tokens", "tokens", "blocks, ms", "FlexAttention, ms", ""), lines)
+
+
+def profiles(found: list[Row]) -> str:
+    lines = [
+        (r["run"], r["model"], r["part"], _ms(r["seconds"]), _ms(r["busy"]), r["kernels"] or "", r.get("note", ""))
+        for r in found
+        if "busy" in r
+    ]
+    return table(("run", "model", "what", "ms", "of them kernels", "kernels", ""), lines)
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:.2f}"
+
+
 def _gib(row: Row) -> str:
     return f"{row['gpu_peak_bytes'] / 2**30:.1f}" if row.get("gpu_peak_bytes") else ""
 
 
 def page() -> str:
     found = rows()
-    parts = {"Machines": machines, "Tests (`tests/gpu`)": tests, "The demo": demos, "A step": steps}
+    parts = {
+        "Machines": machines,
+        "Tests (`tests/gpu`, `tests/kernels`)": tests,
+        "The demo": demos,
+        "A step": steps,
+        "Attention of packed rows, forward and backward of a layer": attention,
+        "Where the time goes": profiles,
+    }
     return INTRODUCTION + "".join(f"\n## {title}\n\n{part(found)}\n" for title, part in parts.items())
 
 
