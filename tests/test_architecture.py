@@ -16,9 +16,11 @@ BARE = re.compile(r"(Of|Those|That of|Its|Theirs)\b")
 """First words that tell nothing to a reader who sees the docstring's first line alone, as hover text shows it."""
 FLOORS = [
     ("__main__",),
+    ("integrations",),
+    ("api",),
     ("cli",),
     ("plan",),
-    ("train", "fit"),
+    ("train", "fit", "export"),
     ("run",),
     ("sample", "learn", "store"),
     ("model", "vote"),
@@ -182,6 +184,8 @@ def test_only_report_and_evaluation_read_gold() -> None:
             "vote.rules",
             "run.session",
             "cli.vote",
+            "api.vote",
+            "integrations.trl",
         )
     }
 

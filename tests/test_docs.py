@@ -59,12 +59,14 @@ def resolve(name: str) -> Any:
     path = "ttrl_pop"
     for part in name.split(".")[1:]:
         path += f".{part}"
-        if not hasattr(found, part):
-            try:
-                importlib.import_module(path)
-            except ModuleNotFoundError as error:
-                raise AttributeError(f"{name}: no {part} in {found!r}") from error
-        found = getattr(found, part)
+        # A module first: the face has functions by the names of some.
+        try:
+            found = importlib.import_module(path)
+        except ModuleNotFoundError as error:
+            if error.name is not None and not error.name.startswith("ttrl_pop"):
+                # It is there, and needs an extra that is not.
+                return None
+            found = getattr(found, part)
     return found
 
 

@@ -127,6 +127,7 @@ def test_the_options_of_plug_ins_are_written_out(tiny: Path) -> None:
         "spread": "site",
         "level": "sequence",
         "scope": "sequence",
+        "final_mu": True,
     }
     assert config.backend_options == {"graphs": False}
     assert opened(tiny, **{"population.options.sigma": 1}).config.population.options["sigma"] == 1.0

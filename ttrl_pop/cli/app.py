@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -23,6 +23,7 @@ from ttrl_pop.kernels import malloc, threads
 from ttrl_pop.text import shown
 
 RUNS = "Run directory, or any path in one."
+Form = Literal["auto", "plain", "adapter", "code"]
 
 
 class Commands(TyperGroup):
@@ -249,6 +250,61 @@ def view(
     command.view(runs or [Path("runs")], port, trust)
 
 
+@app.command(short_help="One mind of a run as a model folder.")
+def export(
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="Run directory (its newest checkpoint), RUN/best, or any checkpoint."),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder to be; must not exist yet, or be empty.")
+    ],
+    mind: Annotated[
+        int | None,
+        typer.Option(metavar="SEED", help="A mind by its seed, as in rollouts.  [default: the mean mind]", min=1),
+    ] = None,
+    to: Annotated[
+        Form,
+        typer.Option(
+            metavar="FORM",
+            help="plain (a class that transformers and vLLM know), adapter (peft), code (a class of its own), or auto: "
+            "the first of these that holds the mind exactly.",
+        ),
+    ] = "auto",
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The base model, where it has moved.  [default: the run's]")
+    ] = None,
+    trust: Trust = False,
+    quiet: Quiet = False,
+) -> None:
+    """ttrl-pop export runs/problems-1/best -o my-model
+
+    Write the mean mind, or one mind, of a trained run as a folder that transformers opens. It is opened again and
+    compared with the run, logits and greedy completions; if they differ by more than rounding it is removed, exit code
+    1. One JSON line says form and figures; the folder's README.md is its model card.
+    """
+    from ttrl_pop.cli import export as command
+
+    command.export(run, out, mind, to, Given(overrides={"model": model}, trust=trust), quiet)
+
+
+@app.command(short_help="Upload an exported folder to the hub.")
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What ttrl-pop export wrote.")],
+    name: Annotated[str, typer.Argument(metavar="USER/NAME", help="The repository, which is made if need be.")],
+    public: Annotated[bool, typer.Option("--public", help="For everyone to see.  [default: private]")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """ttrl-pop push my-model user/my-model
+
+    Upload an exported folder to the Hugging Face hub, private unless --public. Repeated, it goes on where it was cut
+    off. Prints the address as a JSON line.
+    """
+    from ttrl_pop.cli import export as command
+
+    command.push(folder, name, public)
+
+
 @app.command(short_help="Label rollouts made elsewhere.")
 @takes(
     *("rollouts", "gold", "before", "extract", "grader", "reward", "weight", "preset", "config", "set", "rollouts_raw"),
@@ -261,12 +317,16 @@ def vote(
         typer.Argument(
             metavar="ROLLOUTS",
             help="JSONL, JSON, CSV or Parquet file, packed or not, or - for standard input. Each row holds the id of a "
-            "problem and a completion, or a list of them.",
+            "problem and a completion, or a list of them. Samples that lm-eval logged and logs of inspect (.eval, "
+            ".json) are such.",
         ),
     ],
     gold: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Gold answers (JSON lines with id and answer): adds gold and correct."),
+        typer.Option(
+            metavar="FILE",
+            help="Gold answers (JSON lines with id and answer, or the log itself): adds gold and correct.",
+        ),
     ] = None,
     before: Annotated[
         str | None,

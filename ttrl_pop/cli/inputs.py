@@ -18,7 +18,7 @@ from ttrl_pop.config import Config, ProblemsConfig
 from ttrl_pop.config_file import load_config
 from ttrl_pop.errors import UsageError
 from ttrl_pop.read.problems import read_problems
-from ttrl_pop.read.rows import Notice, unsaid
+from ttrl_pop.read.rows import Notice, Source, unsaid
 from ttrl_pop.store import identity
 from ttrl_pop.store.directory import RunDirectory, find
 from ttrl_pop.store.identity import GOLD, PROBLEMS, Identity
@@ -37,6 +37,7 @@ class RunInputs:
     config: Config
     problems: ProblemSet
     source: str
+    """Name after which a run directory is called."""
     out: Path | None
     """None: the first free one of runs/NAME-NUMBER."""
     notices: tuple[str, ...] = ()
@@ -66,13 +67,13 @@ def notices(quiet: bool) -> Notice:
 
 
 def for_run(
-    source: str | None, gold: str | None, out: Path | None, given: Given, notice: Notice, writes: bool = True
+    source: Source | None, gold: Source | None, out: Path | None, given: Given, notice: Notice, writes: bool = True
 ) -> RunInputs:
     """Read configuration and problems of a new run.
 
     Args:
         source: as for `read_problems`.
-        gold: file of gold answers.
+        gold: source of gold answers.
         out: directory to be, which must not exist or be empty.
         notice: as for `read_problems`.
         writes: whether a run directory will be made.
@@ -95,7 +96,7 @@ def for_run(
     problems = read_problems(source, config.problems, gold, notice=tell)
     if needs_gold(config.vote.reward):
         _check_all_gold(config.vote.reward, problems)
-    return RunInputs(config, problems, source, out, tuple(told))
+    return RunInputs(config, problems, source if isinstance(source, str) else "rows", out, tuple(told))
 
 
 def for_reading(
@@ -149,7 +150,7 @@ def stored_problems(run: RunDirectory, known: Identity) -> ProblemSet:
     return read_problems(str(run.problems), ProblemsConfig(), str(run.gold) if has_gold else None)
 
 
-def check_one_stdin(sources: Mapping[str, str | None]) -> None:
+def check_one_stdin(sources: Mapping[str, Source | None]) -> None:
     """Let standard input be one of `sources`, which has the names of the command line, at most.
 
     Raises:

@@ -11,6 +11,7 @@ from ttrl_pop.cli.display.tables import states_table
 from ttrl_pop.cli.given import Given
 from ttrl_pop.cli.printing import print_rows
 from ttrl_pop.cli.trust import check_trusted
+from ttrl_pop.config import Config
 from ttrl_pop.config_file import load_config
 from ttrl_pop.plugins import foreign
 from ttrl_pop.report.gold import is_right
@@ -41,16 +42,21 @@ def problems(path: Path, trust: bool) -> None:
         folder = checkpoint.newest(run_dir, _print_notice)
     else:
         checkpoint.load_state(folder)
+    print_rows(state_rows(run_dir, folder, config), states_table)
+
+
+def state_rows(run: RunDirectory, folder: Path, config: Config) -> list[dict[str, Any]]:
+    """What the checkpoint in `folder` knows of each problem that was visited, in the order of first visits."""
     history = load_history(folder)
     same = build_grader(config.vote).same
-    gold = _gold(run_dir, known)
+    gold = _gold(run, identity.load(run))
     rows: list[dict[str, Any]] = []
     for state, row in zip(history.values(), history.rows(), strict=True):
         row |= {"flip_rate": state.flip_rate, "weight": group_weight(state, config.guard)}
         if state.id in gold:
             row |= {"gold": gold[state.id], "correct": is_right(state.label, gold[state.id], same)}
         rows.append(row)
-    print_rows(rows, states_table)
+    return rows
 
 
 def _gold(run: RunDirectory, known: identity.Identity) -> dict[str, GoldAnswer]:

@@ -6,7 +6,8 @@ import shlex
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,25 +64,42 @@ def run(opened: Callable[[Stage], PreparedRun], quiet: bool) -> None:
     """
     with open_display(quiet, sys.stderr) as shown:
         prepared = opened(shown.phase)
-        session, run_dir = prepared.session, prepared.run
-        with (
-            closing(session.backend),
-            run_dir.lock(),
-            _logged(prepared, shown) as display,
-            _early_end(run_dir, display),
-        ):
-            first, last = _work(prepared, display)
-    if session.config.answers:
+        with closing(conduct(prepared, shown, shlex.join(["ttrl-pop", *sys.argv[1:]]))) as reports:
+            # No line of Python runs between two of them: whenever Ctrl-C comes, it comes inside of the run.
+            deque(reports, maxlen=0)
+    run_dir = prepared.run
+    if prepared.session.config.answers:
         try:
             print_rows(list(files.read_lines(run_dir.answers)), answers_table)
         except TtrlPopError as error:
             raise TtrlPopError(f"{error}; the answers are in {run_dir.answers}") from error
     if not quiet:
-        _print_summary(prepared, first, last)
+        _print_summary(prepared)
 
 
-def _work(prepared: PreparedRun, display: Display) -> tuple[StepReport | None, StepReport | None]:
-    """All that is still to do of a run; the first and the last report of the whole of it."""
+def conduct(prepared: PreparedRun, shown: Display, call: str) -> Generator[StepReport, None, None]:
+    """Do all that is still to do of a run, baseline, steps and answers, and yield a report after each step. Closed
+    early, it saves the steps that are done.
+
+    Args:
+        shown: is told what happens, beside the run's log.
+        call: how this process was asked for the run, for the log.
+
+    Raises:
+        UsageError: another process works in the run directory.
+        TtrlPopError: the run directory takes no more; what was saved before is whole.
+    """
+    session, run_dir = prepared.session, prepared.run
+    with (
+        closing(session.backend),
+        run_dir.lock(),
+        _logged(prepared, shown, call) as display,
+        _early_end(run_dir, display),
+    ):
+        yield from _work(prepared, display)
+
+
+def _work(prepared: PreparedRun, display: Display) -> Iterator[StepReport]:
     session, run_dir = prepared.session, prepared.run
     config = session.config
     if prepared.outdated:
@@ -109,7 +127,7 @@ def _work(prepared: PreparedRun, display: Display) -> tuple[StepReport | None, S
         raise
     if survey_before:
         _record(run_dir, run_dir.baseline, _survey(session, display, "before training: answering"))
-    first, last = _train(prepared, progress, display)
+    yield from _train(prepared, progress, display)
     if config.answers and not _has(run_dir, run_dir.answers, display.notice):
         if session.policy.version == 0 and _has(run_dir, run_dir.baseline):
             # The same minds of the same policy, and each rollout has a stream of its own: they would say it again.
@@ -117,14 +135,13 @@ def _work(prepared: PreparedRun, display: Display) -> tuple[StepReport | None, S
             identity.record(run_dir, run_dir.answers.name, reading.read_bytes(run_dir.baseline, reading.LARGE))
         else:
             _record(run_dir, run_dir.answers, _survey(session, display, "after training: answering"))
-    return first, last
 
 
 @contextmanager
-def _logged(prepared: PreparedRun, shown: Display) -> Iterator[Logged]:
+def _logged(prepared: PreparedRun, shown: Display, call: str) -> Iterator[Logged]:
     """A display over `shown` that keeps in the run's log, too, how this process began and how it ended."""
     display = Logged(shown, Log(prepared.run.log))
-    display.keep("info", f"{'goes on' if prepared.resumed else 'begins'}: {shlex.join(['ttrl-pop', *sys.argv[1:]])}")
+    display.keep("info", f"{'goes on' if prepared.resumed else 'begins'}: {call}")
     for text in prepared.told:
         display.keep("notice", text)
     try:
@@ -132,6 +149,9 @@ def _logged(prepared: PreparedRun, shown: Display) -> Iterator[Logged]:
             yield display
     except KeyboardInterrupt:
         display.keep("info", "interrupted")
+        raise
+    except GeneratorExit:
+        display.keep("info", "left")
         raise
     except TtrlPopError as error:
         display.keep("error", str(error))
@@ -215,20 +235,20 @@ def _record(run_dir: RunDirectory, path: Path, rows: Iterable[Mapping[str, Any]]
     identity.record(run_dir, path.name, files.encode_lines(path, rows))
 
 
-def _train(prepared: PreparedRun, progress: Progress, display: Display) -> tuple[StepReport | None, StepReport | None]:
-    """Run the loop; returns the first and the last report of the whole run."""
+def _train(prepared: PreparedRun, progress: Progress, display: Display) -> Iterator[StepReport]:
+    """Run the loop; yields the report of each of its steps."""
     session = prepared.session
     answers, same = session.gold, session.grader.same
-    first = last = doubt = None
+    first = doubt = None
     lessons, cut_off = (
         Lessons(session.config),
         CutOff(session.config.sampling.max_new_tokens, session.config.learn.mask_truncated),
     )
     for row in progress.metrics:
-        last = from_metrics_row(row)
-        first = first or last
-        display.step(last)
-        lessons.see(last)
+        report = from_metrics_row(row)
+        first = first or report
+        display.step(report)
+        lessons.see(report)
     with closing(train(session, prepared.run, progress)) as events:
         for event in events:
             interrupts.check()
@@ -246,10 +266,10 @@ def _train(prepared: PreparedRun, progress: Progress, display: Display) -> tuple
                     told = lessons.see(event) or (cut_off.notice() if first is None else None)
                     if told:
                         display.warning(told)
-                    first, last = first or event, event
+                    first = first or event
+                    yield event
     if conclusion := lessons.conclusion():
         display.warning(conclusion)
-    return first, last
 
 
 def _survey(session: Session, display: Display, text: str) -> Iterator[dict[str, Any]]:
@@ -266,7 +286,7 @@ def _accuracy(session: Session, tally: Tally) -> dict[str, float]:
     return {} if accuracy is None else {"accuracy": accuracy}
 
 
-def _print_summary(prepared: PreparedRun, first: StepReport | None, last: StepReport | None) -> None:
+def _print_summary(prepared: PreparedRun) -> None:
     """Before and after, and where everything is, on stderr."""
     run_dir = prepared.run
     console = console_on(sys.stderr)
@@ -280,7 +300,8 @@ def _print_summary(prepared: PreparedRun, first: StepReport | None, last: StepRe
         outcomes = outcome_table(
             *({row["id"]: row["correct"] for row in part if "correct" in row} for part in (before, after))
         )
-    elif first is not None and last is not None:
+    elif steps := list(files.read_lines(run_dir.metrics)):
+        first, last = (from_metrics_row(steps[index]) for index in (0, -1))
         keys = {
             "vote/agreement": "agreement",
             "rollout/accuracy": "rollout accuracy",

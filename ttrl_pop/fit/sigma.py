@@ -18,6 +18,7 @@ from ttrl_pop.errors import UsageError
 from ttrl_pop.model.logprobs import logit_rows
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.packing.pack import Branch, Tree, pack
+from ttrl_pop.population.base import Population
 from ttrl_pop.types import Mind, Rollout
 
 MINDS = 4
@@ -67,9 +68,25 @@ def calibrate(
     Raises:
         UsageError: no sigma that was tried meets the targets.
     """
-    population = policy.population
-    options = population.options
     readings = read_by_base(policy, rollouts, token_budget)
+    return search(policy.population, lambda: distance(policy, readings, minds), trying)
+
+
+def search(
+    population: Population,
+    measure: Callable[[], tuple[float, float]],
+    trying: Callable[[float], object] = lambda sigma: None,
+) -> Calibration:
+    """Set the population's scale to the largest sigma found at which `measure` is within the targets.
+
+    Args:
+        measure: mean KL(base ‖ mind) in nats per token and share of flips, at the population's present scale.
+        trying: is told each sigma as it is tried.
+
+    Raises:
+        UsageError: no sigma that was tried meets the targets.
+    """
+    options = population.options
     low = high = None
     sigma = FIRST_GUESS
     best: Calibration | None = None
@@ -78,7 +95,7 @@ def calibrate(
             break
         trying(sigma)
         population.set_scale(sigma)
-        kl, flips = distance(policy, readings, minds)
+        kl, flips = measure()
         excess = max(kl / options.target_kl, flips / options.target_flips)
         if excess <= 1:
             low, best = sigma, Calibration(sigma, kl, flips, evaluation)

@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from ttrl_pop.errors import UsageError
+from ttrl_pop.model.minded import add_offsets, settings_of
 from ttrl_pop.model.refusals import code_refused, loading, quiet_transformers, reason
 from ttrl_pop.model.source import locate, peek
 
@@ -63,7 +64,7 @@ def load_model(
     what = f"model {name!r} cannot be loaded"
     with loading(what):
         # In this order: what can be known of a model from its settings is known before gigabytes are read.
-        config, tokenizer, notices = _described(source, name, what)
+        config, sites, tokenizer, notices = _described(source, name, what)
         network, info = transformers.AutoModelForCausalLM.from_pretrained(
             source,
             config=config,
@@ -75,6 +76,7 @@ def load_model(
             output_loading_info=True,
         )
         _check_whole(network, info, what)
+        add_offsets(network, source, sites)
         network = network.to(where).eval().requires_grad_(False)
         return LoadedModel(
             network=network,
@@ -98,7 +100,7 @@ def outline_model(name: str, device: str = "auto", dtype: str = "auto") -> Loade
     quiet_transformers()
     what = f"model {name!r} cannot be loaded"
     with loading(what):
-        config, tokenizer, notices = _described(source, name, what, gguf)
+        config, _, tokenizer, notices = _described(source, name, what, gguf)
         with torch.device("meta"):
             network = transformers.AutoModelForCausalLM.from_config(config, dtype=kind, trust_remote_code=False)
         return LoadedModel(
@@ -112,20 +114,26 @@ def outline_model(name: str, device: str = "auto", dtype: str = "auto") -> Loade
         )
 
 
-def _described(source: str, name: str, what: str, gguf: str | None = None) -> tuple[Any, Any, tuple[str, ...]]:
-    """Settings and tokenizer of a model, checked, and what the user should know of them.
+def _described(
+    source: str, name: str, what: str, gguf: str | None = None
+) -> tuple[Any, tuple[str, ...], Any, tuple[str, ...]]:
+    """Settings of a model, its norms that hold a mind, and its tokenizer, checked, and what the user should know.
 
     Args:
         gguf: name of the file in `source` that has them, where it is no folder of transformers'.
     """
     file = {"gguf_file": gguf} if gguf else {}
-    config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, **file)
-    if not gguf:
+    sites: tuple[str, ...] = ()
+    if gguf:
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, **file)
+    else:
+        config, sites = settings_of(source)
         _check_plain(config, what)
     notices = _without_its_code(config, name, what)
     if not gguf and _tokenizer_has_code(get_tokenizer_config(source)):
         raise UsageError(code_refused(what, "its tokenizer"))
-    return config, transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False, **file), notices
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False, **file)
+    return config, sites, tokenizer, notices
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:

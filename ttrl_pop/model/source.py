@@ -23,6 +23,9 @@ DEMO_MODEL = "smollm2"
 ADAPTER = "adapter_config.json"
 """The file by which peft, and transformers too, know an adapter."""
 
+EXPORT = "ttrl_pop.json"
+"""The file by which an export of a run is known."""
+
 RUN = "identity.json"
 """The file by which a run directory is known."""
 
@@ -168,6 +171,11 @@ def _check_folder(name: str, path: Path) -> None:
                 f"model folder {name!r} holds an adapter beside the model ({ADAPTER}), which training would replace; "
                 "merge it into the weights (peft: merge_and_unload) and pass the merged model, or move the files "
                 "adapter_* away"
+            )
+        if os.path.isfile(path / EXPORT):
+            raise UsageError(
+                f"model folder {name!r} is an exported adapter, whose biases cannot be merged; measure its run by "
+                "--run, or export it --to code"
             )
         raise UsageError(
             f"model folder {name!r} is an adapter{_base_of(path)}, not a model; merge it into its base model (peft: "

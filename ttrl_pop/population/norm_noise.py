@@ -98,6 +98,10 @@ class NormNoise(Population):
         self.register_buffer("sigma0", torch.tensor(math.nan, dtype=dtype, device=weight.device))
         if self.options.sigma != "auto":
             self.set_scale(self.options.sigma)
+        if not self.options.final_mu:
+            learns_S1 = torch.ones(len(found), 1, dtype=dtype, device=weight.device)
+            learns_S1[final_site(self.sites)] = 0
+            self.mu.register_hook(lambda gradient_SD: gradient_SD * learns_S1)  # type: ignore[no-untyped-call]
         for index, (_, module) in enumerate(found):
             module.register_forward_hook(self._hook(index))
 
@@ -105,18 +109,22 @@ class NormNoise(Population):
     def embody(
         self, minds_M: Sequence[Mind], mind_N: Int[Tensor, "N"], positions_N: Int[Tensor, "N"]
     ) -> Iterator[None]:
-        if self.lacks:
-            raise UsageError('sigma is "auto" and has not been calibrated; pass a number or calibrate first')
-        seeds = tuple(mind.seed for mind in minds_M)
-        length = 1 if self.options.level == "sequence" else int(positions_N.max()) + 1
         outer = (self._offsets, self._row_N)
-        self._offsets = self._noise(seeds, length)
-        # Offsets have a row for each mind, or for each mind and position.
-        self._row_N = mind_N if length == 1 else mind_N * length + positions_N
+        self.assume(minds_M, mind_N, positions_N)
         try:
             yield
         finally:
             self._offsets, self._row_N = outer
+
+    def assume(self, minds_M: Sequence[Mind], mind_N: Int[Tensor, "N"], positions_N: Int[Tensor, "N"]) -> None:
+        """Inside of `embody`, let other tokens come next: from now on these are read, as `embody` takes them."""
+        if self.lacks:
+            raise UsageError('sigma is "auto" and has not been calibrated; pass a number or calibrate first')
+        seeds = tuple(mind.seed for mind in minds_M)
+        length = 1 if self.options.level == "sequence" else int(positions_N.max()) + 1
+        self._offsets = self._noise(seeds, length)
+        # Offsets have a row for each mind, or for each mind and position.
+        self._row_N = mind_N if length == 1 else mind_N * length + positions_N
 
     def reader(self, mind: Mind) -> Mind:
         return mind if self.options.scope == "sequence" else MEAN
@@ -210,6 +218,12 @@ def norm_sites(network: nn.Module) -> list[tuple[str, nn.Module]]:
         if tuple(weight.shape) == (width,) and not leaf.startswith(("q_", "k_", "query_", "key_")):
             sites.append((name, module))
     return sites
+
+
+def final_site(sites: Sequence[str]) -> int:
+    """Index of the norm before the LM head: the last one outside of the numbered layers."""
+    outside = [index for index, name in enumerate(sites) if not any(part.isdigit() for part in name.split("."))]
+    return outside[-1] if outside else len(sites) - 1
 
 
 def gaussian_kl(

@@ -24,3 +24,6 @@ class NormNoiseOptions(Section):
     """`sequence`: an offset is frozen for the whole sequence; `token`: a new one for every token (ablation)."""
     scope: Literal["sequence", "completion"] = "sequence"
     """`completion`: the mean mind reads the prompt, once for all minds; noise begins behind it."""
+    final_mu: bool = True
+    """Whether mu of the norm before the LM head learns; without it (its noise stays) a trained model can be exported
+    as a plain folder where the head has no bias (`ttrl-pop export`)."""

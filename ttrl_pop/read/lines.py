@@ -79,8 +79,10 @@ def read_lines(source: str, stdin: ByteStream | None = None) -> Iterator[bytes]:
             raise UsageError(f"{name}: not valid UTF-16 ({error}). Save the file as UTF-8.") from None
 
 
-def source_name(source: str) -> str:
-    """A source as errors name it."""
+def source_name(source: object) -> str:
+    """A source as errors name it; one that is no text is rows in memory."""
+    if not isinstance(source, str):
+        return "<rows>"
     return "<stdin>" if source == "-" else shown(source, limit=PATH_LIMIT)
 
 

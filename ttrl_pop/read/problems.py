@@ -23,28 +23,29 @@ from ttrl_pop.read.choices import Choices
 from ttrl_pop.read.gold import GOLD_FIELDS, Gold
 from ttrl_pop.read.hub import DatasetLoader, Resolver, hub_rows, load_from_hub, resolve_on_hub
 from ttrl_pop.read.lines import ByteStream, source_name
+from ttrl_pop.read.logs import read_logged
 from ttrl_pop.read.question import read_question
-from ttrl_pop.read.rows import ID_FIELDS, Counted, Notice, Row, read_rows, rows_of, unsaid
+from ttrl_pop.read.rows import ID_FIELDS, Counted, Notice, Row, Source, read_rows, rows_of, unsaid
 from ttrl_pop.text import shown
 from ttrl_pop.types import AnswerKey, GoldAnswer, Problem, ProblemSet
 
 
 def read_problems(
-    source: str,
+    source: Source,
     options: ProblemsConfig,
-    gold: str | None = None,
+    gold: Source | None = None,
     stdin: ByteStream | None = None,
     *,
     load_dataset: DatasetLoader = load_from_hub,
     resolve: Resolver = resolve_on_hub,
     notice: Notice = unsaid,
 ) -> ProblemSet:
-    """Read the problems in `source`: a file, `-` for `stdin`, or `hf:NAME[@REVISION][:config][:split]`.
+    """Read the problems in `source`: a file, `-` for `stdin`, `hf:NAME[@REVISION][:config][:split]`, or rows in memory.
 
     Args:
         source: a lone `train`, `test`, `validation` or `dev` after NAME is the split, anything else the
             config; without a split `test` is read, else `train`.
-        gold: file with gold answers by problem id; they replace those in the rows.
+        gold: gold answers by problem id, from a source of their own; they replace those in the rows.
         stdin: standard input, in bytes; None is that of the process.
         load_dataset: stands in for `datasets.load_dataset`.
         resolve: stands in for the hub, which says what commit a revision is.
@@ -87,8 +88,8 @@ def read_problems(
     return ProblemSet(tuple(problems), AnswerKey(answers), fingerprint(problems), kept)
 
 
-def read_gold(source: str, options: ProblemsConfig, notice: Notice = unsaid) -> AnswerKey:
-    """Read gold answers by problem id; a file of problems with answers will do.
+def read_gold(source: Source, options: ProblemsConfig, notice: Notice = unsaid) -> AnswerKey:
+    """Read gold answers by problem id; a file of problems with answers will do, and a log of lm-eval or inspect.
 
     Args:
         notice: is told what is in doubt of them.
@@ -97,7 +98,7 @@ def read_gold(source: str, options: ProblemsConfig, notice: Notice = unsaid) -> 
         UsageError: the source cannot be read, a row breaks a rule, or none has an answer; the message begins with file
             and line.
     """
-    rows, _ = _read_rows(source, None, load_from_hub, resolve_on_hub)
+    rows, _ = _read_rows(source, None, load_from_hub, resolve_on_hub, logged=True)
     return AnswerKey(_read_gold(rows, options, source, notice))
 
 
@@ -128,13 +129,14 @@ def fingerprint(problems: Iterable[Problem]) -> str:
 
 
 def _read_rows(
-    source: str, stdin: ByteStream | None, load_dataset: DatasetLoader, resolve: Resolver
+    source: Source, stdin: ByteStream | None, load_dataset: DatasetLoader, resolve: Resolver, logged: bool = False
 ) -> tuple[Iterator[Row], str]:
     """Rows, and where they were read from."""
-    if not source.startswith("hf:"):
-        return read_rows(source, stdin), source
-    found = hub_rows(source, load_dataset, resolve)
-    return rows_of(enumerate(found.rows, 1), source_name(source), "row"), found.source
+    if isinstance(source, str) and source.startswith("hf:"):
+        found = hub_rows(source, load_dataset, resolve)
+        return rows_of(enumerate(found.rows, 1), source_name(source), "row"), found.source
+    rows = read_logged(source, stdin, once=True) if logged else read_rows(source, stdin)
+    return rows, source if isinstance(source, str) else source_name(source)
 
 
 # --- row → id, gold ---
@@ -155,7 +157,7 @@ def _problem_id(row: Row, key: str | None) -> str:
 def _read_gold(
     rows: Iterable[Row],
     options: ProblemsConfig,
-    source: str,
+    source: Source,
     notice: Notice,
     ids: Container[str] | None = None,
     choices: Mapping[str, Choices] | None = None,
@@ -184,6 +186,6 @@ def _read_gold(
     return gold.answers
 
 
-def _tell(gold: Gold, source: str, notice: Notice) -> None:
+def _tell(gold: Gold, source: Source, notice: Notice) -> None:
     for said in gold.notices():
         notice(f"{source_name(source)}: {said}")

@@ -16,7 +16,8 @@ replies of OpenAI, Anthropic, Gemini, Ollama and others do. Beside the text may 
 | `completion_ids` or `token_ids` | its tokens |
 | `form` | `raw` or `chat`: the kind of prompt, which decides how the answer is read |
 
-What `ttrl-pop sample` writes and what a run keeps in RUN/rollouts are such rows.
+What `ttrl-pop sample` writes and what a run keeps in RUN/rollouts are such rows, and logs of lm-eval and inspect become
+such (`ttrl_pop.read.logs`).
 
 Simplifications:
 
@@ -32,6 +33,7 @@ from ttrl_pop.errors import UsageError
 from ttrl_pop.read.chat import CONTENT_FIELDS, is_parts, is_transcript, role_of, spoken
 from ttrl_pop.read.finish import CUT_FLAGS, REASON_FIELDS, ending
 from ttrl_pop.read.lines import ByteStream, source_name
+from ttrl_pop.read.logs import read_logged
 from ttrl_pop.read.question import PROMPT_FIELDS
 from ttrl_pop.read.rows import (
     ID_FIELDS,
@@ -40,9 +42,9 @@ from ttrl_pop.read.rows import (
     Number,
     Refuse,
     Row,
+    Source,
     is_text,
     kind,
-    read_rows,
     refuse,
     unsaid,
 )
@@ -100,14 +102,14 @@ class _Completion:
 
 
 def read_rollouts(
-    source: str,
+    source: Source,
     layout: Layout,
     stdin: ByteStream | None = None,
     *,
     refused: Refuse = refuse,
     notice: Notice = unsaid,
 ) -> Iterator[Group]:
-    """Yield the group of each problem in `source`, a file or `-`, in the order of their first rows.
+    """Yield the group of each problem in `source`, a file, `-` or rows in memory, in the order of their first rows.
 
     Args:
         stdin: standard input, in bytes; None is that of the process.
@@ -133,7 +135,7 @@ def read_rollouts(
             if len(early) == _EARLY:
                 raise early[0]
 
-    for row in read_rows(source, stdin, left_out):
+    for row in read_logged(source, stdin, left_out):
         try:
             completions, is_whole = _completions(row, layout, counted)
             problem_id = _problem_id(row, layout, is_whole)

@@ -12,7 +12,7 @@ Simplifications:
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -33,6 +33,9 @@ ID_FIELDS = (
 
 ARRAY_LIMIT = 1 << 30
 """Bytes of a JSON array."""
+
+Source: TypeAlias = str | Iterable[Mapping[str, Any]]
+"""A file, `-` for standard input, or rows in memory."""
 
 Notice: TypeAlias = Callable[[str], None]
 """Takes a line of what a user should know of a source that was read all the same."""
@@ -139,8 +142,8 @@ class Row:
         return _error(self.file, self.unit, self.number, message)
 
 
-def read_rows(source: str, stdin: ByteStream | None = None, refused: Refuse = refuse) -> Iterator[Row]:
-    """Yield the rows of a file, or of `stdin` where `source` is `-`.
+def read_rows(source: Source, stdin: ByteStream | None = None, refused: Refuse = refuse) -> Iterator[Row]:
+    """Yield the rows of a file, of `stdin` where `source` is `-`, or rows in memory as if a file held them.
 
     Args:
         stdin: standard input, in bytes; None is that of the process.
@@ -151,6 +154,8 @@ def read_rows(source: str, stdin: ByteStream | None = None, refused: Refuse = re
             and line.
     """
     file = source_name(source)
+    if not isinstance(source, str):
+        return rows_of(_written(source, file, refused), file, "row", refused)
     if source != "-" and is_parquet(source):
         return rows_of(enumerate(parquet_values(source, Number), 1), file, "row", refused)
     lines = enumerate(read_lines(source, stdin), 1)
@@ -160,7 +165,7 @@ def read_rows(source: str, stdin: ByteStream | None = None, refused: Refuse = re
         raise _empty(file)
     if start[0][1].lstrip().startswith(b"["):
         whole = _array((line for _, line in chain(start, lines)), file)
-        return rows_of(enumerate(_parse(whole, file, start[0][0]), 1), file, "element", refused)
+        return rows_of(enumerate(parsed(whole, file, start[0][0]), 1), file, "element", refused)
     if (head := columns_of(start[0][1], source)) is not None:
         place = partial(_error, file, "line")
         return rows_of(table_values(lines, *head, place, refused, _DECODER.decode), file, "line", refused)
@@ -206,6 +211,15 @@ class Counted:
             yield f"{self._source}: {first}{more}: {what}"
         if self._others:
             yield f"{self._source}: the like in {self._others} rows more"
+
+
+def _written(rows: Iterable[Mapping[str, Any]], file: str, refused: Refuse) -> Iterator[tuple[int, Any]]:
+    """Rows in memory as JSON has them."""
+    for number, row in enumerate(rows, 1):
+        try:
+            yield number, _DECODER.decode(json.dumps(dict(row) if isinstance(row, Mapping) else row))
+        except (TypeError, ValueError, RecursionError) as error:
+            refused(_error(file, "row", number, f"is nothing that JSON could hold ({error})."))
 
 
 # --- values ---
@@ -262,7 +276,7 @@ def _empty(file: str) -> UsageError:
 def _values(lines: Iterable[tuple[int, bytes]], file: str, refused: Refuse) -> Iterator[tuple[int, Any]]:
     for number, line in lines:
         try:
-            value = _parse(line.removesuffix(b"\n"), file, number)
+            value = parsed(line.removesuffix(b"\n"), file, number)
         except UsageError as error:
             refused(error)
         else:
@@ -299,7 +313,12 @@ def _constant(name: str) -> Number | None:
 _DECODER = json.JSONDecoder(parse_int=Number, parse_float=Number, parse_constant=_constant)
 
 
-def _parse(raw: bytes, file: str, first_line: int) -> Any:
+def parsed(raw: bytes, file: str, first_line: int) -> Any:
+    """The JSON value in `raw`, numbers as they are spelled.
+
+    Raises:
+        UsageError: it is none; the message begins with file and line.
+    """
     try:
         return _DECODER.decode(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
