@@ -9,6 +9,7 @@ from ttrl_pop.fit.base_rollouts import base_rollouts, looked_at
 from ttrl_pop.fit.prepare import prepare
 from ttrl_pop.fit.sigma import MINDS, Calibration, calibrate, distance, read_by_base
 from ttrl_pop.model.policy import Policy
+from ttrl_pop.packing.budget import learner_tokens
 from ttrl_pop.population.base import Lack, NoPopulation
 from ttrl_pop.run.session import Session
 from ttrl_pop.run.survey import survey
@@ -21,7 +22,7 @@ def unscaled(**targets: float) -> Session:
 def calibrated(session: Session) -> Calibration:
     minds = session.policy.population.spawn(session.config.seed, 0, MINDS)
     rollouts = base_rollouts(session, looked_at(session.problems))
-    return calibrate(session.policy, rollouts, minds, session.config.learn.token_budget)
+    return calibrate(session.policy, rollouts, minds, learner_tokens(None, session.policy.device))
 
 
 def test_a_population_that_lacks_its_scale_gets_the_calibrated_one() -> None:
@@ -98,7 +99,7 @@ def test_distance_grows_with_sigma_and_is_zero_without() -> None:
 @torch.no_grad()
 def test_distance_is_the_kl_and_the_share_of_changes_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     # Blocks that end inside a completion.
-    monkeypatch.setattr("ttrl_pop.fit.sigma.LOGIT_ROWS", 7)
+    monkeypatch.setattr("ttrl_pop.model.logprobs.LOGIT_ROWS", 7)
     session = tiny_session(tiny_policy(warm=False))
     policy = session.policy
     minds = policy.population.spawn(0, 0, 3)
