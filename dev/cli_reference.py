@@ -3,6 +3,7 @@
 python dev/cli_reference.py > docs/CLI.md
 """
 
+import typer.main
 from typer.testing import CliRunner
 
 from ttrl_pop.cli.app import app
@@ -26,7 +27,7 @@ This page is the output of `--help`, by `python dev/cli_reference.py > docs/CLI.
 
 def page() -> str:
     """The reference as Markdown: the group first, then each command in its order."""
-    names = [command.name or command.callback.__name__ for command in app.registered_commands]
+    names = list(typer.main.get_command(app).commands)
     parts = [INTRODUCTION]
     for words in ([], *([name] for name in names)):
         help_text = CliRunner().invoke(
