@@ -14,6 +14,7 @@ from typer.testing import Result
 import ttrl_pop
 from ttrl_pop.cli.display.base import Display
 from ttrl_pop.errors import UsageError
+from ttrl_pop.sample.hf.backend import HfBackend
 from ttrl_pop.store.directory import RunDirectory
 
 ROWS = [{"id": problem.id, "prompt": problem.prompt} for problem in PROBLEMS]
@@ -161,13 +162,26 @@ def test_a_run_is_opened_looked_at_and_asked(trained: tuple[Path, Result]) -> No
     assert earlier.group.rollouts_G[0].logprobs != tally.group.rollouts_G[0].logprobs
     other = run.ask("Q: What is 5 times 5?\nA:", minds=2)
     assert other.group.rollouts_G[0].prompt_ids != tally.group.rollouts_G[0].prompt_ids
-    run.close()
-    assert run.ask("Q: What is 2 times 3?\nA:", minds=5) == tally
     assert repr(run) == f"ttrl_pop.open({str(trained[0])!r})"
     with pytest.raises(UsageError, match="keeps its population"):
         ttrl_pop.open(trained[0], population={"name": "none"})
     with pytest.raises(UsageError, match="neither a run directory"):
         ttrl_pop.open(trained[0].parent)
+
+
+def test_a_run_that_is_closed_lets_go_of_its_engine_and_opens_another(
+    trained: tuple[Path, Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[HfBackend] = []
+    monkeypatch.setattr(HfBackend, "close", lambda engine: closed.append(engine))
+    run = ttrl_pop.open(trained[0])
+    run.close()
+    tallies = []
+    for count in (1, 2):
+        tallies.append(run.ask("Q: What is 2 times 3?\nA:", minds=2))
+        run.close()
+        assert len(closed) == count
+    assert tallies[0] == tallies[1]
 
 
 def test_a_question_is_a_turn_where_problems_are(place: Path, tmp_path: Path) -> None:
