@@ -157,7 +157,7 @@ def test_what_needs_no_torch_imports_none() -> None:
         *("cli.display.live", "cli.report", "cli.view"),
     ]
     script = "; ".join(f"import ttrl_pop.{name}" for name in light)
-    script += "; import sys; assert not {'torch', 'transformers', 'peft'} & set(sys.modules)"
+    script += "; import sys; assert not {'torch', 'transformers', 'peft', 'datasets'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)
 
 

@@ -264,6 +264,9 @@ class Config(Section):
     """Let the untrained population answer all problems first, for an honest before/after."""
     answers: bool = True
     """Let the trained population answer all problems at the end."""
+    track: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Trackers that are given the numbers of each step: `tensorboard`, `wandb`, `trackio`, or another that accelerate
+    knows."""
     problems: ProblemsConfig = ProblemsConfig()
     """How problems are read."""
     population: PopulationConfig = PopulationConfig()

@@ -135,6 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         [str(ROOT), str(ROOT / "tests"), *([str(site)] if site.exists() else [])]
     )
     os.environ["TTRL_POP_DEVICE"] = given.device
+    # As the command sets it for itself.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TTRL_POP_CACHE", str(given.scratch / "cache"))
     well = True
     write(given.out, [machine(given.device)])

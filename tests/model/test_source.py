@@ -10,6 +10,7 @@ from fakes import save_tiny
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from ttrl_pop.errors import UsageError
+from ttrl_pop.model import gguf
 from ttrl_pop.model.gguf import cache_root
 from ttrl_pop.model.source import from_hub, lasting, locate
 
@@ -112,12 +113,27 @@ def test_a_pointer_of_git_lfs_is_no_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["m.gguf", "M.GGUF", "m.GgUf", "sha256-0123", "my model.gguf"])
 def test_a_gguf_file_is_known_by_its_content(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ttrl_pop.model.source.converted", lambda path: path / "converted")
+    monkeypatch.setattr("ttrl_pop.model.source.converted", lambda path, stage: path / "converted")
     (tmp_path / name).write_bytes(b"GGUF" + b"\0" * 8)
     assert locate(str(tmp_path / name)) == str(tmp_path / name / "converted")
     (tmp_path / name).write_bytes(b"text")
     with pytest.raises(UsageError, match="is a file, but none in GGUF"):
         locate(str(tmp_path / name))
+
+
+def test_a_conversion_is_told_of_as_it_begins_and_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TTRL_POP_CACHE", str(tmp_path / "cache"))
+    told: list[str] = []
+
+    def convert(file: Path, work: Path) -> None:
+        told.append("at work")
+        (work / "config.json").write_text("{}")
+
+    monkeypatch.setattr(gguf, "_convert", convert)
+    (tmp_path / "m.gguf").write_bytes(b"GGUF" + b"\0" * 8)
+    first, second = (locate(str(tmp_path / "m.gguf"), told.append) for _ in range(2))
+    assert first == second
+    assert told == ["converting m.gguf, once", "at work"]
 
 
 def test_the_home_folder_is_meant_in_the_names_of_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,28 +6,19 @@ from ttrl_pop.config import Config
 from ttrl_pop.config_file import load_config
 from ttrl_pop.model.size import PolicySize
 from ttrl_pop.plan.footprint import ROLLOUT_TOKEN, disk, memory
+from ttrl_pop.plan.work import Forwards
 
 SIZE = PolicySize(layers=10, hidden=8, vocabulary=1000, weights=1_000, merged=200, laid_out=300, trained=50)
+FORWARDS = Forwards(read=100, learn=1000, logits=128)
 
 
 def peak(config: Config, learns: bool = True) -> dict[str, int]:
-    found = memory(
-        config,
-        SIZE,
-        7,
-        slots=3,
-        longest=5,
-        cache_bytes=11,
-        kept_bytes=100.0,
-        prefill=100,
-        batch=1000,
-        learns=learns,
-    )
+    found = memory(config, SIZE, FORWARDS, 7, slots=3, longest=5, cache_bytes=11, kept_bytes=100.0, learns=learns)
     return dict(found)
 
 
 def test_memory_by_part() -> None:
-    config = load_config(None, {})
+    config = Config()
     logits = 128 * 1000 * 4 * 4
     assert peak(config) == {
         "program": 7,

@@ -11,6 +11,7 @@ from fakes import norm_noise, tiny_policy
 from ttrl_pop.config_file import load_config
 from ttrl_pop.plan import probe
 from ttrl_pop.plan.probe import Line, line_through, measure_speed, measured
+from ttrl_pop.plan.work import Forwards
 
 CPU = torch.device("cpu")
 
@@ -69,14 +70,15 @@ def test_sizes_stop_growing_before_the_time_is_over(
     seconds: float, busy: float, expected: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A size is done three times: 6 s are over after the first, and the next is taken to last four times as long.
+    # Where the first time takes half of all, it is done once more alone.
     assert sizes_and_line(monkeypatch, 1600, seconds, busy)[0] == expected
 
 
 def speed(policy: Any, learns: bool = True, layers: int = 2, **overrides: Any) -> probe.Speed:
-    settings = {"population.minds": 4, "sampling.max_new_tokens": 5, "learn.token_budget": 64}
+    settings = {"population.minds": 4, "sampling.max_new_tokens": 5}
     config = load_config(None, {**settings, **{key.replace("__", "."): value for key, value in overrides.items()}})
     prompts = [tuple(range(3, 12)), tuple(range(3, 14))]
-    return measure_speed(policy, config, layers, prompts, slots=8, learns=learns, seconds=0.0)
+    return measure_speed(policy, config, Forwards(2048, 64, 128), layers, prompts, slots=8, learns=learns, seconds=0.0)
 
 
 def test_bytes_are_those_of_all_layers() -> None:
@@ -85,6 +87,15 @@ def test_bytes_are_those_of_all_layers() -> None:
     assert twenty.cache_bytes == 10 * two.cache_bytes
     assert twenty.kept_bytes == pytest.approx(10 * two.kept_bytes)
     assert two.kept_bytes > 0
+
+
+def test_what_a_token_leaves_is_what_one_more_token_adds() -> None:
+    config = load_config(None, {"sampling.max_new_tokens": 200})
+    works = probe._Probe(tiny_policy(), config, [tuple(range(3, 12))], 128)
+    (few, small), (many, large) = works._kept(50), works._kept(90)
+    assert many - few == 40
+    assert works.kept_bytes() == pytest.approx((large - small) / 40)
+    assert works.kept_bytes() < 0.9 * large / many, "weights with their adapters in them are kept once"
 
 
 def test_layers_that_are_computed_again_keep_less() -> None:

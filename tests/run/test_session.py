@@ -129,7 +129,8 @@ def test_the_options_of_plug_ins_are_written_out(tiny: Path) -> None:
         "scope": "sequence",
         "final_mu": True,
     }
-    assert config.backend_options == {"graphs": False}
+    assert config.backend_options == {}
+    assert opened(tiny, **{"backend_options.graphs": False}).config.backend_options == {"graphs": False}
     assert opened(tiny, **{"population.options.sigma": 1}).config.population.options["sigma"] == 1.0
     assert validate(Config, tomllib.loads(dump_config(config)), "saved") == config
 

@@ -116,4 +116,4 @@ def train(
 def _reports(prepared: PreparedRun, quiet: bool) -> Generator[StepReport, None, None]:
     """What happens in a run, shown as the command shows it from the first report that is asked for."""
     with open_display(quiet, sys.stderr) as shown:
-        yield from conduct(prepared, shown, "ttrl_pop.train")
+        yield from conduct(prepared, shown, quiet, "ttrl_pop.train")

@@ -1,9 +1,7 @@
-"""What a shell offers behind a flag: names that are built in or installed, presets, settings.
+"""What a shell offers behind a flag: names that are built in or installed, presets, settings. Of these it shows what
+begins as what was typed."""
 
-Nothing here may fail: a shell shows whatever it prints.
-"""
-
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 KINDS = {
     "population": "population",
@@ -15,10 +13,10 @@ KINDS = {
 """Flag → the kind of what it names."""
 
 
-def names(flag: str) -> Callable[[str], list[str]]:
+def names(flag: str) -> Callable[[], list[str]]:
     """What offers the names that a flag takes."""
 
-    def offer(incomplete: str) -> list[str]:
+    def offer() -> list[str]:
         from importlib.metadata import entry_points
 
         from ttrl_pop.plugins import ALSO, BUILT_IN
@@ -26,27 +24,25 @@ def names(flag: str) -> Callable[[str], list[str]]:
         kind = KINDS[flag]
         installed = sorted({point.name for point in entry_points(group=f"ttrl_pop.{kind}s")})
         others = ["auto"] if kind == "backend" else [name for name in ALSO.get(kind, ()) if name.isalpha()]
-        return [name for name in dict.fromkeys([*others, *BUILT_IN[kind], *installed]) if name.startswith(incomplete)]
+        return [*dict.fromkeys([*others, *BUILT_IN[kind], *installed])]
 
     return offer
 
 
-def presets(incomplete: str) -> list[str]:
-    """Presets that begin with what was typed."""
+def presets() -> list[str]:
+    """All presets."""
     from ttrl_pop.presets import NAMES
 
-    return [name for name in NAMES if name.startswith(incomplete)]
+    return [*NAMES]
 
 
-def settings(incomplete: str) -> list[tuple[str, str]]:
-    """`KEY=` of each setting that begins with what was typed, with its meaning."""
-    return [(f"{key}=", meaning) for key, meaning in _settings() if f"{key}=".startswith(incomplete)]
-
-
-def _settings() -> Iterator[tuple[str, str]]:
+def settings() -> list[tuple[str, str]]:
+    """`KEY=` of each setting, with its meaning."""
     from ttrl_pop.config import Config
     from ttrl_pop.settings import tables
 
-    for table in tables(Config()):
-        for setting in table.settings:
-            yield f"{table.name}.{setting.name}".lstrip("."), setting.meaning
+    return [
+        (f"{table.name}.{setting.name}=".lstrip("."), setting.meaning)
+        for table in tables(Config())
+        for setting in table.settings
+    ]

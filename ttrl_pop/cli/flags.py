@@ -113,6 +113,16 @@ SETTINGS = {
             metavar="NAME", help="Votes: one for each rollout, or mind, or by confidence.  [default: rollout]"
         ),
     ),
+    "track": Setting(
+        "track",
+        list[str],
+        typer.Option(
+            metavar="NAME",
+            help="Give the numbers of each step to a tracker: tensorboard (in RUN/tensorboard), wandb, trackio, or "
+            "another that accelerate knows. May be repeated.",
+        ),
+        lambda typed: tuple(typed or ()) or None,
+    ),
     "stop_on_collapse": Setting(
         "guard.stop_on_collapse",
         bool,

@@ -21,11 +21,12 @@ from ttrl_pop.store import checkpoint, identity
 from ttrl_pop.store.directory import ENVIRONMENT, IDENTITY, RunDirectory, create
 from ttrl_pop.store.identity import CONFIG, GOLD, PROBLEMS, Identity
 
-CHANGEABLE = ("steps", "guard.stop_on_collapse", "device", "model")
+CHANGEABLE = ("steps", "guard.stop_on_collapse", "device", "model", "track")
 """Settings that a run may go on with at other values; of a model, which may have moved, the weights are compared."""
 
 
 Stage = Callable[[str], object]
+"""Is told in a line of what may take long, as it begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,11 @@ def create_run(given: RunInputs, stage: Stage = unsaid) -> PreparedRun:
     """
     config, problems = given.config, given.problems
     check_trainable(config)
+    if config.track:
+        # Not before it is asked for: accelerate takes a while to start.
+        from ttrl_pop.cli import trackers
+
+        trackers.check(config.track)
     session = open_session(config, problems, adapter=True, stage=stage)
     files = {
         CONFIG: dump_config(session.config),

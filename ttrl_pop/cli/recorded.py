@@ -75,7 +75,7 @@ class _Step:
     intervals: Mapping[str, Interval]
 
 
-_ROLLOUT, _ANSWER = TypeAdapter(_RolloutRow), TypeAdapter(_AnswerRow)
+_READERS: Mapping[type, Any] = {kind: TypeAdapter(kind) for kind in (_RolloutRow, _AnswerRow)}
 
 
 class Recorder:
@@ -168,7 +168,7 @@ class Recorder:
         try:
             if flaw := identity.flaw(self.run, known, path.name) if listed else "was not written by this run":
                 raise DamagedError(path, flaw)
-            rows = [_read(_ANSWER, path, row) for row in files.read_lines(path)]
+            rows = [_read(_AnswerRow, path, row, number) for number, row in enumerate(files.read_lines(path), 1)]
         except DamagedError as error:
             notices.append(f"{path.name} {error.reason}: its answers are not shown")
             return {}
@@ -238,7 +238,7 @@ def _groups(path: Path) -> Iterator[tuple[Group, list[str | None]]]:
     """Each problem's rollouts of a step, with their answers. Of the tokens nothing is kept."""
     rows: dict[str, list[_RolloutRow]] = {}
     for number, row in enumerate(files.read_lines(path), 1):
-        found = _read(_ROLLOUT, path, row, number)
+        found = _read(_RolloutRow, path, row, number)
         rows.setdefault(found.id, []).append(found)
     for index, (problem, found_G) in enumerate(rows.items()):
         rollouts_G = tuple(
@@ -283,26 +283,30 @@ def _prompt(problem: Problem) -> str:
     return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in problem.prompt)
 
 
-def _read(kind: TypeAdapter[R], path: Path, row: Mapping[str, Any], number: int = 0) -> R:
+def _read(kind: type[R], path: Path, row: Mapping[str, Any], number: int) -> R:
     """A row as what it is read for.
 
     Raises:
         DamagedError: it is not what was written.
     """
     try:
-        return kind.validate_python(row)
+        found: R = _READERS[kind].validate_python(row)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise DamagedError(path, f"row {number}, {where}: {first['msg']}") from None
+    return found
 
 
 def _whole_lines(path: Path) -> Iterator[bytes]:
     """Lines of a file that end."""
-    held = b""
+    held: list[bytes] = []
     for part in reading.read_content(path):
-        *lines, held = (held + part).split(b"\n")
-        yield from lines
+        *ends, rest = part.split(b"\n")
+        for end in ends:
+            yield b"".join([*held, end])
+            held.clear()
+        held.append(rest)
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

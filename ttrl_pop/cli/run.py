@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from ttrl_pop.fit.prepare import prepare
 from ttrl_pop.read.rows import Notice, unsaid
 from ttrl_pop.report.estimators import mean
 from ttrl_pop.report.gold import label_correct, outcome_table, rollout_accuracy
-from ttrl_pop.report.rows import answer_row, from_metrics_row
+from ttrl_pop.report.rows import answer_row, from_metrics_row, metrics_row
 from ttrl_pop.run import environment
 from ttrl_pop.run.lessons import CutOff, Lessons
 from ttrl_pop.run.losses import CALIBRATION, report_losses
@@ -64,8 +64,8 @@ def run(opened: Callable[[Stage], PreparedRun], quiet: bool) -> None:
     """
     with open_display(quiet, sys.stderr) as shown:
         prepared = opened(shown.phase)
-        with closing(conduct(prepared, shown, shlex.join(["ttrl-pop", *sys.argv[1:]]))) as reports:
-            # No line of Python runs between two of them: whenever Ctrl-C comes, it comes inside of the run.
+        with closing(conduct(prepared, shown, quiet, shlex.join(["ttrl-pop", *sys.argv[1:]]))) as reports:
+            # In one call: an interruption between two reports comes up inside, where it is told what is saved.
             deque(reports, maxlen=0)
     run_dir = prepared.run
     if prepared.session.config.answers:
@@ -77,12 +77,12 @@ def run(opened: Callable[[Stage], PreparedRun], quiet: bool) -> None:
         _print_summary(prepared)
 
 
-def conduct(prepared: PreparedRun, shown: Display, call: str) -> Generator[StepReport, None, None]:
-    """Do all that is still to do of a run, baseline, steps and answers, and yield a report after each step. Closed
-    early, it saves the steps that are done.
+def conduct(prepared: PreparedRun, shown: Display, quiet: bool, call: str) -> Generator[StepReport, None, None]:
+    """Do all that a run does and yield a report after each step: baseline, steps, answers. Closed early, it saves the
+    steps that are done.
 
     Args:
-        shown: is told what happens, beside the run's log.
+        shown: what is told of all that; the run's log keeps it too.
         call: how this process was asked for the run, for the log.
 
     Raises:
@@ -96,10 +96,11 @@ def conduct(prepared: PreparedRun, shown: Display, call: str) -> Generator[StepR
         _logged(prepared, shown, call) as display,
         _early_end(run_dir, display),
     ):
-        yield from _work(prepared, display)
+        yield from _work(prepared, display, quiet)
 
 
-def _work(prepared: PreparedRun, display: Display) -> Iterator[StepReport]:
+def _work(prepared: PreparedRun, display: Display, quiet: bool) -> Iterator[StepReport]:
+    """All that is still to do of a run; yields the report of each step."""
     session, run_dir = prepared.session, prepared.run
     config = session.config
     if prepared.outdated:
@@ -127,7 +128,7 @@ def _work(prepared: PreparedRun, display: Display) -> Iterator[StepReport]:
         raise
     if survey_before:
         _record(run_dir, run_dir.baseline, _survey(session, display, "before training: answering"))
-    yield from _train(prepared, progress, display)
+    yield from _train(prepared, progress, display, quiet)
     if config.answers and not _has(run_dir, run_dir.answers, display.notice):
         if session.policy.version == 0 and _has(run_dir, run_dir.baseline):
             # The same minds of the same policy, and each rollout has a stream of its own: they would say it again.
@@ -235,7 +236,7 @@ def _record(run_dir: RunDirectory, path: Path, rows: Iterable[Mapping[str, Any]]
     identity.record(run_dir, path.name, files.encode_lines(path, rows))
 
 
-def _train(prepared: PreparedRun, progress: Progress, display: Display) -> Iterator[StepReport]:
+def _train(prepared: PreparedRun, progress: Progress, display: Display, quiet: bool) -> Iterator[StepReport]:
     """Run the loop; yields the report of each of its steps."""
     session = prepared.session
     answers, same = session.gold, session.grader.same
@@ -249,7 +250,10 @@ def _train(prepared: PreparedRun, progress: Progress, display: Display) -> Itera
         first = first or report
         display.step(report)
         lessons.see(report)
-    with closing(train(session, prepared.run, progress)) as events:
+    with (
+        _tracked(prepared, progress, display, quiet) as track,
+        closing(train(session, prepared.run, progress)) as events,
+    ):
         for event in events:
             interrupts.check()
             match event:
@@ -263,6 +267,7 @@ def _train(prepared: PreparedRun, progress: Progress, display: Display) -> Itera
                         cut_off.see(event)
                 case StepReport():
                     display.step(event)
+                    track(metrics_row(event))
                     told = lessons.see(event) or (cut_off.notice() if first is None else None)
                     if told:
                         display.warning(told)
@@ -270,6 +275,17 @@ def _train(prepared: PreparedRun, progress: Progress, display: Display) -> Itera
                     yield event
     if conclusion := lessons.conclusion():
         display.warning(conclusion)
+
+
+def _tracked(
+    prepared: PreparedRun, progress: Progress, display: Display, quiet: bool
+) -> AbstractContextManager[Callable[[Mapping[str, Any]], None]]:
+    if not prepared.session.config.track:
+        return nullcontext(lambda row: None)
+    # Not before it is asked for: accelerate takes a while to start.
+    from ttrl_pop.cli.trackers import tracked
+
+    return tracked(prepared.run, prepared.session.config, progress.metrics, display.warning, quiet)
 
 
 def _survey(session: Session, display: Display, text: str) -> Iterator[dict[str, Any]]:

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 from ttrl_pop.cli.recorded import Recorder
-from ttrl_pop.cli.report import DEFAULTS
+from ttrl_pop.cli.report import DEFAULTS, told_apart
 from ttrl_pop.errors import UsageError
 from ttrl_pop.report.page.data import NOTICE, SHOWN, embedded, page_data
 from ttrl_pop.report.page.html import page, policy
@@ -94,7 +94,7 @@ class Shelf:
             for name in names:
                 if name not in self._recorders:
                     self._recorders[name] = Recorder(Path(name), self._trust)
-            records = [self._recorders[name].record() for name in names]
+            records = told_apart([self._recorders[name] for name in names])
         return {**page_data(records, DEFAULTS), "choice": list(self._choice(names))}
 
     def told(self, names: Sequence[str]) -> dict[str, Any]:

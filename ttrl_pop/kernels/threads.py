@@ -8,7 +8,8 @@ OWN_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 def configure() -> None:
     """Let threads sleep while they wait. By default they spin, and where another process is busy too they take the time
-    that the thread they wait for needs: a step then takes ten times as long (dev/LOG.md).
+    that the thread they wait for needs. Asleep, a small update took two thirds of the time beside a busy process, and
+    an eighth more where nothing else ran (dev/LOG.md).
 
     Must come before torch is loaded, which reads this once. What the environment says goes first.
     """

@@ -26,7 +26,12 @@ LOGITS_ON_GPU = 2**27
 def logit_rows(network: Any) -> int:
     """Positions whose logits are held at once."""
     weight = network.get_output_embeddings().weight
-    return LOGIT_ROWS if weight.device.type == "cpu" else max(LOGIT_ROWS, LOGITS_ON_GPU // weight.shape[0])
+    return logit_rows_on(weight.device, weight.shape[0])
+
+
+def logit_rows_on(device: torch.device, vocabulary: int) -> int:
+    """Positions whose logits over `vocabulary` tokens are held at once on `device`."""
+    return LOGIT_ROWS if device.type == "cpu" else max(LOGIT_ROWS, LOGITS_ON_GPU // vocabulary)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 from ttrl_pop.config import Config
-from ttrl_pop.model.logprobs import LOGIT_ROWS
 from ttrl_pop.model.size import PolicySize
+from ttrl_pop.plan.work import Forwards
 
 LOGITS = 4
 """Arrays as wide as the vocabulary that are held at once: logits, logits in float32, log-probabilities, and what their
@@ -17,7 +17,7 @@ LAYER = 2
 """Layers' worth of what a token leaves behind that is held for a while, in a forward without gradients as well as in
 the backward pass of a layer."""
 
-ROLLOUT_TOKEN = 9
+ROLLOUT_TOKEN = 14
 """Bytes of a token of a rollout on the disk, packed: its number, its text and its log-probability (dev/LOG.md)."""
 
 ANSWER = 400
@@ -27,13 +27,12 @@ ANSWER = 400
 def memory(
     config: Config,
     size: PolicySize,
+    forwards: Forwards,
     program: int,
     slots: int,
     longest: int,
     cache_bytes: int,
     kept_bytes: float,
-    prefill: int,
-    batch: int,
     learns: bool,
 ) -> Mapping[str, int]:
     """Bytes at the peak by part, which are held at the same time: what is freed is kept for the next tensor.
@@ -43,13 +42,11 @@ def memory(
         slots: rollouts that are written together, of up to `longest` tokens.
         cache_bytes: of the keys and values of a token.
         kept_bytes: what a token of a micro-batch leaves for the backward pass.
-        prefill: prompt tokens of a forward.
-        batch: tokens of a micro-batch.
     """
     one_layer = kept_bytes / size.layers
-    logits = LOGIT_ROWS * size.vocabulary * WIDE * LOGITS
-    reading = prefill * one_layer * LAYER
-    learning = batch * (kept_bytes + one_layer * LAYER) if learns else 0.0
+    logits = forwards.logits * size.vocabulary * WIDE * LOGITS
+    reading = forwards.read * one_layer * LAYER
+    learning = forwards.learn * (kept_bytes + one_layer * LAYER) if learns else 0.0
     # A copy, a gradient and two moments of each; the average that labels, where there is one.
     copies = (4 + (config.vote.labels == "average")) if learns else 1
     return {

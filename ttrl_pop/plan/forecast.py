@@ -18,6 +18,7 @@ from ttrl_pop.fit.base_rollouts import LONGEST, PROBLEMS
 from ttrl_pop.fit.sigma import FIRST_GUESS, MINDS
 from ttrl_pop.kernels.memory import limit_bytes
 from ttrl_pop.model.load import LoadedModel, outline_model, resolve_device
+from ttrl_pop.model.logprobs import logit_rows_on
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.model.prompts import Prompts
 from ttrl_pop.model.refusals import reason
@@ -26,7 +27,7 @@ from ttrl_pop.model.thin import thin
 from ttrl_pop.packing.budget import learner_tokens, prefill_tokens
 from ttrl_pop.plan import footprint, work
 from ttrl_pop.plan.probe import LAYERS, Speed, measure_speed
-from ttrl_pop.plan.work import Part
+from ttrl_pop.plan.work import Forwards, Part
 from ttrl_pop.plugins import load
 from ttrl_pop.population.base import Population
 from ttrl_pop.run.session import as_asked, check_trainable
@@ -129,6 +130,11 @@ def _forecast(
     program = 0 if device.type == "cuda" else _resident_bytes()
     small = _small_policy(outline, kind(options), config, adapter, device)
     size = policy_size(outline, kind(options), config.learn.lora if adapter else None, device)
+    forwards = Forwards(
+        read=prefill_tokens(config.sampling.prefill_tokens, device),
+        learn=learner_tokens(config.learn.token_budget, device),
+        logits=logit_rows_on(device, size.vocabulary),
+    )
     learns = surveys is None
     notices = [*rules.grader.notices, *outline.notices]
     if isinstance(small, str):
@@ -140,8 +146,7 @@ def _forecast(
     lacks, readers = _lacks_and_readers(small, config, noise)
     calibration = min(PROBLEMS, len(asked)) if lacks else 0
     chunk = ids[: config.problems_per_step if learns else CHUNK]
-    prefill = prefill_tokens(config.sampling.prefill_tokens, device)
-    packed = work.packed_prompts(chunk, prefill)
+    packed = work.packed_prompts(chunk, forwards.read)
     longest = max(map(len, ids)) + config.sampling.max_new_tokens
     if surveys is None:
         parts = list(work.training(config, len(asked), readers, calibration, CHUNK))
@@ -154,7 +159,7 @@ def _forecast(
         most = max(min(part.batch, part.problems) * part.votes for part in parts)
         memory = CACHE_SHARE * limit_bytes(device)
         slots = min(most, slots_in(memory, longest, per_token, config.sampling.max_rows))
-        speed = measure_speed(small, config, size.layers, chunk, slots, learns)
+        speed = measure_speed(small, config, forwards, size.layers, chunk, slots, learns)
     rollouts = sum(part.rollouts for part in parts)
     rows = tuple(
         {
@@ -164,7 +169,7 @@ def _forecast(
             "rollouts": part.rollouts,
             "share": part.rollouts / rollouts,
             **work.tokens(part, packed, config.sampling.max_new_tokens),
-            "seconds": None if speed is None else round(seconds(part, config, packed, speed, slots), 1),
+            "seconds": None if speed is None else round(seconds(part, config, forwards, packed, speed, slots), 1),
         }
         for part in parts
     )
@@ -173,13 +178,12 @@ def _forecast(
         memory=footprint.memory(
             config,
             size,
+            forwards,
             program,
             slots,
             longest,
             speed.cache_bytes if speed else 0,
             speed.kept_bytes if speed else 0.0,
-            prefill,
-            learner_tokens(config.learn.token_budget, device),
             learns,
         ),
         disk=footprint.disk(config, size, len(asked), sum(p.rollouts for p in parts if p.learns)) if learns else {},
@@ -187,7 +191,7 @@ def _forecast(
     )
 
 
-def seconds(part: Part, config: Config, prompts: work.Prompts, speed: Speed, slots: int) -> float:
+def seconds(part: Part, config: Config, forwards: Forwards, prompts: work.Prompts, speed: Speed, slots: int) -> float:
     """Seconds of a part, with completions of full length."""
     new = config.sampling.max_new_tokens
     calls, per_call = part.visits / part.batch, part.batch * part.votes
@@ -202,7 +206,7 @@ def seconds(part: Part, config: Config, prompts: work.Prompts, speed: Speed, slo
         # A KL to the base model skips no group.
         share = 1.0 if config.learn.kl else TEACHING
         tokens = share * (trees * prompts.packed + per_call * (new - 1))
-        batches = max(1.0, tokens / speed.batch)
+        batches = max(1.0, tokens / forwards.learn)
         passes = speed.learn.fixed * batches + speed.learn.each * tokens + speed.score.each * share * per_call * new
         spent += calls * config.learn.updates_per_step * (passes + speed.update)
     return spent

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from ttrl_pop.config import Config
 from ttrl_pop.model.forward import recompute_layers
-from ttrl_pop.model.logprobs import LOGIT_ROWS, selected_logprobs
+from ttrl_pop.model.logprobs import selected_logprobs
 from ttrl_pop.model.policy import Policy
-from ttrl_pop.packing.budget import learner_tokens, prefill_tokens
 from ttrl_pop.packing.pack import Branch, Pack, Tree, pack
+from ttrl_pop.plan.work import Forwards
 from ttrl_pop.sample.hf.backend import HfBackend
 from ttrl_pop.sample.hf.cache import Decode, KeyValueCache, prefill
 from ttrl_pop.sample.hf.draw import draw
@@ -84,8 +84,6 @@ class Speed:
     """Log-probabilities of n tokens of a micro-batch with their gradients."""
     update: float
     """An optimizer step, and what has to be made anew behind it."""
-    batch: int
-    """Tokens of a micro-batch, at most."""
     cache_bytes: int
     """Keys and values of a token."""
     kept_bytes: float
@@ -95,6 +93,7 @@ class Speed:
 def measure_speed(
     policy: Policy,
     config: Config,
+    forwards: Forwards,
     layers: int,
     prompts: Sequence[tuple[int, ...]],
     slots: int,
@@ -109,20 +108,19 @@ def measure_speed(
         learns: whether micro-batches are measured too.
     """
     here = int(policy.network.config.get_text_config().num_hidden_layers)
-    probe = _Probe(policy, config, prompts)
+    probe = _Probe(policy, config, prompts, forwards.logits)
     factor, share = layers / here, seconds / (6 if learns else 4)
     host = Line(0.0, probe.packing())
     draw = measured(probe.draw, slots, share, policy.device)
     decode = measured(probe.decode, slots, share, policy.device)
-    read = measured(probe.read, prefill_tokens(config.sampling.prefill_tokens, policy.device), share, policy.device)
-    batch = learner_tokens(config.learn.token_budget, policy.device)
+    read = measured(probe.read, forwards.read, share, policy.device)
     learn = score = None
     update = kept = 0.0
     if learns:
         if config.learn.checkpointing:
             recompute_layers(policy.network)
-        score = measured(probe.score, batch, share / 2, policy.device)
-        learn = measured(probe.learn, batch, share, policy.device).times(factor).plus(host)
+        score = measured(probe.score, forwards.learn, share / 2, policy.device)
+        learn = measured(probe.learn, forwards.learn, share, policy.device).times(factor).plus(host)
         update = factor * probe.update()
         kept = factor * probe.kept_bytes()
     return Speed(
@@ -132,7 +130,6 @@ def measure_speed(
         learn=learn,
         score=score,
         update=update,
-        batch=batch,
         cache_bytes=round(policy.cache_bytes_per_token * factor),
         kept_bytes=kept,
     )
@@ -153,8 +150,8 @@ def measured(
     while True:
         count, work = make(size)
         # The first time prepares what later ones find.
-        _timed(work, device)
-        spent = min(_timed(work, device) for _ in range(REPEATS))
+        first = _timed(work, device)
+        spent = min(_timed(work, device) for _ in range(REPEATS if first < seconds / REPEATS else 1))
         if not points or count > points[-1][0]:
             points.append((count, spent))
         # On a shared machine the clock goes on while others have the processor.
@@ -193,10 +190,11 @@ def _wait(device: torch.device) -> None:
 class _Probe:
     """The works that are timed; those on layers leave out what stands behind them."""
 
-    def __init__(self, policy: Policy, config: Config, prompts: Sequence[tuple[int, ...]]) -> None:
+    def __init__(self, policy: Policy, config: Config, prompts: Sequence[tuple[int, ...]], logits: int) -> None:
         self.policy = policy
         self.config = config
         self.prompts = prompts
+        self.logits = logits
         self.minds = policy.population.spawn(config.seed, 0, config.population.minds)
         self.pairs = [(mind, prompt) for mind, prompt in product(self.minds, prompts)]
         """Who reads what, in the order in which an engine takes them."""
@@ -234,7 +232,7 @@ class _Probe:
         @torch.no_grad()
         def work() -> None:
             for hidden, uniforms in zip(
-                torch.split(hidden_BD, LOGIT_ROWS), torch.split(uniforms_B.to(wide), LOGIT_ROWS), strict=True
+                torch.split(hidden_BD, self.logits), torch.split(uniforms_B.to(wide), self.logits), strict=True
             ):
                 draw(self.policy.logits(hidden), uniforms, sampling.temperature, sampling.top_p)
 
@@ -308,8 +306,8 @@ class _Probe:
     def kept_bytes(self) -> float:
         """Bytes that a token of a micro-batch leaves in these layers for the backward pass. What does not grow with
         the tokens, such as weights with their adapters in them, is kept for other reasons."""
-        (few, small), (many, large) = (self._kept(tokens) for tokens in (64, 256))
-        return max(0.0, (large - small) / (many - few)) if many > few else large / many
+        (few, small), (many, large) = map(self._kept, (8, 72))
+        return max(0.0, (large - small) / (many - few))
 
     def ending(self) -> float:
         """Seconds of a look whether a rollout has ended."""
@@ -320,9 +318,11 @@ class _Probe:
             backend.ended(ids)
         return (time.perf_counter() - start) / 64
 
-    def _kept(self, tokens: int) -> tuple[int, int]:
-        """Tokens of a micro-batch, and bytes of all that its forward keeps."""
-        packed = self._packed(self._batch(tokens))
+    def _kept(self, length: int) -> tuple[int, int]:
+        """Tokens of a prompt with a completion of so many, and bytes of all that their forward keeps."""
+        mind, prompt = self.pairs[0]
+        branch = Branch((prompt * length)[:length], mind)
+        packed = self._packed([Tree(prompt, self.policy.population.reader(mind), (branch,))])
         kept: dict[int, int] = {}
 
         def keep(tensor: Tensor) -> Tensor:

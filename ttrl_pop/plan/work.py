@@ -37,6 +37,18 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class Forwards:
+    """How much one forward holds at most."""
+
+    read: int
+    """Prompt tokens."""
+    learn: int
+    """Tokens of a micro-batch."""
+    logits: int
+    """States whose logits are made at once."""
+
+
+@dataclass(frozen=True, slots=True)
 class Prompts:
     """How prompts fill the forwards that read them."""
 

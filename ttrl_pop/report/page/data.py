@@ -89,7 +89,9 @@ def page_data(runs: Sequence[RunRecord], defaults: Mapping[str, Any]) -> dict[st
 def embedded(value: Any) -> str:
     """`value` as JSON that can stand in a script element: no markup, no line separator, no lone surrogate in it."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return re.sub("[<>&\u2028\u2029\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def readable(text: str) -> str:
