@@ -12,7 +12,9 @@ from fakes import PROBLEMS
 from typer.testing import Result
 
 import ttrl_pop
+from ttrl_pop.cli.display.base import Display
 from ttrl_pop.errors import UsageError
+from ttrl_pop.sample.hf.backend import HfBackend
 from ttrl_pop.store.directory import RunDirectory
 
 ROWS = [{"id": problem.id, "prompt": problem.prompt} for problem in PROBLEMS]
@@ -103,6 +105,46 @@ def test_an_interrupt_saves_what_is_done(place: Path, tmp_path: Path, monkeypatc
     assert len(ttrl_pop.train(resume=run.path, quiet=True).answers) == len(PROBLEMS)
 
 
+def test_the_log_knows_that_the_run_is_from_python_and_how_it_was_left(place: Path, tmp_path: Path) -> None:
+    run = python_run(place, tmp_path / "run")
+    next(iter(run))
+    run.close()
+    ttrl_pop.train(resume=run.path, quiet=True).finish()
+    rows = rows_of(RunDirectory(run.path).log.read_text())
+    told = [row["text"] for row in rows if row["level"] == "info"]
+    assert told == ["begins: ttrl_pop.train", "left", "goes on: ttrl_pop.train", "done"]
+    assert RunDirectory(run.path).environment.exists()
+
+
+def test_what_takes_long_before_the_first_step_is_told(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    class Told(Display):
+        def phase(self, text: str, *_: Any) -> None:
+            told.append(text)
+
+    monkeypatch.setattr("ttrl_pop.api.training.open_display", lambda *_: Told())
+    run = python_run(place, tmp_path / "run")
+    assert told[0].startswith("loading")
+    before = len(told)
+    next(iter(run))
+    run.close()
+    assert told[before:]
+
+
+def test_settings_begin_with_a_preset_and_files_in_their_order(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "more.toml").write_text("steps = 7\n")
+    run = python_run(place, tmp_path / "run", preset="choice")
+    assert 'extract = "choice"' in (run.path / "config.toml").read_text()
+    run.close()
+    files = [place / "c.toml", tmp_path / "more.toml"]
+    run = ttrl_pop.train(place / "p.jsonl", config=files, out=tmp_path / "other", quiet=True)
+    assert "steps = 7\n" in (run.path / "config.toml").read_text()
+    run.close()
+
+
 def test_a_run_is_opened_looked_at_and_asked(trained: tuple[Path, Result]) -> None:
     run = ttrl_pop.open(trained[0])
     assert run.answers == rows_of(trained[1].stdout)
@@ -125,6 +167,21 @@ def test_a_run_is_opened_looked_at_and_asked(trained: tuple[Path, Result]) -> No
         ttrl_pop.open(trained[0], population={"name": "none"})
     with pytest.raises(UsageError, match="neither a run directory"):
         ttrl_pop.open(trained[0].parent)
+
+
+def test_a_run_that_is_closed_lets_go_of_its_engine_and_opens_another(
+    trained: tuple[Path, Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[HfBackend] = []
+    monkeypatch.setattr(HfBackend, "close", lambda engine: closed.append(engine))
+    run = ttrl_pop.open(trained[0])
+    run.close()
+    tallies = []
+    for count in (1, 2):
+        tallies.append(run.ask("Q: What is 2 times 3?\nA:", minds=2))
+        run.close()
+        assert len(closed) == count
+    assert tallies[0] == tallies[1]
 
 
 def test_a_question_is_a_turn_where_problems_are(place: Path, tmp_path: Path) -> None:

@@ -38,8 +38,8 @@ class Run:
         self._typed = typed or Given()
         self._checkpoint = checkpoint_folder
         self._session: Session | None = None
-        self._open = ExitStack()
-        """Closes the engine that answers, when nobody holds this run any more."""
+        self._held = ExitStack()
+        """The engine of the session."""
 
     @property
     def answers(self) -> list[dict[str, Any]]:
@@ -90,6 +90,11 @@ class Run:
         config = self._config(unused={"backend", "vote.grader", "vote.reward", "vote.extract"})
         return export(self._directory, self.checkpoint, config, Path(out), mind, form)
 
+    def close(self) -> None:
+        """Let go of the model. The next question loads it again."""
+        self._session = None
+        self._held.close()
+
     def __repr__(self) -> str:
         return f"ttrl_pop.open({str(self.path)!r})"
 
@@ -117,7 +122,7 @@ class Run:
         if self._session is None:
             folder = self.checkpoint
             inputs = ReadingInputs(config, asked, "asked", run, folder, rewards=False)
-            opened = self._open.enter_context(opened_for_reading(inputs))
+            opened = self._held.enter_context(opened_for_reading(inputs))
             checkpoint.load_policy(folder, opened.session.policy)
             self._session = opened.session
         session = self._session

@@ -1,16 +1,16 @@
 """`ttrl_pop.train`: `ttrl-pop run` as a function."""
 
 import sys
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ttrl_pop.api.run import Run
-from ttrl_pop.api.settings import given
+from ttrl_pop.api.settings import Files, given
 from ttrl_pop.api.vote import rows_of_gold, source_of
 from ttrl_pop.cli import inputs
 from ttrl_pop.cli.display import open_display
-from ttrl_pop.cli.opening import PreparedRun, create_run, prepare_resume
+from ttrl_pop.cli.opening import PreparedRun, Stage, create_run, prepare_resume
 from ttrl_pop.cli.run import conduct
 from ttrl_pop.types import StepReport
 
@@ -23,9 +23,15 @@ class Training(Run):
     `ttrl_pop.train(resume=run.path)` goes on.
     """
 
-    def __init__(self, prepared: PreparedRun, quiet: bool) -> None:
+    def __init__(self, opened: Callable[[Stage], PreparedRun], quiet: bool) -> None:
+        """
+        Args:
+            opened: opens it, telling what may take long as it begins.
+        """
+        with open_display(quiet, sys.stderr) as shown:
+            prepared = opened(shown.phase)
         super().__init__(prepared.run.path)
-        self._reports = _conducted(prepared, quiet)
+        self._reports = _reports(prepared, quiet)
 
     def __iter__(self) -> Iterator[StepReport]:
         return self._reports
@@ -38,6 +44,7 @@ class Training(Run):
     def close(self) -> None:
         """Stop where it is, with all steps saved that are done. Only `metrics`, `problems` and exports go on."""
         self._reports.close()
+        super().close()
 
     @property
     def answers(self) -> list[dict[str, Any]]:
@@ -58,18 +65,14 @@ class Training(Run):
         return super().checkpoint
 
 
-def _conducted(prepared: PreparedRun, quiet: bool) -> Generator[StepReport, None, None]:
-    with open_display(quiet, sys.stderr) as shown:
-        yield from conduct(prepared, shown, quiet)
-
-
 def train(
     problems: str | Path | Iterable[Mapping[str, Any]] | None = None,
     *,
     gold: str | Path | Mapping[str, Any] | Iterable[Mapping[str, Any]] | None = None,
     out: str | Path | None = None,
     resume: str | Path | None = None,
-    config: str | Path | None = None,
+    preset: str | None = None,
+    config: Files = None,
     quiet: bool = False,
     **settings: Any,
 ) -> Training:
@@ -85,7 +88,8 @@ def train(
         gold: a file or rows of gold answers, or answers by problem id; for measuring.
         out: run directory; the default is the first free one of runs/NAME-NUMBER.
         resume: run directory to go on with, in place of `problems`.
-        config: TOML file; settings win over it.
+        preset: settings to begin with, by name.
+        config: TOML file, or several, over the preset; settings win over them.
         quiet: show nothing on stderr.
         settings: any of the configuration, by the name of a flag (`minds=16`, `lr=1e-4`), of a value (`steps=5`), or of
             a table (`vote={"grader": "exact"}`, `population={"options": {"sigma": 0.005}}`). Those of the table
@@ -94,10 +98,11 @@ def train(
     Raises:
         UsageError: whatever of it is wrong; nothing has been written.
     """
-    typed = given(settings, config)
+    typed = given(settings, preset, config)
     if resume is not None:
         source = None if problems is None else str(problems)
-        return Training(prepare_resume(Path(resume), source, None if gold is None else str(gold), typed), quiet)
+        known = None if gold is None else str(gold)
+        return Training(lambda stage: prepare_resume(Path(resume), source, known, typed, stage), quiet)
     checked = inputs.for_run(
         None if problems is None else source_of(problems),
         None if gold is None else rows_of_gold(gold),
@@ -105,4 +110,10 @@ def train(
         typed,
         inputs.notices(quiet),
     )
-    return Training(create_run(checked), quiet)
+    return Training(lambda stage: create_run(checked, stage), quiet)
+
+
+def _reports(prepared: PreparedRun, quiet: bool) -> Generator[StepReport, None, None]:
+    """What happens in a run, shown as the command shows it from the first report that is asked for."""
+    with open_display(quiet, sys.stderr) as shown:
+        yield from conduct(prepared, shown, quiet, "ttrl_pop.train")

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ttrl_pop.api.settings import given
+from ttrl_pop.api.settings import Files, given
 from ttrl_pop.read.problems import read_gold
 from ttrl_pop.read.rollouts import Layout, read_rollouts
 from ttrl_pop.read.rows import Notice, Refuse, Source, refuse, unsaid
@@ -21,7 +21,8 @@ def vote(
     id_key: str | None = None,
     text_key: str | None = None,
     shuffled: bool = False,
-    config: str | Path | None = None,
+    preset: str | None = None,
+    config: Files = None,
     refused: Refuse = refuse,
     notice: Notice = unsaid,
     **settings: Any,
@@ -38,12 +39,12 @@ def vote(
         id_key, text_key, shuffled: as the flags of the command.
         refused: gets the error of a row that cannot be read, which is left out where this returns.
         notice: is told what was read in a way that may surprise.
-        settings: as `ttrl_pop.train` takes them.
+        preset, config, settings: as `ttrl_pop.train` takes them.
 
     Raises:
         UsageError: a source or a setting is wrong; and what `refused` raises.
     """
-    options = given(settings, config).config()
+    options = given(settings, preset, config).config()
     key = {} if id_key is None else {"id_key": id_key}
     answers = AnswerKey()
     if gold is not None:

@@ -64,7 +64,7 @@ def run(opened: Callable[[Stage], PreparedRun], quiet: bool) -> None:
     """
     with open_display(quiet, sys.stderr) as shown:
         prepared = opened(shown.phase)
-        with closing(conduct(prepared, shown, quiet)) as reports:
+        with closing(conduct(prepared, shown, quiet, shlex.join(["ttrl-pop", *sys.argv[1:]]))) as reports:
             # In one call: an interruption between two reports comes up inside, where it is told what is saved.
             deque(reports, maxlen=0)
     run_dir = prepared.run
@@ -77,12 +77,13 @@ def run(opened: Callable[[Stage], PreparedRun], quiet: bool) -> None:
         _print_summary(prepared)
 
 
-def conduct(prepared: PreparedRun, shown: Display, quiet: bool) -> Generator[StepReport, None, None]:
+def conduct(prepared: PreparedRun, shown: Display, quiet: bool, call: str) -> Generator[StepReport, None, None]:
     """Do all that a run does and yield a report after each step: baseline, steps, answers. Closed early, it saves the
     steps that are done.
 
     Args:
         shown: what is told of all that; the run's log keeps it too.
+        call: how this process was asked for the run, for the log.
 
     Raises:
         UsageError: another process works in the run directory.
@@ -92,7 +93,7 @@ def conduct(prepared: PreparedRun, shown: Display, quiet: bool) -> Generator[Ste
     with (
         closing(session.backend),
         run_dir.lock(),
-        _logged(prepared, shown) as display,
+        _logged(prepared, shown, call) as display,
         _early_end(run_dir, display),
     ):
         yield from _work(prepared, display, quiet)
@@ -138,10 +139,10 @@ def _work(prepared: PreparedRun, display: Display, quiet: bool) -> Iterator[Step
 
 
 @contextmanager
-def _logged(prepared: PreparedRun, shown: Display) -> Iterator[Logged]:
+def _logged(prepared: PreparedRun, shown: Display, call: str) -> Iterator[Logged]:
     """A display over `shown` that keeps in the run's log, too, how this process began and how it ended."""
     display = Logged(shown, Log(prepared.run.log))
-    display.keep("info", f"{'goes on' if prepared.resumed else 'begins'}: {shlex.join(['ttrl-pop', *sys.argv[1:]])}")
+    display.keep("info", f"{'goes on' if prepared.resumed else 'begins'}: {call}")
     for text in prepared.told:
         display.keep("notice", text)
     try:
@@ -149,6 +150,9 @@ def _logged(prepared: PreparedRun, shown: Display) -> Iterator[Logged]:
             yield display
     except KeyboardInterrupt:
         display.keep("info", "interrupted")
+        raise
+    except GeneratorExit:
+        display.keep("info", "left")
         raise
     except TtrlPopError as error:
         display.keep("error", str(error))
