@@ -52,7 +52,7 @@ def test_the_demo_model_improves_without_labels(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     run(
         "run examples/times-table.jsonl --config examples/times-table.toml --gold examples/times-table.gold.jsonl "
-        "--backend vllm --steps 1 --minds 6 --out out --quiet",
+        "--backend vllm --set population.options.scope=sequence --steps 1 --minds 6 --out out --quiet",
         tmp_path,
     )
     before, after = (rows(tmp_path / "out" / name) for name in ("baseline.jsonl", "answers.jsonl"))
