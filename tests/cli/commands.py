@@ -92,8 +92,11 @@ def run(place: Path, out: Path, *more: object, code: int = 0) -> Result:
     return ttrl("run", place / "p.jsonl", "--config", place / "c.toml", "--out", out, *more, code=code)
 
 
-def child(arguments: list[str], stdout: str, stderr: str, stdin: str, largest: int | None) -> None:
+def child(
+    arguments: list[str], stdout: str, stderr: str, stdin: str, largest: int | None, environment: dict[str, str]
+) -> None:
     """`ttrl-pop` in a process of its own, on files, pipes or a terminal; no file gets longer than `largest` bytes."""
+    os.environ.update(environment)
     import torch
 
     from ttrl_pop.cli.app import main

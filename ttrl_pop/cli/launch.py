@@ -43,15 +43,15 @@ def take_part(command: Callable[[], None]) -> NoReturn:
     Raises:
         SystemExit: always; the exit code is that of the first process to end with another than 0.
     """
-    # Before torch sees a GPU.
+    # Nothing is to be saved yet, and a handler of Python's would wait until the others are there.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
     from ttrl_pop.ranks.ranks import join
 
     ranks = join()
     if ranks.rank == 0:
         interrupts.install(once=True)
         _lead(command, ranks.leave)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
     advice.hush(True)
     from ttrl_pop.run.follow import follow
 
@@ -86,7 +86,7 @@ def _lead(command: Callable[[], None], leave: Callable[[int], None]) -> NoReturn
 def _launched(count: int) -> int:
     """Exit code of this command, done by `count` processes."""
     # What a launcher tells of itself is not what the user asked for.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.disable(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

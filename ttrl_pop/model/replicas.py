@@ -32,9 +32,7 @@ def take(ranks: Ranks, policy: Policy, told: Told) -> None:
     if told.follow:
         ranks.spread(weights(policy))
     if digest(policy) != told.digest:
-        raise EngineError(
-            "the weights that learn here are not those of the first process; begin again from a checkpoint"
-        )
+        raise EngineError("its weights are not those of the first process; go on from the newest checkpoint")
     policy.version = told.version
 
 

@@ -50,7 +50,7 @@ class Counted:
     problem: str
     """Id."""
     member: int
-    """Its place in the group."""
+    """Place in the group."""
     advantage: float
     weight: float
 

@@ -25,8 +25,11 @@ from ttrl_pop.ranks import launched, shards
 
 Value = TypeVar("Value")
 
+MEETING = timedelta(minutes=30)
+"""How long a process waits for the others to begin."""
+
 PATIENCE = timedelta(days=7)
-"""How long a process waits for another that is alive; one that dies is noticed at once."""
+"""How long it then waits for one that is alive; one that dies is noticed at once."""
 
 SIGNAL_ON_ITS_WAY = 1.0
 """Seconds to wait, after another process has ended, for the signal that may have ended it."""
@@ -50,7 +53,7 @@ class Ranks:
         return self.size > 1 and self.rank == 0
 
     def owned(self, count: int) -> range:
-        """Those of `count` shards that this process works on."""
+        """The shards, of `count`, that this process works on."""
         return shards.owned(self.rank, self.size, count)
 
     def tell(self, message: Any) -> None:
@@ -87,8 +90,6 @@ class Group(Ranks):
     def __init__(self, rank: int, size: int, store: Any) -> None:
         self.rank = rank
         self.size = size
-        self.sent = 0
-        """Bytes that this process has sent, each counted once however many receive them."""
         self._store = store
 
     def tell(self, message: Any) -> None:
@@ -101,7 +102,6 @@ class Group(Ranks):
         with self._talking():
             dist.broadcast_object_list(payload, src=0, device=torch.device("cpu"))
         found: bytes = payload[0]
-        self.sent += len(found) * (self.rank == 0)
         return found
 
     def exchange(self, value: Value) -> list[Value]:
@@ -109,7 +109,6 @@ class Group(Ranks):
         found: list[Any] = [None] * self.size
         with self._talking():
             dist.all_gather_object(found, own)
-        self.sent += len(own)
         return [value if rank == self.rank else pickle.loads(each) for rank, each in enumerate(found)]
 
     def add(self, tensors: Sequence[Tensor]) -> None:
@@ -118,7 +117,6 @@ class Group(Ranks):
                 packed = _packed(tensors)
                 with self._talking():
                     dist.send(packed, low)
-                self.sent += packed.numel()
             elif self.rank == low:
                 packed = _space_for(tensors)
                 with self._talking():
@@ -132,7 +130,6 @@ class Group(Ranks):
         with self._talking():
             dist.broadcast(packed, src=0)
         if self.rank == 0:
-            self.sent += packed.numel()
             return
         for own, new in zip(tensors, _unpacked(packed, tensors), strict=True):
             own.copy_(new)
@@ -184,7 +181,7 @@ def join() -> Group:
     """
     global _joined
     _take_own_gpu(launched.place_on_machine())
-    store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+    store, rank, size = next(rendezvous("env://", timeout=MEETING))
     kinds = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     dist.init_process_group(kinds, store=PrefixStore("group", store), rank=rank, world_size=size, timeout=PATIENCE)
     launched.forget()
