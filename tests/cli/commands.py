@@ -104,6 +104,8 @@ def child(
     torch.set_num_threads(1)
     for number, path, flags in ((0, stdin, os.O_RDONLY), (2, stderr, os.O_WRONLY), (1, stdout, os.O_WRONLY)):
         os.dup2(os.open(path, flags | os.O_CREAT), number)
+    # multiprocessing has put another in its place.
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
     if largest is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     sys.argv = ["ttrl-pop", *arguments]
