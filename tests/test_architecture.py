@@ -25,7 +25,7 @@ FLOORS = [
     ("sample", "learn", "store"),
     ("model", "vote"),
     ("packing", "population", "report", "read"),
-    ("kernels",),
+    ("kernels", "ranks"),
     (
         *("types", "config", "config_file", "demo", "errors", "plugins", "presets", "randomness", "settings"),
         *("text", "thoughts"),
@@ -154,7 +154,7 @@ def test_what_needs_no_torch_imports_none() -> None:
         ),
         *("population.options", "sample.hf.options", "sample.vllm.options"),
         *("cli.app", "cli.config", "cli.inputs", "cli.interrupts", "cli.stdout", "cli.printing", "cli.vote"),
-        *("cli.display.live", "cli.report", "cli.view"),
+        *("cli.display.live", "cli.report", "cli.view", "cli.launch", "ranks.shards", "ranks.orders"),
     ]
     script = "; ".join(f"import ttrl_pop.{name}" for name in light)
     script += "; import sys; assert not {'torch', 'transformers', 'peft', 'datasets'} & set(sys.modules)"

@@ -21,6 +21,8 @@ Weight = Literal["rollout", "mind", "confidence"]
 Positive = Annotated[int, Field(ge=1, lt=2**31)]
 """How many there are of something, or how long it is."""
 
+PowerOfTwo = Literal[1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
+
 Mark = Annotated[str, Field(min_length=1)]
 
 Rollouts = Annotated[int, Field(ge=1, le=MOST_ROLLOUTS)]
@@ -260,6 +262,9 @@ class Config(Section):
     """Steps to train."""
     problems_per_step: Positive = 16
     """Problems in a step."""
+    shards: PowerOfTwo | None = None
+    """Parts that each step is cut into, shared out among the processes of a run, no more than these. Results depend on
+    it by rounding, and on the number of processes not at all; None: the power of two from that number on."""
     baseline: bool = False
     """Let the untrained population answer all problems first, for an honest before/after."""
     answers: bool = True

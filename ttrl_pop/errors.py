@@ -31,6 +31,14 @@ class EngineError(TtrlPopError, RuntimeError):
     """A rollout engine died, failed its self-test, or holds other weights than the policy."""
 
 
+class RankError(TtrlPopError, RuntimeError):
+    """Another process of the run has ended, with the exit code that this one ends with too."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 class SamplerMismatchError(TtrlPopError, ArithmeticError):
     """Sampler and learner disagree about the probabilities of the same tokens."""
 

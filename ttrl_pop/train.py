@@ -29,7 +29,7 @@ def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[
         CollapseError: the alarm went off and the configuration asks to stop then; a checkpoint has been saved.
     """
     config, policy, grader = session.config, session.policy, session.grader
-    learner = Learner(policy, config)
+    learner = Learner(policy, config, session.ranks)
     keeper = Keeper(run, session, learner, progress)
     labellers = Labellers(session, learner, progress.labels)
     try:

@@ -92,8 +92,11 @@ def run(place: Path, out: Path, *more: object, code: int = 0) -> Result:
     return ttrl("run", place / "p.jsonl", "--config", place / "c.toml", "--out", out, *more, code=code)
 
 
-def child(arguments: list[str], stdout: str, stderr: str, stdin: str, largest: int | None) -> None:
+def child(
+    arguments: list[str], stdout: str, stderr: str, stdin: str, largest: int | None, environment: dict[str, str]
+) -> None:
     """`ttrl-pop` in a process of its own, on files, pipes or a terminal; no file gets longer than `largest` bytes."""
+    os.environ.update(environment)
     import torch
 
     from ttrl_pop.cli.app import main
@@ -101,6 +104,8 @@ def child(arguments: list[str], stdout: str, stderr: str, stdin: str, largest: i
     torch.set_num_threads(1)
     for number, path, flags in ((0, stdin, os.O_RDONLY), (2, stderr, os.O_WRONLY), (1, stdout, os.O_WRONLY)):
         os.dup2(os.open(path, flags | os.O_CREAT), number)
+    # multiprocessing has put another in its place.
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
     if largest is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     sys.argv = ["ttrl-pop", *arguments]

@@ -57,9 +57,11 @@ def start() -> Iterator[Callable[..., Any]]:
         stderr: object = os.devnull,
         stdin: object = os.devnull,
         largest: int | None = None,
+        **environment: object,
     ) -> Any:
         streams = (str(stream) for stream in (stdout, stderr, stdin))
-        process = context.Process(target=child, args=([str(a) for a in arguments], *streams, largest))
+        variables = {name: str(value) for name, value in environment.items()}
+        process = context.Process(target=child, args=([str(a) for a in arguments], *streams, largest, variables))
         process.start()
         started.append(process)
         return process

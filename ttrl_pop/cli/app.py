@@ -15,11 +15,12 @@ import typer
 from typer.core import TyperGroup
 
 from ttrl_pop import __version__
-from ttrl_pop.cli import advice, after, interrupts, stdout
-from ttrl_pop.cli.flags import Gold, Json, OptionalProblems, Out, Plan, Problems, Quiet, Trained, takes
+from ttrl_pop.cli import advice, after, interrupts, launch, stdout
+from ttrl_pop.cli.flags import Gold, Json, OptionalProblems, Out, Plan, Problems, Quiet, Ranks, Trained, takes
 from ttrl_pop.cli.given import Given
 from ttrl_pop.errors import TtrlPopError, UsageError
 from ttrl_pop.kernels import malloc, threads
+from ttrl_pop.ranks import launched
 from ttrl_pop.text import shown
 
 
@@ -62,7 +63,8 @@ def _common(
 @takes(
     *("problems", "model", "population", "minds", "samples_per_mind", "steps", "problems_per_step", "lr", "reward"),
     *("extract", "backend", "gold", "out", "seed", "stop_on_collapse", "track", "preset", "config", "set", "raw"),
-    *("prompt_key", "answer_key", "id_key", "limit", "prompt_template", "resume", "plan", "json", "trust", "quiet"),
+    *("prompt_key", "answer_key", "id_key", "limit", "prompt_template", "resume", "resume_or_new", "ranks", "plan"),
+    *("json", "trust", "quiet"),
 )
 def run(
     given: Given,
@@ -76,6 +78,15 @@ def run(
             help="Go on with this run, where it stopped or was killed, to the same result as undisturbed.",
         ),
     ] = None,
+    resume_or_new: Annotated[
+        bool,
+        typer.Option(
+            "--resume-or-new",
+            help="Go on with --out RUN where it has begun, with its own problems and settings, else begin it: the same "
+            "command again after whatever stopped it.",
+        ),
+    ] = False,
+    ranks: Ranks = None,
     plan: Plan = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -85,6 +96,15 @@ def run(
     Train without labels: many minds answer each problem, the majority is the label, GRPO learns. Prints the final
     answers as JSON lines (a table on a terminal). Everything else is kept in the run directory.
     """
+    if ranks is not None and not plan:
+        launch.start(ranks)
+    if resume_or_new:
+        if out is None or resume is not None or plan:
+            raise UsageError("--resume-or-new goes with --out RUN, without --resume and --plan")
+        from ttrl_pop.cli import again
+
+        if again.has_begun(out):
+            resume, out, problems, gold, given = out, None, None, None, again.changeable(given)
     if resume is None:
         _run(problems, gold, out, given, plan, json, quiet)
         return
@@ -120,7 +140,7 @@ def _run(
 @takes(
     *("problems", "run", "compare", "model", "population", "minds", "samples_per_mind", "extract", "backend", "gold"),
     *("seed", "preset", "config", "set", "raw", "prompt_key", "answer_key", "id_key", "limit", "prompt_template"),
-    *("plan", "json", "trust", "quiet"),
+    *("ranks", "plan", "json", "trust", "quiet"),
 )
 def evaluate(
     given: Given,
@@ -130,6 +150,7 @@ def evaluate(
         bool, typer.Option("--compare", help="Measure the base model as well, and the difference.")
     ] = False,
     gold: Gold = None,
+    ranks: Ranks = None,
     plan: Plan = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -142,6 +163,8 @@ def evaluate(
     """
     if compare and run is None:
         raise UsageError("--compare puts a run beside the base model; pass --run RUN")
+    if ranks is not None and not plan:
+        launch.start(ranks)
     from ttrl_pop.cli import inputs
 
     checked = inputs.for_reading(problems, gold, run, given, inputs.notices(quiet))
@@ -158,12 +181,14 @@ def evaluate(
 @app.command(short_help="Rollouts only, one JSON line each.")
 @takes(
     *("problems", "run", "model", "population", "minds", "samples_per_mind", "extract", "backend", "seed", "preset"),
-    *("config", "set", "raw", "prompt_key", "id_key", "limit", "prompt_template", "plan", "json", "trust", "quiet"),
+    *("config", "set", "raw", "prompt_key", "id_key", "limit", "prompt_template", "ranks", "plan", "json", "trust"),
+    *("quiet",),
 )
 def sample(
     given: Given,
     problems: Problems,
     run: Trained = None,
+    ranks: Ranks = None,
     plan: Plan = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -173,6 +198,8 @@ def sample(
     Rollouts only, one JSON line each, as they are written: id, form (raw or chat), rollout, mind (its seed), text,
     answer, finish_reason, policy_version, prompt_tokens, completion_ids, logprobs.
     """
+    if ranks is not None and not plan:
+        launch.start(ranks)
     from ttrl_pop.cli import inputs
 
     checked = inputs.for_reading(problems, None, run, given, inputs.notices(quiet), rewards=False)
@@ -294,6 +321,8 @@ def main() -> None:
     threads.configure()
     with _exit_codes():
         try:
+            if launched.size() > 1:
+                launch.take_part(app)
             app()
         finally:
             # What the parser itself prints ends the process before anything else looks at the stream.

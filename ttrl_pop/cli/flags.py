@@ -217,6 +217,16 @@ Plan = Annotated[
 
 Json = Annotated[bool, typer.Option("--json", help="With --plan: JSON lines on a terminal, too.")]
 
+Ranks = Annotated[
+    int | None,
+    typer.Option(
+        "--ranks",
+        metavar="N",
+        help="Work in N processes on this machine, each with a GPU of its own where there are GPUs. Under torchrun or "
+        "accelerate launch it is not needed.",
+    ),
+]
+
 Trust = Annotated[
     bool,
     typer.Option(

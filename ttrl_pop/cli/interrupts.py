@@ -9,10 +9,11 @@ import signal
 _noted: list[int] = []
 
 
-def install() -> None:
-    """Make both signals interrupt the main thread."""
+def install(once: bool = False) -> None:
+    """Make both signals interrupt the main thread; with `once` the first one alone, as where a launcher sends its own
+    after the user's."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+        signal.signal(number, _interrupt_once if once else _interrupt)
 
 
 def check() -> None:
@@ -29,3 +30,9 @@ def check() -> None:
 def _interrupt(number: int, frame: object) -> None:
     _noted.append(number)
     raise KeyboardInterrupt
+
+
+def _interrupt_once(number: int, frame: object) -> None:
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    _interrupt(number, frame)

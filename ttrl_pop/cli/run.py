@@ -24,7 +24,7 @@ from ttrl_pop.cli.opening import PreparedRun, Stage
 from ttrl_pop.cli.os_errors import refusal
 from ttrl_pop.cli.printing import print_rows
 from ttrl_pop.config_file import dump_config
-from ttrl_pop.errors import CollapseError, TtrlPopError, UsageError
+from ttrl_pop.errors import CollapseError, RankError, TtrlPopError, UsageError
 from ttrl_pop.fit.prepare import prepare
 from ttrl_pop.read.rows import Notice, unsaid
 from ttrl_pop.report.estimators import mean
@@ -170,6 +170,7 @@ def _early_end(run_dir: RunDirectory, display: Display) -> Iterator[None]:
     Raises:
         KeyboardInterrupt: as it came.
         CollapseError: with what is kept.
+        RankError: with what is saved.
         TtrlPopError: the system refuses something, as a disk that takes no more; in place of its error.
     """
     try:
@@ -184,6 +185,8 @@ def _early_end(run_dir: RunDirectory, display: Display) -> Iterator[None]:
             f"{error}; saved up to step {checkpoint.latest(run_dir)} in {run_dir.path}{kept}. To go on all the same: "
             "--resume with --set guard.stop_on_collapse=false"
         ) from None
+    except RankError as error:
+        raise RankError(f"{error}; {_saved(run_dir)}", error.exit_code) from error
     except TtrlPopError:
         raise
     except Exception as error:

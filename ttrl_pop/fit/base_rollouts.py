@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ttrl_pop.randomness import OUTSIDE_TRAINING
+from ttrl_pop.ranks.ranks import ALONE
 from ttrl_pop.run.session import Session
 from ttrl_pop.types import Problem, Rollout
 
@@ -28,7 +29,9 @@ def base_rollouts(session: Session, problems: Sequence[Problem]) -> list[Rollout
     sampling = session.config.sampling
     limit = min(LONGEST, sampling.max_new_tokens)
     engine = session.backend.with_sampling(sampling.model_copy(update={"max_new_tokens": limit}))
-    groups = list(replace(session, backend=engine).sample(problems, [None], 1, OUTSIDE_TRAINING, weights="base"))
+    # The first of several processes does it alone, and gives the others what comes of it.
+    own = replace(session, backend=engine, ranks=ALONE)
+    groups = list(own.sample(problems, [None], 1, OUTSIDE_TRAINING, weights="base"))
     groups.sort(key=lambda group: group.problem.index)
     return [shortened(group.rollouts_G[0]) for group in groups]
 

@@ -6,11 +6,14 @@ GRPO on the formulas of `ttrl_pop.learn.grpo`. What is particular here:
    with a KL to the base model, to which every rollout contributes, nothing is skipped.
 3. Dropout is off and the model in eval mode: the learner sees the distribution that was sampled.
 4. How a step is cut into micro-batches (`ttrl_pop.learn.micro_batches`) changes no gradient.
+5. Gradients of shards are added in one fixed tree (`ttrl_pop.ranks.shards`), by as many processes as there are. The
+   first has the optimizer; the others compute gradients of their shards (`Learner.study`, `Learner.differentiate`).
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -23,17 +26,29 @@ from ttrl_pop.learn.objective import Sums, base_logprobs, mind_of, objective
 from ttrl_pop.learn.trained import LearnerState, Trained
 from ttrl_pop.model.forward import recompute_layers
 from ttrl_pop.model.policy import Policy
+from ttrl_pop.model.replicas import tell
 from ttrl_pop.packing.budget import learner_tokens
+from ttrl_pop.ranks.orders import Counted, Differentiate, Learn
+from ttrl_pop.ranks.ranks import ALONE, Ranks
+from ttrl_pop.ranks.shards import shard_of, total
 from ttrl_pop.report.estimators import mean
 from ttrl_pop.types import Mind, Rollout, Tally, Update
+
+Place: TypeAlias = tuple[int, int]
+"""Number of a tally in its step, and of a rollout in its group."""
+
+ELSEWHERE = torch.empty(0)
+"""In place of old log-probabilities that another process has."""
 
 
 class Learner:
     """A policy's optimizer, and all that an update is made with. Nothing but `learn` changes the policy's weights."""
 
-    def __init__(self, policy: Policy, config: Config) -> None:
+    def __init__(self, policy: Policy, config: Config, ranks: Ranks = ALONE) -> None:
         self.policy = policy
         self.config = config
+        self.ranks = ranks
+        self.shards = config.shards or 1
         self.bad_in_a_row = 0
         self._micro_batches = MicroBatches(
             self._reader, learner_tokens(config.learn.token_budget, policy.device, policy.network)
@@ -170,9 +185,9 @@ class Learner:
     def _samples(self, tallies: Sequence[Tally], weights: Mapping[str, float]) -> tuple[list[Sample], int, int]:
         """The rollouts that carry a gradient, with advantage and token weight; groups used and skipped."""
         options = self.config.learn
-        entries: list[tuple[Rollout, float, bool]] = []
+        entries: list[tuple[Rollout, float, bool, Place]] = []
         used = 0
-        for tally in tallies:
+        for number, tally in enumerate(tallies):
             rewards_G = torch.tensor(tally.rewards_G, dtype=torch.float64)
             weight = weights.get(tally.group.problem.id, 1.0)
             # Where labellers abstained, rewards that ask for no label still tell; where nobody answered, none does.
@@ -182,8 +197,8 @@ class Learner:
             advantages_G = grpo.advantages(rewards_G, options.loss) * weight
             advantages = advantages_G.tolist() if signal else [0.0] * len(rewards_G)
             counted = [
-                (rollout, advantage, keep)
-                for rollout, advantage in zip(tally.group.rollouts_G, advantages, strict=True)
+                (rollout, advantage, keep, (number, member))
+                for member, (rollout, advantage) in enumerate(zip(tally.group.rollouts_G, advantages, strict=True))
                 if not (options.mask_truncated and rollout.finish_reason == "length")
             ]
             used += keep and bool(counted)
@@ -191,21 +206,36 @@ class Learner:
         skipped = len(tallies) - used
         if not entries:
             return [], used, skipped
-        lengths = torch.tensor([len(rollout.completion_ids) for rollout, _, _ in entries])
+        lengths = torch.tensor([len(rollout.completion_ids) for rollout, *_ in entries])
         token_weights = grpo.token_weights(lengths, options.loss, self.config.sampling.max_new_tokens).tolist()
-        samples = [
-            Sample(rollout, advantage, weight)
-            for (rollout, advantage, keep), weight in zip(entries, token_weights, strict=True)
+        kept = [
+            (Sample(rollout, advantage, weight, self._shard(place, tallies)), place)
+            for (rollout, advantage, keep, place), weight in zip(entries, token_weights, strict=True)
             if keep and rollout.completion_ids
         ]
-        return samples, used, skipped
+        if self.ranks.leads:
+            self.ranks.tell(Learn(self._described(kept, tallies)))
+        return [sample for sample, _ in kept], used, skipped
+
+    def _shard(self, place: Place, tallies: Sequence[Tally]) -> int:
+        number, member = place
+        return shard_of(member, number, len(tallies[0].group.rollouts_G), len(tallies), self.shards)
+
+    def _described(
+        self, kept: Sequence[tuple[Sample, Place]], tallies: Sequence[Tally]
+    ) -> tuple[tuple[Counted, ...], ...]:
+        """The samples of each shard, for processes that know the rollouts."""
+        shards_S: list[list[Counted]] = [[] for _ in range(self.shards)]
+        for sample, (number, member) in kept:
+            problem = tallies[number].group.problem.id
+            shards_S[sample.shard].append(Counted(problem, member, sample.advantage, sample.weight))
+        return tuple(map(tuple, shards_S))
 
     def _update(self, samples: Sequence[Sample]) -> Sums | None:
         """One optimizer step on all samples; None where it was skipped for a value that is not finite."""
-        sums, is_first = Sums(), samples[0].old is None
-        self.optimizer.zero_grad(set_to_none=True)
-        for found in self._micro_batches.map(self._backward, samples):
-            sums.add(found)
+        is_first = samples[0].old is None
+        tell(self.ranks, self.policy, Differentiate(is_first, self.token_budget))
+        sums = self.differentiate(samples)
         if self.optimizer.defaults["fused"]:
             # It takes gradients that lie in memory as their parameters do, and no views of transposed ones.
             for parameter in self.trained.parameters:
@@ -230,6 +260,47 @@ class Learner:
         torch.autograd.graph.increment_version(self.trained.parameters)
         sums.losses, sums.norms, sums.population_norms = [sums.loss], [norm], [population_norm]
         return sums
+
+    def differentiate(self, samples: Sequence[Sample]) -> Sums:
+        """Compute the gradient of the own shards of `samples`, together with the other processes, which do the same.
+
+        Returns:
+            The totals of all shards. On the first process the parameters have the gradient of all of them.
+        """
+        own, sums_S, parameters = self.ranks.owned(self.shards), {}, self.trained.parameters
+        shards_S: list[list[Sample]] = [[] for _ in range(self.shards)]
+        for sample in samples:
+            shards_S[sample.shard].append(sample)
+        has_gradient = [False] * len(parameters)
+
+        def part(shard: int) -> list[Tensor | None]:
+            self.optimizer.zero_grad(set_to_none=True)
+            sums_S[shard] = Sums()
+            for found in self._micro_batches.map(self._backward, shards_S[shard]):
+                sums_S[shard].add(found)
+            for number, parameter in enumerate(parameters):
+                has_gradient[number] |= parameter.grad is not None
+            gradients = [parameter.grad for parameter in parameters]
+            if self.shards == 1:
+                return gradients
+            # With zeros for none, sums of several are the same whoever adds them.
+            return [
+                torch.zeros_like(parameter) if gradient is None else gradient
+                for parameter, gradient in zip(parameters, gradients, strict=True)
+            ]
+
+        gradients = total(own, part, _added)
+        told = self.ranks.exchange(([sums_S[shard] for shard in own], has_gradient, self.token_budget))
+        self.token_budget = min(budget for _, _, budget in told)
+        if self.ranks.size > 1:
+            self.ranks.add([gradient for gradient in gradients if gradient is not None])
+        for number, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
+            parameter.grad = gradient if any(has[number] for _, has, _ in told) else None
+        for sample in samples:
+            if sample.old is None and sample.shard not in own:
+                sample.old = ELSEWHERE
+        every = [sums for found, _, _ in told for sums in found]
+        return total(range(self.shards), every.__getitem__, Sums.joined)
 
     def _reader(self, sample: Sample) -> Mind:
         return self.policy.population.reader(mind_of(sample, self.config.learn))
@@ -258,6 +329,11 @@ class Learner:
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         return adapter_lr, population_lr
+
+
+def _added(left: list[Tensor | None], right: list[Tensor | None]) -> list[Tensor | None]:
+    """The sum of two shards' gradients, in the place of the left one."""
+    return [a if a is None or b is None else a.add_(b) for a, b in zip(left, right, strict=True)]
 
 
 def schedule_factor(step: int, steps: int, warmup: int, schedule: str) -> float:

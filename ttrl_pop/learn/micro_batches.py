@@ -24,6 +24,8 @@ class Sample:
     advantage: float
     weight: float
     """Weight of each of its tokens, in the normaliser of the whole step."""
+    shard: int = 0
+    """Part of the step that it belongs to."""
     old: Tensor | None = None
     """Log-probabilities [T] of the first pass, detached."""
     base: Tensor | None = None

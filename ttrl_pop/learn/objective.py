@@ -49,6 +49,13 @@ class Sums:
         self.population_norms += other.population_norms
         self.losses += other.losses
 
+    def joined(self, other: "Sums") -> "Sums":
+        """These totals and those of other shards."""
+        found = Sums()
+        found.add(self)
+        found.add(other)
+        return found
+
 
 def mind_of(sample: Sample, options: LearnConfig) -> Mind:
     """Through which mind a rollout is read: its own under `replay`, else the mean mind."""

@@ -12,17 +12,22 @@ from ttrl_pop.kernels.cuda import repeat_to_the_bit
 from ttrl_pop.model.load import load_model
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.model.prompts import Prompts, opens_thoughts
+from ttrl_pop.model.replicas import tell
 from ttrl_pop.model.source import lasting
 from ttrl_pop.model.turns import notice_of_turns, with_turns
 from ttrl_pop.packing.budget import learner_tokens, prefill_tokens
 from ttrl_pop.plugins import load
 from ttrl_pop.population.base import Population
+from ttrl_pop.ranks.orders import Open, Vote, Write
+from ttrl_pop.ranks.ranks import ALONE, Ranks, current
+from ttrl_pop.ranks.shards import enough_for
 from ttrl_pop.sample.backend import Backend, Weights, backend_name
 from ttrl_pop.sample.sample import sample
 from ttrl_pop.thoughts import Thinking
 from ttrl_pop.types import AnswerKey, Group, Mind, Problem, ProblemSet, Tally
 from ttrl_pop.vote.graders.base import Grader
 from ttrl_pop.vote.rules import Labels, Rules, build_rules
+from ttrl_pop.vote.together import vote_together
 from ttrl_pop.vote.vote import vote, vote_in_background
 
 
@@ -44,6 +49,8 @@ class Session:
     """How groups are voted on."""
     notices: tuple[str, ...] = ()
     """What the user should know of how all this came out."""
+    ranks: Ranks = ALONE
+    """The processes that sample, vote and learn together."""
 
     @property
     def grader(self) -> Grader:
@@ -67,16 +74,41 @@ class Session:
             purpose: what the rollouts are for; those for another purpose are drawn from other streams.
             weights: whose weights write.
         """
-        seed = self.config.seed
-        return sample(self.backend, self.prompts, problems, minds, samples_per_mind, seed, step, purpose, weights)
+        config, ranks = self.config, self.ranks
+        if ranks.leads:
+            ids = tuple(problem.id for problem in problems)
+            order = Write(ids, tuple(minds), samples_per_mind, step, purpose, weights, self.backend.limits())
+            tell(ranks, self.policy, order)
+        yield from sample(
+            self.backend,
+            self.prompts,
+            problems,
+            minds,
+            samples_per_mind,
+            config.seed,
+            step,
+            purpose,
+            weights,
+            config.shards or 1,
+            ranks,
+        )
 
     def tally(self, group: Group, labels: Labels | None = None) -> Tally:
         """Vote on one group."""
         return vote(group, self.rules, labels)
 
     def tallies(self, groups: Iterable[Group], labels: Labels | None = None) -> Iterator[Tally]:
-        """Vote on each group while the next ones are being sampled."""
-        return vote_in_background(groups, lambda group: vote(group, self.rules, labels))
+        """Vote on each group while the next ones are being sampled; of several processes each votes on its share."""
+        if self.ranks.size == 1:
+            return vote_in_background(groups, lambda group: vote(group, self.rules, labels))
+        return self._tallies_together(groups, labels)
+
+    def _tallies_together(self, groups: Iterable[Group], labels: Labels | None) -> Iterator[Tally]:
+        held = list(groups)
+        if self.ranks.leads:
+            ids = tuple(group.problem.id for group in held)
+            self.ranks.tell(Vote(ids, None if labels is None else {name: labels[name] for name in ids}))
+        yield from vote_together(held, self.rules, labels, self.ranks)
 
 
 def open_session(
@@ -98,6 +130,8 @@ def open_session(
     Raises:
         UsageError: whatever of it cannot be had as asked for.
     """
+    ranks = current()
+    check_ranks(config, ranks)
     if config.deterministic:
         repeat_to_the_bit()
     # Without a model yet: what is wrong here is said at once.
@@ -115,9 +149,14 @@ def open_session(
     )
     stage(f"starting the backend {engine}")
     backend = backend_kind(policy, config.sampling, backend_options)
-    config = resolve(_with_options(config, options, backend_options), engine, policy, backend)
+    config = resolve(_with_options(config, options, backend_options), engine, policy, backend, ranks)
     asked = problems.problems if settled else as_asked(problems.problems, config, policy.model.tokenizer)
     turned = notice_of_turns(problems.problems, asked)
+    if ranks.leads:
+        ranks.held = None
+        ranks.tell(Open(config, replace(problems, problems=asked), adapter, rewards))
+    if len(set(ranks.exchange(policy.model.fingerprint))) > 1:
+        raise UsageError(f"model {config.model!r}: its weights must be the same for all processes, and they differ")
     return Session(
         config=config,
         problems=asked,
@@ -127,6 +166,7 @@ def open_session(
         prompts=Prompts(policy.model, asked, config.sampling.max_new_tokens, config.problems.date),
         rules=replace(rules, thinking=config.vote.thinking or False),
         notices=(*rules.grader.notices, *policy.model.notices, *([turned] if turned else [])),
+        ranks=ranks,
     )
 
 
@@ -136,7 +176,22 @@ def as_asked(problems: Sequence[Problem], config: Config, tokenizer: Any) -> tup
     return with_turns(tokenizer, problems) if config.problems.form == "auto" else tuple(problems)
 
 
-def resolve(config: Config, engine: str, policy: Policy, backend: Backend) -> Config:
+def check_ranks(config: Config, ranks: Ranks) -> None:
+    """What holds where several processes work together.
+
+    Raises:
+        UsageError: there are more of them than shards, or all are to have the same GPU.
+    """
+    if config.shards is not None and config.shards < ranks.size:
+        raise UsageError(
+            f"shards must be at least the number of processes, got {config.shards} for {ranks.size}; start fewer, as a "
+            "run keeps the shards that it began with"
+        )
+    if ranks.size > 1 and ":" in config.device:
+        raise UsageError(f"device must be cpu, cuda or auto for several processes, got {config.device!r}")
+
+
+def resolve(config: Config, engine: str, policy: Policy, backend: Backend, ranks: Ranks = ALONE) -> Config:
     """The configuration with what it left open decided: what runs, and what is saved so that it runs again.
 
     Device and dtype are those of the loaded model, the backend is the one that was chosen, the learner's settings are
@@ -156,6 +211,7 @@ def resolve(config: Config, engine: str, policy: Policy, backend: Backend) -> Co
             "device": policy.device.type if config.device == "auto" else config.device,
             "dtype": policy.dtype_name,
             "backend": engine,
+            "shards": config.shards or enough_for(ranks.size),
             "problems": problems.model_copy(update={"date": problems.date or datetime.date.today()}),
             "sampling": config.sampling.model_copy(
                 update={"prefill_tokens": prefill_tokens(config.sampling.prefill_tokens, policy.device)}

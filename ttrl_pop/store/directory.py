@@ -135,6 +135,24 @@ def create(path: Path | None, source: str, files: Mapping[str, str]) -> RunDirec
     return run
 
 
+def clear_unfinished(path: Path) -> None:
+    """Remove what a process that was killed in `create` has left at `path`; anything else stays.
+
+    Raises:
+        UsageError: another process works there.
+    """
+    names = {"config.toml", "problems.jsonl", "gold.jsonl", ENVIRONMENT}
+    left = {*names, *(f".{name}.tmp" for name in (*names, IDENTITY)), ".lock"}
+    run = RunDirectory(path)
+    if not path.is_dir() or not {file.name for file in path.iterdir()} <= left:
+        return
+    with run.lock():
+        if not os.path.lexists(run.identity):
+            for name in left - {".lock"}:
+                (path / name).unlink(missing_ok=True)
+            (path / ".lock").unlink()
+
+
 def find(path: Path) -> tuple[RunDirectory, Path | None]:
     """The run that `path` is or stands in and, where `path` is or stands in a checkpoint, that checkpoint's folder.
 

@@ -33,6 +33,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.executor.abstract import Executor
 
 from ttrl_pop.errors import EngineError, UsageError
+from ttrl_pop.ranks.ranks import current
 from ttrl_pop.sample.backend import Weights
 from ttrl_pop.sample.vllm.launch import Model, arguments, check, environment, short_reason, watch
 from ttrl_pop.sample.vllm.options import VllmOptions
@@ -79,7 +80,9 @@ class Engine:
         """
         self.options = options
         self.sites = len(model.sites)
-        self.inside = not (options.own_process if options.own_process is not None else options.tensor_parallel > 1)
+        # Where this process is one of several, vLLM would take their group for its own.
+        needed = options.tensor_parallel > 1 or current().size > 1
+        self.inside = not (needed if options.own_process is None else options.own_process)
         if self.inside and options.tensor_parallel > 1:
             raise UsageError("backend_options.own_process must be true with tensor_parallel above 1")
         self.sleeps = model.shared_gpu if options.sleep is None else options.sleep

@@ -58,7 +58,8 @@ class VllmOptions(Section):
     tensor_parallel: Positive = 1
     """GPUs over which the engine's weights are spread."""
     own_process: bool | None = None
-    """Whether the engine runs in a process of its own; None: only where tensor_parallel needs it."""
+    """Whether the engine runs in a process of its own; None: only where tensor_parallel or several
+    processes of a run need it."""
     gpu_memory: Annotated[float, Field(gt=0, le=1)] = 0.4
     """Share of a GPU's memory that the engine takes, its weights included; the learner needs the rest."""
     cpu_cache: Annotated[float, Field(gt=0)] = 1.0

@@ -1,0 +1,89 @@
+"""What tests of several processes share: engines by which one of them fails, and a count of what they send."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ttrl_pop.errors import UsageError
+from ttrl_pop.ranks.ranks import current
+from ttrl_pop.sample.backend import Request, Weights
+from ttrl_pop.sample.hf.backend import HfBackend
+from ttrl_pop.types import Rollout
+
+
+class Failing(HfBackend):
+    """An engine with which the second process does something after the first update."""
+
+    def fail(self) -> None:
+        raise NotImplementedError
+
+    def rollouts(self, requests: Sequence[Request], weights: Weights = "policy") -> Iterator[tuple[int, Rollout]]:
+        if current().rank == 1 and self.policy.version == 1:
+            self.fail()
+        return super().rollouts(requests, weights)
+
+
+class Refusing(Failing):
+    def fail(self) -> None:
+        raise UsageError("not with me")
+
+
+class Broken(Failing):
+    def fail(self) -> None:
+        raise KeyError("gone")
+
+
+class Killed(Failing):
+    def fail(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Changed(Failing):
+    """The second process's weights become others than the first's."""
+
+    def fail(self) -> None:
+        with torch.no_grad():
+            next(iter(self.policy.adapter_parameters().values())).add_(1e-3)
+
+
+class Slow(HfBackend):
+    """Says that the third step has begun and, where the environment says so, takes its time for it."""
+
+    def rollouts(self, requests: Sequence[Request], weights: Weights = "policy") -> Iterator[tuple[int, Rollout]]:
+        if self.policy.version == 2 and "TTRL_POP_SLOW" in os.environ:
+            print("third", file=sys.stderr, flush=True)
+            time.sleep(3)
+        return super().rollouts(requests, weights)
+
+
+class Counted(HfBackend):
+    """Says at each step how many bytes of tensors and of messages this process has sent."""
+
+    tensors = messages = 0
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        Counted.sender("send", "tensors", lambda tensor, to: tensor.nbytes)
+        Counted.sender("broadcast", "tensors", lambda tensor, src: tensor.nbytes * (current().rank == 0))
+        Counted.sender("all_gather_object", "messages", lambda found, own: len(own))
+        Counted.sender("broadcast_object_list", "messages", lambda own, **more: len(own[0] or b""))
+
+    @classmethod
+    def sender(cls, name: str, kind: str, size: Any) -> None:
+        function = getattr(dist, name)
+
+        def counted(*arguments: Any, **named: Any) -> Any:
+            setattr(cls, kind, getattr(cls, kind) + size(*arguments, **named))
+            return function(*arguments, **named)
+
+        setattr(dist, name, counted)
+
+    def rollouts(self, requests: Sequence[Request], weights: Weights = "policy") -> Iterator[tuple[int, Rollout]]:
+        print(f"sent {self.tensors} {self.messages}", file=sys.stderr, flush=True)
+        return super().rollouts(requests, weights)

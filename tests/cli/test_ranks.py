@@ -1,0 +1,229 @@
+"""Several processes do what one does, to the byte; what ends one of them ends all."""
+
+import os
+import random
+import re
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli.commands import ended, final
+from safetensors.torch import load_file
+
+from ttrl_pop.store import checkpoint, files
+from ttrl_pop.store.directory import RunDirectory
+
+START = Callable[..., Any]
+
+SIGMA = ("population.options.sigma=auto", "population.options.target_kl=0.2", "population.options.target_flips=0.3")
+
+CASES: dict[str, tuple[str, ...]] = {
+    "dapo": (*SIGMA, "learn.updates_per_step=2", "learn.kl=0.01", "learn.kl_prior=0.01", "baseline=true"),
+    "grpo": ("population.name=none", "population.options={}", "vote.labels=base", "population.samples_per_mind=2"),
+    "dr_grpo": ("vote.labels=average", "learn.noise=mean-tis", "learn.schedule=cosine"),
+    "gspo": ("vote.weight=mind", "guard.flip_weight=steady", "learn.token_budget=60"),
+}
+"""Loss → other settings."""
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
+class Job:
+    """A command in several processes, as torchrun would have started them; alone if `size` is 1."""
+
+    def __init__(
+        self,
+        start: START,
+        size: int,
+        folder: Path,
+        *arguments: object,
+        stdin: object = os.devnull,
+        **environment: object,
+    ) -> None:
+        folder.mkdir(exist_ok=True)
+        self.outs = [folder / f"{rank}.out" for rank in range(size)]
+        self.errs = [folder / f"{rank}.err" for rank in range(size)]
+        for path in (*self.outs, *self.errs):
+            path.unlink(missing_ok=True)
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": size}
+        self.processes = [
+            start(*arguments, stdout=out, stderr=err, stdin=stdin, **(environment | {"RANK": rank, "LOCAL_RANK": rank}))
+            for rank, (out, err) in enumerate(zip(self.outs, self.errs, strict=True))
+        ]
+
+    def codes(self) -> list[int | None]:
+        return [ended(process) for process in self.processes]
+
+    def said(self, rank: int = 0) -> str:
+        return self.errs[rank].read_text() if self.errs[rank].exists() else ""
+
+    def signal(self, number: int, ranks: Sequence[int]) -> None:
+        for rank in ranks:
+            with suppress(ProcessLookupError):
+                os.kill(self.processes[rank].pid, number)
+
+
+def arguments(place: Path, out: Path, *settings: str) -> list[object]:
+    """A run in four shards whose groups disagree, so that all of them teach something."""
+    settings = ("shards=4", "vote.extract=fakes:kind_of_letter", "population.minds=4", *settings)
+    flags = [each for setting in settings for each in ("--set", setting)]
+    return ["run", place / "p.jsonl", "--config", place / "c.toml", "--out", out, *flags]
+
+
+def whole(out: Path) -> dict[str, Any]:
+    """Everything that a run ends with but times and what it was told."""
+    run = RunDirectory(out)
+    last = run.checkpoint(checkpoint.latest(run) or 0)
+    kept = [*(out / "rollouts").iterdir(), last / "state.json", last / "problems.jsonl", run.config]
+    kept += [path for path in (run.baseline, out / "calibration.json") if path.exists()]
+    return final(out) | {path.name: path.read_bytes() for path in kept}
+
+
+@pytest.mark.parametrize(
+    ("loss", "sizes"), [("dapo", (1, 2, 4)), ("grpo", (1, 3)), ("dr_grpo", (1, 2)), ("gspo", (1, 4))]
+)
+def test_any_number_of_processes_gives_the_same_bytes(
+    place: Path, start: START, tmp_path: Path, loss: str, sizes: Sequence[int]
+) -> None:
+    settings = (f"learn.loss={loss}", *CASES[loss])
+    jobs = [
+        Job(start, size, tmp_path / f"{size}", *arguments(place, tmp_path / f"run-{size}", *settings)) for size in sizes
+    ]
+    for job in jobs:
+        assert set(job.codes()) == {0}, job.said()
+    alone, *others = (whole(tmp_path / f"run-{size}") for size in sizes)
+    assert sum(row["learn/groups_used"] for row in alone["metrics"]) > 4, "nothing was learned"
+    for size, found in zip(sizes[1:], others, strict=True):
+        assert found.keys() == alone.keys()
+        assert [name for name in alone if found[name] != alone[name]] == [], size
+    printed = jobs[0].outs[0].read_bytes()
+    for job in jobs[1:]:
+        assert job.outs[0].read_bytes() == printed
+        assert all(path.read_bytes() == b"" for path in (*job.outs[1:], *job.errs[1:]))
+
+
+def test_standard_input_is_read_once_and_eval_and_sample_say_the_same(
+    place: Path, start: START, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert Job(start, 1, tmp_path / "j", *arguments(place, run, "answers=false")).codes() == [0]
+    commands: dict[str, list[object]] = {
+        "eval": ["eval", "-", "--gold", place / "gold.jsonl", "--run", run, "--compare"],
+        "sample": ["sample", "-", "--run", run],
+    }
+    for name, command in commands.items():
+        alone, two = (
+            Job(start, size, tmp_path / f"{name}{size}", *command, "--ranks", size, stdin=place / "p.jsonl")
+            for size in (1, 2)
+        )
+        assert (alone.codes(), two.codes()) == ([0], [0, 0]), two.said()
+        assert two.outs[0].read_text() == alone.outs[0].read_text() != ""
+        assert two.outs[1].read_text() == two.said(1) == ""
+
+
+@pytest.mark.parametrize(
+    ("engine", "codes", "line"),
+    [
+        ("Refusing", {2}, "ttrl-pop: process 1: not with me; saved up to step 1; go on with: "),
+        ("Broken", {1}, "ttrl-pop: process 1: KeyError: 'gone'; its traceback stands above; saved up to step 1"),
+        ("Changed", {1}, "ttrl-pop: process 1: its weights are not those of the first process"),
+        ("Killed", {1, -9}, "ttrl-pop: another process of this run was killed, or its machine is gone; saved up to"),
+    ],
+)
+def test_what_ends_one_process_ends_all_with_one_line(
+    place: Path, start: START, tmp_path: Path, engine: str, codes: set[int], line: str
+) -> None:
+    began = time.monotonic()
+    job = Job(start, 2, tmp_path / "j", *arguments(place, tmp_path / "run"), "--backend", f"cli.several:{engine}")
+    assert set(job.codes()) == codes, job.said()
+    assert time.monotonic() - began < 30
+    lines = [each for rank in (0, 1) for each in job.said(rank).splitlines() if each.startswith("ttrl-pop")]
+    assert len(lines) == 1
+    assert lines[0].startswith(line)
+    assert checkpoint.latest(RunDirectory(tmp_path / "run")) == 1
+    assert job.said(1).startswith("Traceback") if engine == "Broken" else job.said(1) == ""
+
+
+@pytest.mark.parametrize("ranks", [(0, 1), (1,), (0,)])
+def test_a_signal_anywhere_ends_all_and_another_number_of_processes_goes_on(
+    place: Path, start: START, tmp_path: Path, ranks: Sequence[int]
+) -> None:
+    out = tmp_path / "run"
+    command = [*arguments(place, out), "--resume-or-new"]
+    job = Job(start, 2, tmp_path / "j", *command, "--backend", "cli.several:Slow", TTRL_POP_SLOW=1)
+    while "third" not in job.said():
+        time.sleep(0.05)
+        assert job.processes[0].is_alive(), job.said()
+    job.signal(signal.SIGINT, ranks)
+    codes = job.codes()
+    assert codes[0] == (130 if 0 in ranks else 1)
+    # What the first has left word with is gone with it here; under torchrun it stays, and the code is 130.
+    assert codes[1] == (-signal.SIGINT if 1 in ranks else 1)
+    assert job.said().count("saved up to step 2; go on with: ttrl-pop run --resume") == 1
+    again = Job(start, 3, tmp_path / "again", *command)
+    assert set(again.codes()) == {0}, again.said()
+    alone = Job(start, 1, tmp_path / "alone", *arguments(place, tmp_path / "whole"))
+    assert set(alone.codes()) == {0}, alone.said()
+    found, wanted = whole(out), whole(tmp_path / "whole")
+    # The engine stands in it by the name under which the run began.
+    assert [name for name in wanted if found[name] != wanted[name]] == ["config.toml"]
+
+
+def test_a_step_sends_one_gradient_one_set_of_weights_and_texts(place: Path, start: START, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    settings = ("learn.lora.rank=16", "answers=false", "steps=4")
+    job = Job(start, 2, tmp_path / "j", *arguments(place, out, *settings), "--backend", "cli.several:Counted")
+    assert set(job.codes()) == {0}, job.said()
+    sent = [re.findall(r"^sent (\d+) (\d+)$", job.said(rank), re.MULTILINE) for rank in (0, 1)]
+    tensors, messages = ([[int(step[kind]) for step in each] for each in sent] for kind in (0, 1))
+    folder = RunDirectory(out).checkpoint(4)
+    weights = sum(value.nbytes for value in load_file(folder / "adapter" / "adapter_model.safetensors").values())
+    shared = sum(value.nbytes for value in load_file(folder / "population.safetensors").values())
+    steps = [after - before for each in tensors for before, after in pairwise(each[::2])]
+    scale = 4
+    assert steps[:3] == [weights + shared] * 3, "the first sends the weights"
+    assert steps[3:] == [weights + shared - scale] * 3, "the second sends its gradient"
+    rollouts = max(len(list(files.read_lines(path))) for path in (out / "rollouts").iterdir())
+    assert all(after - before < 1000 * rollouts for each in messages for before, after in pairwise(each[::2]))
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_moment_goes_on_with_others_to_the_same_bytes(
+    place: Path, start: START, tmp_path: Path
+) -> None:
+    settings = ("steps=12", "learn.updates_per_step=2", "vote.labels=average", "learn.schedule=cosine")
+    out, rng, kills = tmp_path / "run", random.Random(0), 0
+    command = [*arguments(place, out, *SIGMA, *settings), "--resume-or-new"]
+    while True:
+        size = rng.choice((2, 3, 4)) if kills < 10 else 2
+        job = Job(start, size, tmp_path / "j", *command)
+        if kills < 10:
+            deadline, began = rng.uniform(0.5, 6.0), time.monotonic()
+            while time.monotonic() < began + deadline and job.processes[0].is_alive():
+                time.sleep(0.02)
+            if job.processes[0].is_alive():
+                job.signal(signal.SIGKILL, [rng.randrange(size)])
+                kills += 1
+                # As a launcher does.
+                time.sleep(0.1)
+                job.signal(signal.SIGTERM, range(size))
+        ends = time.monotonic() + 10 if kills < 10 else time.monotonic() + 120
+        codes = job.codes()
+        assert time.monotonic() < ends, codes
+        if set(codes) == {0}:
+            break
+        assert kills <= 10
+    assert kills > 2, "the run was over before it was killed"
+    assert Job(start, 1, tmp_path / "alone", *arguments(place, tmp_path / "whole", *SIGMA, *settings)).codes() == [0]
+    found, wanted = whole(out), whole(tmp_path / "whole")
+    assert [name for name in wanted if found[name] != wanted[name]] == []
