@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -163,6 +164,13 @@ def test_stopped_at_any_write_it_ends_with_the_same_rows(
             command = ["study", "--resume", out]
     assert stops >= 5
     assert text == undisturbed[1]
+
+
+def test_the_beginning_of_a_run_that_never_was_is_begun_again(undisturbed: tuple[Path, str], tmp_path: Path) -> None:
+    out = Path(shutil.copytree(undisturbed[0], tmp_path / "copy", symlinks=True))
+    (out / "base-1" / "identity.json").unlink()
+    (out / "base-1" / "answers.jsonl").unlink()
+    assert ttrl("study", "--resume", out).stdout == undisturbed[1]
 
 
 @pytest.mark.slow
