@@ -20,7 +20,7 @@ FLOORS = [
     ("api",),
     ("cli",),
     ("plan",),
-    ("train", "fit", "export"),
+    ("train", "fit", "export", "study"),
     ("run",),
     ("sample", "learn", "store"),
     ("model", "vote"),

@@ -43,7 +43,7 @@ def test_defaults_are_below_the_file_and_the_file_below_flags(tmp_path: Path) ->
         ("[learn.lora]\nrnk = 3", "unknown key 'learn.lora.rnk'; did you mean 'learn.lora.rank'?"),
         ("lr = 3", "unknown key 'lr'; did you mean 'learn.lr'?"),
         ("[sampling]\nminds = 3", "unknown key 'sampling.minds'; did you mean 'population.minds'?"),
-        ("steps = 0", "steps: Input should be greater than or equal to 1, got 0"),
+        ("steps = -1", "steps: Input should be greater than or equal to 0, got -1"),
         ("[learn]\nloss = 'ppo'", "learn.loss: Input should be 'grpo', 'dapo', 'dr_grpo' or 'gspo', got 'ppo'"),
         ("[learn]\nlr = nan", "learn.lr"),
         ("steps = ", "not valid TOML"),

@@ -250,3 +250,8 @@ def test_a_recipe_runs_as_it_stands(
 def test_what_has_run_on_a_gpu_is_what_was_measured() -> None:
     page = importlib.import_module("dev.gpu.page")
     assert (ROOT / "docs" / "GPU.md").read_text() == page.page()
+
+
+def test_what_studies_came_to_is_what_was_measured() -> None:
+    page = importlib.import_module("dev.studies.page")
+    assert (ROOT / "docs" / "STUDIES.md").read_text() == page.page()

@@ -134,7 +134,8 @@ class VoteConfig(Section):
     """Which answers are equal: `math`, `exact`, `choice`, the short name of an installed plug-in, or
     `package.module:Name`."""
     reward: str = "majority"
-    """What a rollout is paid: a reward, or a weighted sum of several, as in `majority+0.2*format`."""
+    """What a rollout is paid: a reward, or a weighted sum of several, as in `majority+0.2*format`. `coin` and
+    `shuffled` are controls, from which no answer can be learned."""
     weight: Weight = "rollout"
     """Votes: one for each rollout, one for each mind, or each rollout by its confidence."""
     labels: Literal["minds", "base", "average"] = "minds"
@@ -258,8 +259,8 @@ class Config(Section):
     """Settings of the backend itself."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of every random draw."""
-    steps: Positive = 20
-    """Steps to train."""
+    steps: Annotated[int, Field(ge=0, lt=2**31)] = 20
+    """Steps to train; 0: the untrained population answers, and that is all."""
     problems_per_step: Positive = 16
     """Problems in a step."""
     shards: PowerOfTwo | None = None

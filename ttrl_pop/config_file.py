@@ -80,6 +80,20 @@ def parse_layer(text: str, name: str) -> Layer:
     return Layer(name, tree)
 
 
+def typed_layer(values: Mapping[str, Any], name: str) -> Layer:
+    """Settings by dotted key as a layer, which others can lie above; None means not given.
+
+    Raises:
+        UsageError: a key leads into a value.
+    """
+    tree: dict[str, Any] = {}
+    for dotted, value in values.items():
+        if value is not None:
+            _put(tree, dotted, value)
+    _check_tree(tree, name)
+    return Layer(name, tree)
+
+
 def load_config(path: Path | None, overrides: Mapping[str, Any], text: str | None = None) -> Config:
     """Defaults < the TOML file at `path` < `overrides`, as `layered` puts them together.
 

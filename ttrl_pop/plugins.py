@@ -52,6 +52,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "gold": "ttrl_pop.vote.rewards.gold:GoldReward",
         "format": "ttrl_pop.vote.rewards.consensus:form",
         "overlong": "ttrl_pop.vote.rewards.consensus:overlong",
+        "coin": "ttrl_pop.vote.rewards.controls:coin",
+        "shuffled": "ttrl_pop.vote.rewards.controls:shuffled",
     },
     "extractor": {
         "first-number": "ttrl_pop.vote.extract.numbers:extract_first_number",

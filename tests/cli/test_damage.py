@@ -62,6 +62,8 @@ FILES = (
         "run.log",
         "metrics.jsonl",
         "answers.jsonl",
+        "baseline.spent.json",
+        "answers.spent.json",
         "rollouts/step_0002.jsonl.zst",
         "rollouts/step_0003.jsonl.zst",
         "best",

@@ -1,6 +1,7 @@
 """`ttrl-pop run`: what it prints, what it keeps, what it refuses, and how a run goes on."""
 
 import errno
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -19,7 +20,7 @@ from ttrl_pop.cli.run import LARGE_SET
 from ttrl_pop.errors import TtrlPopError, UsageError
 from ttrl_pop.learn.learner import Learner
 from ttrl_pop.run import collapse
-from ttrl_pop.store import files, identity
+from ttrl_pop.store import checkpoint, files, identity
 from ttrl_pop.store.directory import RunDirectory
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("elsewhere")]
@@ -371,3 +372,25 @@ def test_answers_stay_where_a_run_that_is_done_goes_on_with_another_setting(
     assert surveyed.calls == 0
     ttrl("run", "--resume", copied, "--steps", STEPS + 1)
     assert surveyed.calls == 1
+
+
+def test_without_a_step_the_untrained_population_answers(place: Path, tmp_path: Path) -> None:
+    trained = run(place, tmp_path / "trained", "--set", "baseline=true")
+    untrained = run(place, tmp_path / "untrained", "--steps", 0)
+    assert trained.exit_code == untrained.exit_code == 0
+    assert (tmp_path / "untrained/answers.jsonl").read_bytes() == (tmp_path / "trained/baseline.jsonl").read_bytes()
+    assert checkpoint.latest(RunDirectory(tmp_path / "untrained")) is None
+
+
+def test_a_run_with_nothing_to_do_is_refused(place: Path, tmp_path: Path) -> None:
+    result = run(place, tmp_path / "run", "--steps", 0, "--set", "answers=false", code=2)
+    assert "leaves nothing to do" in result.stderr
+
+
+def test_what_answers_took_is_kept(place: Path, tmp_path: Path) -> None:
+    run(place, tmp_path / "run", "--set", "baseline=true")
+    spent = {name: json.loads((tmp_path / f"run/{name}.spent.json").read_text()) for name in ("baseline", "answers")}
+    assert [row["rollouts"] for row in spent.values()] == [18, 18]
+    # Before training the same is written as by `sample`.
+    written = rows_of(ttrl("sample", place / "p.jsonl", "--config", place / "c.toml").stdout)
+    assert spent["baseline"]["tokens"] == sum(len(row["completion_ids"]) for row in written)

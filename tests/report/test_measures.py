@@ -16,8 +16,10 @@ from ttrl_pop.report.estimators import (
     avg_at_n,
     bootstrap_difference,
     bootstrap_interval,
+    crossed_interval,
     maj_at_k,
     pass_at_k,
+    student_quantile,
 )
 from ttrl_pop.report.gold import outcome_table
 from ttrl_pop.report.measures import measure
@@ -290,3 +292,72 @@ def test_nothing_to_measure_is_none_everywhere():
     measures = measure([], KEY, equal_as_numbers, [1], seed=0)
     assert set(measures.values.values()) == {None}
     assert measures.per_problem == {}
+
+
+@pytest.mark.parametrize(("freedom", "value"), [(1, 12.706205), (2, 4.302653), (5, 2.570582), (30, 2.042272)])
+def test_quantiles_of_student_are_those_of_the_tables(freedom, value):
+    assert student_quantile(0.95, freedom) == pytest.approx(value, rel=1e-5)
+
+
+def test_student_becomes_normal():
+    assert student_quantile(0.95, 10**6) == pytest.approx(1.959966, rel=1e-5)
+
+
+def drawn(rng, seeds, problems, of_seed, of_problem, of_both):
+    shape = [(seeds, 1), (1, problems), (seeds, problems)]
+    return sum(s * rng.standard_normal(n) for s, n in zip((of_seed, of_problem, of_both), shape, strict=True))
+
+
+def coverage(values, truth, repeats=4000):
+    rng = np.random.Generator(np.random.Philox(key=5))
+    found = (crossed_interval(values(rng)) for _ in range(repeats))
+    return sum(low <= truth <= high for _, low, high in found) / repeats
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize("effects", [(1, 1, 1), (0.2, 1, 1), (0, 1, 1), (1, 0.3, 1)], ids=str)
+def test_intervals_over_seeds_and_problems_hold_what_they_promise(seeds, effects):
+    share = coverage(lambda rng: drawn(rng, seeds, 24, *effects), 0.0)
+    assert share == pytest.approx(0.95, abs=0.02)
+
+
+def test_intervals_of_verdicts_hold_what_they_promise():
+    def verdicts(rng):
+        chances = rng.beta(2, 1, size=(1, 40))
+        return (rng.random((4, 40)) < chances).astype(float)
+
+    assert coverage(verdicts, 2 / 3) == pytest.approx(0.95, abs=0.02)
+
+
+def test_paired_intervals_hold_what_they_promise():
+    def difference(rng):
+        problems = rng.standard_normal((1, 24)) * 3
+        one, other = (problems + drawn(rng, 3, 24, 0.5, 0.5, 1) for _ in range(2))
+        return other - one + 0.7
+
+    assert coverage(difference, 0.7) == pytest.approx(0.95, abs=0.02)
+
+
+def test_one_seed_is_the_interval_of_student():
+    values = [0.1, 0.4, 0.3, 0.9]
+    half = 3.182446 * np.std(values, ddof=1) / 2
+    mean = sum(values) / 4
+    assert crossed_interval(np.array([values])) == pytest.approx((mean, mean - half, mean + half), rel=1e-5)
+    assert crossed_interval(np.array([[v] for v in values])) == pytest.approx(
+        (mean, mean - half, mean + half), rel=1e-5
+    )
+
+
+def test_values_that_are_all_alike_have_an_interval_without_width():
+    assert crossed_interval(np.zeros((3, 5))) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (2, 0), (1, 1)])
+def test_one_value_has_no_interval(shape):
+    assert crossed_interval(np.zeros(shape)) is None
+
+
+def test_seeds_and_problems_may_stand_in_any_order():
+    rng = np.random.Generator(np.random.Philox(key=1))
+    values = drawn(rng, 3, 7, 1, 1, 1)
+    assert crossed_interval(values[::-1, ::-1]) == pytest.approx(crossed_interval(values), abs=1e-12)

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from ttrl_pop import __version__
-from ttrl_pop.cli import advice, after, interrupts, launch, stdout
+from ttrl_pop.cli import advice, after, interrupts, launch, stdout, study
 from ttrl_pop.cli.flags import Gold, Json, OptionalProblems, Out, Plan, Problems, Quiet, Ranks, Trained, takes
 from ttrl_pop.cli.given import Given
 from ttrl_pop.errors import TtrlPopError, UsageError
@@ -309,6 +309,7 @@ def config(
     command.config(given, schema)
 
 
+app.add_typer(study.commands)
 app.add_typer(after.commands)
 
 

@@ -103,7 +103,7 @@ SETTINGS = {
             metavar="NAME",
             autocompletion=completion.names("reward"),
             help="majority, frequency, gated, novelty, gold, a name that an installed package gives, "
-            "package.module:Name, or a sum: majority+0.2*format.  [default: majority]",
+            "package.module:Name, or a sum: majority+0.2*format. Controls: coin, shuffled.  [default: majority]",
         ),
     ),
     "weight": Setting(

@@ -10,6 +10,7 @@ from ttrl_pop.errors import UsageError
 if TYPE_CHECKING:
     # Not before a command runs: --help answers at once.
     import ttrl_pop.config
+    import ttrl_pop.config_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +47,21 @@ class Given:
         Raises:
             UsageError: a file or a value that is no configuration.
         """
-        from ttrl_pop.config_file import layered, parse_layer, read_layer
+        from ttrl_pop.config_file import layered, read_layer
+
+        return layered(self.layers() if file is None else [read_layer(file, text)], self.values())
+
+    def layers(self) -> "list[ttrl_pop.config_file.Layer]":
+        """The preset and the files, read.
+
+        Raises:
+            UsageError: one of them is no TOML.
+        """
+        from ttrl_pop.config_file import parse_layer, read_layer
         from ttrl_pop.presets import preset
 
-        if file is not None:
-            return layered([read_layer(file, text)], self.values())
         presets = [] if self.preset is None else [parse_layer(preset(self.preset), f"preset {self.preset}")]
-        return layered([*presets, *map(read_layer, self.files)], self.values())
+        return [*presets, *map(read_layer, self.files)]
 
     def check_nothing_beside(self, flag: str) -> None:
         """Let a run's own configuration be the only one.

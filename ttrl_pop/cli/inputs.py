@@ -22,6 +22,7 @@ from ttrl_pop.read.rows import Notice, Source, unsaid
 from ttrl_pop.store import identity
 from ttrl_pop.store.directory import RunDirectory, find
 from ttrl_pop.store.identity import GOLD, PROBLEMS, Identity
+from ttrl_pop.study.cells import STUDY
 from ttrl_pop.text import shown
 from ttrl_pop.types import ProblemSet
 from ttrl_pop.vote.rewards.base import needs_gold
@@ -86,7 +87,7 @@ def for_run(
     check_one_stdin({"PROBLEMS": source, "--gold": gold})
     config = given.config()
     if writes:
-        _check_free(out)
+        check_free(out)
     told: list[str] = []
 
     def tell(text: str) -> None:
@@ -187,26 +188,32 @@ def check_writable(path: Path, flag: str) -> None:
         raise UsageError(f"{flag}: cannot be written to ({error.strerror}); name another directory") from error
 
 
-def _check_free(out: Path | None) -> None:
+def check_free(out: Path | None) -> None:
+    """
+    Raises:
+        UsageError: no directory can be made there, or what is there is not empty.
+    """
     if out is None:
         check_writable(Path("runs"), "run directory runs")
         return
     check_writable(out, f"--out {out}")
     if out.is_dir() and any(out.iterdir()):
-        resumable = f"--resume {out} or " if RunDirectory(out).identity.exists() else ""
+        is_run = any((out / name).exists() for name in (RunDirectory(out).identity.name, STUDY))
+        resumable = f"--resume {out} or " if is_run else ""
         raise UsageError(f"--out {out}: exists and is not empty; pass {resumable}another --out")
 
 
 def _can_reward(config: Config, problems: ProblemSet) -> bool:
-    return not (needs_gold(config.vote.reward) and _without_gold(problems))
+    return not (needs_gold(config.vote.reward) and without_gold(problems))
 
 
-def _without_gold(problems: ProblemSet) -> list[str]:
+def without_gold(problems: ProblemSet) -> list[str]:
+    """Ids of the problems that have no gold answer."""
     return [problem.id for problem in problems.problems if problem.id not in problems.answers]
 
 
 def _check_all_gold(reward: str, problems: ProblemSet) -> None:
-    if missing := _without_gold(problems):
+    if missing := without_gold(problems):
         raise UsageError(
             f"reward {reward} needs a gold answer for every problem; {len(missing)} of {len(problems.problems)} have "
             f"none (first: {missing[0]!r}). Pass --gold, or leave them out"

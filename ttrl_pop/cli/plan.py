@@ -12,8 +12,14 @@ from ttrl_pop.cli.display.console import console_on
 from ttrl_pop.cli.display.marks import clock_time
 from ttrl_pop.cli.inputs import ReadingInputs, RunInputs
 from ttrl_pop.cli.printing import print_row, print_rows
+from ttrl_pop.config import Config
+from ttrl_pop.config_file import dump_config
 from ttrl_pop.plan.forecast import Forecast, forecast_survey, forecast_training
+from ttrl_pop.run.workload import workload
+from ttrl_pop.study.cells import with_rollouts
+from ttrl_pop.study.design import Study
 from ttrl_pop.text import safe
+from ttrl_pop.types import ProblemSet
 
 LONGEST = 4096
 """Characters of a notice."""
@@ -26,6 +32,52 @@ def plan_run(given: RunInputs, as_json: bool, quiet: bool) -> None:
         UsageError: it would refuse this.
     """
     _print(forecast_training(given.config, given.problems), as_json, quiet)
+
+
+def plan_study(study: Study, problems: ProblemSet, as_json: bool, quiet: bool) -> None:
+    """Say what `study` would do: a row for each arm, over all its seeds; the memory is that of its largest run.
+
+    Raises:
+        UsageError: it would refuse this.
+    """
+    found: dict[str, Forecast] = {}
+    alike: dict[str, Forecast] = {}
+    for arm, config in study.arms.items():
+        config = _with_rollouts_of(config, study.arms.get(study.equal_tokens.get(arm, "")), len(problems.problems))
+        # Whatever is paid for, the work is the same: measured once, it does not differ by what else the machine did.
+        work = dump_config(config.model_copy(update={"vote": config.vote.model_copy(update={"reward": "majority"})}))
+        if work not in alike:
+            alike[work] = forecast_training(config, problems)
+        found[arm] = alike[work]
+    rows = [_over_seeds(arm, forecast, study) for arm, forecast in found.items()]
+    rollouts = sum(row["rollouts"] for row in rows)
+    _print(
+        Forecast(
+            work=tuple({**row, "share": row["rollouts"] / rollouts} for row in rows),
+            memory=max((forecast.memory for forecast in found.values()), key=lambda memory: sum(memory.values())),
+            disk={arm: study.seeds * sum(forecast.disk.values()) for arm, forecast in found.items()},
+            notices=tuple(dict.fromkeys(notice for forecast in found.values() for notice in forecast.notices)),
+        ),
+        as_json,
+        quiet,
+    )
+
+
+def _over_seeds(arm: str, forecast: Forecast, study: Study) -> dict[str, Any]:
+    """The work of an arm, as a part of the study's."""
+    *_, whole = (row for row in forecast.rows() if row["kind"] == "work")
+    sums = {key: study.seeds * whole[key] for key in ("rollouts", "prompt_tokens", "new_tokens")}
+    seconds = None if whole["seconds"] is None else round(study.seeds * whole["seconds"], 1)
+    last = forecast.work[-1]
+    return {"part": arm, "problems": last["problems"], "votes": last["votes"], **sums, "seconds": seconds}
+
+
+def _with_rollouts_of(config: Config, other: Config | None, problems: int) -> Config:
+    """An arm that gets the tokens of another, with as many rollouts, which is as much as is known before."""
+    if other is None:
+        return config
+    load = workload(other, problems, 0, 0, 1)
+    return with_rollouts(config, (load.survey + load.sample) / problems)
 
 
 def plan_eval(given: ReadingInputs, compare: bool, as_json: bool, quiet: bool) -> None:

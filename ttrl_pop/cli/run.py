@@ -127,7 +127,8 @@ def _work(prepared: PreparedRun, display: Display, quiet: bool) -> Iterator[Step
             shutil.rmtree(run_dir.path)
         raise
     if survey_before:
-        _record(run_dir, run_dir.baseline, _survey(session, display, "before training: answering"))
+        rows = _survey(session, run_dir, run_dir.baseline, display, "before training: answering")
+        _record(run_dir, run_dir.baseline, rows)
     yield from _train(prepared, progress, display, quiet)
     if config.answers and not _has(run_dir, run_dir.answers, display.notice):
         if session.policy.version == 0 and _has(run_dir, run_dir.baseline):
@@ -135,7 +136,8 @@ def _work(prepared: PreparedRun, display: Display, quiet: bool) -> Iterator[Step
             display.notice("no update has changed the policy: its answers are those from before training")
             identity.record(run_dir, run_dir.answers.name, reading.read_bytes(run_dir.baseline, reading.LARGE))
         else:
-            _record(run_dir, run_dir.answers, _survey(session, display, "after training: answering"))
+            text = "after training: answering" if config.steps else "answering"
+            _record(run_dir, run_dir.answers, _survey(session, run_dir, run_dir.answers, display, text))
 
 
 @contextmanager
@@ -291,13 +293,21 @@ def _tracked(
     return tracked(prepared.run, prepared.session.config, progress.metrics, display.warning, quiet)
 
 
-def _survey(session: Session, display: Display, text: str) -> Iterator[dict[str, Any]]:
+def _survey(
+    session: Session, run_dir: RunDirectory, path: Path, display: Display, text: str
+) -> Iterator[dict[str, Any]]:
+    """Rows of the file of answers `path`; what they took is recorded before the last of them is out."""
     answers, same = session.gold, session.grader.same
     display.phase(text, len(session.problems) * session.config.group_size, "survey")
+    rollouts = tokens = 0
     for tally in survey(session):
         interrupts.check()
         display.tally(tally, label_correct(tally, answers, same))
+        rollouts += len(tally.answers_G)
+        tokens += sum(len(rollout.completion_ids) for rollout in tally.group.rollouts_G)
         yield {**answer_row(tally, answers, same), **_accuracy(session, tally)}
+    spent = {"rollouts": rollouts, "tokens": tokens}
+    identity.record(run_dir, run_dir.spent(path).name, (json.dumps(spent) + "\n").encode())
 
 
 def _accuracy(session: Session, tally: Tally) -> dict[str, float]:
@@ -319,7 +329,7 @@ def _print_summary(prepared: PreparedRun) -> None:
         outcomes = outcome_table(
             *({row["id"]: row["correct"] for row in part if "correct" in row} for part in (before, after))
         )
-    elif steps := list(files.read_lines(run_dir.metrics)):
+    elif run_dir.metrics.exists() and (steps := list(files.read_lines(run_dir.metrics))):
         first, last = (from_metrics_row(steps[index]) for index in (0, -1))
         keys = {
             "vote/agreement": "agreement",

@@ -73,16 +73,21 @@ def training(config: Config, problems: int, readers: int, calibration: int, chun
         yield Part("calibration", calibration, 1, calibration, calibration)
     if config.baseline:
         yield survey("baseline", config, problems, readers, chunk)
+    if config.steps:
+        yield from _steps(config, problems, readers)
+    if config.answers:
+        yield survey("answers", config, problems, readers, chunk)
+
+
+def _steps(config: Config, problems: int, readers: int) -> Iterator[Part]:
+    """The parts of training itself."""
     per_step = min(config.problems_per_step, problems)
-    steps = config.steps * per_step
-    visited = _visited(config, problems)
+    visits, visited = config.steps * per_step, _visited(config, problems)
     if config.vote.labels != "minds":
         votes = config.vote.label_rollouts or config.group_size
         once = config.vote.labels == "base"
-        yield Part(f"labels ({config.vote.labels})", visited, votes, visited if once else steps, per_step)
-    yield Part("steps", visited, config.group_size, steps, per_step, readers, learns=True)
-    if config.answers:
-        yield survey("answers", config, problems, readers, chunk)
+        yield Part(f"labels ({config.vote.labels})", visited, votes, visited if once else visits, per_step)
+    yield Part("steps", visited, config.group_size, visits, per_step, readers, learns=True)
 
 
 def survey(name: str, config: Config, problems: int, readers: int, chunk: int) -> Part:

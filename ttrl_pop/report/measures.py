@@ -103,7 +103,22 @@ def _against_gold(tally: Tally, answers: AnswerKey, same: Same, ks: Sequence[int
         "label_accuracy": float(bool(label_correct(tally, answers, same))),
         "reward_accuracy": mean([float(right) for right in rewards_correct(tally, correct_G)]),
     }
+    return row | at_k(right, sizes, elected, tally.abstained, ks)
+
+
+def at_k(
+    right: int, sizes: Sequence[int], elected: Sequence[bool], abstained: int, ks: Sequence[int]
+) -> dict[str, float | None]:
+    """pass@k and maj@k of one group.
+
+    Args:
+        right: rollouts whose own answer is right.
+        sizes: rollouts in each cluster.
+        elected: whether each cluster would be a right label.
+        abstained: rollouts without an answer.
+    """
+    row: dict[str, float | None] = {}
     for k in ks:
-        row[f"pass@{k}"] = pass_at_k(size, right, k)
-        row[f"maj@{k}"] = maj_at_k(sizes, elected, tally.abstained, k)
+        row[f"pass@{k}"] = pass_at_k(sum(sizes) + abstained, right, k)
+        row[f"maj@{k}"] = maj_at_k(sizes, elected, abstained, k)
     return row

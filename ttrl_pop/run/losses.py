@@ -11,7 +11,7 @@ from ttrl_pop.store.identity import Identity
 
 CALIBRATION = "calibration.json"
 
-SEALED = (CALIBRATION, "baseline.jsonl")
+SEALED = (CALIBRATION, "baseline.jsonl", "baseline.spent.json")
 """Files that are written before the first step."""
 
 

@@ -253,8 +253,10 @@ def check_trainable(config: Config) -> None:
     """What holds for training only.
 
     Raises:
-        UsageError: a group of one, or a sampling setting that would bias the importance ratio.
+        UsageError: a group of one, a sampling setting that would bias the importance ratio, or nothing to do.
     """
+    if not (config.steps or config.baseline or config.answers):
+        raise UsageError("steps = 0 without baseline and answers leaves nothing to do; pass --set answers=true")
     if config.group_size < 2:
         raise UsageError(
             "a group needs at least 2 rollouts to vote and to have an advantage; got minds × samples_per_mind = "

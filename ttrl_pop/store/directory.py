@@ -70,6 +70,10 @@ class RunDirectory:
     def baseline(self) -> Path:
         return self.path / "baseline.jsonl"
 
+    def spent(self, answers: Path) -> Path:
+        """What a file of answers took: `baseline.spent.json`, `answers.spent.json`."""
+        return answers.with_suffix(".spent.json")
+
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"

@@ -1,0 +1,241 @@
+"""Studies end to end on a tiny model: each run is a run, what was killed goes on to the same rows."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli.commands import rows_of, ttrl, write_lines
+from fakes import PROBLEMS
+
+from ttrl_pop.store import files
+from ttrl_pop.store.directory import RunDirectory
+
+STUDY = """
+seeds = 2
+[settings]
+baseline = true
+steps = 2
+vote.extract = "fakes:kind_of_letter"
+[arms.majority]
+[arms.again]
+[arms.coin]
+vote.reward = "coin"
+[arms.base]
+steps = 0
+baseline = false
+population.name = "none"
+population.minds = 1
+[equal_tokens]
+base = "majority"
+"""
+ARMS = ["majority", "again", "coin", "base"]
+
+
+@pytest.fixture(scope="module")
+def design(place: Path) -> Path:
+    """A study's file, and gold answers beside it."""
+    folder = place / "studies"
+    folder.mkdir()
+    write_lines(
+        folder / "gold.jsonl", [{"id": p.id, "answer": "capital" if p.index % 2 else "other"} for p in PROBLEMS]
+    )
+    (folder / "mine.toml").write_text(STUDY)
+    return folder
+
+
+def arguments(place: Path, design: Path, out: Path, *more: object) -> list[object]:
+    given = [design / "mine.toml", place / "p.jsonl", "--gold", design / "gold.jsonl", "--config", place / "c.toml"]
+    return ["study", *given, "--out", out, *more]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(place: Path, design: Path) -> tuple[Path, str]:
+    """A study that nothing stopped, and its rows."""
+    out = design / "undisturbed"
+    return out, ttrl(*arguments(place, design, out)).stdout
+
+
+def arms(text: str) -> dict[str, dict[str, Any]]:
+    return {row["arm"]: row for row in rows_of(text) if row["kind"] == "arm"}
+
+
+def differences(text: str) -> dict[str, dict[str, Any]]:
+    return {row["arm"]: row for row in rows_of(text) if row["kind"] == "difference"}
+
+
+def test_every_cell_is_a_run_like_any_other(place: Path, undisturbed: tuple[Path, str], tmp_path: Path) -> None:
+    out = undisturbed[0]
+    assert sorted(path.name for path in out.iterdir() if path.is_dir()) == sorted(
+        f"{a}-{s}" for a in ARMS for s in "01"
+    )
+    alone = tmp_path / "alone"
+    config = out / "coin-1" / "config.toml"
+    ttrl("run", out / "problems.jsonl", "--config", config, "--gold", out / "gold.jsonl", "--out", alone)
+    for name in ("answers.jsonl", "baseline.jsonl", "answers.spent.json"):
+        assert (alone / name).read_bytes() == (out / "coin-1" / name).read_bytes()
+
+
+def test_rows_are_means_of_what_the_runs_say(undisturbed: tuple[Path, str]) -> None:
+    out, text = undisturbed
+    found = arms(text)
+    assert [*found] == ARMS
+    for arm, row in found.items():
+        answers = [list(files.read_lines(RunDirectory(out / f"{arm}-{seed}").answers)) for seed in (0, 1)]
+        accuracies = [answer["accuracy"] for run in answers for answer in run]
+        assert 0 < row["accuracy"] < 1
+        assert row["accuracy"] == pytest.approx(sum(accuracies) / len(accuracies))
+        low, high = row["intervals"]["accuracy"]
+        assert low < row["accuracy"] < high
+        assert (row["seeds"], row["problems"]) == (2, 6)
+
+
+def test_two_arms_of_the_same_settings_differ_by_nothing(undisturbed: tuple[Path, str]) -> None:
+    found = differences(undisturbed[1])
+    figures = {key: value for key, value in found["again"].items() if isinstance(value, float)}
+    assert {"accuracy", "label_accuracy", "agreement", "gain", "pass@2", "maj@2"} <= figures.keys()
+    assert set(figures.values()) == {0.0}
+    assert {tuple(pair) for pair in found["again"]["intervals"].values()} == {(0.0, 0.0)}
+    assert any(value != 0 for value in found["coin"].values() if isinstance(value, float))
+
+
+def test_the_untrained_arm_gets_as_many_tokens(undisturbed: tuple[Path, str]) -> None:
+    found = arms(undisturbed[1])
+    assert found["base"]["tokens"] == pytest.approx(found["majority"]["tokens"], rel=0.1)
+    assert "labels" not in found["base"]
+
+
+def test_tokens_are_those_that_were_written(undisturbed: tuple[Path, str]) -> None:
+    out, text = undisturbed
+    tokens = 0
+    for seed in (0, 1):
+        run = RunDirectory(out / f"coin-{seed}")
+        for step in (1, 2):
+            tokens += sum(len(row["completion_ids"]) for row in files.read_lines(run.rollouts(step)))
+        tokens += json.loads((run.path / "answers.spent.json").read_text())["tokens"]
+    assert arms(text)["coin"]["tokens"] == tokens / 2
+
+
+def test_a_study_that_is_done_says_it_again(undisturbed: tuple[Path, str]) -> None:
+    out, text = undisturbed
+    assert ttrl("study", "--resume", out).stdout == text
+    found = ttrl("study", "--resume", out).stderr
+    assert "majority" in found
+    assert "±" in found
+    assert ttrl("study", "--resume", out, "--quiet").stderr == ""
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def test_stopped_at_any_write_it_ends_with_the_same_rows(
+    place: Path, design: Path, undisturbed: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, fsync = tmp_path / "stopped", os.fsync
+    left, stops = 0, 0
+
+    def write(descriptor: int) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise Killed
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", write)
+    chance = random.Random(19)
+    command = arguments(place, design, out)
+    for _ in range(40):
+        left = chance.randint(1, 60)
+        try:
+            text = ttrl(*command).stdout
+        except Killed:
+            stops += 1
+        else:
+            break
+        if (out / "study.toml").exists():
+            command = ["study", "--resume", out]
+    assert stops >= 5
+    assert text == undisturbed[1]
+
+
+def test_the_beginning_of_a_run_that_never_was_is_begun_again(undisturbed: tuple[Path, str], tmp_path: Path) -> None:
+    out = Path(shutil.copytree(undisturbed[0], tmp_path / "copy", symlinks=True))
+    (out / "base-1" / "identity.json").unlink()
+    (out / "base-1" / "answers.jsonl").unlink()
+    assert ttrl("study", "--resume", out).stdout == undisturbed[1]
+
+
+@pytest.mark.slow
+def test_killed_it_ends_with_the_same_rows(
+    place: Path, design: Path, undisturbed: tuple[Path, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "ttrl_pop", *map(str, arguments(place, design, out))]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path
+    )
+    try:
+        limit = time.monotonic() + 120
+        while not (out / "again-0" / "metrics.jsonl").exists():
+            assert process.poll() is None
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (out / "base-1" / "answers.jsonl").exists()
+    assert ttrl("study", "--resume", out).stdout == undisturbed[1]
+
+
+def test_gold_is_left_out_where_there_is_none(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text('seeds = 1\n[settings]\nsteps = 1\n[arms.a]\n[arms.g]\nvote.reward = "gold"\n')
+    out = tmp_path / "out"
+    found = ttrl("study", tmp_path / "s.toml", place / "p.jsonl", "--config", place / "c.toml", "--out", out)
+    assert "left out: g; 6 of 6 problems have no gold answer" in found.stderr
+    (row,) = rows_of(found.stdout)
+    assert row["arm"] == "a"
+    assert "accuracy" not in row
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["controls"], "leave STUDY out"),
+        (["--seeds", 3], "leave --seeds out"),
+        (["--plan"], "leave --plan out"),
+        (["--steps", 3], "leave steps out"),
+        (["--preset", "tiny"], "leave --preset out"),
+    ],
+)
+def test_a_study_goes_on_as_it_was_begun(undisturbed: tuple[Path, str], more: list[object], message: str) -> None:
+    assert message in ttrl("study", *more[:1], *more[1:], "--resume", undisturbed[0], code=2).stderr
+
+
+def test_another_folder_is_no_study(place: Path, undisturbed: tuple[Path, str], design: Path, tmp_path: Path) -> None:
+    assert "not the folder of a study" in ttrl("study", "--resume", tmp_path, code=2).stderr
+    found = ttrl(*arguments(place, design, undisturbed[0]), code=2)
+    assert f"pass --resume {undisturbed[0]} or another --out" in found.stderr
+    assert "study needs STUDY and PROBLEMS" in ttrl("study", "controls", code=2).stderr
+
+
+def test_a_plan_counts_what_all_runs_write(
+    place: Path, design: Path, undisturbed: tuple[Path, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "planned"
+    planned = rows_of(ttrl(*arguments(place, design, out, "--plan", "--json", "--quiet")).stdout)
+    assert not out.exists()
+    work = {row["part"]: row for row in planned if row["kind"] == "work"}
+    assert [*work] == [*ARMS, "all"]
+    for arm in ("majority", "coin"):
+        baseline = 2 * 6 * 3
+        assert work[arm]["rollouts"] == 2 * arms(undisturbed[1])[arm]["rollouts"] + baseline
+    assert {row["part"] for row in planned if row["kind"] == "disk"} == {*ARMS, "all"}
