@@ -17,12 +17,12 @@ BARE = re.compile(r"(Of|Those|That of|Its|Theirs)\b")
 FLOORS = [
     ("__main__",),
     ("cli",),
-    ("train", "fit"),
+    ("train", "fit", "letters"),
     ("run",),
     ("sample", "learn", "store"),
     ("model", "vote"),
     ("packing", "population", "report", "read"),
-    ("kernels",),
+    ("kernels", "latent"),
     ("types", "config", "config_file", "errors", "plugins", "randomness", "text"),
 ]
 """From the top. A room (a wing, or a module of the root) imports from the floors below and from itself; rooms of the
