@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ttrl_pop.latent.codes import BIT, AdditiveMap, TableMap, beyond_free, draw_bits, kl_to_uniform
+from ttrl_pop.latent.codes import BIT, AdditiveMap, TableMap, balanced, beyond_free, draw_bits, kl_to_uniform
 
 H, D = 4, 3
 ALL_BITS = torch.tensor(list(itertools.product([0.0, 1.0], repeat=H)), dtype=torch.float64)
@@ -114,3 +114,29 @@ def test_bits_come_as_often_as_their_logits_say() -> None:
     bits = draw_bits(logits_H.expand(1000, 3), uniforms.expand(1000, 3))
     torch.testing.assert_close(bits.mean(0), torch.sigmoid(logits_H), atol=1e-3, rtol=0)
     assert set(bits.unique().tolist()) == {0.0, 1.0}
+
+
+def test_balanced_bits_are_on_half_of_the_time() -> None:
+    torch.manual_seed(8)
+    logits_BTH = torch.randn(3, 7, H, dtype=torch.float64) * torch.tensor([0.1, 1, 10, 40]) + torch.tensor(
+        [5, -9, 3, 0]
+    )
+    found = balanced(logits_BTH)
+    torch.testing.assert_close(torch.sigmoid(found).mean((0, 1)), torch.full((H,), 0.5).double(), atol=1e-6, rtol=0)
+    # One shift for each bit: what tells tokens apart stays.
+    assert (found - logits_BTH).flatten(0, 1).std(0).max() < 1e-12
+
+
+def test_a_rare_sign_cannot_be_told_by_one_certain_bit() -> None:
+    """One token of sixteen against the others: balanced, the others have an open bit, and cost nothing."""
+    logits_B1 = torch.full((16, 1), -30.0, dtype=torch.float64)
+    logits_B1[3] = 30.0
+    on_B1 = torch.sigmoid(balanced(logits_B1))
+    assert on_B1[3] > 0.999
+    torch.testing.assert_close(on_B1[0], torch.tensor([7 / 15]).double(), atol=1e-6, rtol=0)
+
+
+def test_the_gradient_of_the_balance_is_exact() -> None:
+    torch.manual_seed(9)
+    logits_BH = (torch.randn(6, 2, dtype=torch.float64) * 2 + 1).requires_grad_()
+    assert torch.autograd.gradcheck(balanced, (logits_BH,), eps=1e-5, atol=1e-5)

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from ttrl_pop.latent.encoder import Encoder
 from ttrl_pop.latent.free_transformer import FreeTransformer, Pasts, Shape
-from ttrl_pop.latent.layers import rotary
+from ttrl_pop.latent.layers import rotary, turned
 
 SHAPE = Shape(vocabulary=11, length=12, width=16, blocks=4, heads=2, bits=5)
 
@@ -38,6 +39,21 @@ def test_positions_tell_the_queries_of_the_encoder_apart(model: FreeTransformer)
     """ζ is the same everywhere: without positions, every Z_t of a text would be the same, too."""
     logits_TH = model.encode(model.lower(torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])))[0]
     assert (logits_TH[1:] - logits_TH[:-1]).abs().amax(-1).min() > 1e-3
+
+
+def test_heads_of_the_encoder_begin_by_looking_ahead() -> None:
+    """Head n attends to the token n + 1 places on more than to any other, whatever stands there."""
+    torch.manual_seed(1)
+    heads, width, length = 4, 16, 20
+    encoder = Encoder(64, 64, heads, 3, rotary_base=100.0)
+    positions = rotary(length, width, 100.0)
+    bias_NW = encoder.attention.key_bias_NW
+    assert bias_NW is not None
+    query_NW = encoder.attention.query(encoder.before_queries(encoder.zeta_D)).view(heads, width)
+    queries_NTW, keys_NTW = (turned(each[:, None].expand(-1, length, -1), positions) for each in (query_NW, bias_NW))
+    seen_NTT = queries_NTW @ keys_NTW.transpose(1, 2)
+    for head in range(heads):
+        assert seen_NTT[head, :8].argmax(-1).tolist() == [t + head + 1 for t in range(8)]
 
 
 def test_the_encoder_sees_the_whole_text(model: FreeTransformer, tokens_BT: Tensor) -> None:

@@ -23,10 +23,38 @@ from torch import Tensor, nn
 BIT = math.log(2.0)
 """Nats of one bit."""
 
+HALVINGS = 30
+"""Steps of bisection in `balanced`."""
+
+FLATTEST = 1e-4
+"""Least slope by which `balanced` divides: where all bits are certain there is no direction."""
+
 
 def draw_bits(logits_H: Tensor, uniforms_H: Tensor) -> Tensor:
     """Bits, 0 or 1, of logits (…, H) and uniform numbers in [0, 1) of the same shape (equation 6)."""
     return (uniforms_H < torch.sigmoid(logits_H.detach())).to(logits_H.dtype)
+
+
+def balanced(logits_H: Tensor) -> Tensor:
+    """Logits (…, H) of many tokens, shifted so that each bit is on half of the time over all of them.
+
+    The prior is uniform: a bit that is nearly always on costs as much as one that tells something, says nothing, and is
+    wrong half of the time once codes are drawn from the prior. Free bits do not charge for it. What is rare has to be
+    told by several bits together then, and a code of the prior tells it about as rarely. Not of the paper.
+    """
+    flat_BH = logits_H.flatten(0, -2)
+    with torch.no_grad():
+        # Between the lowest and the highest logit the mean falls from above a half to below it.
+        low_H, high_H = flat_BH.min(0).values, flat_BH.max(0).values
+        for _ in range(HALVINGS):
+            shift_H = (low_H + high_H) / 2
+            is_low_H = torch.sigmoid(flat_BH - shift_H).mean(0) > 0.5
+            low_H, high_H = torch.where(is_low_H, shift_H, low_H), torch.where(is_low_H, high_H, shift_H)
+        shift_H = (low_H + high_H) / 2
+        on_BH = torch.sigmoid(flat_BH - shift_H)
+        slope_H = (on_BH * (1 - on_BH)).mean(0).clamp(min=FLATTEST)
+    # One step of Newton's, whose value is next to nothing and whose gradient is that of the shift itself.
+    return logits_H - (shift_H + (torch.sigmoid(flat_BH - shift_H).mean(0) - 0.5) / slope_H)
 
 
 def kl_to_uniform(logits_H: Tensor) -> Tensor:

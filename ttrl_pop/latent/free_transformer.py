@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ttrl_pop.latent.codes import AdditiveMap, CodeMap, TableMap, beyond_free, draw_bits, kl_to_uniform
+from ttrl_pop.latent.codes import AdditiveMap, CodeMap, TableMap, balanced, beyond_free, draw_bits, kl_to_uniform
 from ttrl_pop.latent.encoder import Encoder
 from ttrl_pop.latent.layers import EPSILON, Block, Past, initialise, rotary
 
@@ -33,8 +33,6 @@ class Shape:
     """A vector for each code (the paper's map) in place of one for each bit."""
     rotary_base: float = 100.0
     """For texts of some 60 tokens; the usual 10,000 hardly turns over such a length."""
-    sharpness: float = 4.0
-    """See `Encoder`."""
     loudness: float = 1.0
     """Root mean square of the injection R at the start; that of X is about 1."""
 
@@ -70,7 +68,7 @@ class FreeTransformer(nn.Module):
         self.before_head = nn.RMSNorm(shape.width, EPSILON)
         self.head = nn.Linear(shape.width, shape.vocabulary, bias=False)
         initialise(self)
-        self.encoder = Encoder(shape.width, shape.width, shape.heads, shape.bits, shape.sharpness)
+        self.encoder = Encoder(shape.width, shape.width, shape.heads, shape.bits, shape.rotary_base)
         cosines, sines = rotary(shape.length, shape.width // shape.heads, shape.rotary_base)
         self.register_buffer("cosines_TW", cosines, persistent=False)
         self.register_buffer("sines_TW", sines, persistent=False)
@@ -87,9 +85,8 @@ class FreeTransformer(nn.Module):
         return logits_BTV
 
     def encode(self, states_BTD: Tensor) -> Tensor:
-        """Bit logits (B, T, H) of hidden states in the middle."""
-        logits_BTH: Tensor = self.encoder(states_BTD, self._positions(states_BTD.shape[1]))
-        return logits_BTH
+        """Bit logits (B, T, H) of hidden states in the middle, balanced over all texts and tokens."""
+        return balanced(self.encoder(states_BTD, self._positions(states_BTD.shape[1])))
 
     def loss(self, tokens_BT: Tensor, uniforms_BTH: Tensor) -> Loss:
         """The loss of texts, the codes of which are drawn from the encoder by `uniforms_BTH`.

@@ -33,14 +33,22 @@ def initialise(layers: nn.Module) -> None:
 
 
 class Attention(nn.Module):
-    """Attention of queries to keys and values that may come from other states than theirs."""
+    """Attention of queries to keys and values that may come from other states than theirs.
 
-    def __init__(self, width: int, heads: int, causal: bool, source_width: int | None = None) -> None:
+    Args:
+        key_bias: give every key of a head a vector of its own beside the token's, by which the head can look at a
+            distance, whatever stands there.
+    """
+
+    def __init__(
+        self, width: int, heads: int, causal: bool, source_width: int | None = None, key_bias: bool = False
+    ) -> None:
         super().__init__()
         self.heads, self.causal = heads, causal
         self.query = nn.Linear(width, width, bias=False)
         self.key_value = nn.Linear(source_width or width, 2 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
+        self.key_bias_NW = nn.Parameter(torch.zeros(heads, width // heads)) if key_bias else None
 
     def forward(
         self, queries_BTD: Tensor, source_BTD: Tensor, positions: tuple[Tensor, Tensor], past: "Past | None" = None
@@ -48,7 +56,10 @@ class Attention(nn.Module):
         """States (B, T, D) for queries and sources of the same T positions, which stand behind those in `past`."""
         query_BNTW = turned(self._split(self.query(queries_BTD)), positions)
         key_BTD, value_BTD = self.key_value(source_BTD).chunk(2, dim=-1)
-        key_BNSW, value_BNSW = turned(self._split(key_BTD), positions), self._split(value_BTD)
+        key_BNSW, value_BNSW = self._split(key_BTD), self._split(value_BTD)
+        if self.key_bias_NW is not None:
+            key_BNSW = key_BNSW + self.key_bias_NW[:, None]
+        key_BNSW = turned(key_BNSW, positions)
         if past is not None:
             key_BNSW, value_BNSW = past.append(key_BNSW, value_BNSW)
         # A single query behind a past sees all that there is.

@@ -20,7 +20,7 @@ from ttrl_pop.letters.figures import PREDICTED, Agreement, Costs
 from ttrl_pop.letters.regimes import Regime, train
 
 TEMPERATURES = (0.6, 1.0)
-"""Temperatures at which texts are written. The first is near what the paper's figure shows: its rates of noise are too low for 1."""
+"""Temperatures at which texts are written. The first is near that of the paper's figure: at 1 there is more noise."""
 CODES, EACH = 32, 8
 """Codes that texts are generated from, and texts of each of them."""
 TEXTS = 512
