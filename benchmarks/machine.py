@@ -64,9 +64,19 @@ def peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def now() -> float:
+    """Seconds on the clock once a GPU has done all that it was told."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def tell(**record: Any) -> int:
     """Print what a side has to tell, one JSON line, with the threads and the peak of this process. The exit status."""
-    print(json.dumps({"threads": torch.get_num_threads(), "peak_bytes": peak_bytes(), **record}))
+    told = {"threads": torch.get_num_threads(), "peak_bytes": peak_bytes(), **record}
+    if torch.cuda.is_available():
+        told["gpu_peak_bytes"] = torch.cuda.max_memory_allocated()
+    print(json.dumps(told))
     return 0
 
 

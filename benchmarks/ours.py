@@ -1,4 +1,4 @@
-"""Seconds of ours on the CPU: of a whole step, of its rollouts alone, or of its learner alone.
+"""Seconds of ours: of a whole step, of its rollouts alone, or of its learner alone.
 
 A step is what `ttrl-pop train` does between two reports, without its files: spawn minds, sample, vote, learn. Rollouts
 are its first half, with the adapter attached. The learner alone is given rollouts that nobody sampled: random tokens.
@@ -17,13 +17,12 @@ import argparse
 import logging
 import random
 import sys
-import time
 import warnings
 from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from benchmarks.machine import peak_bytes, tell
+from benchmarks.machine import now, peak_bytes, tell
 from benchmarks.workload import EXAMPLES, QUESTIONS, completion_lengths, distinct_work, times_table
 from ttrl_pop.config import Config
 from ttrl_pop.learn.learner import Learner
@@ -77,9 +76,10 @@ def configuration(given: argparse.Namespace) -> Config:
     return Config.model_validate(
         {
             "model": given.model_folder,
-            "device": "cpu",
-            "dtype": "float32",
+            "device": given.device,
+            "dtype": given.dtype,
             "backend": "hf" if given.lengths == "own" else "benchmarks.ours:Planned",
+            "backend_options": {"graphs": given.graphs},
             "population": population | ({"options": {"sigma": SIGMA}} if given.population == "norm-noise" else {}),
             "sampling": {"max_new_tokens": given.new_tokens},
             "vote": {"extract": "benchmarks.ours:one_answer", "reward": "benchmarks.ours:alternating"},
@@ -99,14 +99,14 @@ def time_steps(session: Session, steps: int) -> Record:
     learner = Learner(session.policy, session.config)
     spent: Record = {"seconds": [], "rollouts": [], "learner": [], "peaks": [], **{key: [] for key in WORK}}
     for step in range(1, steps + 1):
-        began = time.perf_counter()
+        began = now()
         groups = sampled_groups(session, step)
-        sampled = time.perf_counter()
+        sampled = now()
         tallies = [session.tally(group) for group in groups]
-        voted = time.perf_counter()
+        voted = now()
         update = learner.learn(tallies, step)
         session.backend.refresh()
-        ended = time.perf_counter()
+        ended = now()
         check_complete(update, tallies)
         spent["seconds"].append(ended - began)
         spent["rollouts"].append(sampled - began)
@@ -120,9 +120,9 @@ def time_rollouts(session: Session, steps: int) -> Record:
     """Sample all groups `steps` times."""
     spent: Record = {"seconds": [], **{key: [] for key in WORK}}
     for step in range(1, steps + 1):
-        began = time.perf_counter()
+        began = now()
         groups = sampled_groups(session, step)
-        spent["seconds"].append(time.perf_counter() - began)
+        spent["seconds"].append(now() - began)
         note_work(spent, session, groups)
     return spent
 
@@ -134,9 +134,9 @@ def time_learner(session: Session, steps: int) -> Record:
     for step in range(1, steps + 1):
         groups = made_groups(session, step)
         tallies = [session.tally(group) for group in groups]
-        began = time.perf_counter()
+        began = now()
         update = learner.learn(tallies, step)
-        spent["seconds"].append(time.perf_counter() - began)
+        spent["seconds"].append(now() - began)
         check_complete(update, tallies)
         note_work(spent, session, groups)
     return spent
@@ -205,7 +205,7 @@ def check_complete(update: Update, tallies: Sequence[Tally]) -> None:
         raise RuntimeError(f"a step must use all {len(tallies)} groups for one update, got {update}")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ours", description="Time a step of ours.")
     parser.add_argument("model_folder", help="folder of a Hugging Face model")
     parser.add_argument("--part", default="step", choices=tuple(PARTS))
@@ -219,9 +219,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--lora-rank", type=int, default=8)
     parser.add_argument("--lr", type=float, default=2e-4)
-    given = parser.parse_args(arguments)
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--graphs", action="store_true", help="decode steps as CUDA graphs")
+    return parser.parse_args(arguments)
+
+
+def opened(given: argparse.Namespace) -> Session:
+    """A session on the prompts, whose engine writes completions of the planned lengths."""
     config = configuration(given)
     check_trainable(config)
     prompts = times_table(given.problems, given.examples)
@@ -230,7 +235,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.lengths != "own":
         rows = given.problems * config.group_size
         session.backend.lengths = completion_lengths(given.lengths, rows, given.new_tokens)
-    prompt_ids = [session.prompts[problem.id] for problem in problems]
+    return session
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = parsed(arguments)
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    session = opened(given)
+    prompt_ids = [session.prompts[problem.id] for problem in session.problems]
     spent = PARTS[given.part](session, given.steps)
     return tell(**spent, prompt_tokens=[len(ids) for ids in prompt_ids], alike=alike(prompt_ids))
 

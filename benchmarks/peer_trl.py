@@ -1,9 +1,10 @@
-"""Seconds of one GRPO step of TRL's GRPOTrainer on the CPU, for a comparison at equal work.
+"""Seconds of one GRPO step of TRL's GRPOTrainer, for a comparison at equal work.
 
 One step is all that TRL does between two optimizer updates: tokenize, sample problems × generations completions with
 `transformers.generate`, reward, advantages, forward and backward over all of them, clip, one AdamW update. Float32,
 LoRA on every linear layer, no reference model, temperature 1, one update per batch, so TRL takes the detached new
-log-probs for the old ones and makes no extra forward.
+log-probs for the old ones and makes no extra forward. On a GPU it runs as its users have it there: weights in bf16
+where that is asked for, and nothing compiled.
 
 Simplifications:
 1. The reward alternates 0, 1 within a group: no group is constant, so none is idle; nothing is learned from it.
@@ -18,7 +19,6 @@ import argparse
 import logging
 import os
 import sys
-import time
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -31,7 +31,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 
-from benchmarks.machine import tell
+from benchmarks.machine import now, tell
 from benchmarks.workload import QUESTIONS, times_table
 
 MICRO_BATCH = 64
@@ -47,10 +47,10 @@ class StepClock(TrainerCallback):  # type: ignore[misc]  # the project's mypy se
         self._began = 0.0
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self._began = time.perf_counter()
+        self._began = now()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.seconds.append(time.perf_counter() - self._began)
+        self.seconds.append(now() - self._began)
 
 
 def time_steps(
@@ -61,29 +61,39 @@ def time_steps(
     steps: int,
     lora_rank: int,
     lr: float,
+    device: str = "cpu",
+    dtype: str = "float32",
+    micro_batch: int = MICRO_BATCH,
+    even: bool = False,
 ) -> list[float]:
     """Train for `steps` GRPO steps with TRL; the seconds of each.
 
     A step samples len(prompts) × generations (at least 2) completions of at most `max_new_tokens` tokens and makes
     one update from all of them.
+
+    Args:
+        micro_batch: rows of one forward and backward, at most.
+        even: whether every completion has `max_new_tokens` tokens.
     """
     _quiet()
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
     rows = len(prompts) * generations
-    micro_batch = max(size for size in range(1, min(rows, MICRO_BATCH) + 1) if rows % size == 0)
+    micro_batch = max(size for size in range(1, min(rows, micro_batch) + 1) if rows % size == 0)
+    kind = getattr(torch, dtype)
     clock = StepClock()
     with TemporaryDirectory() as folder:
         config = GRPOConfig(
             output_dir=folder,
-            use_cpu=True,
-            bf16=False,
+            use_cpu=torch.device(device).type == "cpu",
+            bf16=kind == torch.bfloat16,
             gradient_checkpointing=False,
             per_device_train_batch_size=micro_batch,
             gradient_accumulation_steps=rows // micro_batch,
             num_generations=generations,
             max_completion_length=max_new_tokens,
+            generation_kwargs={"min_new_tokens": max_new_tokens} if even else None,
             max_steps=steps,
             learning_rate=lr,
             lr_scheduler_type="constant",
@@ -98,7 +108,7 @@ def time_steps(
             dataloader_pin_memory=False,
         )
         trainer = GRPOTrainer(
-            model=AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32),
+            model=AutoModelForCausalLM.from_pretrained(model_folder, dtype=kind),
             processing_class=AutoTokenizer.from_pretrained(model_folder, padding_side="left"),
             reward_funcs=_alternating,
             args=config,
@@ -120,6 +130,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--lora-rank", type=int, default=8)
     parser.add_argument("--lr", type=float, default=2e-4)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--micro-batch", type=int, default=MICRO_BATCH)
+    parser.add_argument("--even", action="store_true", help="no completion ends before --new-tokens")
     given = parser.parse_args(arguments)
     if not 1 <= given.problems <= QUESTIONS:
         parser.error(f"--problems is 1 to {QUESTIONS}, got {given.problems}")
@@ -131,6 +145,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given.steps,
         given.lora_rank,
         given.lr,
+        given.device,
+        given.dtype,
+        given.micro_batch,
+        given.even,
     )
     packages = ("trl", "transformers", "peft", "torch")
     return tell(seconds=seconds, versions={name: version(name) for name in packages})

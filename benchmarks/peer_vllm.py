@@ -29,7 +29,8 @@ from ttrl_pop import randomness
 from ttrl_pop.model.load import load_model
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.packing.radix import alike
-from ttrl_pop.population.norm_noise import NormNoise, NormNoiseOptions
+from ttrl_pop.population.norm_noise import NormNoise
+from ttrl_pop.population.options import NormNoiseOptions
 from ttrl_pop.sample.vllm.engine import Engine, Order
 from ttrl_pop.sample.vllm.launch import Model
 from ttrl_pop.sample.vllm.options import VllmOptions

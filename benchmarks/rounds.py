@@ -28,7 +28,7 @@ from typing import Any
 from benchmarks.workload import Work
 from ttrl_pop.errors import UsageError
 from ttrl_pop.kernels import malloc
-from ttrl_pop.model.load import locate
+from ttrl_pop.model.source import locate
 
 MIB = 1 << 20
 KEPT_MEMORY = {
@@ -37,8 +37,9 @@ KEPT_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(malloc.FROM_SYSTEM),
     "LRU_CACHE_CAPACITY": malloc.PREPARED_PRODUCTS,
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": malloc.PREPARED_PRODUCTS,
+    "OMP_WAIT_POLICY": "PASSIVE",
 }
-"""What `ttrl-pop` sets for itself (`ttrl_pop.kernels.malloc`), and its users need not know of."""
+"""What `ttrl-pop` sets for itself (`ttrl_pop.kernels.malloc`, `threads`), and its users need not know of."""
 TELLING = ("benchmarks.ours", "benchmarks.peer_vllm")
 """Whose records tell of the prompts."""
 BUSY = 0.5

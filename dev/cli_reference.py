@@ -3,6 +3,7 @@
 python dev/cli_reference.py > docs/CLI.md
 """
 
+import typer.main
 from typer.testing import CliRunner
 
 from ttrl_pop.cli.app import app
@@ -12,7 +13,13 @@ INTRODUCTION = """# Command line
 
 stdout carries data only, one JSON object a line (a table where it is a terminal); the live view, notices and errors go
 to stderr. Exit codes: 0 done, also when the reader of stdout has left; 1 failed; 2 bad usage or bad input, nothing
-written; 3 stopped by the collapse guard, a checkpoint is kept; 130 interrupted (Ctrl-C or SIGTERM) after saving.
+written (`vote` goes on behind a row that cannot be read, and ends with 2 all the same); 3 stopped by the collapse
+guard, a checkpoint is kept; 130 interrupted (Ctrl-C or SIGTERM) after saving.
+
+A plug-in (`package.module:Name`) is imported where its name was typed, or stands in a file that `--config` names. One
+that only the files of RUN name is imported where RUN was made on this machine by you, or with `--trust`, which is
+remembered for that RUN (in `$XDG_STATE_HOME/ttrl-pop/trusted`, else `~/.local/state/ttrl-pop/trusted`). All else in a
+run directory is data: nothing of it is imported or unpickled.
 
 This page is the output of `--help`, by `python dev/cli_reference.py > docs/CLI.md`.
 """
@@ -20,7 +27,7 @@ This page is the output of `--help`, by `python dev/cli_reference.py > docs/CLI.
 
 def page() -> str:
     """The reference as Markdown: the group first, then each command in its order."""
-    names = [command.name or command.callback.__name__ for command in app.registered_commands]
+    names = list(typer.main.get_command(app).commands)
     parts = [INTRODUCTION]
     for words in ([], *([name] for name in names)):
         help_text = CliRunner().invoke(

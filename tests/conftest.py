@@ -1,12 +1,15 @@
 """Shape and type annotations are checked in tests only."""
 
 import os
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Workers run side by side, and so do the processes that they start: threads that wait for each other at every product
 # make all of them several times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Where it is noted which runs may import their plug-ins: not in the home of whoever tests.
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="ttrl-pop-state-")
 
 from jaxtyping import install_import_hook
 

@@ -21,7 +21,8 @@ from ttrl_pop.model.prompts import Prompts, encode
 from ttrl_pop.packing import attention
 from ttrl_pop.packing.pack import Tree, pack
 from ttrl_pop.population.base import MEAN, Population
-from ttrl_pop.population.norm_noise import NormNoise, NormNoiseOptions
+from ttrl_pop.population.norm_noise import NormNoise
+from ttrl_pop.population.options import NormNoiseOptions
 from ttrl_pop.run.session import Session
 from ttrl_pop.sample.backend import Backend, Request, Weights
 from ttrl_pop.types import AnswerKey, Group, Mind, Problem, Rollout, Tally
@@ -61,7 +62,9 @@ def tiny_tokenizer() -> Any:
     )
 
 
-def tiny_network(family: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float64, width: int = 16) -> Any:
+def tiny_network(
+    family: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float64, width: int = 16, device: str = "cpu"
+) -> Any:
     """Two layers, random weights large enough that tokens differ in probability."""
     shape: dict[str, Any] = {
         "vocab_size": len(SPECIAL) + len(ALPHABET),
@@ -95,11 +98,13 @@ def tiny_network(family: str = "llama", seed: int = 0, dtype: torch.dtype = torc
             if parameter.ndim == 1:
                 # Fresh norm weights are all ones and biases all zeros: real ones are not.
                 torch.nn.init.normal_(parameter, 1.0 if family != "gemma3" else 0.0, 0.1)
-    return network.eval().requires_grad_(False)
+    return network.to(device).eval().requires_grad_(False)
 
 
-def tiny_model(family: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float64) -> LoadedModel:
-    network = tiny_network(family, seed, dtype)
+def tiny_model(
+    family: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float64, width: int = 16, device: str = "cpu"
+) -> LoadedModel:
+    network = tiny_network(family, seed, dtype, width, device)
     return LoadedModel(network, tiny_tokenizer(), 256, frozenset({1}), fingerprint(network))
 
 
@@ -120,18 +125,26 @@ def tiny_policy(
     dtype: torch.dtype = torch.float64,
     lora: LoraConfig | None = LoraConfig(rank=2, alpha=4),  # noqa: B008
     warm: bool = True,
+    width: int = 16,
+    device: str = "cpu",
 ) -> Policy:
     """A policy whose adapter (where `warm`) and mu are not at their neutral start."""
-    policy = Policy(tiny_model(family, dtype=dtype), population or norm_noise(), lora, seed=1)
+    model = tiny_model(family, dtype=dtype, width=width, device=device)
+    policy = Policy(model, population or norm_noise(), lora, seed=1)
     if warm:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(2)
             for parameter in policy.adapter_parameters().values():
-                parameter.add_(torch.randn_like(parameter) * 0.1)
+                parameter.add_(_noise(parameter) * 0.1)
             for name, parameter in policy.population_parameters().items():
                 if name == "mu":
-                    parameter.add_(torch.randn_like(parameter) * 0.1)
+                    parameter.add_(_noise(parameter) * 0.1)
     return policy
+
+
+def _noise(like: torch.Tensor) -> torch.Tensor:
+    """Standard noise of the host's generator, the same on every device."""
+    return torch.randn_like(like, device="cpu").to(like.device)
 
 
 def logits_of(policy: Policy, ids_BT: torch.Tensor, minds_B: Sequence[Mind] | None) -> torch.Tensor:
@@ -271,11 +284,16 @@ def with_mixed_rewards(tally: Tally) -> Tally:
 
 
 def gradients(
-    session: Session, tallies: Sequence[Tally], weights: dict[str, float] | None = None
+    session: Session,
+    tallies: Sequence[Tally],
+    weights: dict[str, float] | None = None,
+    learners: list[Learner] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Gradients of one update, caught before the optimizer uses them."""
+    """Gradients of one update, caught before the optimizer uses them; `learners` gets the learner."""
     caught: dict[str, torch.Tensor] = {}
     learner = Learner(session.policy, session.config)
+    if learners is not None:
+        learners.append(learner)
     named = learner.trained.by_name
 
     def catch(*_: Any) -> None:

@@ -1,12 +1,16 @@
 """Configuration: precedence, unknown keys, round trip."""
 
+import json
 import math
+import os
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from fakes import CASES, text_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +18,7 @@ from ttrl_pop.config import Config, LoraConfig, Section
 from ttrl_pop.config_file import dump_config, load_config, parse_assignment, validate
 from ttrl_pop.errors import UsageError
 from ttrl_pop.plugins import BUILT_IN, load
-from ttrl_pop.population.norm_noise import NormNoiseOptions
+from ttrl_pop.population.options import NormNoiseOptions
 
 
 def write(folder: Path, text: str) -> Path:
@@ -96,6 +100,13 @@ class Unions(Section):
         (Config, {"learn": {"tis": "maybe"}}, "learn.tis: Input should be true or false, got 'maybe'"),
         (Config, {"learn": {"population_lr": -1}}, "learn.population_lr: Input should be greater than or equal to 0"),
         (Config, {"vote": {"labels": 3}}, "vote.labels: Input should be 'minds', 'base' or 'average', got 3"),
+        (
+            Config,
+            {"vote": {"thinking": "<plan>"}},
+            "vote.thinking: Input should be true or false or a list, got '<plan>'",
+        ),
+        (Config, {"vote": {"thinking": ["<plan>"]}}, "vote.thinking.1: must be given"),
+        (Config, {"vote": {"thinking": ["<plan>", ""]}}, "vote.thinking.1: String should have at least 1 character"),
         (Config, {"sampling": {"stop": "x"}}, "sampling.stop: Input should be a list, got 'x'"),
         (Config, {"sampling": {"stop": ["x", 1]}}, "sampling.stop.1: Input should be a text, got 1"),
         (Config, {"steps": 1.5}, "steps: Input should be a whole number, got 1.5"),
@@ -146,7 +157,7 @@ def test_a_negative_sigma_on_the_command_line_is_told_its_range() -> None:
 @given(
     st.integers(1, 10**6),
     st.floats(0, 1e3, allow_nan=False),
-    st.lists(st.text(max_size=5).filter(lambda s: "\x00" not in s), max_size=3),
+    st.lists(st.text(min_size=1, max_size=5).filter(lambda s: "\x00" not in s), max_size=3),
     st.one_of(st.none(), st.floats(0, 1)),
 )
 def test_a_saved_configuration_reads_back_equal(
@@ -179,3 +190,59 @@ def test_an_assignment_needs_an_equals_sign() -> None:
         parse_assignment("learn.lr")
     with pytest.raises(UsageError, match="'steps' is a value"):
         load_config(None, {"steps": 3, "steps.x": 4})
+
+
+SETTINGS = json.loads((CASES / "settings.json").read_text())
+
+
+@pytest.mark.parametrize("case", SETTINGS["refused"], ids=lambda case: ascii(text_of(case["set"]))[1:50])
+def test_a_setting_that_cannot_be_is_one_short_line(case: dict[str, Any]) -> None:
+    with pytest.raises(UsageError) as error:
+        load_config(None, dict([parse_assignment("=".join(map(text_of, case["set"])))]))
+    assert case["says"] in str(error.value)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("case", SETTINGS["taken"], ids=lambda case: ascii(text_of(case["set"]))[1:50])
+def test_a_setting_that_can_be_is_taken_and_saved(case: dict[str, Any], tmp_path: Path) -> None:
+    config = load_config(None, dict([parse_assignment("=".join(map(text_of, case["set"])))]))
+    (tmp_path / "c.toml").write_text(dump_config(config), newline="")
+    assert load_config(tmp_path / "c.toml", {}) == config
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a = " + b"[" * 5000 + b"]" * 5000, "values are nested at most 20 deep; this is deeper"),
+        (b"a" + b".a" * 2000 + b" = 1", "values are nested at most 20 deep"),
+        (b"steps = " + b"9" * 5000, "a whole number has at most 18 digits; this has thousands"),
+        (b"steps = 1 #" + b"x" * 2**20, "a configuration has at most 1048576 bytes, this has more; name a TOML file"),
+        (b"\x00" * 100, "not valid TOML"),
+        (b"\xff", "cannot be read"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_one_short_line(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "c.toml").write_bytes(content)
+    with pytest.raises(UsageError) as error:
+        load_config(tmp_path / "c.toml", {})
+    assert str(error.value).startswith(f"{tmp_path / 'c.toml'}: {message}")
+    assert "\n" not in str(error.value)
+
+
+def test_a_configuration_can_come_through_a_pipe_and_never_from_an_endless_device(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=("steps = 7",))
+    writer.start()
+    assert load_config(tmp_path / "pipe", {}).steps == 7
+    writer.join()
+    with pytest.raises(UsageError, match="/dev/zero: a configuration has at most"):
+        load_config(Path("/dev/zero"), {})
+
+
+@pytest.mark.parametrize(
+    "options", [{"sigma": 1e308}, {"sigma": 1001}, {"target_kl": math.inf}, {"sigma": math.nan}], ids=str
+)
+def test_noise_beyond_all_sense_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"population.options: (sigma|target_kl): Input should be "):
+        validate(NormNoiseOptions, options, "population.options")

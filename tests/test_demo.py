@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from fakes import ROOT
 
-from ttrl_pop.model.load import DEMO_PACKAGE
+from ttrl_pop.model.gguf import DEMO_PACKAGE
 
 DATA = ROOT.parent / "shared" / "data" / "ttrl"
 SMALL = " --steps 1 --minds 6"

@@ -22,6 +22,10 @@ class Whole(Grader):
 class Keyless(Grader):
     pass
 
+class Asking(Whole):
+    def __init__(self, seconds):
+        self.seconds = seconds
+
 class NoOptions(Population):
     def attach(self, network): ...
     def embody(self, *_): ...
@@ -34,6 +38,9 @@ class WrongOptions(Backend):
 
 def reward(ballot):
     return ballot.shares
+
+def two(text, reason):
+    return text
 
 class Holder:
     @staticmethod
@@ -94,8 +101,41 @@ def test_a_path_names_a_plug_in_of_ones_own(installed: Path) -> None:
         ("backend", "mine:WrongOptions", "WrongOptions.Options must be a class derived from ttrl_pop.Section"),
         ("grader", "json:loads", "grader must be a class derived from ttrl_pop.Grader, got 'json:loads', a function"),
         ("grader", "mine:Keyless", "grader 'mine:Keyless': Keyless must define key, as ttrl_pop.Grader asks"),
-        ("reward", "mine:number", "reward must be callable, got 'mine:number', a int"),
-        ("extractor", "mine:number", "extractor must be callable, got 'mine:number', a int"),
+        ("reward", "mine:number", "reward must be callable, got 'mine:number', an int"),
+        ("extractor", "mine:number", "extractor must be callable, got 'mine:number', an int"),
+        ("reward", "os:path", "reward must be callable, got 'os:path', a module"),
+        (
+            "reward",
+            "os:system",
+            "must be made for it, to take (ballot), got 'os:system', a builtin_function_or_method of",
+        ),
+        ("reward", "json:loads", "must be made for it, to take (ballot), got 'json:loads', a function of Python's own"),
+        ("reward", "builtins:dict", "to take (ballot), got 'builtins:dict', the class dict of Python's own"),
+        ("reward", "mine:two", "reward must take (ballot), got 'mine:two', a function of (text, reason)"),
+        (
+            "reward",
+            "ttrl_pop:Grader",
+            "reward must be a function or a class with instances, got 'ttrl_pop:Grader'",
+        ),
+        ("extractor", "os:system", "to take (text, finish_reason), got 'os:system', a builtin_function_or_method of"),
+        (
+            "extractor",
+            "mine:Holder",
+            "extractor must be a function of (text, finish_reason), got 'mine:Holder'",
+        ),
+        ("extractor", "mine:reward", "must take (text, finish_reason), got 'mine:reward', a function of (ballot)"),
+        ("grader", "os:path", "grader must be a class derived from ttrl_pop.Grader, got 'os:path', a module"),
+        ("grader", "ttrl_pop:Grader", "Grader must define key, as ttrl_pop.Grader asks"),
+        (
+            "grader",
+            "ttrl_pop:Backend",
+            "must be a class derived from ttrl_pop.Grader, got 'ttrl_pop:Backend'",
+        ),
+        ("grader", "mine:Asking", "grader must take (), got 'mine:Asking', the class Asking of (seconds)"),
+        ("backend", "ttrl_pop:Backend", "Backend must define rollouts, as ttrl_pop.Backend asks"),
+        ("backend", "os:system", "must be a class derived from ttrl_pop.Backend, got 'os:system', a builtin_function"),
+        ("population", "ttrl_pop:Population", "Population must define attach, embody, kl_to_prior, restart, as"),
+        ("population", "os:path", "must be a class derived from ttrl_pop.Population, got 'os:path', a module"),
     ],
 )
 def test_a_wrong_kind_is_refused(installed: Path, kind: str, name: str, message: str) -> None:
@@ -107,7 +147,7 @@ def test_a_wrong_kind_is_refused(installed: Path, kind: str, name: str, message:
 @pytest.mark.parametrize("kind", BUILT_IN)
 def test_a_short_name_is_found_by_entry_point(installed: Path, kind: str) -> None:
     found = {"population": "ttrl_pop.population.base:NoPopulation", "backend": "ttrl_pop.sample.hf.backend:HfBackend"}
-    path = found.get(kind, "mine:Whole" if kind == "grader" else "mine:reward")
+    path = found.get(kind, {"grader": "mine:Whole", "reward": "mine:reward"}.get(kind, "mine:Holder.inside"))
     offer(installed, "mine", f"[ttrl_pop.{kind}s]\nshort = {path} [extra]\n\n[ttrl_pop.others]\nzzz = mine:none\n")
     assert load(kind, "short") is load(kind, path)
     with pytest.raises(
@@ -185,6 +225,7 @@ def test_an_unknown_name_offers_the_nearest(installed: Path, kind: str, name: st
     [
         ("def f(:\n", "SyntaxError: invalid syntax (broken.py, line 1)"),
         ("x = 1\ny = z\n", "NameError: name 'z' is not defined; broken.py, line 2"),
+        ("raise SystemExit(0)\n", "SystemExit: 0; broken.py, line 1"),
         ("1 / 0\n", "ZeroDivisionError: division by zero; broken.py, line 1"),
         ("\nimport not_there\n", "No module named 'not_there'; broken.py, line 2"),
         ("from json import nothing\n", "ImportError: cannot import name 'nothing' from 'json'"),

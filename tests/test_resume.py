@@ -22,6 +22,7 @@ SETTINGS = {
     "steps": STEPS,
     "problems_per_step": 4,
     "baseline": True,
+    "problems.form": "raw",
     "population.minds": 3,
     "population.samples_per_mind": 2,
     "population.options": {"sigma": "auto", "target_kl": 0.2, "target_flips": 0.3},
@@ -49,6 +50,7 @@ def work(model: str, problems: str, out: str) -> None:
     from ttrl_pop.cli import inputs, opening
     from ttrl_pop.cli import run as commands
     from ttrl_pop.cli.given import Given
+    from ttrl_pop.read.rows import unsaid
 
     torch.set_num_threads(1)
     null = os.open(os.devnull, os.O_WRONLY)
@@ -61,10 +63,9 @@ def work(model: str, problems: str, out: str) -> None:
         # Killed before the run existed: what is there is an incomplete folder.
         for leftover in path.glob("*") if path.exists() else ():
             leftover.unlink()
-        prepared = opening.create_run(
-            inputs.for_run(problems, None, path, Given(overrides={"model": model, **SETTINGS}))
-        )
-    commands.run(prepared, quiet=True)
+        given = Given(overrides={"model": model, **SETTINGS})
+        prepared = opening.create_run(inputs.for_run(problems, None, path, given, unsaid))
+    commands.run(lambda stage: prepared, quiet=True)
 
 
 @pytest.fixture(scope="module")

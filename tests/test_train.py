@@ -263,7 +263,7 @@ def test_labels_of_the_base_model_are_elected_once_also_over_a_resume(run: RunDi
     whole = tiny_session(**settings)
     list(train(whole, RunDirectory(run.path.parent / "whole"), Progress()))
     events = train(tiny_session(**settings), run, Progress())
-    for _ in range(13):
+    for _ in range(15):
         next(events)
     events.close()
     second = tiny_session(**settings)
@@ -303,7 +303,7 @@ def test_labels_by_the_average_are_those_of_its_mean_mind(run: RunDirectory) -> 
     # At decay 0 the average is the policy itself.
     session = tiny_session(**settings, vote__average_decay=0.0, vote__label_rollouts=5)
     events = train(session, run, Progress())
-    steps = [[next(events) for _ in range(9)]]
+    steps = [[next(events) for _ in range(10)]]
     groups = session.sample(PROBLEMS, [MEAN], 5, 2, purpose="label")
     expected = {group.problem.id: session.tally(group).label for group in groups}
     steps.append(list(events))

@@ -1,6 +1,11 @@
 """ttrl-pop: a language model improves itself at test time, without labels.
 
-What a plug-in is made of can be had from here, and stays here wherever its module goes:
+    run = ttrl_pop.train("problems.jsonl", steps=5)    trains; iterated, it yields a report of each step
+    ttrl_pop.open("runs/problems-1").ask("7 x 8?")     lets the minds of a run answer, and votes
+    ttrl_pop.vote(rows)                                labels rollouts of any tool
+    ttrl_pop.population(model, sigma=0.005)            minds in the rows of any model's batches
+
+What a plug-in is made of can be had from here too, and stays here wherever its module goes:
 
     from ttrl_pop import Grader
 
@@ -8,11 +13,17 @@ A name is looked up in its module when it is first asked for, so that `import tt
 of all. This face stands outside of the floors: nothing in the house imports from it but `__version__`.
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ttrl_pop import randomness
+    from ttrl_pop.api.population import Minds, population
+    from ttrl_pop.api.run import Run, open
+    from ttrl_pop.api.training import Training, train
+    from ttrl_pop.api.vote import vote
     from ttrl_pop.config import Section
     from ttrl_pop.errors import UsageError
     from ttrl_pop.population.base import MEAN, Population
@@ -35,17 +46,24 @@ __all__ = [
     "HfBackend",
     "Metrics",
     "Mind",
+    "Minds",
     "Population",
     "Request",
     "Rollout",
+    "Run",
     "Section",
+    "Training",
     "UsageError",
     "Weights",
     "gaussian_kl",
     "hidden_size",
     "majority",
     "norm_sites",
+    "open",
+    "population",
     "randomness",
+    "train",
+    "vote",
 ]
 
 _HOMES = {
@@ -57,16 +75,23 @@ _HOMES = {
     "HfBackend": "ttrl_pop.sample.hf.backend",
     "Metrics": "ttrl_pop.types",
     "Mind": "ttrl_pop.types",
+    "Minds": "ttrl_pop.api.population",
     "Population": "ttrl_pop.population.base",
     "Request": "ttrl_pop.sample.backend",
     "Rollout": "ttrl_pop.types",
+    "Run": "ttrl_pop.api.run",
     "Section": "ttrl_pop.config",
+    "Training": "ttrl_pop.api.training",
     "UsageError": "ttrl_pop.errors",
     "Weights": "ttrl_pop.sample.backend",
     "gaussian_kl": "ttrl_pop.population.norm_noise",
     "hidden_size": "ttrl_pop.population.norm_noise",
     "majority": "ttrl_pop.vote.rewards.consensus",
     "norm_sites": "ttrl_pop.population.norm_noise",
+    "open": "ttrl_pop.api.run",
+    "population": "ttrl_pop.api.population",
+    "train": "ttrl_pop.api.training",
+    "vote": "ttrl_pop.api.vote",
 }
 """Name → the module that has it; `randomness` is a module itself."""
 
@@ -82,3 +107,15 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+class _Face(ModuleType):
+    """This module, in which `train`, `vote` and `population` are functions although modules of the tree have these
+    names: Python would put each of those here once it is imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Face

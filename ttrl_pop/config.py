@@ -5,21 +5,59 @@ Every value has one home. The resolved configuration is saved in the run directo
 """
 
 import datetime
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+MOST_ROLLOUTS = 2**14
+"""Rollouts of one problem in a step, at most: each is a forward of its own, and votes gain nothing by more."""
+
+SMALLEST_TEMPERATURE = 1e-3
+"""A lower one, other than 0, would divide logits out of the range of float32."""
 
 Weight = Literal["rollout", "mind", "confidence"]
 
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, lt=2**31)]
+"""How many there are of something, or how long it is."""
 
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Mark = Annotated[str, Field(min_length=1)]
+
+Rollouts = Annotated[int, Field(ge=1, le=MOST_ROLLOUTS)]
+
+NonNegative = Annotated[float, Field(ge=0, le=1e3, allow_inf_nan=False)]
+"""A rate or a weight: what is beyond a thousand is a slip of the pen, and float32 ends soon behind it."""
+
+
+def _divides_logits(temperature: float) -> float:
+    if 0 < temperature < SMALLEST_TEMPERATURE:
+        raise ValueError(f"must be 0, which takes the likeliest token, or at least {SMALLEST_TEMPERATURE}")
+    return temperature
 
 
 class Section(BaseModel):
     """A table of settings: frozen, closed to unknown keys; the text below a setting describes it to users."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_flag_for_a_number(cls, value: Any, info: Any) -> Any:
+        # pydantic takes true for 1. Its ValidationInfo is a protocol that cannot be checked at run time.
+        if isinstance(value, bool):
+            types = _types(cls.model_fields[str(info.field_name)].annotation)
+            if bool not in types and not types.isdisjoint((int, float)):
+                raise ValueError("Input should be a number")
+        return value
+
+
+def _types(annotation: Any) -> set[Any]:
+    """The types that an annotation is made of, those inside `Annotated` and unions."""
+    if get_origin(annotation) is Annotated:
+        return _types(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return set().union(*map(_types, get_args(annotation)))
+    return {annotation}
 
 
 class ProblemsConfig(Section):
@@ -32,9 +70,12 @@ class ProblemsConfig(Section):
     id_key: str | None = None
     """Field of the id; None detects it, and takes the line number where there is none."""
     form: Literal["auto", "chat", "raw"] = "auto"
-    """`chat` makes every prompt a chat turn, `raw` uses the text as it stands, `auto` goes by the field's name."""
+    """`chat` makes every prompt a chat turn, `raw` uses the text as it stands, `auto` goes by the field's name
+    and, for a field `prompt`, by whether the model has a chat template of which the text holds no mark."""
     prompt_template: str | None = None
     """Text with one `{prompt}`, put around every text prompt before anything else."""
+    limit: Positive | None = None
+    """Problems that are read, the first ones; None: all. Gold answers of others are left out."""
     date: datetime.date | None = None
     """Day that chat templates are told which print one; None: the day on which the run begins, on which it stays."""
 
@@ -44,29 +85,38 @@ class PopulationConfig(Section):
 
     name: str = "norm-noise"
     """`norm-noise`, `none`, the short name of an installed plug-in, or `package.module:Name`."""
-    minds: Positive = 16
+    minds: Rollouts = 16
     """Different minds that answer each problem."""
-    samples_per_mind: Positive = 1
-    """Rollouts that each mind writes for a problem; the group size is minds × samples_per_mind."""
+    samples_per_mind: Rollouts = 1
+    """Rollouts that each mind writes for a problem; the group size is minds × samples_per_mind, at most 16384."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Settings of the population itself."""
+
+    @model_validator(mode="after")
+    def _affordable(self) -> "PopulationConfig":
+        size = self.minds * self.samples_per_mind
+        if size > MOST_ROLLOUTS:
+            raise ValueError(
+                f"minds × samples_per_mind are the rollouts of each problem, at most {MOST_ROLLOUTS}; they are {size}"
+            )
+        return self
 
 
 class SamplingConfig(Section):
     """How a mind writes."""
 
-    temperature: NonNegative = 1.0
+    temperature: Annotated[NonNegative, AfterValidator(_divides_logits)] = 1.0
     """Divides the logits; 0 always takes the likeliest token, and must be above 0 in training."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus sampling; must stay 1 in training, where it would bias the importance ratio."""
     max_new_tokens: Positive = 512
     """Longest completion, in tokens."""
-    stop: tuple[str, ...] = ()
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """A completion ends when its text contains one of these; the text is cut before it."""
     max_rows: Positive = 256
     """Rollouts that are decoded together, at most; fewer where memory is short."""
-    prefill_tokens: Positive = 2048
-    """Prompt tokens that one forward reads at most (at least one prompt)."""
+    prefill_tokens: Positive | None = None
+    """Prompt tokens that one forward reads at most (at least one prompt); None: 2048 on a CPU, 16384 on a GPU."""
 
 
 class VoteConfig(Section):
@@ -75,8 +125,9 @@ class VoteConfig(Section):
     extract: str = "auto"
     """How an answer is read: `auto`, `first-number`, `last-number`, `choice`, `regex:PATTERN`, the short name of an
     installed plug-in, or `package.module:function` taking (text, finish_reason) and returning the answer or None."""
-    thinking: bool | None = None
-    """Whether chat prompts end inside the thoughts; None asks the chat template."""
+    thinking: bool | tuple[str, Mark] | None = None
+    """Whether chat prompts end inside the thoughts; None asks the chat template. Or the marks of thoughts of a model
+    that has its own, as in `["<plan>", "</plan>"]`; an empty first one says that prompts end inside the thoughts."""
     grader: str = "math"
     """Which answers are equal: `math`, `exact`, `choice`, the short name of an installed plug-in, or
     `package.module:Name`."""
@@ -87,7 +138,7 @@ class VoteConfig(Section):
     labels: Literal["minds", "base", "average"] = "minds"
     """Who elects the label: the minds that learn; the base model (no adapter, no noise), once for each problem; or the
     mean mind of an exponential average of the policy, anew at each visit."""
-    label_rollouts: Positive | None = None
+    label_rollouts: Rollouts | None = None
     """Rollouts for each problem of the base model or the average, where they elect the label; None means as many as the
     group has."""
     average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -113,7 +164,7 @@ class LoraConfig(Section):
     """The adapter that learns."""
 
     rank: Positive = 16
-    """Rank of each adapted matrix's update."""
+    """Rank of each adapted matrix's update; at most the width of the model's hidden states."""
     alpha: Positive = 32
     """Scale of the update: alpha / rank times the product of its two factors."""
     targets: str | tuple[str, ...] = "all-linear"
@@ -152,15 +203,15 @@ class LearnConfig(Section):
     """AdamW's weight decay of the adapter; the population has none."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Course of both learning rates after the warm-up."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Steps over which both learning rates rise to their full value."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Clip of the adapter's gradient norm; the population's is clipped apart, at the same value."""
-    updates_per_step: Positive = 1
+    updates_per_step: Annotated[int, Field(ge=1, le=1000)] = 1
     """Optimizer steps on each batch of rollouts."""
-    token_budget: Positive = 1024
-    """Tokens that one forward of the learner holds at most (at least one rollout). Memory grows with it, the gradient
-    is the same; on a CPU more is no faster, on a GPU it is."""
+    token_budget: Positive | None = None
+    """Tokens that one forward of the learner holds at most (at least one rollout); None: 1024 on a CPU, where more are
+    no faster, 16384 on a GPU. Memory grows with it, the gradient is the same."""
     checkpointing: bool = False
     """Compute each layer's activations again in the backward pass instead of keeping them: less memory, a third more
     time."""
@@ -182,7 +233,7 @@ class CheckpointConfig(Section):
 
     every: Positive = 1
     """Steps between checkpoints."""
-    keep: Annotated[int, Field(ge=2)] = 2
+    keep: Annotated[int, Field(ge=2, lt=2**31)] = 2
     """Newest checkpoints that are kept, beside the best."""
 
 
@@ -195,6 +246,9 @@ class Config(Section):
     """A device as torch names it (`cpu`, `cuda`, `cuda:1`); `auto` takes CUDA, else Apple's MPS, else the CPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     """Type of the model's weights; `auto` is float32 on a CPU, else bfloat16."""
+    deterministic: bool = False
+    """On a GPU: take kernels that repeat to the bit, which are slower, so that a run that goes on ends as one never
+    stopped, exactly as on a CPU; without it, to rounding."""
     backend: str = "hf"
     """Rollout engine: `hf`, `vllm`, `auto` (vllm where it is installed and a GPU is there, else hf), the short name of
     an installed plug-in, or `package.module:Name`."""
@@ -210,6 +264,9 @@ class Config(Section):
     """Let the untrained population answer all problems first, for an honest before/after."""
     answers: bool = True
     """Let the trained population answer all problems at the end."""
+    track: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Trackers that are given the numbers of each step: `tensorboard`, `wandb`, `trackio`, or another that accelerate
+    knows."""
     problems: ProblemsConfig = ProblemsConfig()
     """How problems are read."""
     population: PopulationConfig = PopulationConfig()

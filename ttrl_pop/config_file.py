@@ -1,9 +1,11 @@
 """The configuration as TOML and as KEY=VALUE, in and out; an unknown key is an error with the nearest one."""
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,8 +15,20 @@ from pydantic_core import ErrorDetails
 
 from ttrl_pop.config import Config
 from ttrl_pop.errors import UsageError
+from ttrl_pop.text import shown
 
 S = TypeVar("S", bound=BaseModel)
+
+LONGEST = 2**20
+"""Bytes of a configuration."""
+
+DEEPEST = 20
+"""Tables and lists inside each other."""
+
+SHOWN = 80
+"""Characters of a wrong value that an error shows."""
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 EXPECTED = {
     "literal_error": "{expected}",
@@ -34,30 +48,71 @@ EXPECTED = {
 """pydantic's errors that say that a value is of another type, and what should have come, as TOML calls it."""
 
 
-def load_config(path: Path | None, overrides: Mapping[str, Any]) -> Config:
-    """Defaults < the TOML file at `path` < `overrides` (dotted keys, as in `learn.lr`; None means not given).
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A file of settings, read and not yet checked against what settings there are."""
+
+    name: str
+    """What errors call it."""
+    tree: Mapping[str, Any]
+
+
+def read_layer(path: Path, text: str | None = None) -> Layer:
+    """The settings in the TOML file at `path`.
+
+    Args:
+        text: what is in the file, where it has been read.
 
     Raises:
-        UsageError: the file cannot be read or parsed, a key is unknown, or a value is out of range.
+        UsageError: the file cannot be read or parsed.
     """
-    tree: dict[str, Any] = {}
-    if path is not None:
-        try:
-            tree = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{path}: cannot be read ({error})") from error
-        except tomllib.TOMLDecodeError as error:
-            raise UsageError(f"{path}: not valid TOML: {error}") from error
-    whole = deepcopy(tree)
-    for dotted, value in overrides.items():
-        if value is not None:
-            _put(whole, dotted, value)
+    return parse_layer(_text_of(path) if text is None else text, str(path))
+
+
+def parse_layer(text: str, name: str) -> Layer:
+    """The settings in a TOML text that errors call `name`.
+
+    Raises:
+        UsageError: the text cannot be parsed.
+    """
+    tree = _parsed(text, name)
+    _check_tree(tree, name)
+    return Layer(name, tree)
+
+
+def load_config(path: Path | None, overrides: Mapping[str, Any], text: str | None = None) -> Config:
+    """Defaults < the TOML file at `path` < `overrides`, as `layered` puts them together.
+
+    Args:
+        text: what is in the file, where it has been read.
+    """
+    return layered([] if path is None else [read_layer(path, text)], overrides)
+
+
+def layered(layers: Sequence[Layer], overrides: Mapping[str, Any]) -> Config:
+    """Defaults < `layers` in their order < `overrides` (dotted keys, as in `learn.lr`; None means not given).
+
+    Options belong to the population and to the backend that are named with them: where a later layer names another one,
+    those of the layers below are dropped.
+
+    Raises:
+        UsageError: a key is unknown, or a value is out of range; names the layer.
+    """
+    trees: list[dict[str, Any]] = [{}]
+    for layer in layers:
+        below = _kept_below(trees[-1], _at(layer.tree, "population.name"), _at(layer.tree, "backend"))
+        trees.append(_laid_over(below, layer.tree))
+    given = {key: value for key, value in overrides.items() if value is not None}
+    whole = _kept_below(trees[-1], given.get("population.name"), given.get("backend"))
+    for dotted, value in given.items():
+        _put(whole, dotted, value)
+    _check_tree(whole, "command line")
     try:
-        return validate(Config, whole, source="command line" if path else "configuration")
+        return validate(Config, whole, source="command line" if layers else "configuration")
     except UsageError:
-        if path is not None:
-            # Where the file is wrong by itself, it is what is named.
-            validate(Config, tree, source=str(path))
+        # Where a file is wrong by itself, it is what is named.
+        for layer, tree in zip(layers, trees[1:], strict=True):
+            validate(Config, tree, source=layer.name)
         raise
 
 
@@ -99,7 +154,7 @@ def _violation(tree: Any, errors: Sequence[ErrorDetails]) -> tuple[tuple[str, ..
             deeper, message = _violation(value, [{**error, "loc": inside}])
             return where + deeper, message
     wanted = " or ".join(dict.fromkeys(map(_expected, branches)))
-    return where, f"Input should be {wanted}, got {value!r}"
+    return where, f"Input should be {wanted}, got {_shown(value)}"
 
 
 def _union(tree: Any, error: ErrorDetails) -> tuple[int, Any]:
@@ -124,7 +179,14 @@ def _message(error: ErrorDetails) -> str | None:
     if error["type"] == "missing":
         return "must be given"
     message = f"Input should be {_expected(error)}" if error["type"] in EXPECTED else error["msg"]
-    return f"{message}, got {error['input']!r}"
+    return f"{message.removeprefix('Value error, ')}, got {_shown(error['input'])}"
+
+
+def _shown(value: Any) -> str:
+    try:
+        return shown(repr(value), SHOWN)
+    except ValueError:
+        return "a number of thousands of digits"
 
 
 def _expected(error: ErrorDetails) -> str:
@@ -147,9 +209,105 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise UsageError(f"--set takes KEY=VALUE (as in learn.loss=grpo), got {text!r}")
     try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+        found = tomllib.loads(f"value = {value}")
     except tomllib.TOMLDecodeError:
         return key.strip(), value
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"--set {key.strip()}: {_too_much(error)}") from None
+    # A line break may end the value and begin another key.
+    return key.strip(), found["value"] if [*found] == ["value"] else value
+
+
+def _text_of(path: Path) -> str:
+    """What is in a file of the user's, which may be a pipe.
+
+    Raises:
+        UsageError: it cannot be read, is no text, or does not end.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(LONGEST + 1)
+        if len(content) > LONGEST:
+            raise UsageError(f"{path}: a configuration has at most {LONGEST} bytes, this has more; name a TOML file")
+        return content.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read ({error})") from error
+
+
+def _parsed(text: str, source: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{source}: not valid TOML: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{source}: {_too_much(error)}") from error
+
+
+def _too_much(error: Exception) -> str:
+    """What is valid TOML and still no value, in words."""
+    if isinstance(error, RecursionError):
+        return f"values are nested at most {DEEPEST} deep; this is deeper"
+    return "a whole number has at most 18 digits; this has thousands"
+
+
+def _check_tree(tree: Mapping[str, Any], source: str) -> None:
+    """Refuse what cannot be checked or saved.
+
+    Raises:
+        UsageError: tables and lists are nested too deeply, or a text is none that UTF-8 can write.
+    """
+    level: list[tuple[str, Any]] = [("", tree)]
+    for _ in range(DEEPEST + 1):
+        deeper: list[tuple[str, Any]] = []
+        for place, value in level:
+            if isinstance(value, Mapping):
+                deeper += [(f"{place}.{key}".lstrip("."), part) for key, part in value.items()]
+                texts = [*value]
+            else:
+                texts = [value] if isinstance(value, str) else []
+                deeper += [(place, part) for part in value] if isinstance(value, list | tuple) else []
+            for text in texts:
+                if (found := _LONE_SURROGATE.search(text)) is not None:
+                    raise UsageError(
+                        f"{source}: {place or 'a key'} holds \\u{ord(found[0]):04x}, half of a surrogate pair, "
+                        "which no text has; write it as UTF-8"
+                    )
+        if not (level := deeper):
+            return
+    raise UsageError(f"{source}: values are nested at most {DEEPEST} deep; {level[0][0][:40]}… is deeper")
+
+
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of both, those of `above` where both have one; tables are put together key by key."""
+    whole = dict(below)
+    for key, value in above.items():
+        under = whole.get(key)
+        if isinstance(under, Mapping) and isinstance(value, Mapping):
+            whole[key] = _laid_over(under, value)
+        else:
+            whole[key] = deepcopy(value)
+    return whole
+
+
+def _kept_below(tree: Mapping[str, Any], population: Any, backend: Any) -> dict[str, Any]:
+    """A copy of `tree`, without the options of another population or backend than is named above it; None names none.
+    Those of `auto` stay, as it may stand for any backend."""
+    kept = deepcopy(dict(tree))
+    if population not in (None, _at(tree, "population.name") or Config().population.name):
+        options = kept.get("population")
+        if isinstance(options, dict):
+            options.pop("options", None)
+    if backend not in (None, named := _at(tree, "backend") or Config().backend) and named != "auto":
+        kept.pop("backend_options", None)
+    return kept
+
+
+def _at(tree: Mapping[str, Any], dotted: str) -> Any:
+    """The value that a dotted key leads to; None where there is none."""
+    value: Any = tree
+    for name in dotted.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
 
 
 def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:

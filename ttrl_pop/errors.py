@@ -4,6 +4,8 @@ The command line prints one line and exits with `exit_code`; anything else that 
 keeps its traceback.
 """
 
+from pathlib import Path
+
 
 class TtrlPopError(Exception):
     """The run failed: exit code 1."""
@@ -41,3 +43,13 @@ class CollapseError(TtrlPopError, RuntimeError):
 
 class CheckpointError(TtrlPopError, RuntimeError):
     """A checkpoint cannot be read: a file is missing or does not match its MANIFEST."""
+
+
+class DamagedError(UsageError):
+    """A file of a run is not what the run wrote: it is gone, cut, changed, or no file at all."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+        """What is wrong, as the words that follow the file's name."""

@@ -10,20 +10,23 @@
 
     load("reward", "short")
 
-A plug-in is code that the *user* names on the command line or in the configuration; it is imported and trusted.
+A plug-in is code that the *user* names on the command line or in the configuration; it is imported and trusted. What a
+run's own files name is looked at first (`foreign`).
 """
 
 import difflib
 import importlib
 import inspect
+import re
+import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import reduce
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from ttrl_pop.config import Section
+from ttrl_pop.config import Config, Section
 from ttrl_pop.errors import UsageError
 
 BUILT_IN: dict[str, dict[str, str]] = {
@@ -33,7 +36,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
     "backend": {
         "hf": "ttrl_pop.sample.hf.backend:HfBackend",
-        "vllm": "ttrl_pop.sample.vllm:VllmBackend",
+        "vllm": "ttrl_pop.sample.vllm.backend:VllmBackend",
     },
     "grader": {
         "math": "ttrl_pop.vote.graders.math:MathGrader",
@@ -51,11 +54,20 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "overlong": "ttrl_pop.vote.rewards.consensus:overlong",
     },
     "extractor": {
-        "first-number": "ttrl_pop.vote.extract:extract_first_number",
-        "last-number": "ttrl_pop.vote.extract:extract_last_number",
-        "choice": "ttrl_pop.vote.extract:extract_choice",
+        "first-number": "ttrl_pop.vote.extract.numbers:extract_first_number",
+        "last-number": "ttrl_pop.vote.extract.numbers:extract_last_number",
+        "choice": "ttrl_pop.vote.extract.choice:extract_choice",
     },
 }
+
+OPTIONS: dict[str, dict[str, str]] = {
+    "population": {"norm-noise": "ttrl_pop.population.options:NormNoiseOptions"},
+    "backend": {
+        "hf": "ttrl_pop.sample.hf.options:HfOptions",
+        "vllm": "ttrl_pop.sample.vllm.options:VllmOptions",
+    },
+}
+"""Where the options of built-in classes stand, which are described without torch; who is not here has none."""
 
 BASES = {
     "population": "ttrl_pop.population.base:Population",
@@ -64,8 +76,22 @@ BASES = {
 }
 """Kinds that are classes, and what they derive from; the others are anything that can be called."""
 
+TAKES = {
+    "population": ("options",),
+    "backend": ("policy", "sampling", "options"),
+    "grader": (),
+    "reward": ("ballot",),
+    "extractor": ("text", "finish_reason"),
+}
+"""What each kind is called with, the classes to be made."""
+
 WITH_OPTIONS = ("population", "backend")
 """Kinds whose classes say in `Options` what can be set."""
+
+ENGINE = "backend_options.engine."
+"""How keys begin that an engine of somebody else's takes as they are."""
+
+_PATH = re.compile(r"[\w.]+:[\w.]+")
 
 ALSO = {"extractor": ("auto", "regex:PATTERN")}
 """What can stand in the place of a name and is read by those who ask, not here."""
@@ -85,6 +111,56 @@ def load(kind: str, name: str) -> Any:
     found = _imported(f"{kind} {name!r}", module, attribute)
     _check(kind, name, found)
     return found
+
+
+def options_of(kind: str, name: str) -> type[Section] | None:
+    """The table of options of a population or a backend; None where there is none, or `auto` has yet to decide.
+
+    Args:
+        kind: `population` or `backend`.
+
+    Raises:
+        UsageError: as `load` raises it.
+    """
+    if name in BUILT_IN[kind] or (kind == "backend" and name == "auto"):
+        module, _, attribute = OPTIONS[kind].get(name, "").partition(":")
+        return getattr(importlib.import_module(module), attribute) if module else None
+    found: type[Section] = load(kind, name).Options
+    return found
+
+
+def foreign(config: Config) -> dict[str, str]:
+    """What a configuration would have imported, by dotted key: names that are neither built in nor of an installed
+    package, those among options, and whatever is handed on to an engine, where more can be named than is known here."""
+    named = {
+        "population.name": ("population", [config.population.name]),
+        "backend": ("backend", [config.backend]),
+        "vote.grader": ("grader", [config.vote.grader]),
+        "vote.reward": ("reward", [term.rpartition("*")[2].strip() for term in config.vote.reward.split("+")]),
+        "vote.extract": ("extractor", [config.vote.extract] if not config.vote.extract.startswith("regex:") else []),
+    }
+    found = {
+        key: " and ".join(paths)
+        for key, (kind, names) in named.items()
+        if (paths := [name for name in names if name not in BUILT_IN[kind] and _is_path(name)])
+    }
+    for table, options in (
+        ("population.options", config.population.options),
+        ("backend_options", config.backend_options),
+    ):
+        for key, value in _leaves(options, table):
+            if key.startswith(ENGINE) or (isinstance(value, str) and _PATH.fullmatch(value)):
+                found[key] = str(value)
+    return found
+
+
+def _leaves(tree: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Each value of nested tables and lists, with its dotted key."""
+    if isinstance(tree, dict | list):
+        for name, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from _leaves(value, f"{key}.{name}")
+    else:
+        yield key, tree
 
 
 def _is_path(name: str) -> bool:
@@ -123,7 +199,7 @@ def _imported(what: str, module_name: str, attribute: str) -> Any:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise UsageError(f"{what} cannot be imported ({error}{_place(error)})") from error
         raise UsageError(f"{what} cannot be imported ({error}); is its folder on PYTHONPATH?") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"{what} cannot be imported ({type(error).__name__}: {error}{_place(error)})") from error
     try:
         return reduce(getattr, attribute.split("."), module)
@@ -135,11 +211,23 @@ def _imported(what: str, module_name: str, attribute: str) -> Any:
 
 def _check(kind: str, name: str, found: Any) -> None:
     """Raises UsageError where `found` is not of the kind that was asked for."""
-    came = f"{name!r}, {'the class ' + found.__name__ if isinstance(found, type) else 'a ' + type(found).__name__}"
-    if kind not in BASES:
-        if not callable(found):
-            raise UsageError(f"{kind} must be callable, got {came}")
-        return
+    came = f"{name!r}, {_described(found)}"
+    if kind in BASES:
+        _check_class(kind, name, found, came)
+    elif not callable(found):
+        raise UsageError(f"{kind} must be callable, got {came}")
+    elif (inspect.isroutine(found) or isinstance(found, type)) and _is_of_python(found):
+        raise UsageError(f"{kind} must be made for it, to take ({', '.join(TAKES[kind])}), got {came} of Python's own")
+    elif isinstance(found, type) and (kind == "extractor" or inspect.isabstract(found)):
+        rule = "a function of (text, finish_reason)" if kind == "extractor" else "a function or a class with instances"
+        raise UsageError(f"{kind} must be {rule}, got {came}")
+    # A class that is a reward is made first; who makes it knows of what.
+    if not (kind == "reward" and isinstance(found, type)) and not takes(found, len(TAKES[kind])):
+        raise UsageError(f"{kind} must take ({', '.join(TAKES[kind])}), got {came} of {inspect.signature(found)}")
+
+
+def _check_class(kind: str, name: str, found: Any, came: str) -> None:
+    """Raises UsageError where `found` is no class of which a population, a backend or a grader can be made."""
     module, _, base_name = BASES[kind].partition(":")
     if not isinstance(found, type) or not issubclass(found, getattr(importlib.import_module(module), base_name)):
         raise UsageError(f"{kind} must be a class derived from ttrl_pop.{base_name}, got {came}")
@@ -151,12 +239,39 @@ def _check(kind: str, name: str, found: Any) -> None:
         raise UsageError(f"{kind} {name!r}: {found.__name__}.Options must be a class derived from ttrl_pop.Section")
 
 
+def takes(found: Any, count: int) -> bool:
+    """Whether something can be called with so many arguments; what does not tell is taken at its word."""
+    try:
+        signature = inspect.signature(found)
+    except (ValueError, TypeError):
+        return True
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return False
+    return True
+
+
+def _is_of_python(found: Any) -> bool:
+    """Whether it stands in the standard library, where nothing is a plug-in."""
+    module: Any = getattr(found, "__module__", None)
+    return isinstance(module, str) and module.partition(".")[0] in sys.stdlib_module_names
+
+
+def _described(found: Any) -> str:
+    """What came in the place of a plug-in."""
+    if isinstance(found, type):
+        return f"the class {found.__name__}"
+    kind = type(found).__name__
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+
+
 def _hint(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _place(error: Exception) -> str:
+def _place(error: BaseException) -> str:
     """Where a module failed while it was imported; a SyntaxError says so itself."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
     if isinstance(error, SyntaxError) or not frames:

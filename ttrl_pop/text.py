@@ -4,14 +4,20 @@ import re
 import unicodedata
 
 # `\{` and `\}` print a brace; `\\` ends a line, unless a doubled backslash wrote `\\boxed`.
-_BOXES = re.compile(r"(\\boxed\s*+\{)|\\[{}]|\\\\(?!boxed)|[{}]")
+_BOXES = re.compile(r"(\\(?:boxed|fbox|framebox)\s*+\{)|\\[{}]|\\\\(?!boxed|fbox|framebox)|[{}]")
 
 
 def last_box(text: str) -> str | None:
-    r"""Content of the balanced, non-empty `\boxed{}` that opens last (of nested boxes the innermost)."""
+    r"""Content of the balanced, non-empty `\boxed{}` or `\fbox{}` that opens last (of nested ones the innermost)."""
+    box = last_box_with_place(text)
+    return box[1] if box else None
+
+
+def last_box_with_place(text: str) -> tuple[int, str] | None:
+    """Where the content of `last_box` begins, and the content."""
     not_a_box = -1
     opened: list[int] = []
-    best, content = not_a_box, None
+    best, content = not_a_box, ""
     for token in _BOXES.finditer(text):
         if token[1]:
             opened.append(token.end())
@@ -21,7 +27,7 @@ def last_box(text: str) -> str | None:
             start = opened.pop()
             if start > best and (inside := text[start : token.start()].strip()):
                 best, content = start, inside
-    return content
+    return (best, content) if content else None
 
 
 def shown(text: str, limit: int | None = 40) -> str:

@@ -15,6 +15,7 @@ from ttrl_pop.report.step import step_report
 from ttrl_pop.run.clock import Clock
 from ttrl_pop.run.history import group_weight
 from ttrl_pop.run.labellers import Labellers
+from ttrl_pop.run.lessons import skipped
 from ttrl_pop.run.progress import Keeper, Progress
 from ttrl_pop.run.session import Session
 from ttrl_pop.store.directory import RunDirectory
@@ -37,9 +38,11 @@ def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[
             # What was given up in the step before would leave questions out of this one's count of timeouts.
             grader.forget()
             with keeper.step():
-                yield Phase(step, "sampling", len(batch))
+                if others := labellers.rollouts(batch):
+                    yield Phase(step, "electing labels", "sample", others)
                 with clock.span("time/sample"):
                     labels = labellers.elect(batch, step)
+                yield Phase(step, "sampling", "sample", len(batch) * config.group_size)
                 minds = policy.population.spawn(config.seed, step, config.population.minds)
                 groups = session.sample(batch, minds, config.population.samples_per_mind, step)
                 tallies = []
@@ -50,9 +53,11 @@ def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[
                 # What was asked to compare with gold has no say in what is learned.
                 grader.forget()
                 history = progress.history.after(tallies, step, grader.same, config.guard)
-                yield Phase(step, "learning", 0)
+                weights = {problem.id: group_weight(history[problem.id], config.guard) for problem in batch}
+                causes = skipped(tallies, weights, config.learn.mask_truncated)
+                learned = (len(batch) - sum(causes.values())) * config.group_size
+                yield Phase(step, "learning", "learn", learned)
                 with clock.span("time/learn"):
-                    weights = {problem.id: group_weight(history[problem.id], config.guard) for problem in batch}
                     update = learner.learn(tallies, step, weights)
                     session.backend.refresh()
                 report = step_report(
@@ -65,6 +70,7 @@ def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[
                     times=clock.times(),
                     flips=history.flip_share(progress.history, (problem.id for problem in batch)),
                     timeouts=grader.timeouts - timeouts,
+                    skipped=causes,
                     alarm=progress.watch.see,
                 )
                 keeper.finish(report, tallies, history)

@@ -5,7 +5,7 @@ answers live in an `AnswerKey`, which the learner never receives.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, TypeAlias
@@ -21,6 +21,9 @@ Same: TypeAlias = Callable[[str | None, str | None], bool]
 
 NO_SIGNAL = 1e-6
 """Rewards of a group that differ by less than this are equal: the group has no advantages and teaches nothing."""
+
+Work: TypeAlias = Literal["survey", "sample", "learn"]
+"""Kinds of work, each with a pace of its own (`Load`)."""
 
 Metrics: TypeAlias = dict[str, float | int | None]
 
@@ -40,8 +43,21 @@ class Problem:
         return not isinstance(self.prompt, str)
 
 
+class GoldAnswer(str):
+    """A gold answer, and others that are as right."""
+
+    others: tuple[str, ...]
+
+    def __new__(cls, answer: str, others: Iterable[str] = ()) -> "GoldAnswer":
+        """An answer with `others`, of which those that are the same text go."""
+        made = super().__new__(cls, answer)
+        made.others = tuple(other for other in dict.fromkeys(others) if other != answer)
+        return made
+
+
 class AnswerKey(Mapping[str, str]):
-    """Gold answers by problem id; may be empty. Only reports, measures and rewards that ask for it receive one."""
+    """Gold answers by problem id, a `GoldAnswer` where several are right; may be empty. Only reports, measures and
+    rewards that ask for it receive one."""
 
     __slots__ = ("_gold",)
 
@@ -190,8 +206,21 @@ class Phase:
     step: int
     name: str
     """As a person reads it: `sampling`, `learning`."""
-    total: int
-    """Tallies that it will yield; 0: nothing to count."""
+    work: Work
+    rollouts: int
+    """Rollouts that it writes, or those of groups that it learns from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a command has to do."""
+
+    survey: int = 0
+    """Rollouts to write where every mind answers every problem, and nobody learns."""
+    sample: int = 0
+    """Rollouts to write in steps, those that elect labels among them."""
+    steps: int = 0
+    """Steps that learn, each from as many rollouts as their groups teach something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +242,8 @@ class ProblemSet:
     """Gold answers of those problems that have one."""
     fingerprint: str
     """SHA-256 (hex) over ids and prompts in order; gold answers do not enter it."""
+    source: str = ""
+    """Where they were read from, of a data set of the hub with the commit."""
 
 
 def mean_logprob(rollout: Rollout) -> float | None:

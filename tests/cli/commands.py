@@ -10,7 +10,8 @@ import resource
 import select
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,12 +25,15 @@ from ttrl_pop.sample.hf.backend import HfBackend
 from ttrl_pop.store import checkpoint, files
 from ttrl_pop.store.directory import RunDirectory
 from ttrl_pop.types import Rollout
+from ttrl_pop.vote.graders.exact import ExactGrader
 
 STEPS = 3
 CONFIG = """
 model = {model}
 steps = 3
 problems_per_step = 4
+[problems]
+form = "raw"
 [population]
 minds = 3
 [population.options]
@@ -150,6 +154,13 @@ class Watched(HfBackend):
                 yield start + index, rollout
 
 
+class Doubting(ExactGrader):
+    """A grader with something to tell of every vote."""
+
+    def doubt(self, answers: Iterable[str | None]) -> str | None:
+        return "it may be another"
+
+
 class Reader(io.StringIO):
     """Standard output, whose reader notes when something came."""
 
@@ -173,3 +184,23 @@ class Timed(ScriptedBackend):
     def rollouts(self, requests: Sequence[Request], weights: Weights = "policy") -> Iterator[tuple[int, Rollout]]:
         print(f"cpu {time.process_time()}", file=sys.stderr)
         return super().rollouts(requests, weights)
+
+
+class Counting:
+    """A function that counts its calls; as a method, too."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.calls = 0
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        self.calls += 1
+        return self.function(*arguments, **named)
+
+    def __get__(self, owner: Any, kind: type) -> Callable[..., Any]:
+        return partial(self, owner)
+
+
+def constant(text: str, finish_reason: str) -> str:
+    """An extraction that finds the same answer everywhere."""
+    return "1"

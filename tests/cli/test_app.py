@@ -266,7 +266,7 @@ def test_a_model_folder_that_lacks_something_is_refused(place: Path, damage: Cal
 def test_a_prompt_longer_than_the_context_is_refused(place: Path, tiny: Path) -> None:
     (place / "p.jsonl").write_bytes(lines(GOOD, {"id": "long", "prompt": "Q" * 300}))
     for command in COMMANDS:
-        error = refused(place, command, "p.jsonl", "--model", tiny, "--set", "sampling.max_new_tokens=4")
+        error = refused(place, command, "p.jsonl", "--raw", "--model", tiny, "--set", "sampling.max_new_tokens=4")
         assert "problem 'long': prompt of 300 tokens and 4 new ones do not fit the model's context of 256" in error
 
 

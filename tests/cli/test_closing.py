@@ -8,6 +8,7 @@ import pytest
 from fakes import tiny_session
 
 from ttrl_pop.cli import eval as eval_command
+from ttrl_pop.cli import opening
 from ttrl_pop.cli import run as run_command
 from ttrl_pop.cli import sample as sample_command
 from ttrl_pop.cli.inputs import ReadingInputs
@@ -15,6 +16,7 @@ from ttrl_pop.cli.opening import PreparedRun
 from ttrl_pop.errors import UsageError
 from ttrl_pop.run.session import Session
 from ttrl_pop.sample.hf.backend import HfBackend
+from ttrl_pop.store import identity
 from ttrl_pop.store.directory import RunDirectory
 from ttrl_pop.types import ProblemSet, Rollout
 
@@ -35,12 +37,14 @@ class Closable(HfBackend):
 
 def train(session: Session, folder: Path) -> None:
     folder.mkdir()
-    run_command.run(PreparedRun(session, RunDirectory(folder), resumed=False), quiet=True)
+    run = RunDirectory(folder)
+    run.identity.write_text(identity.of("model", "problems", "p.jsonl", {}).dumps())
+    run_command.run(lambda stage: PreparedRun(session, run, resumed=False), quiet=True)
 
 
-def reading(command: Callable[[ReadingInputs], None], module: Any) -> Callable[[Session, Path, Any], None]:
+def reading(command: Callable[[ReadingInputs], None]) -> Callable[[Session, Path, Any], None]:
     def read(session: Session, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(module, "open_for_reading", lambda given: (session, None))
+        monkeypatch.setattr(opening, "open_session", lambda *_, **__: session)
         problems = ProblemSet(session.problems, session.gold, "fingerprint")
         command(ReadingInputs(session.config, problems, "problems.jsonl"))
 
@@ -49,8 +53,8 @@ def reading(command: Callable[[ReadingInputs], None], module: Any) -> Callable[[
 
 COMMANDS = {
     "run": lambda session, folder, _: train(session, folder),
-    "eval": reading(lambda given: eval_command.evaluate(given, compare=False, quiet=True), eval_command),
-    "sample": reading(lambda given: sample_command.sample(given, quiet=True), sample_command),
+    "eval": reading(lambda given: eval_command.evaluate(given, compare=False, quiet=True)),
+    "sample": reading(lambda given: sample_command.sample(given, quiet=True)),
 }
 
 

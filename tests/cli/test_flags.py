@@ -33,13 +33,17 @@ def typed(*arguments: str) -> tuple[Given, dict[str, Any]]:
     return got[0]
 
 
+def given(file: Path, overrides: dict[str, Any], *settings: str) -> Config:
+    return Given(files=[file], overrides=overrides, settings=settings).config()
+
+
 def test_what_is_typed_comes_as_parameters_and_as_given() -> None:
     given, own = typed("p.jsonl", "--raw", "--lr", "0.5", "--set", "a=1", "--set", "b=2", "--config", "c.toml")
     assert own == {"problems": "p.jsonl", "id_key": "id"}
-    assert given == Given(Path("c.toml"), {"learn.lr": 0.5, "problems.form": "raw"}, ["a=1", "b=2"])
+    assert given == Given(None, [Path("c.toml")], {"learn.lr": 0.5, "problems.form": "raw"}, ["a=1", "b=2"])
     given, own = typed("p.jsonl", "--chat", "--id-key", "name")
     assert own == {"problems": "p.jsonl", "id_key": "name"}, "a parameter of the command's own comes before the table"
-    assert given == Given(None, {"learn.lr": None, "problems.form": "chat"}, ())
+    assert given == Given(None, (), {"learn.lr": None, "problems.form": "chat"}, ())
 
 
 def test_a_command_that_does_not_place_a_flag_of_its_own_is_refused() -> None:
@@ -50,7 +54,7 @@ def test_a_command_that_does_not_place_a_flag_of_its_own_is_refused() -> None:
 def test_defaults_yield_to_the_file_the_file_to_flags_and_flags_to_set(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text("steps = 2\nseed = 2\nproblems_per_step = 2\n")
-    config = Given(file, {"seed": 3, "problems_per_step": 3, "steps": None}, ["problems_per_step=4"]).config()
+    config = given(file, {"seed": 3, "problems_per_step": 3, "steps": None}, "problems_per_step=4")
     assert (config.steps, config.seed, config.problems_per_step) == (2, 3, 4)
     assert config.backend == Config().backend
 
@@ -58,12 +62,12 @@ def test_defaults_yield_to_the_file_the_file_to_flags_and_flags_to_set(tmp_path:
 def test_another_population_does_not_get_the_options_of_the_one_in_the_file(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text("[population]\nname = 'norm-noise'\noptions = {sigma = 0.1}\n")
-    assert Given(file, {"population.name": "norm-noise"}).config().population.options == {"sigma": 0.1}
-    assert Given(file, {"population.name": "none"}).config().population.options == {}
+    assert given(file, {"population.name": "norm-noise"}).population.options == {"sigma": 0.1}
+    assert given(file, {"population.name": "none"}).population.options == {}
 
 
 def test_another_backend_does_not_get_the_options_of_the_one_in_the_file(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text("backend = 'hf'\nbackend_options = {graphs = false}\n")
-    assert Given(file, {"backend": "hf"}).config().backend_options == {"graphs": False}
-    assert Given(file, {"backend": "vllm"}, ["backend_options.slots=2"]).config().backend_options == {"slots": 2}
+    assert given(file, {"backend": "hf"}).backend_options == {"graphs": False}
+    assert given(file, {"backend": "vllm"}, "backend_options.slots=2").backend_options == {"slots": 2}

@@ -88,8 +88,9 @@ def test_an_interrupted_run_saves_says_how_to_go_on_and_ends_the_same(
     process = start("run", place / "p.jsonl", *arguments, stdout=tmp_path / "answers", stderr=errors)
     metrics = RunDirectory(out).metrics
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 2):
+    while time.monotonic() < deadline and not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 3):
         time.sleep(0.01)
+    # The newest row may not have reached the disk: its step is then cut short.
     os.kill(process.pid, number)
     assert ended(process) == 130, errors.read_text()
     saved = checkpoint.latest(RunDirectory(out))
@@ -113,7 +114,7 @@ def test_a_full_disk_says_what_is_saved_and_how_to_go_on(
     place: Path, long_run: Path, tmp_path: Path, start: Callable[..., Any], full: str
 ) -> None:
     run_dir, errors = RunDirectory(tmp_path / "a run"), tmp_path / "errors"
-    checkpointed = max(file.stat().st_size for file in RunDirectory(long_run).checkpoint(40).rglob("*"))
+    checkpointed = max(file.stat().st_size for file in RunDirectory(long_run).checkpoint(40).rglob("*.safetensors"))
     recorded = RunDirectory(long_run).metrics.stat().st_size
     assert checkpointed < 0.9 * recorded
     largest = checkpointed // 2 if full == "in a checkpoint" else int(0.9 * recorded)
@@ -164,7 +165,8 @@ def test_eval_shows_a_table_and_sample_its_rows_on_a_terminal(
     assert re.search(r"labels: learned \d, kept \d, lost \d, never \d", plain)
     code, shown = on_terminal(start, "sample", place / "p.jsonl", "--config", place / "c.toml")
     assert code == 0
-    assert len(rows_of(shown)) == 18, "no live view among the rows"
+    rows = [line for line in shown.splitlines() if not line.startswith("warning: ")]
+    assert len(rows_of("\n".join(rows))) == 18, "no live view among the rows"
 
 
 def test_memory_does_not_grow_with_steps(place: Path, tmp_path: Path, start: Callable[..., Any]) -> None:

@@ -1,20 +1,25 @@
 """`ttrl-pop run`: what it prints, what it keeps, what it refuses, and how a run goes on."""
 
-import json
+import errno
+import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cli.commands import GOLD, STEPS, final, rows_of, run, snapshot, ttrl, write_lines
+from cli.commands import GOLD, STEPS, Counting, final, rows_of, run, snapshot, ttrl, write_lines
 from fakes import PROBLEMS, save_tiny
+from safetensors import SafetensorError
 from typer.testing import Result
 
 from ttrl_pop.cli import opening
 from ttrl_pop.cli import run as run_command
 from ttrl_pop.cli.given import Given
 from ttrl_pop.cli.run import LARGE_SET
-from ttrl_pop.errors import UsageError
+from ttrl_pop.errors import TtrlPopError, UsageError
+from ttrl_pop.learn.learner import Learner
 from ttrl_pop.run import collapse
-from ttrl_pop.store import files
+from ttrl_pop.store import files, identity
 from ttrl_pop.store.directory import RunDirectory
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("elsewhere")]
@@ -40,13 +45,13 @@ def test_the_summary_says_which_labels_were_learned_and_lost(
     for path, right in ((run_dir.baseline, "100100"), (run_dir.answers, "110110")):
         rows = [{**row, "correct": bool(int(c))} for row, c in zip(files.read_lines(path), right, strict=True)]
         assert [row["id"] for row in rows] == ids
-        files.write_lines(path, rows)
+        identity.record(run_dir, path.name, files.encode_lines(path, rows))
     said = ttrl("run", "--resume", copied).stderr.splitlines()
     assert said.count("labels: learned 2, kept 2, lost 0, never 2") == 1
     assert sum(line.startswith("labels: ") for line in trained[1].stderr.splitlines()) == 1
     for path in (run_dir.baseline, run_dir.answers):
         without = [{k: v for k, v in row.items() if k not in ("gold", "correct")} for row in files.read_lines(path)]
-        files.write_lines(path, without)
+        identity.record(run_dir, path.name, files.encode_lines(path, without))
     assert "labels: " not in ttrl("run", "--resume", copied).stderr
 
 
@@ -118,6 +123,11 @@ def test_a_large_training_set_is_warned_of_once(place: Path, tmp_path: Path) -> 
         assert said == (count > LARGE_SET)
 
 
+def test_a_doubtful_rule_that_decides_votes_is_told_of_once(place: Path, tmp_path: Path) -> None:
+    result = run(place, tmp_path / "run", "--set", "vote.grader='cli.commands:Doubting'", "--steps", 2)
+    assert len(re.findall(r"problem p\d: it may be another", result.stderr)) == 1
+
+
 def test_a_run_that_cannot_find_its_sigma_leaves_nothing(place: Path, tmp_path: Path) -> None:
     more = ("--set", "population.options.sigma=auto", "--backend", "cli.commands:Refusing")
     assert run(place, tmp_path / "run", *more, code=2).stderr.endswith("ttrl-pop: not with me\n")
@@ -149,12 +159,12 @@ def test_a_resume_with_something_else_is_refused(place: Path, copied: Path, tmp_
     other = write_lines(tmp_path / "other.jsonl", [{"id": p.id, "prompt": p.prompt + "?"} for p in PROBLEMS])
     another = save_tiny(tmp_path / "another", seed=1)
     assert "holds other problems than the run" in resume_refused(copied, other)
-    assert "model was" in resume_refused(copied, "--model", another)
+    assert "is not the one of the run" in resume_refused(copied, "--model", another)
     assert "learn.lr was 0.01, cannot become 0.02" in resume_refused(copied, "--lr", 0.02)
     for setting, message in (
         ("population.options.sigma=0.1", "population.options.sigma was 0.3, cannot become 0.1"),
         ("population.options.spread=dim", "population.options.spread was 'site', cannot become 'dim'"),
-        ("backend_options.graphs=true", "backend_options.graphs was False, cannot become True"),
+        ("backend_options.graphs=true", "backend_options.graphs was None, cannot become True"),
         ("backend_options.slots=2", "backend_options.slots was None, cannot become 2"),
     ):
         assert message in resume_refused(copied, "--set", setting)
@@ -182,15 +192,15 @@ def test_the_collapse_guard_ends_a_run_with_exit_code_3_and_says_what_is_kept(
 
 def test_a_run_that_another_process_works_on_is_left_alone(copied: Path) -> None:
     prepared = opening.prepare_resume(copied, None, None, Given(overrides={"steps": STEPS + 1}))
-    identity = RunDirectory(copied).identity
-    identity.write_text(json.dumps({**json.loads(identity.read_text()), "model": "another"}))
+    other = replace(identity.load(RunDirectory(copied)), model="another")
+    RunDirectory(copied).identity.write_text(other.dumps())
     before = snapshot(copied)
     with RunDirectory(copied).lock():
         # Said before the model, which is another one, is looked at.
         assert "another process is working" in resume_refused(copied)
         # And to the one of two that comes second to the lock.
         with pytest.raises(UsageError, match="another process is working"):
-            run_command.run(prepared, quiet=True)
+            run_command.run(lambda stage: prepared, quiet=True)
     assert snapshot(copied) == before
 
 
@@ -204,6 +214,160 @@ def test_a_resume_on_other_weights_or_changed_files_is_refused(place: Path, tmp_
     assert "is not the one of the run" in result.stderr
     problems = RunDirectory(out).problems
     problems.write_text(problems.read_text().replace("times", "plus"))
-    assert "problems.jsonl in it has been changed" in resume_refused(out)
+    assert "problems.jsonl: has 311 bytes where 317 were written; put it back from a copy" in resume_refused(out)
     RunDirectory(out).identity.write_text("{")
-    assert "identity.json in it has been changed" in resume_refused(out)
+    assert "identity.json: is not the JSON that was written" in resume_refused(out)
+
+
+def test_a_bare_prompt_of_a_chat_model_is_a_turn_in_all_that_is_made_of_it(place: Path, tmp_path: Path) -> None:
+    """In the run, in what it keeps, when it goes on, and when it is measured: read again, nothing changes."""
+    out, auto = tmp_path / "run", ("--set", "problems.form=auto")
+    first = run(place, out, *auto, "--steps", 1)
+    told = [line for line in first.stderr.splitlines() if "made chat turns" in line]
+    assert len(told) == 1
+    assert told[0].startswith(f"{len(PROBLEMS)} text prompts made chat turns")
+    run_dir = RunDirectory(out)
+    kept = rows_of(run_dir.problems.read_text())
+    assert [row["messages"][0]["content"].partition("\n\nPlease")[0] for row in kept] == [p.prompt for p in PROBLEMS]
+    before = run_dir.problems.read_bytes(), identity.load(run_dir).problems
+    resumed = ttrl("run", place / "p.jsonl", "--resume", out, "--steps", 2)
+    assert "made chat turns" not in resumed.stderr
+    assert (run_dir.problems.read_bytes(), identity.load(run_dir).problems) == before
+    other = write_lines(tmp_path / "other.jsonl", [{"id": p.id, "prompt": p.prompt + "?"} for p in PROBLEMS])
+    assert "holds other problems" in ttrl("run", other, "--resume", out, "--steps", 3, code=2).stderr
+    for problems in (place / "p.jsonl", run_dir.problems):
+        sampled = ttrl("sample", problems, "--run", out, "--quiet")
+        assert {row["form"] for row in rows_of(sampled.stdout)} == {"chat"}
+    assert {row["form"] for row in rows_of(ttrl("sample", place / "p.jsonl", "--run", out, "--raw").stdout)} == {"raw"}
+
+
+def test_a_run_goes_on_from_any_folder_and_with_its_model_in_another_place(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(place / "tiny", tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    run(place, tmp_path / "run", "--model", "mine", "--steps", 1)
+    (tmp_path / "else").mkdir()
+    monkeypatch.chdir(tmp_path / "else")
+    ttrl("run", "--resume", "../run", "--steps", 2)
+    ttrl("sample", place / "p.jsonl", "--run", "../run", "--quiet")
+    (tmp_path / "mine").rename(tmp_path / "moved")
+    refused = ttrl("run", "--resume", "../run", "--steps", 3, code=2)
+    assert f"model '{tmp_path / 'mine'}' is neither" in refused.stderr
+    ttrl("run", "--resume", "../run", "--steps", 3, "--model", "../moved")
+    ttrl("run", "--resume", "../run", "--steps", 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        (("--set", "learn.mask_truncated=true"), "every completion cut off by the token limit"),
+        (("--extract", "regex:NEVERTHERE"), "no completion with an answer"),
+        (("--extract", "cli.commands:constant"), "all agree"),
+        (("--extract", "cli.commands:constant", "--set", "learn.kl=0.1"), "all agree"),
+    ],
+)
+def test_a_run_that_learns_nothing_says_so(place: Path, tmp_path: Path, settings: tuple[str, ...], why: str) -> None:
+    said = [line for line in run(place, tmp_path / "run", *settings).stderr.splitlines() if line.startswith("warning")]
+    assert [line.split(":")[1].strip() for line in said] == [
+        "step 1",
+        "step 2",
+        "step 3",
+        "nothing was learned in any step",
+    ]
+    assert all(why in line for line in said)
+    for row in rows_of(RunDirectory(tmp_path / "run").metrics.read_text()):
+        skipped = [value for key, value in row.items() if key.startswith("learn/skipped_")]
+        assert sorted(skipped) == [0, 0, 0, 0, row["learn/groups_used"] + row["learn/groups_skipped"]]
+    quiet = run(place, tmp_path / "quiet", *settings, "--quiet")
+    assert quiet.stderr == ""
+
+
+def test_a_limit_that_cuts_most_off_is_said_once_by_sample_and_eval_too(place: Path) -> None:
+    for command in ("sample", "eval"):
+        said = ttrl(command, place / "p.jsonl", "--config", place / "c.toml", "--extract", "regex:NEVERTHERE").stderr
+        assert len(re.findall("completions were cut off at 4 tokens and have no answer; raise", said)) == 1
+
+
+def test_answers_that_find_no_room_are_kept_and_named(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise TtrlPopError("standard output cannot be written to")
+
+    monkeypatch.setattr("ttrl_pop.cli.run.print_rows", full)
+    refused = run(place, tmp_path / "run", "--quiet", code=1)
+    assert f"; the answers are in {tmp_path / 'run' / 'answers.jsonl'}\n" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "cannot be written to (No space left on device)"),
+        (PermissionError(errno.EACCES, "Permission denied", "a/file"), "a/file: Permission denied"),
+        (OSError(errno.EMFILE, "Too many open files", "a/file"), "a/file: Too many open files"),
+        (SafetensorError("Error while serializing: I/O error: File too large (os error 27)"), "(File too large)"),
+    ],
+)
+def test_what_the_system_refuses_in_a_run_is_a_line_that_says_how_to_go_on(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, line: str
+) -> None:
+    def failing(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr("ttrl_pop.run.progress.checkpoint.save", failing)
+    refused = run(place, tmp_path / "run", "--quiet", code=1)
+    assert refused.stderr.count("\n") == 1
+    assert line in refused.stderr
+    assert refused.stderr.endswith(f"saved up to step 0; go on with: ttrl-pop run --resume {tmp_path / 'run'}\n")
+
+
+def test_a_run_of_the_first_problems_knows_where_they_are_from_and_goes_on_with_the_same_file(
+    place: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    answers = rows_of(run(place, out, "--limit", 2, "--steps", 1, "--gold", place / "gold.jsonl").stdout)
+    assert [row["id"] for row in answers] == ["p0", "p1"]
+    assert identity.load(RunDirectory(out)).source == str(place / "p.jsonl")
+    resumed = ttrl("run", place / "p.jsonl", "--resume", out, "--steps", 2)
+    assert [row["id"] for row in rows_of(resumed.stdout)] == ["p0", "p1"]
+    for limit, count in (([], 6), (["--limit", 3], 3)):
+        assert rows_of(ttrl("eval", place / "p.jsonl", "--run", out, *limit).stdout)[0]["problems"] == count
+
+
+def test_a_policy_that_no_update_has_changed_is_not_asked_again(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Everybody answers the same: there is nothing to learn.
+    equal = ("--set", "vote.extract=cli.commands:constant", "--set", "baseline=true", "--steps", 2)
+    monkeypatch.setattr(Learner, "learn", learned := Counting(Learner.learn))
+    surveyed = Counting(run_command.survey)
+    monkeypatch.setattr(run_command, "survey", surveyed)
+    said = run(place, tmp_path / "run", *equal)
+    made = RunDirectory(tmp_path / "run")
+    assert (surveyed.calls, learned.calls) == (1, 2)
+    assert "no update has changed the policy" in said.stderr
+    reused = made.answers.read_bytes()
+    assert reused == made.baseline.read_bytes()
+    made.answers.unlink()
+    files.remove(made.baseline)
+    ttrl("run", "--resume", made.path)
+    assert surveyed.calls == 2
+    assert made.answers.read_bytes() == reused, "asked again, it says the same"
+
+
+def test_a_policy_that_has_learned_is_asked_again(trained: tuple[Path, Result]) -> None:
+    made = RunDirectory(trained[0])
+    assert made.baseline.read_bytes() != made.answers.read_bytes()
+
+
+def test_answers_stay_where_a_run_that_is_done_goes_on_with_another_setting(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_command, "survey", surveyed := Counting(run_command.survey))
+    before = RunDirectory(copied).answers.read_bytes()
+    ttrl("run", "--resume", copied, "--stop-on-collapse")
+    assert RunDirectory(copied).answers.read_bytes() == before
+    assert surveyed.calls == 0
+    ttrl("run", "--resume", copied, "--steps", STEPS + 1)
+    assert surveyed.calls == 1

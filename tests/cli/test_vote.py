@@ -1,5 +1,6 @@
 """`ttrl-pop vote`: the votes of training on rollouts from a file or a pipe, at flat memory, without torch."""
 
+import gzip
 import json
 import os
 import pty
@@ -190,6 +191,16 @@ def test_gold_of_other_problems_is_said_and_no_accuracy_shown(tmp_path: Path) ->
     result = ttrl("vote", "-", "--gold", gold_file(tmp_path, {"x": "1", "y": "2"}), stdin=lines(said("p", "1")))
     assert "no problem has an id of the 2 gold answers" in result.stderr
     assert "accuracy" not in result.stderr
+
+
+def test_votes_that_a_doubtful_rule_of_reading_decides_are_told_of_once() -> None:
+    plain = said("a", "1,234", "7") + said("b", "5 m")
+    read = said("c", "1,234", "1234", "1.234") + said("d", r"5\text{ m}", "5 km")
+    told = "problem c: 1,234 counts as 1234, as a comma before three digits parts thousands"
+    result = ttrl("vote", "-", stdin=lines(plain + read))
+    assert " ".join(result.stderr.split()).count(f"{told} (such rules decide 2 votes)") == 1
+    assert " ".join(ttrl("vote", "-", stdin=lines(read[:3])).stderr.split()).count(f"{told} (this decides 1 vote)") == 1
+    assert "counts as" not in ttrl("vote", "-", stdin=lines(plain)).stderr
     assert "gold" not in rows_of(result.stdout)[0]
 
 
@@ -198,7 +209,15 @@ def test_gold_of_other_problems_is_said_and_no_accuracy_shown(tmp_path: Path) ->
 GOOD = lines(said("p", "1"))
 BAD: dict[str, tuple[str, bytes, str]] = {
     "apart": ("vote -", lines([*said("p", "1"), *said("q", "1"), *said("p", "1")]), "<stdin>:3: problem 'p' came"),
-    "not UTF-8": ("vote -", GOOD + b'{"id": "\xff"}\n', "<stdin>:2: not valid UTF-8"),
+    "not UTF-8": ("vote -", b'{"id": "\xff"}\n', "<stdin>:1: not valid UTF-8"),
+    "cut off": ("vote -", gzip.compress(GOOD * 50)[:-9], "<stdin>: ends in the middle of its gzip data"),
+    "a Parquet file": (
+        "vote -",
+        b"PAR1\0\0",
+        "<stdin>: is a Parquet file, which is not read. Unpacked, and named as a file, it is.",
+    ),
+    "a table": ("vote -", b"1,2\np,1\n", "<stdin>: looks like CSV or TSV without a head"),
+    "without end": ("vote /dev/zero", b"", "/dev/zero:1: longer than 128 MiB"),
     "empty": ("vote -", b"", "<stdin>: empty"),
     "no file": ("vote nothing.jsonl", b"", "nothing.jsonl: no such file"),
     "a directory": ("vote .", b"", ".: is a directory"),
@@ -233,7 +252,74 @@ def test_bad_input_is_one_line_and_code_2(kind: str, tmp_path: Path, monkeypatch
     assert result.stderr.rstrip("\n").isprintable()
 
 
-def test_votes_before_a_bad_row_are_printed_and_shuffled_rows_are_taken() -> None:
+def test_a_row_that_cannot_be_read_costs_no_other_and_the_exit_code_says_so(tmp_path: Path) -> None:
+    bad = b'garbage\n{"id": "p", "text": 5}\n' * 6
+    stdin = lines(said("p", "1")) + bad + lines([*said("p", "1"), *said("q", "2")])
+    result = ttrl("vote", "-", "--quiet", stdin=stdin, code=2)
+    assert [(row["id"], row["label"], row["rollouts"]) for row in rows_of(result.stdout)] == [
+        ("p", "1", 2),
+        ("q", "2", 1),
+    ]
+    told = result.stderr.splitlines()
+    assert told[0].startswith("ttrl-pop: <stdin>:2: invalid JSON")
+    assert told[0].endswith("The row is left out.")
+    assert told[1] == "ttrl-pop: <stdin>:3: text must be text, got a number. The row is left out."
+    assert told[-1] == "ttrl-pop: 12 rows could not be read and had no vote; all others had"
+    assert len(told) == 11
+    (tmp_path / "before.jsonl").write_bytes(stdin)
+    result = ttrl("vote", "-", "--before", tmp_path / "before.jsonl", stdin=lines(said("p", "1")), code=2)
+    assert result.stderr.splitlines()[-1] == told[-1]
+
+
+def test_what_was_read_in_a_way_that_may_surprise_is_told_unless_it_shall_be_quiet(tmp_path: Path) -> None:
+    rows = lines([{"id": "p", "text": "2+2?", "response": r"\boxed{4}", "finish_reason": "tired"}])
+    (tmp_path / "gold.jsonl").write_bytes(lines([{"id": "p", "answer": ["4", "four"]}, {"id": "q", "answer": None}]))
+    flags = ("vote", "-", "--gold", tmp_path / "gold.jsonl")
+    result = ttrl(*flags, stdin=rows)
+    assert rows_of(result.stdout)[0]["correct"] is True
+    assert [line for line in result.stderr.splitlines() if line.startswith("ttrl-pop: ")] == [
+        f"ttrl-pop: {tmp_path}/gold.jsonl: 1 of 2 rows with no gold answer (first: id 'q')",
+        f"ttrl-pop: {tmp_path}/gold.jsonl: 1 of 2 rows with several gold answers, each of which is right "
+        "(first: id 'p')",
+        "ttrl-pop: <stdin>: line 1: response is read, text not. --text-key names another field.",
+        "ttrl-pop: <stdin>: line 1: finish reason 'tired' is not known, and counts as cut off",
+    ]
+    assert ttrl(*flags, "--quiet", stdin=rows).stderr == ""
+
+
+def test_the_id_of_the_rollouts_is_that_of_the_gold_answers(tmp_path: Path) -> None:
+    (tmp_path / "gold.jsonl").write_bytes(lines([{"pid": "p", "id": "x", "answer": "4"}]))
+    row = {"pid": "p", "completions": [r"\boxed{4}"]}
+    (found,) = votes([row], "--gold", tmp_path / "gold.jsonl", "--id-key", "pid")
+    assert (found["id"], found["correct"]) == ("p", True)
+
+
+@pytest.mark.parametrize(
+    ("gold", "right", "wrong"),
+    [
+        ({"answers": ["4", "four"]}, ("4", "four"), "5"),
+        ({"options": ["3", "4"], "answer": "4"}, ("B", "4"), "A"),
+        ({"choices": ["3", "4"], "answer": 1}, ("B", "4"), "3"),
+        ({"answer": "The sum is 4."}, ("4",), "5"),
+    ],
+)
+def test_each_gold_answer_of_a_problem_is_right(
+    gold: dict[str, Any], right: tuple[str, ...], wrong: str, tmp_path: Path
+) -> None:
+    (tmp_path / "gold.jsonl").write_bytes(lines([{"id": "p", **gold}]))
+    for answer in (*right, wrong):
+        (row,) = votes(said("p", answer), "--gold", tmp_path / "gold.jsonl", "--reward", "gold")
+        assert (row["correct"], row["rewards"]) == (answer != wrong, [float(answer != wrong)])
+
+
+def test_log_probabilities_that_cannot_be_are_missing() -> None:
+    rows = [{**said("p", "1")[0], "logprobs": [-1e308, -1e308]}]
+    assert votes(rows)[0]["label"] == "1"
+    result = ttrl("vote", "-", "--weight", "confidence", "--quiet", stdin=lines(rows), code=2)
+    assert "needs the log-probabilities of every rollout" in result.stderr
+
+
+def test_votes_before_a_bad_order_are_printed_and_shuffled_rows_are_taken() -> None:
     rows = [*said("p", "1"), *said("q", "2"), *said("p", "1", "3")]
     result = ttrl("vote", "-", stdin=lines(rows), code=2)
     assert [row["id"] for row in rows_of(result.stdout)] == ["p"]

@@ -1,13 +1,15 @@
 """What a population lacks is found on the session's problems, before its minds are embodied."""
 
 import pytest
-from fakes import norm_noise, tiny_model, tiny_policy, tiny_session
+import torch
+from fakes import logits_of, norm_noise, tiny_model, tiny_policy, tiny_session
 
 from ttrl_pop.errors import UsageError
-from ttrl_pop.fit.base_rollouts import base_rollouts
+from ttrl_pop.fit.base_rollouts import base_rollouts, looked_at
 from ttrl_pop.fit.prepare import prepare
-from ttrl_pop.fit.sigma import MINDS, Calibration, calibrate, distance
+from ttrl_pop.fit.sigma import MINDS, Calibration, calibrate, distance, read_by_base
 from ttrl_pop.model.policy import Policy
+from ttrl_pop.packing.budget import learner_tokens
 from ttrl_pop.population.base import Lack, NoPopulation
 from ttrl_pop.run.session import Session
 from ttrl_pop.run.survey import survey
@@ -19,17 +21,19 @@ def unscaled(**targets: float) -> Session:
 
 def calibrated(session: Session) -> Calibration:
     minds = session.policy.population.spawn(session.config.seed, 0, MINDS)
-    return calibrate(session.policy, base_rollouts(session), minds, session.config.learn.token_budget)
+    rollouts = base_rollouts(session, looked_at(session.problems))
+    return calibrate(session.policy, rollouts, minds, learner_tokens(None, session.policy.device))
 
 
 def test_a_population_that_lacks_its_scale_gets_the_calibrated_one() -> None:
-    session, told = unscaled(target_kl=0.05, target_flips=0.2), []
+    session, told, phases = unscaled(target_kl=0.05, target_flips=0.2), [], []
     assert session.policy.population.lacks == "scale"
-    found = prepare(session, told.append)
+    found = prepare(session, told.append, lambda text, rollouts: phases.append((text, rollouts)))
     expected = calibrated(unscaled(target_kl=0.05, target_flips=0.2))
     assert found == {"sigma": expected.sigma, "kl": expected.kl, "flips": expected.flips}
-    assert told[0].startswith("finding sigma")
-    assert told[1].startswith("sigma = ")
+    assert [line.split(" (")[0] for line in told] == [f"sigma = {expected.sigma:.4g}"]
+    assert phases[0] == ("finding sigma: the base model answers", len(session.problems))
+    assert phases[1:][expected.evaluations - 1] == (f"finding sigma: {expected.sigma:.2g}", 0)
     assert session.policy.population.lacks is None
     assert session.policy.population.metrics()["population/sigma"] == pytest.approx(expected.sigma)
 
@@ -84,9 +88,61 @@ def test_distance_grows_with_sigma_and_is_zero_without() -> None:
     measured = []
     for sigma in (0.0, 0.01, 0.02, 0.3):
         session.policy.population.set_scale(sigma)
-        measured.append(distance(session.policy, rollouts, minds, 4096))
+        measured.append(distance(session.policy, read_by_base(session.policy, rollouts, 4096), minds))
     assert measured[0] == (0, 0)
     assert measured[2][0] / measured[1][0] == pytest.approx(4, rel=0.2), "the square law"
     assert measured[3][0] > measured[2][0]
-    one_row = distance(session.policy, rollouts, minds, 1)
+    one_row = distance(session.policy, read_by_base(session.policy, rollouts, 1), minds)
     assert one_row == pytest.approx(measured[3], rel=1e-9)
+
+
+@torch.no_grad()
+def test_distance_is_the_kl_and_the_share_of_changes_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Blocks that end inside a completion.
+    monkeypatch.setattr("ttrl_pop.model.logprobs.LOGIT_ROWS", 7)
+    session = tiny_session(tiny_policy(warm=False))
+    policy = session.policy
+    minds = policy.population.spawn(0, 0, 3)
+    rollouts = [t.group.rollouts_G[0] for t in survey(session)]
+    kl, changed, count = 0.0, 0, 0
+    for rollout in rollouts:
+        ids = torch.tensor([[*rollout.prompt_ids, *rollout.completion_ids]])
+        of_interest = slice(len(rollout.prompt_ids) - 1, -1)
+        base, *others = (
+            logits_of(policy, ids, None if mind is None else [mind])[0, of_interest].log_softmax(-1)
+            for mind in (None, *minds)
+        )
+        for own in others:
+            kl += float(torch.nn.functional.kl_div(own, base, log_target=True, reduction="sum"))
+            changed += int((own.argmax(-1) != base.argmax(-1)).sum())
+            count += len(own)
+    found = distance(policy, read_by_base(policy, rollouts, 64), minds)
+    assert found == pytest.approx((kl / count, changed / count), rel=1e-9)
+    assert changed > 0
+
+
+def test_the_base_model_is_read_once_however_many_sigmas_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = unscaled(target_kl=1e-6, target_flips=1.0)
+    rollouts = base_rollouts(session, looked_at(session.problems))
+    minds = session.policy.population.spawn(0, 0, MINDS)
+    read: list[bool] = []
+    hidden = session.policy.hidden
+    monkeypatch.setattr(
+        session.policy, "hidden", lambda packed: (read.append(packed.minds_M is None), hidden(packed))[1]
+    )
+    tried: list[float] = []
+    calibrate(session.policy, rollouts, minds, 4096, tried.append)
+    assert len(tried) > 1
+    assert (read.count(True), read.count(False)) == (1, MINDS * len(tried))
+
+
+def test_the_base_model_writes_no_more_than_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    long = tiny_session(sampling__max_new_tokens=30)
+    whole = base_rollouts(long, long.problems)
+    monkeypatch.setattr("ttrl_pop.fit.base_rollouts.LONGEST", 6)
+    session = tiny_session(sampling__max_new_tokens=30)
+    short = base_rollouts(session, session.problems)
+    assert max(len(rollout.completion_ids) for rollout in whole) > 6
+    assert [rollout.completion_ids for rollout in short] == [rollout.completion_ids[:6] for rollout in whole]
+    assert session.backend.meter.tokens == sum(len(rollout.completion_ids) for rollout in short)
+    assert session.backend.sampling.max_new_tokens == 30

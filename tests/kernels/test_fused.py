@@ -8,8 +8,9 @@ from fakes import FAMILIES, logits_of, tiny_network, tiny_policy
 from torch import Tensor, nn
 
 from ttrl_pop.kernels import matmul
-from ttrl_pop.kernels.fused import Projection, gated_mlp, linear, rms_norm
+from ttrl_pop.kernels.fused import Projection, gated_mlp, linear
 from ttrl_pop.kernels.install import fuse
+from ttrl_pop.kernels.norms import rms_norm
 from ttrl_pop.population.base import MEAN
 from ttrl_pop.types import Mind
 

@@ -27,6 +27,7 @@ from ttrl_pop.learn.learner import Learner, schedule_factor
 from ttrl_pop.learn.micro_batches import MicroBatches, Sample
 from ttrl_pop.model.logprobs import grow, token_logprobs
 from ttrl_pop.model.policy import Policy
+from ttrl_pop.packing.budget import learner_tokens
 from ttrl_pop.packing.pack import pack
 from ttrl_pop.population.base import MEAN
 from ttrl_pop.run.session import Session
@@ -497,7 +498,8 @@ def test_micro_batches_that_do_not_fit_are_halved_for_good_and_change_no_gradien
     # What did not fit once is not tried again.
     sizes.clear()
     learner = Learner(session.policy, session.config)
-    assert learner.learn(tallies, 1).token_budget == learner.token_budget < session.config.learn.token_budget
+    whole_budget = learner.token_budget
+    assert learner.learn(tallies, 1).token_budget == learner.token_budget < whole_budget
     assert max(sizes) > 5
     sizes.clear()
     session.policy.version = 0
@@ -510,7 +512,7 @@ def test_micro_batches_that_do_not_fit_are_halved_for_good_and_change_no_gradien
 def test_a_learner_goes_on_with_the_token_budget_that_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     session = tiny_session(tiny_policy())
     learner, sizes = Learner(session.policy, session.config), []
-    assert learner.token_budget == session.config.learn.token_budget
+    assert learner.token_budget == learner_tokens(None, session.policy.device)
     learner.token_budget = 1
     monkeypatch.setattr(Learner, "_backward", lambda learner, batch: sizes.append(len(batch)) or objective.Sums())
     assert learner.learn(tallies_of(session), 1).token_budget == 1

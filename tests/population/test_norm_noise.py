@@ -11,7 +11,7 @@ from ttrl_pop.errors import UsageError
 from ttrl_pop.kernels import matmul
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.population.base import MEAN, NoPopulation
-from ttrl_pop.population.norm_noise import norm_sites
+from ttrl_pop.population.norm_noise import final_site, norm_sites
 from ttrl_pop.types import Mind
 
 MINDS = [Mind(11), Mind(12), Mind(11), MEAN]
@@ -285,3 +285,34 @@ def test_a_population_settles_once_in_a_network_with_the_adapter_in_it() -> None
         (adapted,) = population.seen
         assert adapted == sum(name.endswith("lora_A") for name, _ in policy.network.named_modules())
         assert bool(adapted) == (lora is not None)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_final_norm_is_the_one_before_the_head(family: str) -> None:
+    network = tiny_network(family)
+    sites = norm_sites(network)
+    name, module = sites[final_site([name for name, _ in sites])]
+    read: list[torch.Tensor] = []
+    network.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    module.register_forward_hook(lambda _, inputs, output: read.append(output))
+    network(input_ids=IDS)
+    assert torch.equal(*read), name
+
+
+def test_numbered_layers_are_not_the_end_wherever_they_are_listed() -> None:
+    assert final_site(["norm", "layers.0.norm", "layers.1.norm"]) == 0
+    assert final_site(["layers.0.norm", "layers.1.norm"]) == 1
+
+
+@pytest.mark.parametrize("spread", ["site", "dim"])
+def test_without_a_final_mu_that_alone_stays_where_it_is(spread: str) -> None:
+    gradients = {}
+    for final_mu in (True, False):
+        policy = tiny_policy(population=norm_noise(0.3, spread=spread, final_mu=final_mu))
+        logits_of(policy, IDS, MINDS).logsumexp(-1).sum().backward()
+        gradients[final_mu] = policy.population.mu.grad, policy.population.log_sigma.grad
+    (mu, log_sigma), (without, log_sigma_without) = gradients[True], gradients[False]
+    assert (mu.abs().amax(1) > 0).all()
+    assert torch.equal(without[:-1], mu[:-1])
+    assert not without[-1].any()
+    assert torch.equal(log_sigma, log_sigma_without)

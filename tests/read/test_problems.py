@@ -19,7 +19,12 @@ from hypothesis import strategies as st
 
 from ttrl_pop.config import ProblemsConfig
 from ttrl_pop.errors import UsageError
-from ttrl_pop.read.problems import GOLD_FIELDS, ID_FIELDS, INSTRUCTION, PROMPT_FIELDS, read_problems, write_problems
+from ttrl_pop.read.chat import ROLES
+from ttrl_pop.read.choices import CHOICE_FIELDS
+from ttrl_pop.read.gold import GOLD_FIELDS
+from ttrl_pop.read.problems import read_gold, read_problems, write_gold, write_problems
+from ttrl_pop.read.question import CONTEXT_FIELDS, HISTORY_FIELDS, INSTRUCTION, PROMPT_FIELDS, SYSTEM_FIELDS
+from ttrl_pop.read.rows import ID_FIELDS
 from ttrl_pop.types import Problem, ProblemSet
 
 CASES = json.loads((ROOT / "tests/cases/problems.json").read_text(encoding="utf-8"))
@@ -62,6 +67,15 @@ def test_what_a_file_becomes(case: dict[str, Any], tmp_path: Path) -> None:
     found = read_problems(*write_case(case, tmp_path))
     assert found.problems == tuple(expected(index, want) for index, want in enumerate(case["want"]))
     assert dict(found.answers) == case["answers"]
+    for problem_id, others in case.get("others", {}).items():
+        assert list(found.answers[problem_id].others) == others
+    kept = tmp_path / "kept.jsonl"
+    kept.write_text("\n".join(write_gold(found.answers)), encoding="utf-8")
+    if found.answers:
+        again = read_gold(str(kept), AUTO)
+        assert [(i, a, getattr(a, "others", ())) for i, a in again.items()] == [
+            (i, a, getattr(a, "others", ())) for i, a in found.answers.items()
+        ]
 
 
 @pytest.mark.parametrize("case", CASES["errors"], ids=lambda case: case["name"])
@@ -70,6 +84,14 @@ def test_what_an_error_says(case: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         read_problems(source, options, gold)
     assert str(caught.value).replace(source, "FILE").replace(str(gold), "GOLD") == case["error"]
+
+
+@pytest.mark.parametrize("case", CASES["notices"], ids=lambda case: case["name"])
+def test_what_a_user_is_told(case: dict[str, Any], tmp_path: Path) -> None:
+    source, options, gold = write_case(case, tmp_path)
+    told: list[str] = []
+    read_problems(source, options, gold, notice=told.append)
+    assert [line.replace(source, "FILE").replace(str(gold), "GOLD") for line in told] == case["notices"]
 
 
 def test_standard_input_has_a_name_in_errors() -> None:
@@ -87,10 +109,9 @@ def test_a_byte_order_mark_is_tolerated(raw: bytes) -> None:
     [
         (b'{"prompt": "p"}\n\n{"prompt": "\xff"}', 3),
         (b'[{"prompt": "p"},\n{"prompt": "\xff"}]', 2),
-        ('{"prompt": "p"}'.encode("utf-16"), 1),
         (b'{"prompt": "\xed\xa0\x80"}', 1),
     ],
-    ids=["line", "array", "utf-16", "encoded surrogate"],
+    ids=["line", "array", "encoded surrogate"],
 )
 def test_invalid_utf8_is_placed(raw: bytes, line: int) -> None:
     with pytest.raises(UsageError, match=rf"^<stdin>:{line}: not valid UTF-8 \(byte 0x"):
@@ -134,8 +155,9 @@ def test_a_source_that_cannot_be_read(name: str, message: str, tmp_path: Path) -
 
 text = st.text(st.characters(exclude_categories=["Cs"]))
 spoken = text.filter(str.strip)
+roles = text.filter(lambda role: role not in {*ROLES, "assistant"})
 turn = st.dictionaries(text.filter(lambda key: key not in ("role", "content")), text, max_size=1).flatmap(
-    lambda extra: st.fixed_dictionaries({"role": text, "content": spoken}).map(lambda base: {**extra, **base})
+    lambda extra: st.fixed_dictionaries({"role": roles, "content": spoken}).map(lambda base: {**extra, **base})
 )
 prompts = st.one_of(spoken, st.lists(turn, min_size=1, max_size=3).map(tuple))
 prompts_by_id = st.dictionaries(text, prompts, min_size=1, max_size=5)
@@ -209,9 +231,11 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=6,
 )
-known_fields = st.sampled_from([*PROMPT_FIELDS, *GOLD_FIELDS, *ID_FIELDS, "reward_model", "text"])
+parts = [*CONTEXT_FIELDS, *CHOICE_FIELDS, *SYSTEM_FIELDS, *HISTORY_FIELDS, "A", "B"]
+known_fields = st.sampled_from([*PROMPT_FIELDS, *parts, *GOLD_FIELDS, *ID_FIELDS, "reward_model", "text"])
 messages = st.lists(
-    st.dictionaries(st.sampled_from(["role", "content", "name"]), json_values) | json_values, max_size=3
+    st.dictionaries(st.sampled_from(["role", "content", "name", "from", "value", "type"]), json_values) | json_values,
+    max_size=3,
 )
 
 
@@ -255,11 +279,17 @@ class FakeHub:
     def __init__(self, *splits: str) -> None:
         self.splits = splits
 
-    def __call__(self, name: str, config: str | None, split: str | None) -> Iterable[Any]:
+    def __call__(self, name: str, config: str | None, split: str | None, revision: str | None) -> Iterable[Any]:
+        name = f"{name}@{revision}" if revision else name
+
         def rows(held: str) -> list[dict[str, Any]]:
             return [{"prompt": f"{name} {config} {held}", "answer": 0.5, "idx": 3, "label": float("nan")}]
 
         return rows(split) if split else {held: rows(held) for held in self.splits}
+
+
+def silent(name: str, revision: str | None) -> None:
+    """A hub that does not say which commit a revision is."""
 
 
 @pytest.mark.parametrize(
@@ -272,28 +302,31 @@ class FakeHub:
         ("hf:org/name:main:odd", "org/name main odd"),
         ("hf:org/name:main:train[5:10]", "org/name main train[5:10]"),
         ("hf:org/name::odd", "org/name None odd"),
+        ("hf:org/name@v1", "org/name@v1 None test"),
+        ("hf:org/name@v1:main:odd", "org/name@v1 main odd"),
     ],
 )
 def test_a_dataset_is_named_by_config_and_split(source: str, prompt: str) -> None:
-    found = read_problems(source, AUTO, load_dataset=FakeHub("train", "test"))
+    found = read_problems(source, AUTO, load_dataset=FakeHub("train", "test"), resolve=silent)
+    assert found.source == source
     assert found.problems == (Problem("3", prompt, 0),)
     assert dict(found.answers) == {"3": "0.5"}
 
 
 def test_train_is_read_where_there_is_no_test_split() -> None:
-    found = read_problems("hf:n", AUTO, load_dataset=FakeHub("extra", "train"))
+    found = read_problems("hf:n", AUTO, load_dataset=FakeHub("extra", "train"), resolve=silent)
     assert found.problems[0].prompt == "n None train"
 
 
 def test_errors_of_a_dataset_name_it_and_its_row() -> None:
     with pytest.raises(UsageError, match=r"^hf:n: no test or train split \(found: a, b\)\. Write hf:NAME:co"):
-        read_problems("hf:n", AUTO, load_dataset=FakeHub("a", "b"))
+        read_problems("hf:n", AUTO, load_dataset=FakeHub("a", "b"), resolve=silent)
     with pytest.raises(UsageError, match=r"^hf:n:test: row 2: no prompt field \(found: text\)\."):
-        read_problems("hf:n:test", AUTO, load_dataset=lambda *_: [{"prompt": "p"}, {"text": "t"}])
+        read_problems("hf:n:test", AUTO, load_dataset=lambda *_: [{"prompt": "p"}, {"text": "t"}], resolve=silent)
     with pytest.raises(UsageError, match=r"^hf:: no dataset name\."):
-        read_problems("hf:", AUTO, load_dataset=FakeHub("test"))
+        read_problems("hf:", AUTO, load_dataset=FakeHub("test"), resolve=silent)
     nan = {"prompt": "p", "answer": float("nan")}
-    assert not read_problems("hf:n:test", AUTO, load_dataset=lambda *_: [nan]).answers
+    assert not read_problems("hf:n:test", AUTO, load_dataset=lambda *_: [nan], resolve=silent).answers
 
 
 def run_program(program: str, stdin: str = "") -> tuple[str, str]:
@@ -305,13 +338,38 @@ def run_program(program: str, stdin: str = "") -> tuple[str, str]:
     return run.stdout, run.stderr
 
 
-def test_without_datasets_the_extra_is_named() -> None:
-    _, stderr = run_program(
-        "import sys; sys.modules['datasets'] = None; read_problems('hf:org/name:test', ProblemsConfig())"
-    )
-    assert stderr.splitlines()[-1] == (
-        "ttrl_pop.errors.UsageError: hf:org/name: needs the datasets package. Install ttrl-pop[hub]."
-    )
+@pytest.mark.parametrize(
+    ("source", "kept"),
+    [
+        ("hf:org/name", "hf:org/name@None-is-c0ffee"),
+        ("hf:org/name:main:train[:10]", "hf:org/name@None-is-c0ffee:main:train[:10]"),
+        ("hf:org/name@v1:train", "hf:org/name@v1-is-c0ffee:train"),
+    ],
+)
+def test_the_commit_is_found_first_and_its_rows_are_read(source: str, kept: str) -> None:
+    hub = FakeHub("train", "test")
+    found = read_problems(source, AUTO, load_dataset=hub, resolve=lambda name, revision: f"{revision}-is-c0ffee")
+    assert found.source == kept
+    again = read_problems(kept, AUTO, load_dataset=hub, resolve=silent)
+    assert again.problems == found.problems
+    assert "c0ffee" in str(found.problems[0].prompt), "what is loaded is the commit"
+
+
+# --- limit ---
+
+
+def test_a_limit_takes_the_first_problems_and_leaves_the_gold_of_others(tmp_path: Path) -> None:
+    problems, gold = tmp_path / "p.jsonl", tmp_path / "gold.jsonl"
+    problems.write_text("".join(json.dumps({"id": str(i), "prompt": f"p{i}"}) + "\n" for i in range(5)) + "no JSON\n")
+    gold.write_text("".join(json.dumps({"id": str(i), "answer": str(i)}) + "\n" for i in range(5)))
+    found = read_problems(str(problems), ProblemsConfig(limit=3), str(gold))
+    assert [problem.id for problem in found.problems] == ["0", "1", "2"]
+    assert dict(found.answers) == {"0": "0", "1": "1", "2": "2"}
+    head = "".join(problems.read_text().splitlines(keepends=True)[:3]).encode()
+    assert found.fingerprint == read_bytes(head).fingerprint
+    assert len(read_problems(str(problems), ProblemsConfig(limit=5)).problems) == 5
+    with pytest.raises(UsageError, match=r"p\.jsonl:6: invalid JSON"):
+        read_problems(str(problems), ProblemsConfig(limit=6))
 
 
 def test_many_rows_are_read_quickly_from_the_standard_input_of_the_process_without_torch() -> None:

@@ -5,19 +5,18 @@ Golden rows and messages are in cases/rollouts.json.
 
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import zstandard
 from fakes import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ttrl_pop.errors import UsageError
-from ttrl_pop.read.rollouts import PROBLEM_ID_FIELDS, TEXT_FIELDS, Layout, read_rollouts
-from ttrl_pop.read.rows import read_rows
+from ttrl_pop.read.finish import COUNT_FIELDS, CUT_FLAGS, END_FLAGS, LIMIT_FIELDS, REASON_FIELDS, WRAPPERS
+from ttrl_pop.read.rollouts import TEXT_FIELDS, Layout, read_rollouts
+from ttrl_pop.read.rows import ID_FIELDS
 from ttrl_pop.types import Group
 
 CASES = json.loads((ROOT / "tests/cases" / "rollouts.json").read_text(encoding="utf-8"))
@@ -66,6 +65,32 @@ def test_what_an_error_says(case: dict[str, Any], tmp_path: Path) -> None:
     assert str(caught.value).replace(str(file), "FILE") == case["error"]
 
 
+@pytest.mark.parametrize("case", CASES["left out"], ids=lambda case: case["name"])
+def test_a_row_that_cannot_be_read_costs_no_other(case: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "rollouts.jsonl"
+    file.write_text("\n".join(case["lines"]), encoding="utf-8")
+    errors: list[UsageError] = []
+    groups = list(read_rollouts(str(file), Layout(), refused=errors.append))
+    assert [described(group, {"texts"}) for group in groups] == [{"raw": False, **want} for want in case["want"]]
+    assert [str(error).replace(str(file), "FILE") for error in errors] == case["errors"]
+
+
+@pytest.mark.parametrize("case", CASES["notices"], ids=lambda case: case["name"])
+def test_what_a_user_is_told(case: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "rollouts.jsonl"
+    file.write_text("\n".join(case["lines"]), encoding="utf-8")
+    told: list[str] = []
+    list(read_rollouts(str(file), Layout(), notice=told.append))
+    assert [line.replace(str(file), "FILE") for line in told] == case["notices"]
+
+
+def test_a_layout_that_does_not_fit_is_refused_at_once() -> None:
+    source = Fed(*({"text": "1"} for _ in range(1000)))
+    with pytest.raises(UsageError, match=r"^<stdin>:1: no problem id"):
+        next(read_rollouts("-", Layout(), source, refused=lambda error: None))
+    assert source.taken <= 101
+
+
 def test_every_text_field_is_in_a_case() -> None:
     lines = "".join(line for case in CASES["read"] for line in case["lines"])
     assert [field for field in TEXT_FIELDS if f'"{field}": ' not in lines] == []
@@ -77,10 +102,11 @@ class Fed:
     def __init__(self, *rows: dict[str, Any]) -> None:
         self.rows, self.taken = rows, 0
 
-    def __iter__(self) -> Iterator[bytes]:
-        for row in self.rows:
-            self.taken += 1
-            yield json.dumps(row).encode() + b"\n"
+    def readline(self, size: int, /) -> bytes:
+        if self.taken == len(self.rows):
+            return b""
+        self.taken += 1
+        return json.dumps(self.rows[self.taken - 1]).encode() + b"\n"
 
 
 def test_a_group_comes_with_the_first_row_after_it() -> None:
@@ -94,49 +120,17 @@ def test_a_group_comes_with_the_first_row_after_it() -> None:
     assert source.taken == 3
 
 
-ROWS = b"".join(json.dumps({"id": str(i // 3), "text": "x" * i}).encode() + b"\n" for i in range(300))
-
-
-def packed(raw: bytes, frames: int) -> bytes:
-    size = -(-len(raw) // frames)
-    return b"".join(zstandard.ZstdCompressor().compress(raw[i : i + size]) for i in range(0, len(raw), size))
-
-
-@pytest.mark.parametrize("frames", [1, 7])
-@pytest.mark.parametrize("raw", [ROWS, ROWS[:-1], b"\n" * 70_000 + ROWS], ids=["whole", "no last end", "blank lines"])
-def test_a_compressed_file_is_the_same_rollouts(raw: bytes, frames: int, tmp_path: Path) -> None:
-    (tmp_path / "r.jsonl.zst").write_bytes(packed(raw, frames))
-    assert list(read_rollouts(str(tmp_path / "r.jsonl.zst"), Layout())) == read_bytes(raw)
-    assert [row.number for row in read_rows(str(tmp_path / "r.jsonl.zst"))] == [
-        number for number, line in enumerate(raw.split(b"\n"), 1) if line
-    ]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (packed(ROWS, 1)[:-5], "ends in the middle of its zstd frame. Copy the whole file."),
-        (packed(ROWS, 1) + packed(ROWS, 1)[:20], "ends in the middle of its zstd frame. Copy the whole file."),
-        (ROWS, "not valid zstd ("),
-        (b"", "empty."),
-    ],
-    ids=["cut", "cut in the second frame", "not compressed", "empty"],
-)
-def test_a_compressed_file_that_is_none_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
-    file = tmp_path / "r.jsonl.zst"
-    file.write_bytes(content)
-    with pytest.raises(UsageError) as caught:
-        list(read_rollouts(str(file), Layout()))
-    assert str(caught.value).startswith(f"{file}: {message}")
-
-
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text() | st.just("role"), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text() | st.sampled_from(["role", "type", "content"]), inner, max_size=3)
+    ),
     max_leaves=6,
 )
+finish_fields = (*REASON_FIELDS, *CUT_FLAGS, *END_FLAGS, *WRAPPERS, *COUNT_FIELDS, *LIMIT_FIELDS)
 known = st.sampled_from(
-    [*PROBLEM_ID_FIELDS, *TEXT_FIELDS, "finish_reason", "mind", "logprobs", "mean_logprob", "completion_ids", "form"]
+    [*ID_FIELDS, *TEXT_FIELDS, *finish_fields, "mind", "logprobs", "mean_logprob", "completion_ids", "form", "parts"]
 )
 completions = st.text() | st.lists(st.text() | st.dictionaries(known, json_values, max_size=3), max_size=3)
 

@@ -11,7 +11,14 @@ from fakes import ROOT
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ttrl_pop.report.estimators import avg_at_n, bootstrap_difference, bootstrap_interval, maj_at_k, pass_at_k
+from ttrl_pop.report.estimators import (
+    BLOCK,
+    avg_at_n,
+    bootstrap_difference,
+    bootstrap_interval,
+    maj_at_k,
+    pass_at_k,
+)
 from ttrl_pop.report.gold import outcome_table
 from ttrl_pop.report.measures import measure
 from ttrl_pop.types import AnswerKey, Cluster, Group, Mind, Problem, Rollout, Tally
@@ -117,6 +124,14 @@ def test_bootstrap_interval_degenerate_cases():
     assert bootstrap_interval([None, None], seed=0) is None
     assert bootstrap_interval([None, 0.3], seed=0) == (0.3, 0.3)
     assert bootstrap_interval([0.5] * 9, seed=0) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize("size", [1, 3, 200, BLOCK + 1])
+def test_bootstrap_samples_drawn_at_once_are_those_drawn_one_by_one(size):
+    values = np.random.default_rng(size).random(size)
+    rng = np.random.Generator(np.random.Philox(key=5))
+    means = [values[rng.integers(size, size=size)].mean() for _ in range(300)]
+    assert bootstrap_interval([*values], seed=5, samples=300) == tuple(np.quantile(means, [0.025, 0.975]))
 
 
 def test_bootstrap_interval_has_the_width_of_the_normal_approximation():

@@ -46,7 +46,7 @@ def test_a_history_is_not_changed_by_what_comes_after() -> None:
 
 def test_rows_make_the_same_history_again() -> None:
     history = visited(["1", "2"], ["2", None])
-    assert dict(History(ProblemState(**row) for row in history.rows())) == dict(history)
+    assert dict(History.of_rows(history.rows())) == dict(history)
 
 
 def test_flipping_problems_weigh_less() -> None:
@@ -70,3 +70,20 @@ def test_a_settled_problem_learns_at_each_third_visit() -> None:
     assert weights == [1, 1, 0, 0, 1, 0, 0, 1, 0]
     unsettled = visited(["1"], ["1"], ["1"], ["1", "2"])["p0"]
     assert group_weight(unsettled, guard) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"visits": 0}, "row 1, visits: Input should be greater than or equal to 1"),
+        ({"flips": 2}, "row 1: 2 flips in 2 visits"),
+        ({"agreement": float("nan")}, "row 1, agreement"),
+        ({"recent": 16}, "row 1, recent"),
+        ({"last_seen": 2**31}, "row 1, last_seen"),
+        ({"label": 3}, "row 1, label"),
+    ],
+)
+def test_a_row_that_no_visits_make_is_refused(change: dict[str, object], message: str) -> None:
+    (row,) = visited(["1"], ["2"]).rows()
+    with pytest.raises(ValueError, match=message):
+        History.of_rows([{**row, **change}])

@@ -17,13 +17,15 @@ from ttrl_pop.config_file import dump_config, load_config, validate
 from ttrl_pop.errors import UsageError
 from ttrl_pop.model.load import resolve_device
 from ttrl_pop.model.prompts import opens_thoughts
-from ttrl_pop.population.norm_noise import NormNoiseOptions
+from ttrl_pop.population.options import NormNoiseOptions
 from ttrl_pop.randomness import OUTSIDE_TRAINING
-from ttrl_pop.run.session import Session, _with_options, open_session
+from ttrl_pop.run.session import Session, _with_options, open_session, resolve
 from ttrl_pop.sample.backend import Request, Weights
 from ttrl_pop.sample.hf.backend import HfBackend
 from ttrl_pop.sample.vllm.options import VllmOptions
+from ttrl_pop.store import identity
 from ttrl_pop.store.directory import RunDirectory
+from ttrl_pop.store.identity import CONFIG
 from ttrl_pop.types import AnswerKey, ProblemSet, Rollout
 
 ABSENT = "cuda:99"
@@ -42,7 +44,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(tiny: Path, **settings: Any) -> Session:
-    given = {"model": str(tiny), "vote.grader": "exact", "sampling.max_new_tokens": 4, **settings}
+    given = {
+        "model": str(tiny),
+        "vote.grader": "exact",
+        "problems.form": "raw",
+        "sampling.max_new_tokens": 4,
+        **settings,
+    }
     return open_session(load_config(None, given), ProblemSet(PROBLEMS, AnswerKey({"p0": "56"}), "f"), adapter=True)
 
 
@@ -93,6 +101,17 @@ def test_what_the_backend_calls_for_is_filled_in_and_what_the_user_gave_stays(ti
     assert session.policy.network.dtype == torch.float64
 
 
+def test_marks_of_thoughts_that_the_chat_template_opens_are_opened(tiny: Path) -> None:
+    given = ("<plan>", "</plan>")
+    session = opened(tiny, **{"vote.thinking": list(given)})
+    assert session.config.vote.thinking == session.rules.thinking == given
+    template = session.policy.model.tokenizer.chat_template
+    session.policy.model.tokenizer.chat_template = f"{template}<plan>"
+    resolved = resolve(session.config, "hf", session.policy, session.backend)
+    assert resolved.vote.thinking == ("", "</plan>")
+    assert resolve(resolved, "hf", session.policy, session.backend) == resolved
+
+
 def test_a_resolved_configuration_is_resolved_to_itself(tiny: Path) -> None:
     config = opened(tiny, backend=f"{__name__}:Second").config
     again = open_session(config, ProblemSet(PROBLEMS, AnswerKey(), "f"), adapter=True)
@@ -108,8 +127,10 @@ def test_the_options_of_plug_ins_are_written_out(tiny: Path) -> None:
         "spread": "site",
         "level": "sequence",
         "scope": "sequence",
+        "final_mu": True,
     }
-    assert config.backend_options == {"graphs": False}
+    assert config.backend_options == {}
+    assert opened(tiny, **{"backend_options.graphs": False}).config.backend_options == {"graphs": False}
     assert opened(tiny, **{"population.options.sigma": 1}).config.population.options["sigma"] == 1.0
     assert validate(Config, tomllib.loads(dump_config(config)), "saved") == config
 
@@ -163,7 +184,7 @@ def test_the_file_that_is_saved_is_what_ran(trained: RunDirectory) -> None:
 def test_a_run_whose_device_is_not_here_says_how_to_go_on_and_goes_on(trained: RunDirectory) -> None:
     here = load_config(trained.config, {}).device
     text = trained.config.read_text()
-    trained.config.write_text(text.replace(f'device = "{here}"', f'device = "{ABSENT}"'))
+    identity.record(trained, CONFIG, text.replace(f'device = "{here}"', f'device = "{ABSENT}"').encode())
     for command in (["run", "--resume", trained.path, "--steps=2"], ["eval", trained.problems, "--run", trained.path]):
         refused = ttrl(*command)
         assert refused.exit_code == 2
@@ -181,3 +202,28 @@ def test_a_run_whose_device_is_not_here_says_how_to_go_on_and_goes_on(trained: R
 def test_a_device_that_is_none_is_an_error() -> None:
     with pytest.raises(UsageError, match="device 'toaster' is not available here"):
         resolve_device("toaster")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            {"learn.lora.rank": 17},
+            "learn.lora.rank must be at most 16, the width of this model's hidden states",
+        ),
+        ({"learn.lora.rank": 10**8}, "learn.lora.rank must be at most 16"),
+        ({"learn.lora.targets": "("}, "learn.lora.targets"),
+    ],
+)
+def test_an_adapter_that_cannot_be_is_refused_before_it_takes_memory(
+    tiny: Path, setting: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        opened(tiny, **setting)
+
+
+def test_what_takes_long_is_told_as_it_begins(tiny: Path) -> None:
+    told: list[str] = []
+    config = load_config(None, {"model": str(tiny), "vote.grader": "exact", "sampling.max_new_tokens": 4})
+    open_session(config, ProblemSet(PROBLEMS, AnswerKey(), "f"), adapter=True, stage=told.append)
+    assert told == [f"loading {tiny}", "starting the backend hf"]

@@ -90,10 +90,10 @@ def test_a_damaged_manifest_makes_a_folder_no_checkpoint(trained: RunDirectory, 
 def test_damaged_checkpoints_do_not_count_as_kept(tmp_path: Path) -> None:
     run, policy = RunDirectory(tmp_path), tiny_policy()
     for step in (1, 2, 3, 4):
-        checkpoint.save(run, step, policy, {}, [], {})
+        checkpoint.save(run, step, policy, {}, [], [], {})
     for step in (3, 4):
         (run.checkpoint(step) / "MANIFEST").write_bytes(b"{")
-    checkpoint.save(run, 5, policy, {}, [], {})
+    checkpoint.save(run, 5, policy, {}, [], [], {})
     checkpoint.prune(run, 2, None)
     assert [step for step in range(1, 6) if checkpoint.is_whole(run.checkpoint(step))] == [2, 5]
 
@@ -102,7 +102,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     policy = tiny_policy()
     for step in range(1, 7):
-        checkpoint.save(run, step, policy, {}, [], {"best_step": 2})
+        checkpoint.save(run, step, policy, {}, [], [], {"best_step": 2})
         if step == 2:
             checkpoint.point_best(run, 2)
         checkpoint.prune(run, 2, 2 if step >= 2 else None)
@@ -114,7 +114,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
 def test_what_a_kill_left_behind_is_cleared(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     (run.checkpoints / ".saving-step_0003").mkdir(parents=True)
-    checkpoint.save(run, 3, tiny_policy(), {}, [], {})
+    checkpoint.save(run, 3, tiny_policy(), {}, [], [], {})
     (run.checkpoints / ".saving-step_0009").mkdir()
     checkpoint.prune(run, 2, None)
     assert [folder.name for folder in run.checkpoints.iterdir()] == ["step_0003"]
@@ -132,7 +132,7 @@ def test_the_adapter_opens_in_plain_peft(tmp_path: Path) -> None:
     with torch.no_grad():
         for parameter in policy.adapter_parameters().values():
             parameter.add_(0.05)
-    saved = checkpoint.save(RunDirectory(tmp_path / "run"), 1, policy, {}, [], {})
+    saved = checkpoint.save(RunDirectory(tmp_path / "run"), 1, policy, {}, [], [], {})
     assert sorted(p.name for p in (saved / "adapter").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     plain = peft.PeftModel.from_pretrained(load_model(str(folder)).network, saved / "adapter")
     with torch.no_grad():
@@ -146,7 +146,7 @@ from pathlib import Path
 from fakes import tiny_policy
 from ttrl_pop.store import checkpoint
 from ttrl_pop.store.directory import RunDirectory
-checkpoint.save(RunDirectory(Path(sys.argv[1])), 1, tiny_policy(), {}, [], {})
+checkpoint.save(RunDirectory(Path(sys.argv[1])), 1, tiny_policy(), {}, [], [], {})
 """
 
 
@@ -158,17 +158,6 @@ def test_two_processes_save_the_same_bytes(tmp_path: Path) -> None:
     first, second = ((tmp_path / seed / "checkpoints" / "step_0001" / "MANIFEST").read_text() for seed in ("1", "2"))
     assert json.loads(first) == json.loads(second)
     assert first == second
-
-
-def test_torn_and_later_rows_are_cut(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    for step in (1, 2, 3):
-        files.append_line(path, {"step": step})
-    with path.open("ab") as file:
-        file.write(b'{"step": 4, "vote/agr')
-    assert [row["step"] for row in files.truncate_lines(path, 2)] == [1, 2]
-    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
-    assert files.truncate_lines(tmp_path / "none.jsonl", 2) == []
 
 
 TEXT = st.text(st.characters(exclude_categories=[]), max_size=20)

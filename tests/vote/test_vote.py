@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ttrl_pop.config import VoteConfig
 from ttrl_pop.errors import UsageError
 from ttrl_pop.types import AnswerKey, FinishReason, Group, Mind, Problem, Rollout, Tally
-from ttrl_pop.vote.extract import build_extractor
+from ttrl_pop.vote.extract.extractor import build_extractor
 from ttrl_pop.vote.graders.base import Grader
 from ttrl_pop.vote.graders.exact import ExactGrader
 from ttrl_pop.vote.rewards.base import Ballot

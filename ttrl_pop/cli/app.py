@@ -7,6 +7,7 @@ that `--help` answers at once.
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,11 +15,11 @@ import typer
 from typer.core import TyperGroup
 
 from ttrl_pop import __version__
-from ttrl_pop.cli import interrupts, stdout
-from ttrl_pop.cli.flags import Gold, OptionalProblems, Problems, Quiet, Trained, takes
+from ttrl_pop.cli import advice, after, interrupts, stdout
+from ttrl_pop.cli.flags import Gold, Json, OptionalProblems, Out, Plan, Problems, Quiet, Trained, takes
 from ttrl_pop.cli.given import Given
 from ttrl_pop.errors import TtrlPopError, UsageError
-from ttrl_pop.kernels import malloc
+from ttrl_pop.kernels import malloc, threads
 from ttrl_pop.text import shown
 
 
@@ -36,7 +37,6 @@ app = typer.Typer(
     "A language model improves itself at test time, without labels: many minds of one model answer each problem, the "
     "majority answer is the label, and the model learns from it.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -61,19 +61,14 @@ def _common(
 @app.command(short_help="Train without labels; final answers out.")
 @takes(
     *("problems", "model", "population", "minds", "samples_per_mind", "steps", "problems_per_step", "lr", "reward"),
-    *("extract", "backend", "gold", "out", "seed", "stop_on_collapse", "config", "set", "raw", "prompt_key"),
-    *("answer_key", "id_key", "prompt_template", "resume", "quiet"),
+    *("extract", "backend", "gold", "out", "seed", "stop_on_collapse", "track", "preset", "config", "set", "raw"),
+    *("prompt_key", "answer_key", "id_key", "limit", "prompt_template", "resume", "plan", "json", "trust", "quiet"),
 )
 def run(
     given: Given,
     problems: OptionalProblems = None,
     gold: Gold = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="RUN", help="Run directory; must not exist yet, or be empty.  [default: runs/NAME-NUMBER]"
-        ),
-    ] = None,
+    out: Out = None,
     resume: Annotated[
         Path | None,
         typer.Option(
@@ -81,6 +76,8 @@ def run(
             help="Go on with this run, where it stopped or was killed, to the same result as undisturbed.",
         ),
     ] = None,
+    plan: Plan = False,
+    json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """ttrl-pop run problems.jsonl --steps 20 > answers.jsonl
@@ -88,28 +85,42 @@ def run(
     Train without labels: many minds answer each problem, the majority is the label, GRPO learns. Prints the final
     answers as JSON lines (a table on a terminal). Everything else is kept in the run directory.
     """
-    if resume is not None:
-        if out is not None:
-            raise UsageError("--resume goes on in its own run directory; leave --out out")
-        from ttrl_pop.cli import opening
-
-        prepared = opening.prepare_resume(resume, problems, gold, given)
-    else:
-        from ttrl_pop.cli import inputs
-
-        checked = inputs.for_run(problems, gold, out, given)
-        from ttrl_pop.cli import opening
-
-        prepared = opening.create_run(checked)
+    if resume is None:
+        _run(problems, gold, out, given, plan, json, quiet)
+        return
+    if out is not None:
+        raise UsageError("--resume goes on in its own run directory; leave --out out")
+    if plan:
+        raise UsageError("--plan looks at a new run; leave --resume out")
+    from ttrl_pop.cli import opening
     from ttrl_pop.cli import run as command
 
-    command.run(prepared, quiet)
+    command.run(lambda stage: opening.prepare_resume(resume, problems, gold, given, stage), quiet)
+
+
+def _run(
+    problems: str | None, gold: str | None, out: Path | None, given: Given, plan: bool, as_json: bool, quiet: bool
+) -> None:
+    """A new run, or what it would do."""
+    from ttrl_pop.cli import inputs
+
+    checked = inputs.for_run(problems, gold, out, given, inputs.notices(quiet), writes=not plan)
+    if plan:
+        from ttrl_pop.cli import plan as planning
+
+        planning.plan_run(checked, as_json, quiet)
+        return
+    from ttrl_pop.cli import opening
+    from ttrl_pop.cli import run as command
+
+    command.run(lambda stage: opening.create_run(checked, stage), quiet)
 
 
 @app.command("eval", short_help="Measure a model or a run; gold answers optional.")
 @takes(
     *("problems", "run", "compare", "model", "population", "minds", "samples_per_mind", "extract", "backend", "gold"),
-    *("seed", "config", "set", "raw", "prompt_key", "answer_key", "id_key", "prompt_template", "quiet"),
+    *("seed", "preset", "config", "set", "raw", "prompt_key", "answer_key", "id_key", "limit", "prompt_template"),
+    *("plan", "json", "trust", "quiet"),
 )
 def evaluate(
     given: Given,
@@ -119,6 +130,8 @@ def evaluate(
         bool, typer.Option("--compare", help="Measure the base model as well, and the difference.")
     ] = False,
     gold: Gold = None,
+    plan: Plan = False,
+    json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """ttrl-pop eval problems.jsonl --gold gold.jsonl --run runs/problems-1
@@ -131,7 +144,12 @@ def evaluate(
         raise UsageError("--compare puts a run beside the base model; pass --run RUN")
     from ttrl_pop.cli import inputs
 
-    checked = inputs.for_reading(problems, gold, run, given)
+    checked = inputs.for_reading(problems, gold, run, given, inputs.notices(quiet))
+    if plan:
+        from ttrl_pop.cli import plan as planning
+
+        planning.plan_eval(checked, compare, json, quiet)
+        return
     from ttrl_pop.cli import eval as command
 
     command.evaluate(checked, compare, quiet)
@@ -139,10 +157,17 @@ def evaluate(
 
 @app.command(short_help="Rollouts only, one JSON line each.")
 @takes(
-    *("problems", "run", "model", "population", "minds", "samples_per_mind", "extract", "backend", "seed", "config"),
-    *("set", "raw", "prompt_key", "id_key", "prompt_template", "quiet"),
+    *("problems", "run", "model", "population", "minds", "samples_per_mind", "extract", "backend", "seed", "preset"),
+    *("config", "set", "raw", "prompt_key", "id_key", "limit", "prompt_template", "plan", "json", "trust", "quiet"),
 )
-def sample(given: Given, problems: Problems, run: Trained = None, quiet: Quiet = False) -> None:
+def sample(
+    given: Given,
+    problems: Problems,
+    run: Trained = None,
+    plan: Plan = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """ttrl-pop sample problems.jsonl --minds 4 > rollouts.jsonl
 
     Rollouts only, one JSON line each, as they are written: id, form (raw or chat), rollout, mind (its seed), text,
@@ -150,30 +175,20 @@ def sample(given: Given, problems: Problems, run: Trained = None, quiet: Quiet =
     """
     from ttrl_pop.cli import inputs
 
-    checked = inputs.for_reading(problems, None, run, given, rewards=False)
+    checked = inputs.for_reading(problems, None, run, given, inputs.notices(quiet), rewards=False)
+    if plan:
+        from ttrl_pop.cli import plan as planning
+
+        planning.plan_sample(checked, json, quiet)
+        return
     from ttrl_pop.cli import sample as command
 
     command.sample(checked, quiet)
 
 
-@app.command(short_help="What a run knows of each problem.")
-def problems(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory (its newest checkpoint) or a checkpoint.")],
-) -> None:
-    """ttrl-pop problems runs/problems-1 | jq 'select(.flips > 0)'
-
-    What a run knows of each problem that it has visited, one JSON line each (a table on a terminal): label, agreement
-    and margin of the last visit, visits, flips (visits at which the label had changed), the step last seen, and the
-    weight that its last update had.
-    """
-    from ttrl_pop.cli import problems as command
-
-    command.problems(run)
-
-
 @app.command(short_help="Label rollouts made elsewhere.")
 @takes(
-    *("rollouts", "gold", "before", "extract", "grader", "reward", "weight", "config", "set", "rollouts_raw"),
+    *("rollouts", "gold", "before", "extract", "grader", "reward", "weight", "preset", "config", "set", "rollouts_raw"),
     *("answer_key", "id_key", "text_key", "shuffled", "quiet"),
 )
 def vote(
@@ -182,13 +197,17 @@ def vote(
         str,
         typer.Argument(
             metavar="ROLLOUTS",
-            help="JSONL or JSON file (.zst: compressed), or - for standard input. Each row holds the id of a problem "
-            "and a completion, or a list of them.",
+            help="JSONL, JSON, CSV or Parquet file, packed or not, or - for standard input. Each row holds the id of a "
+            "problem and a completion, or a list of them. Samples that lm-eval logged and logs of inspect (.eval, "
+            ".json) are such.",
         ),
     ],
     gold: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Gold answers (JSON lines with id and answer): adds gold and correct."),
+        typer.Option(
+            metavar="FILE",
+            help="Gold answers (JSON lines with id and answer, or the log itself): adds gold and correct.",
+        ),
     ] = None,
     before: Annotated[
         str | None,
@@ -215,7 +234,10 @@ def vote(
     rollouts, clusters (answer, votes, share) and rewards in the order of the rows; one JSON line for each problem, as
     soon as its last row is read (a table on a terminal). Means on stderr at the end.
 
-    Rollouts whose chat template opened the thoughts need --set vote.thinking=true.
+    A row that cannot be read is told on stderr and left out, all others count, and the exit code is 2 at the end.
+
+    Rollouts whose chat template opened the thoughts need --set vote.thinking=true; marks of thoughts that are not known
+    are told by --set 'vote.thinking=["<plan>", "</plan>"]'.
     """
     from ttrl_pop.cli import vote as command
     from ttrl_pop.read.rollouts import Layout
@@ -249,17 +271,65 @@ def letters(
     command.letters(kappa or (), seed, seeds, steps, quiet)
 
 
+@app.command(short_help="A small model teaches itself the times table.")
+@takes("model", "minds", "steps", "out", "seed", "set", "plan", "json", "quiet")
+def demo(
+    given: Given,
+    out: Out = None,
+    plan: Plan = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """ttrl-pop demo --steps 1
+
+    Train the built-in model on 24 questions of the times table without their answers: a run like any other, of which
+    problems, gold answers and settings come with the program. Minutes on a CPU.
+    """
+    from ttrl_pop import demo as data
+
+    # What a user has typed wins over the demo's own file.
+    typed = replace(given, files=[data.path(data.CONFIG)])
+    _run(str(data.path(data.PROBLEMS)), str(data.path(data.GOLD)), out, typed, plan, json, quiet)
+
+
+@app.command(short_help="Every setting, as TOML.")
+@takes("preset", "config", "set", "schema")
+def config(
+    given: Given,
+    schema: Annotated[bool, typer.Option("--schema", help="A JSON schema of such files instead, for editors.")] = False,
+) -> None:
+    """ttrl-pop config --preset math-chat > config.toml
+
+    Every setting with its value, what it takes and what it means, as TOML that --config reads: the defaults, or what
+    --preset, --config and --set make of them.
+    """
+    from ttrl_pop.cli import config as command
+
+    command.config(given, schema)
+
+
+app.add_typer(after.commands)
+
+
 def main() -> None:
     """Entry point. 0 done, 1 failed, 2 bad usage or input, 3 stopped by the collapse guard, 130 interrupted."""
     stdout.install()
+    advice.install()
     interrupts.install()
     malloc.configure()
-    app()
+    threads.configure()
+    with _exit_codes():
+        try:
+            app()
+        finally:
+            # What the parser itself prints ends the process before anything else looks at the stream.
+            sys.stdout.flush()
 
 
 @contextmanager
 def _exit_codes() -> Iterator[None]:
-    """An error that a user can act on becomes one line on stderr; any other keeps its traceback."""
+    """An error that a user can act on, the system's among them, becomes one line on stderr; any other keeps its
+    traceback."""
     try:
         yield
         sys.stdout.flush()
@@ -271,3 +341,10 @@ def _exit_codes() -> Iterator[None]:
     except BrokenPipeError as error:
         # That of stdout never comes this far, but click takes any for it and would end without a word.
         raise RuntimeError("the pipe to another process broke (not that of standard output)") from error
+    except OSError as error:
+        from ttrl_pop.cli.os_errors import refusal
+
+        if (line := refusal(error)) is None:
+            raise
+        print(f"ttrl-pop: {shown(line, limit=None)}", file=sys.stderr)
+        raise SystemExit(1) from None

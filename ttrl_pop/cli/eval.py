@@ -1,7 +1,6 @@
 """`ttrl-pop eval`: measure the base model, a run, or both and the difference."""
 
 import sys
-from contextlib import closing
 from typing import Any
 
 from ttrl_pop.cli import interrupts
@@ -9,16 +8,18 @@ from ttrl_pop.cli.display import open_display
 from ttrl_pop.cli.display.base import Display
 from ttrl_pop.cli.display.tables import measures_table
 from ttrl_pop.cli.inputs import ReadingInputs
-from ttrl_pop.cli.opening import open_for_reading
+from ttrl_pop.cli.opening import opened_for_reading
 from ttrl_pop.cli.printing import print_rows
 from ttrl_pop.fit.prepare import prepare
 from ttrl_pop.report.estimators import bootstrap_difference
 from ttrl_pop.report.gold import label_correct, outcome_table
 from ttrl_pop.report.measures import Measures
+from ttrl_pop.run.lessons import CutOff
 from ttrl_pop.run.session import Session
 from ttrl_pop.run.survey import summarise, survey
 from ttrl_pop.sample.backend import Weights
 from ttrl_pop.store import checkpoint
+from ttrl_pop.types import Load
 
 
 def evaluate(given: ReadingInputs, compare: bool, quiet: bool) -> None:
@@ -27,12 +28,16 @@ def evaluate(given: ReadingInputs, compare: bool, quiet: bool) -> None:
     Raises:
         UsageError: the model or the run does not go with the inputs.
     """
-    session, folder = open_for_reading(given)
-    noise = given.noise
     rows: list[dict[str, Any]] = []
     measured: dict[str, Measures] = {}
-    with closing(session.backend), open_display(quiet, sys.stderr) as display:
-        display.begin(f"eval {given.source}", 0, 0)
+    noise = given.noise
+    with open_display(quiet, sys.stderr) as display, opened_for_reading(given, display.phase) as opened:
+        session, folder = opened.session, opened.checkpoint
+        systems = (folder is not None) + (folder is None or compare)
+        load = Load(survey=systems * len(session.problems) * session.config.group_size)
+        display.begin(f"eval {given.source}", 0, 0, load, session.backend.meter)
+        for text in (*session.notices, *opened.notices):
+            display.notice(text)
         if folder is None or compare:
             measured["base"] = _measure(session, display, "base", noise, weights="base")
             rows.append(_measures_row("base", 0, session, measured["base"], noise))
@@ -47,13 +52,16 @@ def evaluate(given: ReadingInputs, compare: bool, quiet: bool) -> None:
 
 
 def _measure(session: Session, display: Display, name: str, noise: bool, weights: Weights = "policy") -> Measures:
-    prepare(session, display.notice)
-    display.phase(f"{name}: sampling", len(session.problems))
-    tallies = []
+    prepare(session, display.notice, display.phase)
+    display.phase(f"{name}: sampling", len(session.problems) * session.config.group_size, "survey")
+    tallies, cut_off = [], CutOff(session.config.sampling.max_new_tokens)
     for tally in survey(session, noise, weights):
         interrupts.check()
         display.tally(tally, label_correct(tally, session.gold, session.grader.same))
         tallies.append(tally)
+        cut_off.see(tally)
+    if told := cut_off.notice():
+        display.warning(f"{name}: {told}")
     return summarise(session, tallies)
 
 

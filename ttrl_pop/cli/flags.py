@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ttrl_pop.cli import advice, completion
 from ttrl_pop.cli.given import Given
 
 
@@ -38,6 +39,7 @@ SETTINGS = {
         str,
         typer.Option(
             metavar="NAME",
+            autocompletion=completion.names("backend"),
             help="Rollout engine: hf, vllm, auto (vllm where it is installed and a GPU is there, else hf), a "
             "name that an installed package gives, or package.module:Name.  [default: hf]",
         ),
@@ -56,6 +58,7 @@ SETTINGS = {
         str,
         typer.Option(
             metavar="NAME",
+            autocompletion=completion.names("population"),
             help="norm-noise (B-Trans), none, a name that an installed package gives, or package.module:Name.  "
             "[default: norm-noise]",
         ),
@@ -78,6 +81,7 @@ SETTINGS = {
         str,
         typer.Option(
             metavar="NAME",
+            autocompletion=completion.names("extract"),
             help="How an answer is read: auto, first-number, last-number, choice, regex:PATTERN, a name that an "
             "installed package gives, or package.module:function.  [default: auto]",
         ),
@@ -87,6 +91,7 @@ SETTINGS = {
         str,
         typer.Option(
             metavar="NAME",
+            autocompletion=completion.names("grader"),
             help="Which answers are equal: math, exact, choice, a name that an installed package gives, or "
             "package.module:Name.  [default: math]",
         ),
@@ -96,6 +101,7 @@ SETTINGS = {
         str,
         typer.Option(
             metavar="NAME",
+            autocompletion=completion.names("reward"),
             help="majority, frequency, gated, novelty, gold, a name that an installed package gives, "
             "package.module:Name, or a sum: majority+0.2*format.  [default: majority]",
         ),
@@ -106,6 +112,16 @@ SETTINGS = {
         typer.Option(
             metavar="NAME", help="Votes: one for each rollout, or mind, or by confidence.  [default: rollout]"
         ),
+    ),
+    "track": Setting(
+        "track",
+        list[str],
+        typer.Option(
+            metavar="NAME",
+            help="Give the numbers of each step to a tracker: tensorboard (in RUN/tensorboard), wandb, trackio, or "
+            "another that accelerate knows. May be repeated.",
+        ),
+        lambda typed: tuple(typed or ()) or None,
     ),
     "stop_on_collapse": Setting(
         "guard.stop_on_collapse",
@@ -119,7 +135,7 @@ SETTINGS = {
             "--raw/--chat",
             help="Text prompts as they stand, for the model to continue (base and very small models, few-shot "
             "prompts), or as chat turns that ask for a boxed answer (instruction-tuned models).  [default: raw where "
-            "the field is named prompt, else chat]",
+            "the field is named prompt and the model has no chat template, or the text holds marks of it; else chat]",
         ),
         {True: "raw", False: "chat"}.get,
     ),
@@ -148,6 +164,7 @@ SETTINGS = {
         str,
         typer.Option(metavar="FIELD", help="Field that holds the id.  [default: detected, or the line number]"),
     ),
+    "limit": Setting("problems.limit", int, typer.Option(metavar="N", help="The first N problems alone.")),
     "prompt_template": Setting(
         "problems.prompt_template",
         str,
@@ -156,7 +173,7 @@ SETTINGS = {
 }
 """Flag, as a Python name → what it sets. A flag that is not given leaves the value as it is."""
 
-SOURCE = "JSONL or JSON file, - for standard input, or hf:NAME[:config][:split]."
+SOURCE = "JSONL, JSON, CSV or Parquet file, - for standard input, or hf:NAME[@REVISION][:config][:split]."
 
 Problems = Annotated[str, typer.Argument(metavar="PROBLEMS", help=SOURCE)]
 
@@ -173,6 +190,11 @@ Gold = Annotated[
     ),
 ]
 
+Out = Annotated[
+    Path | None,
+    typer.Option(metavar="RUN", help="Run directory; must not exist yet, or be empty.  [default: runs/NAME-NUMBER]"),
+]
+
 Trained = Annotated[
     Path | None,
     typer.Option(
@@ -182,20 +204,61 @@ Trained = Annotated[
     ),
 ]
 
-Quiet = Annotated[bool, typer.Option("--quiet", help="Nothing on stderr but errors.")]
+Quiet = Annotated[bool, typer.Option("--quiet", callback=advice.hush, help="Nothing on stderr but errors.")]
 
-ConfigFile = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE", help="TOML file, such as RUN/config.toml; flags win over it.")
+Plan = Annotated[
+    bool,
+    typer.Option(
+        "--plan",
+        help="Say what this would do, and do nothing: rollouts and tokens by part, memory, disk and, measured for two "
+        "seconds, time.",
+    ),
+]
+
+Json = Annotated[bool, typer.Option("--json", help="With --plan: JSON lines on a terminal, too.")]
+
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help="Import the code that RUN's own files name (package.module:Name), now and later. Runs made here by you "
+        "do not need it.",
+    ),
+]
+
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        metavar="NAME",
+        autocompletion=completion.presets,
+        help="Settings to begin with: math-chat, math-raw, choice or tiny (ttrl-pop config --preset NAME shows them).",
+    ),
+]
+
+ConfigFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="TOML file, such as RUN/config.toml; flags win over it. May be repeated: a later one wins.",
+    ),
 ]
 
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, as in learn.loss=grpo. May be repeated."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        autocompletion=completion.settings,
+        help="Any other setting, as in learn.loss=grpo. May be repeated.",
+    ),
 ]
 
 
 def takes(*flags: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command these flags, in the order of its help: its own parameters, settings of the table, `config`, `set`.
+    """Give a command these flags, in the order of its help: its own parameters, settings of the table, `preset`,
+    `config`, `set`, `trust`.
 
     What was typed for all but its own parameters comes to it as one: its first parameter, `given`.
     """
@@ -212,9 +275,11 @@ def takes(*flags: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
         @functools.wraps(command)
         def typed(**values: Any) -> None:
             mine = {name: values.pop(name) for name in own}
-            config_file, settings = values.pop("config"), values.pop("set") or ()
+            preset, files = values.pop("preset", None), values.pop("config", None) or ()
+            settings = values.pop("set") or ()
+            trust = values.pop("trust", False)
             overrides = {SETTINGS[name].key: SETTINGS[name].value(value) for name, value in values.items()}
-            command(Given(config_file, overrides, settings), **mine)
+            command(Given(preset, files, overrides, settings, trust), **mine)
 
         # What typer reads: the parameters, and their types.
         typed.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -225,10 +290,8 @@ def takes(*flags: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
 
 def _parameter(flag: str) -> inspect.Parameter:
-    if flag == "config":
-        kind: Any = ConfigFile
-    elif flag == "set":
-        kind = Set
-    else:
-        kind = Annotated[SETTINGS[flag].kind | None, SETTINGS[flag].option]
+    if flag == "trust":
+        return inspect.Parameter(flag, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Trust)
+    sources: dict[str, Any] = {"preset": Preset, "config": ConfigFiles, "set": Set}
+    kind = sources.get(flag) or Annotated[SETTINGS[flag].kind | None, SETTINGS[flag].option]
     return inspect.Parameter(flag, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)

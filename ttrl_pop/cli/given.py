@@ -1,9 +1,11 @@
-"""What was typed for the configuration: a file, flags that have a key, and --set."""
+"""What was typed for the configuration: a preset, files, flags that have a key, and --set."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ttrl_pop.errors import UsageError
 
 if TYPE_CHECKING:
     # Not before a command runs: --help answers at once.
@@ -12,30 +14,58 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """The sources of a command's configuration, unread: defaults < --config < flags < --set."""
+    """The sources of a command's configuration, unread: defaults < --preset < --config < flags < --set."""
 
-    config_file: Path | None = None
+    preset: str | None = None
+    files: Sequence[Path] = ()
+    """Each --config; a later one wins over those before it."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """Values of flags by dotted key; None means not given."""
     settings: Sequence[str] = ()
     """`KEY=VALUE` texts of --set."""
+    trust: bool = False
+    """Whether --trust was given: code that a run's own files name may be imported."""
 
-    def config(self, file: Path | None = None) -> "ttrl_pop.config.Config":
-        """The configuration that they make, with `file`, such as a run's own, in the place of --config.
+    def values(self) -> dict[str, Any]:
+        """What was typed, by dotted key; None means not given.
+
+        Raises:
+            UsageError: a text of --set is no KEY=VALUE.
+        """
+        from ttrl_pop.config_file import parse_assignment
+
+        return {**self.overrides, **dict(parse_assignment(text) for text in self.settings)}
+
+    def config(self, file: Path | None = None, text: str | None = None) -> "ttrl_pop.config.Config":
+        """The configuration that they make.
+
+        Args:
+            file: stands in the place of --preset and --config, such as a run's own.
+            text: what is in `file`, where it has been read.
 
         Raises:
             UsageError: a file or a value that is no configuration.
         """
-        from ttrl_pop.config_file import load_config, parse_assignment
+        from ttrl_pop.config_file import layered, parse_layer, read_layer
+        from ttrl_pop.presets import preset
 
-        file = file or self.config_file
-        values = {**self.overrides, **dict(parse_assignment(text) for text in self.settings)}
-        population, backend = values.get("population.name"), values.get("backend")
-        if file is not None and (population is not None or backend is not None):
-            # The options in the file belong to the population and to the backend that it names.
-            named = load_config(file, {})
-            if population not in (None, named.population.name):
-                values = {"population.options": {}, **values}
-            if backend not in (None, named.backend) and named.backend != "auto":
-                values = {"backend_options": {}, **values}
-        return load_config(file, values)
+        if file is not None:
+            return layered([read_layer(file, text)], self.values())
+        presets = [] if self.preset is None else [parse_layer(preset(self.preset), f"preset {self.preset}")]
+        return layered([*presets, *map(read_layer, self.files)], self.values())
+
+    def check_nothing_beside(self, flag: str) -> None:
+        """Let a run's own configuration be the only one.
+
+        Args:
+            flag: what leads to the run, as in `--resume`.
+
+        Raises:
+            UsageError: --preset or --config was given as well.
+        """
+        for name, given in (("--preset", self.preset), ("--config", self.files)):
+            if given:
+                raise UsageError(
+                    f"{flag} takes its configuration from the run directory; leave {name} out, and use --set for "
+                    "single values"
+                )

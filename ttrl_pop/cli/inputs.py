@@ -4,6 +4,7 @@ Nothing here imports torch: a mistyped path or key is reported in a fraction of 
 """
 
 import os
+import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -12,11 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from ttrl_pop.cli.given import Given
-from ttrl_pop.config import Config
+from ttrl_pop.cli.trust import check_trusted
+from ttrl_pop.config import Config, ProblemsConfig
 from ttrl_pop.config_file import load_config
 from ttrl_pop.errors import UsageError
 from ttrl_pop.read.problems import read_problems
+from ttrl_pop.read.rows import Notice, Source, unsaid
+from ttrl_pop.store import identity
 from ttrl_pop.store.directory import RunDirectory, find
+from ttrl_pop.store.identity import GOLD, PROBLEMS, Identity
+from ttrl_pop.text import shown
 from ttrl_pop.types import ProblemSet
 from ttrl_pop.vote.rewards.base import needs_gold
 
@@ -31,8 +37,11 @@ class RunInputs:
     config: Config
     problems: ProblemSet
     source: str
+    """Name after which a run directory is called."""
     out: Path | None
     """None: the first free one of runs/NAME-NUMBER."""
+    notices: tuple[str, ...] = ()
+    """What was told while they were read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +61,22 @@ class ReadingInputs:
     """Whether rollouts are rewarded as in training. Nothing learns from it: it says which groups carry a signal."""
 
 
-def for_run(source: str | None, gold: str | None, out: Path | None, given: Given) -> RunInputs:
+def notices(quiet: bool) -> Notice:
+    """What tells notices on stderr, a line each; nothing where the user wants it quiet."""
+    return unsaid if quiet else lambda text: print(f"ttrl-pop: {shown(text, limit=None)}", file=sys.stderr)
+
+
+def for_run(
+    source: Source | None, gold: Source | None, out: Path | None, given: Given, notice: Notice, writes: bool = True
+) -> RunInputs:
     """Read configuration and problems of a new run.
 
     Args:
         source: as for `read_problems`.
-        gold: file of gold answers.
+        gold: source of gold answers.
         out: directory to be, which must not exist or be empty.
+        notice: as for `read_problems`.
+        writes: whether a run directory will be made.
 
     Raises:
         UsageError: whatever of it is wrong.
@@ -67,17 +85,27 @@ def for_run(source: str | None, gold: str | None, out: Path | None, given: Given
         raise UsageError("run needs PROBLEMS: a file, - for standard input, or hf:NAME (or --resume RUN)")
     check_one_stdin({"PROBLEMS": source, "--gold": gold})
     config = given.config()
-    _check_free(out)
-    problems = read_problems(source, config.problems, gold)
+    if writes:
+        _check_free(out)
+    told: list[str] = []
+
+    def tell(text: str) -> None:
+        told.append(text)
+        notice(text)
+
+    problems = read_problems(source, config.problems, gold, notice=tell)
     if needs_gold(config.vote.reward):
         _check_all_gold(config.vote.reward, problems)
-    return RunInputs(config, problems, source, out)
+    return RunInputs(config, problems, source if isinstance(source, str) else "rows", out, tuple(told))
 
 
-def for_reading(source: str, gold: str | None, run: Path | None, given: Given, rewards: bool = True) -> ReadingInputs:
+def for_reading(
+    source: str, gold: str | None, run: Path | None, given: Given, notice: Notice, rewards: bool = True
+) -> ReadingInputs:
     """Read configuration and problems for a base model or, where `run` is given, for what it trained.
 
     Args:
+        notice: as for `read_problems`.
         rewards: reward the rollouts as the configuration says, unless that takes gold answers that are not there: a run
             that learned from them can be measured without.
 
@@ -87,12 +115,13 @@ def for_reading(source: str, gold: str | None, run: Path | None, given: Given, r
     check_one_stdin({"PROBLEMS": source, "--gold": gold})
     if run is None:
         config = given.config()
-        problems = read_problems(source, config.problems, gold)
+        problems = read_problems(source, config.problems, gold, notice=notice)
         return ReadingInputs(config, problems, source, rewards=rewards and _can_reward(config, problems))
-    if given.config_file is not None:
-        raise UsageError("--run takes its configuration from the run directory; use --set for single values")
+    given.check_nothing_beside("--run")
     run_dir, checkpoint = find(run)
-    saved, config = load_config(run_dir.config, {}), given.config(run_dir.config)
+    text = identity.read(run_dir, identity.load(run_dir), identity.CONFIG)
+    saved, config = load_config(run_dir.config, {}, text), given.config(run_dir.config, text)
+    check_trusted(run_dir, config, given, unused=() if rewards else {"vote.reward"})
     noise = config.population.name != "none" or saved.population.name == "none"
     if not noise:
         # A trained adapter without noise is the mean mind; it needs the population's mu.
@@ -102,12 +131,26 @@ def for_reading(source: str, gold: str | None, run: Path | None, given: Given, r
     for key, before, now in changes(saved, config):
         if key.startswith(FIXED):
             raise UsageError(f"--run {run}: {key} was {before!r} in training, cannot become {now!r}")
-    problems = read_problems(source, config.problems, gold)
+    # The run may have learned from the first problems of a file; how many of these are asked is another thing.
+    reading = config.problems.model_copy(update={"limit": given.values().get("problems.limit")})
+    problems = read_problems(source, reading, gold, notice=notice)
     rewards = rewards and _can_reward(config, problems)
     return ReadingInputs(config, problems, source, run_dir, checkpoint, noise, rewards)
 
 
-def check_one_stdin(sources: Mapping[str, str | None]) -> None:
+def stored_problems(run: RunDirectory, known: Identity) -> ProblemSet:
+    """The problems of a run, with the gold answers that it was given.
+
+    Raises:
+        DamagedError: they are not those that the run wrote.
+    """
+    has_gold = GOLD in known.files
+    for name in (PROBLEMS, *([GOLD] if has_gold else [])):
+        identity.check(run, known, name)
+    return read_problems(str(run.problems), ProblemsConfig(), str(run.gold) if has_gold else None)
+
+
+def check_one_stdin(sources: Mapping[str, Source | None]) -> None:
     """Let standard input be one of `sources`, which has the names of the command line, at most.
 
     Raises:
@@ -120,7 +163,7 @@ def check_one_stdin(sources: Mapping[str, str | None]) -> None:
 
 def changes(before: Config, after: Config) -> list[tuple[str, Any, Any]]:
     """(dotted key, value before, value after) of each setting that differs."""
-    old, new = (_flat(config.model_dump()) for config in (before, after))
+    old, new = (flat(config.model_dump()) for config in (before, after))
     # Options that are None are left out of a file.
     keys = [*new, *(key for key in old if key not in new)]
     return [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
@@ -170,11 +213,12 @@ def _check_all_gold(reward: str, problems: ProblemSet) -> None:
         )
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree of settings by dotted key."""
+    found: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
-    return flat
+            found[prefix + key] = value
+    return found

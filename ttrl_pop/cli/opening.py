@@ -1,23 +1,32 @@
 """A model, a run or a resumed run, opened and checked before anything is written."""
 
-import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from ttrl_pop.cli import inputs
 from ttrl_pop.cli.given import Given
 from ttrl_pop.cli.inputs import ReadingInputs, RunInputs
-from ttrl_pop.config import ProblemsConfig
+from ttrl_pop.cli.trust import check_trusted, remember
+from ttrl_pop.config import Config
 from ttrl_pop.config_file import dump_config, load_config
 from ttrl_pop.errors import UsageError
-from ttrl_pop.read.problems import read_problems, write_problems
-from ttrl_pop.run.session import Session, check_trainable, open_session
-from ttrl_pop.store import checkpoint
-from ttrl_pop.store.directory import RunDirectory, create
+from ttrl_pop.read.problems import fingerprint, read_problems, write_gold, write_problems
+from ttrl_pop.read.rows import unsaid
+from ttrl_pop.run import environment
+from ttrl_pop.run.session import Session, as_asked, check_trainable, open_session
+from ttrl_pop.store import checkpoint, identity
+from ttrl_pop.store.directory import ENVIRONMENT, IDENTITY, RunDirectory, create
+from ttrl_pop.store.identity import CONFIG, GOLD, PROBLEMS, Identity
 
-CHANGEABLE = ("steps", "guard.stop_on_collapse", "device")
-"""Settings that a run may go on with at other values."""
+CHANGEABLE = ("steps", "guard.stop_on_collapse", "device", "model", "track")
+"""Settings that a run may go on with at other values; of a model, which may have moved, the weights are compared."""
+
+
+Stage = Callable[[str], object]
+"""Is told in a line of what may take long, as it begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,27 +38,52 @@ class PreparedRun:
     resumed: bool
     changed: bool = False
     """The configuration differs from the one in the run directory."""
+    outdated: bool = False
+    """It ends at another step than before: answers that are there are not those of its end."""
     notice: str | None = None
     """What the user should know of a run that goes on in another way."""
+    told: tuple[str, ...] = ()
+    """What the user was told before there was a run directory with a log."""
 
 
-def create_run(given: RunInputs) -> PreparedRun:
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What `eval` and `sample` work with."""
+
+    session: Session
+    checkpoint: Path | None = None
+    """Folder of the run's checkpoint, of which only the population's start is loaded; None is the base model."""
+    notices: tuple[str, ...] = ()
+    """What the user should know of the run."""
+
+
+def create_run(given: RunInputs, stage: Stage = unsaid) -> PreparedRun:
     """Load the model and, where it goes with the inputs, create the run directory.
+
+    Args:
+        stage: is told in a line of what may take long, as it begins.
 
     Raises:
         UsageError: nothing has been written.
     """
     config, problems = given.config, given.problems
     check_trainable(config)
-    session = open_session(config, problems, adapter=True)
-    identity = {"model": session.policy.model.fingerprint, "problems": problems.fingerprint}
+    if config.track:
+        # Not before it is asked for: accelerate takes a while to start.
+        from ttrl_pop.cli import trackers
+
+        trackers.check(config.track)
+    session = open_session(config, problems, adapter=True, stage=stage)
     files = {
-        "config.toml": dump_config(session.config),
-        "problems.jsonl": "".join(f"{line}\n" for line in write_problems(problems.problems)),
-        "gold.jsonl": "".join(json.dumps({"id": i, "answer": a}) + "\n" for i, a in problems.answers.items()),
-        "identity.json": json.dumps(identity, indent=1) + "\n",
+        CONFIG: dump_config(session.config),
+        PROBLEMS: "".join(f"{line}\n" for line in write_problems(session.problems)),
+        GOLD: "".join(f"{line}\n" for line in write_gold(problems.answers)),
+        ENVIRONMENT: environment.dumps(environment.environment(session.config.backend)),
     }
-    return PreparedRun(session, create(given.out, given.source, files), resumed=False)
+    known = identity.of(session.policy.model.fingerprint, fingerprint(session.problems), problems.source, files)
+    run = create(given.out, given.source, {**files, IDENTITY: known.dumps()})
+    remember(run, session.config)
+    return PreparedRun(session, run, resumed=False, told=given.notices)
 
 
 def prepare_resume(
@@ -57,22 +91,28 @@ def prepare_resume(
     source: str | None,
     gold: str | None,
     given: Given,
+    stage: Stage = unsaid,
 ) -> PreparedRun:
     """Open a run directory to go on with it: same configuration, model and problems.
+
+    Args:
+        stage: is told in a line of what may take long, as it begins.
 
     Raises:
         UsageError: it is no run directory, or something has changed that may not. Nothing has been written.
     """
     run = RunDirectory(path)
-    identity = read_identity(run, f"--resume {path}")
-    if given.config_file is not None:
-        raise UsageError("--resume takes its configuration from the run directory; leave --config out")
+    if not os.path.lexists(run.identity):
+        raise UsageError(f"--resume {path}: not a run directory (no {run.identity.name} in it)")
+    known = identity.load(run)
+    given.check_nothing_beside("--resume")
     if gold is not None:
         raise UsageError(
             "--resume takes its gold answers from the run directory; leave --gold out (ttrl-pop eval takes other ones)"
         )
-    saved = load_config(run.config, {})
-    config = given.config(run.config)
+    text = identity.read(run, known, CONFIG)
+    saved, config = load_config(run.config, {}, text), given.config(run.config, text)
+    check_trusted(run, config, given)
     for key, before, now in inputs.changes(saved, config):
         if key not in CHANGEABLE and not key.startswith("problems."):
             raise UsageError(f"--resume {path}: {key} was {before!r}, cannot become {now!r}; start a new run")
@@ -83,55 +123,67 @@ def prepare_resume(
     # Before the model is loaded; the lock that counts is the one that `run` holds.
     with run.lock():
         pass
-    if source is not None and read_problems(source, config.problems).fingerprint != identity["problems"]:
-        raise UsageError(f"--resume {path}: {source} holds other problems than the run; leave PROBLEMS out")
-    stored = read_problems(str(run.problems), ProblemsConfig(), str(run.gold) if run.gold.is_file() else None)
-    if stored.fingerprint != identity["problems"]:
-        raise UsageError(f"--resume {path}: {run.problems.name} in it has been changed; start a new run")
+    given_problems = None if source is None else read_problems(source, config.problems).problems
+    stored = inputs.stored_problems(run, known)
     # The flags for reading were for PROBLEMS of this command, not for the run.
-    config = saved.model_copy(update={"steps": config.steps, "guard": config.guard, "device": config.device})
-    session = open_session(config, stored, adapter=True)
-    check_model(session, identity, f"--resume {path}")
+    reading, config = config, _going_on(saved, config)
+    session = open_session(config, stored, adapter=True, settled=True, stage=stage)
+    check_model(session, known, f"--resume {path}")
+    if (
+        given_problems
+        and fingerprint(as_asked(given_problems, reading, session.policy.model.tokenizer)) != known.problems
+    ):
+        raise UsageError(f"--resume {path}: {source} holds other problems than the run; leave PROBLEMS out")
     notice = None
     if saved.device not in ("auto", session.config.device):
         notice = (
             f"the run goes on on {session.config.device}, it was on {saved.device}: what follows differs by rounding "
             "from a run that stayed there"
         )
-    return PreparedRun(session, run, resumed=True, changed=config != saved, notice=notice)
+    return PreparedRun(
+        session, run, resumed=True, changed=config != saved, outdated=config.steps != saved.steps, notice=notice
+    )
 
 
-def open_for_reading(given: ReadingInputs) -> tuple[Session, Path | None]:
-    """A session for `eval` and `sample`, and the run's checkpoint, of which only the population's start is loaded."""
+@contextmanager
+def opened_for_reading(given: ReadingInputs, stage: Stage = unsaid) -> Iterator[Opened]:
+    """A session for `eval` and `sample`, of the base model or of a run's checkpoint; its engine is closed in the end.
+
+    Args:
+        stage: is told in a line of what may take long, as it begins.
+
+    Raises:
+        UsageError: the model or the run does not go with the inputs.
+    """
     if given.run is None:
-        return open_session(given.config, given.problems, adapter=False, rewards=given.rewards), None
+        session = open_session(given.config, given.problems, adapter=False, rewards=given.rewards, stage=stage)
+        with closing(session.backend):
+            yield Opened(session)
+        return
     flag = f"--run {given.run.path}"
-    folder = given.checkpoint or checkpoint.newest(given.run)
-    identity = read_identity(given.run, flag)
-    session = open_session(given.config, given.problems, adapter=True, rewards=given.rewards)
-    check_model(session, identity, flag)
-    checkpoint.load_start(folder, session.policy)
-    return session, folder
+    notices: list[str] = []
+    folder = given.checkpoint or checkpoint.newest(given.run, notices.append)
+    known = identity.load(given.run)
+    session = open_session(given.config, given.problems, adapter=True, rewards=given.rewards, stage=stage)
+    with closing(session.backend):
+        check_model(session, known, flag)
+        checkpoint.load_start(folder, session.policy)
+        yield Opened(session, folder, tuple(notices))
 
 
-def read_identity(run: RunDirectory, flag: str) -> dict[str, str]:
-    """Fingerprints of the model and the problems of a run."""
-    if not run.identity.is_file():
-        raise UsageError(f"{flag}: not a run directory (no {run.identity.name} in it)")
-    try:
-        identity: dict[str, str] = json.loads(run.identity.read_text())
-    except ValueError as error:
-        raise UsageError(f"{flag}: {run.identity.name} in it has been changed ({error})") from error
-    return identity
-
-
-def check_model(session: Session, identity: Mapping[str, str], flag: str) -> None:
+def check_model(session: Session, known: Identity, flag: str) -> None:
     """Refuse to go on with another model than the run's.
 
     Raises:
         UsageError: its weights, or their type, are not those of the run.
     """
-    if session.policy.model.fingerprint != identity["model"]:
+    if session.policy.model.fingerprint != known.model:
         raise UsageError(
             f"{flag}: model {session.config.model!r} is not the one of the run (other weights, or another dtype)"
         )
+
+
+def _going_on(saved: Config, config: Config) -> Config:
+    """The configuration of a run that goes on: as it was, but for what may change."""
+    tables = {key.partition(".")[0] for key in CHANGEABLE}
+    return saved.model_copy(update={name: getattr(config, name) for name in tables})

@@ -1,37 +1,46 @@
 """`ttrl-pop run`: train, answer every problem, say what came of it."""
 
-import errno
 import json
 import os
-import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+import traceback
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from rich.text import Text
-from safetensors import SafetensorError
 
-from ttrl_pop.cli import interrupts
+from ttrl_pop.cli import advice, interrupts
 from ttrl_pop.cli.display import open_display
 from ttrl_pop.cli.display.base import Display
 from ttrl_pop.cli.display.console import console_on
+from ttrl_pop.cli.display.logged import Logged
 from ttrl_pop.cli.display.tables import answers_table, outcomes_line, summary_table
-from ttrl_pop.cli.opening import PreparedRun
+from ttrl_pop.cli.opening import PreparedRun, Stage
+from ttrl_pop.cli.os_errors import refusal
 from ttrl_pop.cli.printing import print_rows
 from ttrl_pop.config_file import dump_config
 from ttrl_pop.errors import CollapseError, TtrlPopError, UsageError
 from ttrl_pop.fit.prepare import prepare
+from ttrl_pop.read.rows import Notice, unsaid
 from ttrl_pop.report.estimators import mean
 from ttrl_pop.report.gold import label_correct, outcome_table, rollout_accuracy
-from ttrl_pop.report.rows import answer_row, from_metrics_row
+from ttrl_pop.report.rows import answer_row, from_metrics_row, metrics_row
+from ttrl_pop.run import environment
+from ttrl_pop.run.lessons import CutOff, Lessons
+from ttrl_pop.run.losses import CALIBRATION, report_losses
 from ttrl_pop.run.progress import Progress, resume
 from ttrl_pop.run.session import Session
 from ttrl_pop.run.survey import survey
-from ttrl_pop.store import checkpoint, files
+from ttrl_pop.run.workload import workload
+from ttrl_pop.store import checkpoint, files, identity, reading
 from ttrl_pop.store.directory import RunDirectory
+from ttrl_pop.store.identity import CONFIG
+from ttrl_pop.store.log import Log
 from ttrl_pop.text import safe
 from ttrl_pop.train import train
 from ttrl_pop.types import Phase, StepReport, Tally
@@ -42,51 +51,112 @@ LARGE_SET = 128
 LONGEST_PATH = 4096
 """Characters of a path that are printed."""
 
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
-"""What writing ends with on a disk that is full, over its quota or the limit on files, or has become read-only."""
+
+def run(opened: Callable[[Stage], PreparedRun], quiet: bool) -> None:
+    """Open a run, train, answer, summarise.
+
+    Args:
+        opened: opens it, telling what may take long as it begins.
+
+    Raises:
+        UsageError: as `opened` has it, or another process works in the run directory.
+        TtrlPopError: the run directory takes no more; what was saved before is whole.
+    """
+    with open_display(quiet, sys.stderr) as shown:
+        prepared = opened(shown.phase)
+        with closing(conduct(prepared, shown, quiet)) as reports:
+            # In one call: an interruption between two reports comes up inside, where it is told what is saved.
+            deque(reports, maxlen=0)
+    run_dir = prepared.run
+    if prepared.session.config.answers:
+        try:
+            print_rows(list(files.read_lines(run_dir.answers)), answers_table)
+        except TtrlPopError as error:
+            raise TtrlPopError(f"{error}; the answers are in {run_dir.answers}") from error
+    if not quiet:
+        _print_summary(prepared)
 
 
-def run(prepared: PreparedRun, quiet: bool) -> None:
-    """Train, answer, summarise.
+def conduct(prepared: PreparedRun, shown: Display, quiet: bool) -> Generator[StepReport, None, None]:
+    """Do all that a run does and yield a report after each step: baseline, steps, answers. Closed early, it saves the
+    steps that are done.
+
+    Args:
+        shown: what is told of all that; the run's log keeps it too.
 
     Raises:
         UsageError: another process works in the run directory.
         TtrlPopError: the run directory takes no more; what was saved before is whole.
     """
     session, run_dir = prepared.session, prepared.run
-    config = session.config
     with (
         closing(session.backend),
         run_dir.lock(),
-        open_display(quiet, sys.stderr) as display,
+        _logged(prepared, shown) as display,
         _early_end(run_dir, display),
     ):
-        if prepared.changed:
-            # In this order: answers of fewer steps must not outlive a kill in between.
-            run_dir.answers.unlink(missing_ok=True)
-            files.write_atomic(run_dir.config, dump_config(config).encode())
-        progress = resume(run_dir, session) if prepared.resumed else Progress()
-        display.begin(run_dir.path.name, config.steps, progress.step)
-        if prepared.notice is not None:
-            display.notice(prepared.notice)
-        _warn_of_size(session, display)
-        try:
-            _prepare(session, run_dir, display)
-        except UsageError:
-            if not prepared.resumed:
-                shutil.rmtree(run_dir.path)
-            raise
-        if config.baseline and not progress.step and not run_dir.baseline.exists():
-            rows = list(_survey(session, display, "before training: answering"))
-            files.write_lines(run_dir.baseline, rows)
-        first, last = _train(prepared, progress, display)
-        if config.answers and not run_dir.answers.exists():
-            rows = list(_survey(session, display, "after training: answering"))
-            files.write_lines(run_dir.answers, rows)
-    if config.answers:
-        print_rows(list(files.read_lines(run_dir.answers)), answers_table)
-    if not quiet:
-        _print_summary(prepared, first, last)
+        yield from _work(prepared, display, quiet)
+
+
+def _work(prepared: PreparedRun, display: Display, quiet: bool) -> Iterator[StepReport]:
+    """All that is still to do of a run; yields the report of each step."""
+    session, run_dir = prepared.session, prepared.run
+    config = session.config
+    if prepared.outdated:
+        # In this order: answers of fewer steps must not outlive a kill in between.
+        files.remove(run_dir.answers)
+    if prepared.changed:
+        identity.record(run_dir, CONFIG, dump_config(config).encode())
+    notices = [] if prepared.notice is None else [prepared.notice]
+    progress = resume(run_dir, session, notices.append) if prepared.resumed else Progress()
+    survey_before = config.baseline and not progress.step and not _has(run_dir, run_dir.baseline, notices.append)
+    surveys = survey_before + (config.answers and not _has(run_dir, run_dir.answers))
+    load = workload(config, len(session.problems), progress.step, len(progress.labels), surveys)
+    display.begin(run_dir.path.name, config.steps, progress.step, load, session.backend.meter)
+    for text in (*session.notices, *notices):
+        display.notice(text)
+    if prepared.resumed and (moved := environment.move(run_dir, config.backend)):
+        display.warning(moved)
+    report_losses(run_dir, progress, config.checkpoint, display.notice)
+    _warn_of_size(session, display)
+    try:
+        _prepare(session, run_dir, display)
+    except UsageError:
+        if not prepared.resumed:
+            shutil.rmtree(run_dir.path)
+        raise
+    if survey_before:
+        _record(run_dir, run_dir.baseline, _survey(session, display, "before training: answering"))
+    yield from _train(prepared, progress, display, quiet)
+    if config.answers and not _has(run_dir, run_dir.answers, display.notice):
+        if session.policy.version == 0 and _has(run_dir, run_dir.baseline):
+            # The same minds of the same policy, and each rollout has a stream of its own: they would say it again.
+            display.notice("no update has changed the policy: its answers are those from before training")
+            identity.record(run_dir, run_dir.answers.name, reading.read_bytes(run_dir.baseline, reading.LARGE))
+        else:
+            _record(run_dir, run_dir.answers, _survey(session, display, "after training: answering"))
+
+
+@contextmanager
+def _logged(prepared: PreparedRun, shown: Display) -> Iterator[Logged]:
+    """A display over `shown` that keeps in the run's log, too, how this process began and how it ended."""
+    display = Logged(shown, Log(prepared.run.log))
+    display.keep("info", f"{'goes on' if prepared.resumed else 'begins'}: {shlex.join(['ttrl-pop', *sys.argv[1:]])}")
+    for text in prepared.told:
+        display.keep("notice", text)
+    try:
+        with advice.overheard(lambda text: display.keep("warning", text)):
+            yield display
+    except KeyboardInterrupt:
+        display.keep("info", "interrupted")
+        raise
+    except TtrlPopError as error:
+        display.keep("error", str(error))
+        raise
+    except Exception:
+        display.keep("error", traceback.format_exc())
+        raise
+    display.keep("info", "done")
 
 
 @contextmanager
@@ -96,7 +166,7 @@ def _early_end(run_dir: RunDirectory, display: Display) -> Iterator[None]:
     Raises:
         KeyboardInterrupt: as it came.
         CollapseError: with what is kept.
-        TtrlPopError: the disk takes no more; in place of the error that a write ended with.
+        TtrlPopError: the system refuses something, as a disk that takes no more; in place of its error.
     """
     try:
         yield
@@ -110,20 +180,12 @@ def _early_end(run_dir: RunDirectory, display: Display) -> Iterator[None]:
             f"{error}; saved up to step {checkpoint.latest(run_dir)} in {run_dir.path}{kept}. To go on all the same: "
             "--resume with --set guard.stop_on_collapse=false"
         ) from None
-    except (OSError, SafetensorError) as error:
-        if (reason := _refusal(error)) is None:
+    except TtrlPopError:
+        raise
+    except Exception as error:
+        if (line := refusal(error, run_dir.path)) is None:
             raise
-        name = getattr(error, "filename", None) or run_dir.path
-        raise TtrlPopError(f"{name}: cannot be written to ({reason}); {_saved(run_dir)}") from error
-
-
-def _refusal(error: OSError | SafetensorError) -> str | None:
-    """What a disk has against being written to; None where `error` is about something else."""
-    number = error.errno if isinstance(error, OSError) else None
-    if found := re.search(r"os error (\d+)", str(error)):
-        # safetensors wraps the system's error, and its number is left in the text alone.
-        number = int(found[1])
-    return os.strerror(number) if number in NO_ROOM else None
+        raise TtrlPopError(f"{line}; {_saved(run_dir)}") from error
 
 
 def _saved(run_dir: RunDirectory) -> str:
@@ -147,37 +209,84 @@ def _warn_of_size(session: Session, display: Display) -> None:
 
 
 def _prepare(session: Session, run_dir: RunDirectory, display: Display) -> None:
-    if found := prepare(session, display.notice):
-        files.write_atomic(run_dir.path / "calibration.json", (json.dumps(found) + "\n").encode())
+    if found := prepare(session, display.notice, display.phase):
+        identity.record(run_dir, CALIBRATION, (json.dumps(found) + "\n").encode())
 
 
-def _train(prepared: PreparedRun, progress: Progress, display: Display) -> tuple[StepReport | None, StepReport | None]:
-    """Run the loop; returns the first and the last report of the whole run."""
+def _has(run_dir: RunDirectory, path: Path, notice: Notice = unsaid) -> bool:
+    """Whether the file of answers `path` is there, as the run wrote it."""
+    if not os.path.lexists(path):
+        return False
+    if not (found := _flaw(run_dir, path)):
+        return True
+    notice(f"{path}: {found}; the problems are answered again")
+    return False
+
+
+def _flaw(run_dir: RunDirectory, path: Path) -> str | None:
+    known = identity.load(run_dir)
+    return identity.flaw(run_dir, known, path.name) if path.name in known.files else "was not written by this run"
+
+
+def _record(run_dir: RunDirectory, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    identity.record(run_dir, path.name, files.encode_lines(path, rows))
+
+
+def _train(prepared: PreparedRun, progress: Progress, display: Display, quiet: bool) -> Iterator[StepReport]:
+    """Run the loop; yields the report of each of its steps."""
     session = prepared.session
     answers, same = session.gold, session.grader.same
-    first = last = None
-    if prepared.run.metrics.exists():
-        for row in files.read_lines(prepared.run.metrics):
-            last = from_metrics_row(row)
-            first = first or last
-            display.step(last)
-    with closing(train(session, prepared.run, progress)) as events:
+    first = doubt = None
+    lessons, cut_off = (
+        Lessons(session.config),
+        CutOff(session.config.sampling.max_new_tokens, session.config.learn.mask_truncated),
+    )
+    for row in progress.metrics:
+        report = from_metrics_row(row)
+        first = first or report
+        display.step(report)
+        lessons.see(report)
+    with (
+        _tracked(prepared, progress, display, quiet) as track,
+        closing(train(session, prepared.run, progress)) as events,
+    ):
         for event in events:
             interrupts.check()
             match event:
                 case Phase():
-                    display.phase(f"step {event.step}: {event.name}", event.total)
+                    display.phase(f"step {event.step}: {event.name}", event.rollouts, event.work)
                 case Tally():
                     display.tally(event, label_correct(event, answers, same))
+                    if doubt is None and (doubt := session.grader.doubt(event.answers_G)):
+                        display.notice(f"problem {event.group.problem.id}: {doubt}")
+                    if first is None:
+                        cut_off.see(event)
                 case StepReport():
-                    first, last = first or event, event
                     display.step(event)
-    return first, last
+                    track(metrics_row(event))
+                    told = lessons.see(event) or (cut_off.notice() if first is None else None)
+                    if told:
+                        display.warning(told)
+                    first = first or event
+                    yield event
+    if conclusion := lessons.conclusion():
+        display.warning(conclusion)
+
+
+def _tracked(
+    prepared: PreparedRun, progress: Progress, display: Display, quiet: bool
+) -> AbstractContextManager[Callable[[Mapping[str, Any]], None]]:
+    if not prepared.session.config.track:
+        return nullcontext(lambda row: None)
+    # Not before it is asked for: accelerate takes a while to start.
+    from ttrl_pop.cli.trackers import tracked
+
+    return tracked(prepared.run, prepared.session.config, progress.metrics, display.warning, quiet)
 
 
 def _survey(session: Session, display: Display, text: str) -> Iterator[dict[str, Any]]:
     answers, same = session.gold, session.grader.same
-    display.phase(text, len(session.problems))
+    display.phase(text, len(session.problems) * session.config.group_size, "survey")
     for tally in survey(session):
         interrupts.check()
         display.tally(tally, label_correct(tally, answers, same))
@@ -189,12 +298,12 @@ def _accuracy(session: Session, tally: Tally) -> dict[str, float]:
     return {} if accuracy is None else {"accuracy": accuracy}
 
 
-def _print_summary(prepared: PreparedRun, first: StepReport | None, last: StepReport | None) -> None:
+def _print_summary(prepared: PreparedRun) -> None:
     """Before and after, and where everything is, on stderr."""
     run_dir = prepared.run
     console = console_on(sys.stderr)
     outcomes: dict[str, int] = {}
-    if run_dir.baseline.exists() and run_dir.answers.exists():
+    if not any(_flaw(run_dir, path) for path in (run_dir.baseline, run_dir.answers)):
         before, after = (list(files.read_lines(p)) for p in (run_dir.baseline, run_dir.answers))
         keys = {"agreement": "agreement", "accuracy": "rollout accuracy", "correct": "majority accuracy"}
         rows = [(name, mean(_column(before, key)), mean(_column(after, key))) for key, name in keys.items()]
@@ -203,13 +312,14 @@ def _print_summary(prepared: PreparedRun, first: StepReport | None, last: StepRe
         outcomes = outcome_table(
             *({row["id"]: row["correct"] for row in part if "correct" in row} for part in (before, after))
         )
-    elif first is not None and last is not None:
+    elif steps := list(files.read_lines(run_dir.metrics)):
+        first, last = (from_metrics_row(steps[index]) for index in (0, -1))
         keys = {
             "vote/agreement": "agreement",
             "rollout/accuracy": "rollout accuracy",
             "vote/label_accuracy": "majority accuracy",
         }
-        rows = [(name, first.metrics[key], last.metrics[key]) for key, name in keys.items()]
+        rows = [(name, first.metrics.get(key), last.metrics.get(key)) for key, name in keys.items()]
         title, heads = "problems of the step", (f"step {first.step}", f"step {last.step}")
     else:
         return

@@ -1,4 +1,4 @@
-"""Standard output as a stream whose reader may leave: that is a quiet end, and no other broken pipe is."""
+"""Standard streams whose other end may be closed, full or gone: for a reader who leaves that is a quiet end."""
 
 import os
 import sys
@@ -10,11 +10,12 @@ from ttrl_pop.errors import TtrlPopError
 
 
 def install() -> None:
-    """Let whatever this process prints, help texts among it, pass through a `StandardOutput`."""
-    # A stream that was closed (>&-) is None, and its number would go to the next file that is opened.
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
-    sys.stdout = cast(TextIO, StandardOutput(sys.stdout))
+    """Let whatever this process prints, help texts among it, pass through a `StandardOutput` and a `StandardError`."""
+    # A stream that was closed (>&-) is None, and its number would go to the next file that is opened. In this order,
+    # each gets its own.
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115
+    sys.stdout = cast(TextIO, StandardOutput(sys.stdout or open(os.devnull, "w")))  # noqa: SIM115
+    sys.stderr = cast(TextIO, StandardError(sys.stderr or open(os.devnull, "w")))  # noqa: SIM115
 
 
 class StandardOutput:
@@ -31,6 +32,9 @@ class StandardOutput:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
+        if text == "":
+            # The parser asks in this way whether text is taken at all, and hears no error.
+            return 0
         with self._ends():
             return self._stream.write(text)
 
@@ -49,14 +53,38 @@ class StandardOutput:
         try:
             yield
         except BrokenPipeError:
-            self._give_up()
+            _lead_nowhere(self._stream)
             raise SystemExit(0) from None
         except OSError as error:
-            self._give_up()
+            _lead_nowhere(self._stream)
             raise TtrlPopError(f"standard output cannot be written to ({error.strerror}); send it elsewhere") from error
 
-    def _give_up(self) -> None:
-        # What is left in the buffer goes nowhere: Python would complain when it flushes stdout at exit.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._stream.fileno())
-        os.close(nowhere)
+
+class StandardError:
+    """A text stream that drops what its other end does not take: what is said beside the data ends no command."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            _lead_nowhere(self._stream)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            _lead_nowhere(self._stream)
+
+
+def _lead_nowhere(stream: TextIO) -> None:
+    """Let what is left in a stream's buffer go nowhere: Python would complain when it flushes it at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)

@@ -5,7 +5,8 @@ Near means: mean KL(base ‖ mind) within `target_kl` nats per token *and* a sha
 few evaluations suffice. One absolute sigma does not travel between models or problem sets (docs/METHOD.md has figures).
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -14,9 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ttrl_pop.errors import UsageError
-from ttrl_pop.model.logprobs import LOGIT_ROWS
+from ttrl_pop.model.logprobs import logit_rows
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.packing.pack import Branch, Tree, pack
+from ttrl_pop.population.base import Population
 from ttrl_pop.types import Mind, Rollout
 
 MINDS = 4
@@ -49,17 +51,41 @@ class Calibration:
     """Sigmas that had been tried when this one was."""
 
 
-def calibrate(policy: Policy, rollouts: Sequence[Rollout], minds: Sequence[Mind], token_budget: int) -> Calibration:
+def calibrate(
+    policy: Policy,
+    rollouts: Sequence[Rollout],
+    minds: Sequence[Mind],
+    token_budget: int,
+    trying: Callable[[float], object] = lambda sigma: None,
+) -> Calibration:
     """Set the population's scale to the largest sigma found that keeps `minds` near the base model.
 
     Args:
         rollouts: what the base model wrote.
         token_budget: most tokens of a forward.
+        trying: is told each sigma before it is tried.
 
     Raises:
         UsageError: no sigma that was tried meets the targets.
     """
-    population = policy.population
+    readings = read_by_base(policy, rollouts, token_budget)
+    return search(policy.population, lambda: distance(policy, readings, minds), trying)
+
+
+def search(
+    population: Population,
+    measure: Callable[[], tuple[float, float]],
+    trying: Callable[[float], object] = lambda sigma: None,
+) -> Calibration:
+    """Set the population's scale to the largest sigma found at which `measure` is within the targets.
+
+    Args:
+        measure: mean KL(base ‖ mind) in nats per token and share of flips, at the population's present scale.
+        trying: is told each sigma as it is tried.
+
+    Raises:
+        UsageError: no sigma that was tried meets the targets.
+    """
     options = population.options
     low = high = None
     sigma = FIRST_GUESS
@@ -67,8 +93,9 @@ def calibrate(policy: Policy, rollouts: Sequence[Rollout], minds: Sequence[Mind]
     for evaluation in range(1, MOST_EVALUATIONS + 1):
         if best is not None and evaluation > EVALUATIONS:
             break
+        trying(sigma)
         population.set_scale(sigma)
-        kl, flips = distance(policy, rollouts, minds, token_budget)
+        kl, flips = measure()
         excess = max(kl / options.target_kl, flips / options.target_flips)
         if excess <= 1:
             low, best = sigma, Calibration(sigma, kl, flips, evaluation)
@@ -95,27 +122,44 @@ def calibrate(policy: Policy, rollouts: Sequence[Rollout], minds: Sequence[Mind]
     return best
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Rollouts that go into one forward, and what the base model sees in them."""
+
+    rollouts: tuple[Rollout, ...]
+    base_ND: Float[Tensor, "N D"]
+    """Hidden states before every completion token."""
+
+
 @torch.no_grad()
-def distance(
-    policy: Policy, rollouts: Sequence[Rollout], minds: Sequence[Mind], token_budget: int
-) -> tuple[float, float]:
-    """Mean KL(base ‖ mind) in nats per token, and share of changed most-likely tokens, over completions × minds."""
+def read_by_base(policy: Policy, rollouts: Sequence[Rollout], token_budget: int) -> list[Reading]:
+    """Read the rollouts with the base model, as many at a time as `token_budget` tokens allow."""
     longest = max(len(r.prompt_ids) + len(r.completion_ids) for r in rollouts)
     rows = max(1, token_budget // longest)
-    kl = flips = 0.0
-    count = 0
+    parts = [tuple(rollouts[start : start + rows]) for start in range(0, len(rollouts), rows)]
     with policy.as_base():
-        for start in range(0, len(rollouts), rows):
-            part = rollouts[start : start + rows]
-            base_ND = _hidden(policy, part, None)
-            count += len(base_ND) * len(minds)
-            for mind in minds:
-                own_ND = _hidden(policy, part, mind)
-                for base, own in zip(torch.split(base_ND, LOGIT_ROWS), torch.split(own_ND, LOGIT_ROWS), strict=True):
-                    base_logp, own_logp = _log_softmax(policy.logits(base)), _log_softmax(policy.logits(own))
-                    kl += float((base_logp.exp() * (base_logp - own_logp)).sum())
-                    flips += float((base_logp.argmax(-1) != own_logp.argmax(-1)).sum())
-    return kl / count, flips / count
+        return [Reading(part, _hidden(policy, part, None)) for part in parts]
+
+
+@torch.no_grad()
+def distance(policy: Policy, readings: Sequence[Reading], minds: Sequence[Mind]) -> tuple[float, float]:
+    """Mean KL(base ‖ mind) in nats per token, and share of changed most-likely tokens, over completions × minds."""
+    held = logit_rows(policy.network)
+    kl: list[float] = []
+    flips: list[float] = []
+    with policy.as_base():
+        for reading in readings:
+            own_MND = torch.stack([_hidden(policy, reading.rollouts, mind) for mind in minds])
+            for base, own in zip(torch.split(reading.base_ND, held), torch.split(own_MND, held, dim=1), strict=True):
+                # As wide as the vocabulary, and the same for all minds.
+                base_logp = _log_softmax(policy.logits(base))
+                base_p, likeliest = base_logp.exp(), base_logp.argmax(-1)
+                for states in own:
+                    own_logp = _log_softmax(policy.logits(states))
+                    kl.append(float((base_p * (base_logp - own_logp)).sum()))
+                    flips.append(float((likeliest != own_logp.argmax(-1)).sum()))
+    count = len(minds) * sum(len(reading.base_ND) for reading in readings)
+    return math.fsum(kl) / count, math.fsum(flips) / count
 
 
 def _hidden(policy: Policy, rollouts: Sequence[Rollout], mind: Mind | None) -> Float[Tensor, "N D"]:

@@ -1,11 +1,10 @@
 """Layers in forms that pass over memory less often, with gradients of their own.
 
-Values are those of the layers that they stand for (of norms to the bit in float32 and bf16), but for
-float64, in which norms of transformers pass through float32 and these do not. Frozen weights get no gradient.
+Values are those of the layers that they stand for. Frozen weights get no gradient.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,9 +12,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ttrl_pop.kernels.matmul import LaidOutWeight, product
-
-Gain = Literal["weight", "one plus weight"]
-"""What an RMSNorm multiplies by; the second is Gemma's."""
 
 
 @dataclass(slots=True)
@@ -34,6 +30,8 @@ class Projection:
     laid_out: LaidOutWeight | None = None
     """What multiplies x, W' where it is kept, else W, laid out for it."""
     _merged_at: tuple[int, int] = field(default=(-1, -1), init=False)
+    _factors: tuple[Tensor, ...] = field(default=(), init=False)
+    _factors_at: tuple[int, int] = field(default=(-1, -1), init=False)
 
     def multiplier(self) -> Float[Tensor, "O I"]:
         """W', which is made anew where A or B have changed, or W."""
@@ -47,19 +45,44 @@ class Projection:
             self._merged_at = versions
         return self.merged
 
+    def factors(self) -> tuple[Tensor, ...]:
+        """A and B in the type of W, made anew where they have changed; nothing without an adapter.
+
+        An adapter is kept wider than bf16 weights, so that small updates add up in it; what it adds to their product
+        is computed in their type, as the product itself is."""
+        if self.down is None or self.up is None:
+            return ()
+        if self.down.dtype == self.weight.dtype:
+            return self.down, self.up
+        versions = (self.down._version, self.up._version)
+        if versions != self._factors_at:
+            with torch.no_grad():
+                own = (self.down, self.up)
+                if self._factors:
+                    # In the same memory, which a recorded graph goes on reading.
+                    for narrow, wide in zip(self._factors, own, strict=True):
+                        narrow.copy_(wide)
+                else:
+                    self._factors = tuple(wide.to(self.weight.dtype) for wide in own)
+            self._factors_at = versions
+        return self._factors
+
     def times(self, x: Float[Tensor, "N I"]) -> Float[Tensor, "N O"]:
         """What the layer computes, without gradient."""
         weight = self.multiplier()
         y = self.laid_out.times(x, self.bias) if self.laid_out else product(x, weight, self.bias)
-        if self.down is None or self.up is None or self.merged is not None:
+        if self.down is None or self.merged is not None:
             return y
-        # The adapter may be wider than the weights: the sum is taken in its type.
-        narrow = product(x.to(self.down.dtype), self.down)
-        return torch.addmm(y.to(self.up.dtype), narrow, self.up.t(), alpha=self.scale).to(y.dtype)
+        down, up = self.factors()
+        # In place: a new sum would begin with a copy.
+        return y.addmm_(product(x, down), up.t(), alpha=self.scale)
 
 
 def linear(x: Float[Tensor, "*B I"], layer: Projection) -> Float[Tensor, "*B O"]:
     """`layer` of x, with gradients for x, A and B."""
+    if not torch.is_grad_enabled():
+        rows = layer.times(x.reshape(-1, x.shape[-1]))
+        return rows.view(*x.shape[:-1], rows.shape[-1])
     y: Tensor = _Linear.apply(x, layer, layer.down, layer.up)  # type: ignore[no-untyped-call]
     return y
 
@@ -76,44 +99,13 @@ def gated_mlp(x: Float[Tensor, "*B D"], gate: Projection, up: Projection, down: 
     return y
 
 
-def rms_norm(x: Float[Tensor, "*B D"], weight: Float[Tensor, "D"], eps: float, gain: Gain) -> Float[Tensor, "*B D"]:
-    """x / √(mean(x²) + eps) · gain (arXiv 1910.07467), computed in float32 or wider."""
-    y: Tensor = _RmsNorm.apply(x, weight, eps, gain)  # type: ignore[no-untyped-call]
-    return y
-
-
-class _RmsNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, gain: Gain) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(eps))
-        normed = wide * inverse
-        if not ctx.needs_input_grad[0]:
-            factor = weight if gain == "weight" else 1.0 + weight.to(normed.dtype)
-            return normed.to(x.dtype).mul_(factor) if gain == "weight" else normed.mul_(factor).to(x.dtype)
-        ctx.save_for_backward(normed, inverse, weight)
-        ctx.gain = gain
-        if gain == "weight":
-            return weight * normed.to(x.dtype)
-        return (normed * (1.0 + weight.to(normed.dtype))).to(x.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        normed, inverse, weight = ctx.saved_tensors
-        factor = weight.to(normed.dtype)
-        scaled = grad.to(normed.dtype) * (factor if ctx.gain == "weight" else 1.0 + factor)
-        along = (scaled * normed).mean(-1, keepdim=True)
-        return scaled.addcmul_(normed, along, value=-1).mul_(inverse).to(grad.dtype), None, None, None
-
-
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Projection, *adapter: Tensor | None) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         y = layer.times(rows)
         ctx.scale, ctx.is_merged = layer.scale, layer.merged is not None
-        ctx.save_for_backward(rows, layer.multiplier(), *adapter)
+        ctx.save_for_backward(rows, layer.multiplier(), *(layer.factors() or adapter))
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
@@ -139,7 +131,8 @@ class _GatedMlp(torch.autograd.Function):
         y = down.times(nn.functional.silu(gates, inplace=not learns).mul_(ups))
         if learns:
             ctx.settings = [(layer.scale, layer.merged is not None) for layer in layers]
-            ctx.save_for_backward(rows, gates, ups, *(layer.multiplier() for layer in layers), *adapters)
+            factors = [matrix for layer in layers for matrix in layer.factors() or (None, None)]
+            ctx.save_for_backward(rows, gates, ups, *(layer.multiplier() for layer in layers), *factors)
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
@@ -179,22 +172,23 @@ class _Backward:
 
     multiplier: Tensor
     down: Tensor | None
+    """A, in the type of W."""
     up: Tensor | None
+    """B, in the type of W."""
     scale: float
     is_merged: bool
 
     def narrow(self, grad_NO: Tensor) -> Tensor | None:
         """[N, R]: the gradient of x·Aᵀ; None without an adapter."""
-        return None if self.up is None else product(grad_NO.to(self.up.dtype), self.up.t()).mul_(self.scale)
+        return None if self.up is None else product(grad_NO, self.up.t()).mul_(self.scale)
 
     def adapter_grads(self, grad_NO: Tensor, narrow_NR: Tensor | None, x_NI: Tensor) -> tuple[Tensor | None, ...]:
         """[R, I] and [O, R]: the gradients of A and B."""
         if narrow_NR is None or self.down is None:
             return None, None
-        x = x_NI.to(self.down.dtype)
         # With the thin side first, products over all rows are at their fastest.
-        grad_up = product(product(x, self.down).t(), grad_NO.to(self.down.dtype).t())
-        return product(narrow_NR.t(), x.t()), grad_up.mul_(self.scale).t()
+        grad_up = product(product(x_NI, self.down).t(), grad_NO.t())
+        return product(narrow_NR.t(), x_NI.t()), grad_up.mul_(self.scale).t()
 
     def input_grad(self, grad_NO: Tensor, narrow_NR: Tensor | None, onto: Tensor | None = None) -> Tensor:
         """[N, I]: the gradient of x, added to `onto` in place."""
@@ -203,4 +197,4 @@ class _Backward:
             grad_x = onto.add_(grad_x)
         if self.is_merged or narrow_NR is None or self.down is None:
             return grad_x
-        return torch.addmm(grad_x.to(self.down.dtype), narrow_NR, self.down).to(grad_x.dtype)
+        return grad_x.addmm_(narrow_NR, self.down)

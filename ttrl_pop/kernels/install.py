@@ -10,6 +10,7 @@ too much memory, adapters are computed beside W. W', and weights without adapter
 is known and there is room (`ttrl_pop.kernels.matmul`).
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,9 +18,10 @@ from peft.tuners import lora
 from torch import Tensor, nn
 
 from ttrl_pop.kernels import matmul
-from ttrl_pop.kernels.fused import Gain, Projection, gated_mlp, linear, rms_norm
+from ttrl_pop.kernels.fused import Projection, gated_mlp, linear
 from ttrl_pop.kernels.matmul import LaidOutWeight
 from ttrl_pop.kernels.memory import limit_bytes
+from ttrl_pop.kernels.norms import Gain, rms_norm
 
 MERGED_SHARE = 0.125
 """Share of the memory of a process that merged weights may take."""
@@ -41,8 +43,22 @@ def fuse(network: nn.Module) -> None:
             _fuse_mlp(module, [projections[getattr(module, name)] for name in GATED])
 
 
-def _projections(network: nn.Module) -> dict[nn.Module, Projection]:
-    """The linear layers whose weights are frozen, with the adapters in them."""
+def second_weights(network: nn.Module, device: torch.device) -> tuple[int, int]:
+    """Bytes that `fuse` would take on `device` beside the weights: merged with their adapters, and laid out. The
+    network need hold no numbers."""
+    adapted, frozen = _linear_layers(network)
+    limit = limit_bytes(device)
+    merged = _bytes(module.base_layer.weight for module in adapted) if _merges(adapted, limit) else 0
+    weights = [*([module.base_layer.weight for module in adapted] if merged else ()), *(m.weight for m in frozen)]
+    room, laid_out = LAYOUT_SHARE * limit, 0
+    for weight in weights:
+        size = matmul.layout_bytes(weight) if matmul.is_laid_out(weight.dtype, device) else 0
+        laid_out += size if laid_out + size <= room else 0
+    return merged, laid_out
+
+
+def _linear_layers(network: nn.Module) -> tuple[list[Any], list[nn.Linear]]:
+    """The linear layers whose weights are frozen: those with an adapter, and those without."""
     adapted: list[Any] = []
     frozen: list[nn.Linear] = []
     for module in network.modules():
@@ -50,9 +66,26 @@ def _projections(network: nn.Module) -> dict[nn.Module, Projection]:
             adapted.append(module)
         elif type(module) is nn.Linear and not module.weight.requires_grad:
             frozen.append(module)
+    bases = {module.base_layer for module in adapted}
+    return adapted, [module for module in frozen if module not in bases]
+
+
+def _merges(adapted: list[Any], limit: int) -> bool:
+    """Whether adapters are taken into their weights: there is room, and the weights are as wide as the adapters."""
+    weights = [module.base_layer.weight for module in adapted]
+    same = all(m.base_layer.weight.dtype == m.lora_B[m.active_adapters[0]].weight.dtype for m in adapted)
+    return same and _bytes(weights) <= MERGED_SHARE * limit
+
+
+def _bytes(weights: Iterable[Tensor]) -> int:
+    return sum(weight.numel() * weight.element_size() for weight in weights)
+
+
+def _projections(network: nn.Module) -> dict[nn.Module, Projection]:
+    """The linear layers whose weights are frozen, with the adapters in them."""
+    adapted, frozen = _linear_layers(network)
     limit = limit_bytes(next(network.parameters()).device)
-    weights: list[Tensor] = [module.base_layer.weight for module in adapted]
-    merge = sum(weight.numel() * weight.element_size() for weight in weights) <= MERGED_SHARE * limit
+    merge = _merges(adapted, limit)
     room = LAYOUT_SHARE * limit
 
     def laid_out(weight: Tensor) -> LaidOutWeight | None:
@@ -67,13 +100,11 @@ def _projections(network: nn.Module) -> dict[nn.Module, Projection]:
         (name,) = module.active_adapters
         weight, bias = module.base_layer.weight, module.base_layer.bias
         down, up, scale = module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]
-        merged = torch.empty_like(weight, requires_grad=False) if merge and weight.dtype == up.dtype else None
+        merged = torch.empty_like(weight, requires_grad=False) if merge else None
         fast = None if merged is None else laid_out(merged)
         found[module] = Projection(weight, bias, down, up, scale, merged, fast)
-    bases = {module.base_layer for module in adapted}
     for module in frozen:
-        if module not in bases:
-            found[module] = Projection(module.weight, module.bias, laid_out=laid_out(module.weight))
+        found[module] = Projection(module.weight, module.bias, laid_out=laid_out(module.weight))
     return found
 
 
@@ -115,8 +146,11 @@ def _fuse_norm(module: Any) -> None:
         return
     probe = torch.linspace(-2, 3, 2 * weight.numel(), dtype=weight.dtype, device=weight.device).view(2, -1)
     gains: tuple[Gain, ...] = ("weight", "one plus weight")
+    # A sum in another order may round to the number beside.
+    near = max(1e-5, torch.finfo(weight.dtype).eps)
     with torch.no_grad():
         expected = module(probe)
-        fitting = [g for g in gains if torch.allclose(rms_norm(probe, weight, eps, g), expected, rtol=1e-5, atol=1e-6)]
+        found = {gain: rms_norm(probe, weight, eps, gain) for gain in gains}
+    fitting = [gain for gain, y in found.items() if torch.allclose(y, expected, rtol=near, atol=1e-6)]
     if fitting:
         module.forward = lambda x: rms_norm(x, weight, eps, fitting[0])

@@ -151,6 +151,11 @@ def lay_out(weight: Float[Tensor, "O I"]) -> LaidOutWeight | None:
         return None
 
 
+def is_laid_out(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether matrices of this type on this device are laid out here, where there is room."""
+    return dtype == torch.float32 and device.type == "cpu" and _kind() is not None
+
+
 def layout_bytes(weight: Float[Tensor, "O I"]) -> int:
     """Bytes that a layout of `weight` takes: as many as itself; under a limit on address space (`ulimit -v`) all that
     MKL wants."""

@@ -23,6 +23,7 @@ from ttrl_pop.learn.objective import Sums, base_logprobs, mind_of, objective
 from ttrl_pop.learn.trained import LearnerState, Trained
 from ttrl_pop.model.forward import recompute_layers
 from ttrl_pop.model.policy import Policy
+from ttrl_pop.packing.budget import learner_tokens
 from ttrl_pop.report.estimators import mean
 from ttrl_pop.types import Mind, Rollout, Tally, Update
 
@@ -34,7 +35,7 @@ class Learner:
         self.policy = policy
         self.config = config
         self.bad_in_a_row = 0
-        self._micro_batches = MicroBatches(self._reader, config.learn.token_budget)
+        self._micro_batches = MicroBatches(self._reader, learner_tokens(config.learn.token_budget, policy.device))
         if config.learn.checkpointing:
             recompute_layers(policy.network)
         self.trained = Trained(policy, keep_average=config.vote.labels == "average")
@@ -203,6 +204,10 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         for found in self._micro_batches.map(self._backward, samples):
             sums.add(found)
+        if self.optimizer.defaults["fused"]:
+            # It takes gradients that lie in memory as their parameters do, and no views of transposed ones.
+            for parameter in self.trained.parameters:
+                parameter.grad = None if parameter.grad is None else parameter.grad.contiguous()
         if self.config.learn.kl_prior and self.trained.population:
             prior = self.config.learn.kl_prior * self.policy.population.kl_to_prior()
             # A population without spread has no KL to lower.

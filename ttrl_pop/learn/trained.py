@@ -75,9 +75,15 @@ class Trained:
         return state | {f"{name}::average": value for name, value in self.average.items()}
 
     def load_tensors(self, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what `tensors` gave."""
+        """Take over what `tensors` gave.
+
+        Raises:
+            ValueError: a tensor is of no parameter that is here, or of another shape.
+        """
         for full, value in tensors.items():
             name, _, key = full.rpartition("::")
+            if name not in self.by_name or (key != "step" and value.shape != self.by_name[name].shape):
+                raise ValueError(f"nothing here has the name and the shape {tuple(value.shape)} of {full}")
             parameter = self.by_name[name]
             if key == "average":
                 self.average[name] = value.to(parameter.device)

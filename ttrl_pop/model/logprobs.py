@@ -19,6 +19,19 @@ from ttrl_pop.types import Mind, Rollout
 LOGIT_ROWS = 128
 """Positions whose logits are held at once. With a vocabulary of some 50,000 tokens they take 25 MB, which glibc can
 keep for the next ones (`ttrl_pop.kernels.malloc`); the memory of more comes from the system each time."""
+LOGITS_ON_GPU = 2**27
+"""Logits that a GPU holds at once, where there is room for more and few at a time are slow: 512 MB in float32."""
+
+
+def logit_rows(network: Any) -> int:
+    """Positions whose logits are held at once."""
+    weight = network.get_output_embeddings().weight
+    return logit_rows_on(weight.device, weight.shape[0])
+
+
+def logit_rows_on(device: torch.device, vocabulary: int) -> int:
+    """Positions whose logits over `vocabulary` tokens are held at once on `device`."""
+    return LOGIT_ROWS if device.type == "cpu" else max(LOGIT_ROWS, LOGITS_ON_GPU // vocabulary)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +117,7 @@ def selected_logprobs(
     """log softmax(logits / temperature) at `targets_K`, each as the state `states_K` of `hidden_SD` predicts it, in
     float32 or wider. `states_K` is in order.
 
-    The logits of `LOGIT_ROWS` states exist at once. With gradient, that of each log-probability by its own state is
+    The logits of `logit_rows` states exist at once. With gradient, that of each log-probability by its own state is
     computed along with it, so that nothing of the vocabulary's width is kept for the backward pass.
     """
     logprobs: Tensor = _SelectedLogprobs.apply(hidden_SD, states_K, targets_K, network, temperature)  # type: ignore[no-untyped-call]
@@ -119,10 +132,11 @@ class _SelectedLogprobs(torch.autograd.Function):
         wanted = ctx.needs_input_grad[0]
         logprobs: list[Tensor] = []
         slopes: list[Tensor] = []
-        starts = torch.arange(0, max(1, len(hidden_SD)), LOGIT_ROWS)
-        ends = torch.searchsorted(states_K, (starts + LOGIT_ROWS).to(states_K.device)).tolist()
+        held = logit_rows(network)
+        starts = torch.arange(0, max(1, len(hidden_SD)), held)
+        ends = torch.searchsorted(states_K, (starts + held).to(states_K.device)).tolist()
         for hidden, first, start, end in zip(
-            torch.split(hidden_SD, LOGIT_ROWS), starts.tolist(), [0, *ends[:-1]], ends, strict=True
+            torch.split(hidden_SD, held), starts.tolist(), [0, *ends[:-1]], ends, strict=True
         ):
             states, targets = states_K[start:end] - first, targets_K[start:end]
             leaf = hidden.detach().requires_grad_(wanted)

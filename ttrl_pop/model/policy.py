@@ -4,6 +4,7 @@ A forward takes packed trees (`ttrl_pop.packing.pack`): no padding, and a prompt
 It ends at the hidden states; logits, which are as wide as the vocabulary, are made where they are asked for.
 """
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from ttrl_pop import randomness
 from ttrl_pop.config import LoraConfig
 from ttrl_pop.errors import UsageError
+from ttrl_pop.kernels import cuda
 from ttrl_pop.kernels.install import fuse
 from ttrl_pop.model.forward import hidden_states, logits
 from ttrl_pop.model.load import LoadedModel
@@ -37,6 +39,8 @@ class Policy:
             UsageError: the adapter's target names fit no module, or the model is of a kind whose sequences cannot be
                 packed.
         """
+        if next(model.network.parameters()).device.type == "cuda":
+            cuda.quiet()
         self.model = model
         self.network: Any = model.network
         self.population = population
@@ -44,7 +48,7 @@ class Policy:
         self.cache_bytes_per_token = probe(model.network)
         """What the keys and values of one token take, over all layers."""
         population.attach(self.network)
-        self.adapter: Any = _with_adapter(model.network, lora, seed) if lora else None
+        self.adapter: Any = with_adapter(model.network, lora, seed) if lora else None
         if any(p.requires_grad for p in self.network.get_output_embeddings().parameters()):
             raise UsageError(
                 "learn.lora.targets: the output layer takes no adapter, as log-probabilities are learned through "
@@ -101,9 +105,15 @@ class Policy:
         return self.population.embody(packed.minds_M, packed.mind_N, packed.positions_N)
 
 
-def _with_adapter(network: nn.Module, lora: LoraConfig, seed: int) -> Any:
+def with_adapter(network: nn.Module, lora: LoraConfig, seed: int) -> Any:
     """The network with LoRA in its linear layers, which starts as the identity."""
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    width = int(network.config.get_text_config().hidden_size)  # type: ignore[operator, union-attr]
+    if lora.rank > width:
+        raise UsageError(
+            f"learn.lora.rank must be at most {width}, the width of this model's hidden states, got {lora.rank}: a "
+            "higher one costs memory and adds nothing"
+        )
     settings = peft.LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM"
     )
@@ -113,8 +123,10 @@ def _with_adapter(network: nn.Module, lora: LoraConfig, seed: int) -> Any:
         # nothing that a user could act on.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
+        # What it derives for experts' fused parameters it looks for among modules too.
+        warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
         torch.manual_seed(randomness.seed("lora", seed))
         try:
             return peft.get_peft_model(network, settings)
-        except ValueError as error:
+        except (ValueError, re.error) as error:
             raise UsageError(f"learn.lora.targets {lora.targets!r}: {str(error).splitlines()[0]}") from error

@@ -7,6 +7,7 @@ import torch
 
 from ttrl_pop.errors import UsageError
 from ttrl_pop.model.forward import hidden_states, logits
+from ttrl_pop.model.refusals import reason
 from ttrl_pop.packing import attention
 from ttrl_pop.packing.attention import Sizes
 from ttrl_pop.packing.pack import Branch, Tree, pack
@@ -34,12 +35,16 @@ def probe(network: Any) -> int:
             network.set_attn_implementation("sdpa")
         rows = [torch.tensor([prompt + branch], device=device) for branch in branches]
         own_BV = torch.cat([network(input_ids=row, use_cache=False).logits[:, -1] for row in rows])
-        network.set_attn_implementation(attention.NAME)
+        # What a family does with an attention that is not its own is anything, and so is how it fails.
         try:
+            network.set_attn_implementation(attention.NAME)
             hidden_ND = hidden_states(network, replace(packed, plan=sizes))
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"{kind} cannot be used: it takes no attention but its own ({error})") from error
-        packed_BV = logits(network, hidden_ND[[pieces[-1][-1] for pieces in packed.branches[0]]])
+            packed_BV = logits(network, hidden_ND[[pieces[-1][-1] for pieces in packed.branches[0]]])
+        except Exception as error:
+            raise UsageError(
+                f"{kind} cannot be used: it takes no attention but its own ({reason(error)}); name a model with plain "
+                "causal attention"
+            ) from error
     gap = float((packed_BV - own_BV).abs().max() / own_BV.abs().max())
     if not gap <= PACKING_TOLERANCE[own_BV.dtype]:
         raise UsageError(

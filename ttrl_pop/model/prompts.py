@@ -3,12 +3,13 @@
 import datetime
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
-
-import jinja2
 
 from ttrl_pop.errors import UsageError
 from ttrl_pop.model.load import LoadedModel
+from ttrl_pop.model.refusals import reason
+from ttrl_pop.thoughts import ends_in_thoughts, is_part_of_mark
 from ttrl_pop.types import Message, Problem
 
 TEMPLATE_ALLOWANCE = 256
@@ -20,8 +21,8 @@ _DATED = "{% macro strftime_now(format) %}{{ dates_by_format[format] }}{% endmac
 
 
 def encode(tokenizer: Any, problem: Problem, date: datetime.date | None = None) -> tuple[int, ...]:
-    """Token ids of the prompt: text as it stands, with what the tokenizer puts before any text; chat messages by
-    the model's chat template, up to where the answer begins.
+    """Token ids of the prompt: text as it stands, with what the tokenizer puts before any text and without what it puts
+    behind it; chat messages by the model's chat template, up to where the answer begins.
 
     Args:
         date: what the template is told where it asks for the date; None is today.
@@ -30,7 +31,7 @@ def encode(tokenizer: Any, problem: Problem, date: datetime.date | None = None) 
         UsageError: the prompt is chat and the tokenizer has no chat template, or it has no tokens.
     """
     if isinstance(problem.prompt, str):
-        ids = tokenizer(problem.prompt)["input_ids"]
+        ids = _open_ended(tokenizer, problem.prompt)
     else:
         if not tokenizer.chat_template:
             raise UsageError(
@@ -38,10 +39,11 @@ def encode(tokenizer: Any, problem: Problem, date: datetime.date | None = None) 
                 "if its prompt is text, else name an instruct model"
             )
         try:
-            text = _rendered(tokenizer, list(problem.prompt), date)
-        except jinja2.TemplateError as error:
+            text = rendered(tokenizer, list(problem.prompt), date)
+        except Exception as error:
+            # A template is a program, and ends as programs do.
             raise UsageError(
-                f"problem {problem.id!r}: the model's chat template refuses it ({error}); change its messages"
+                f"problem {problem.id!r}: the model's chat template refuses it ({reason(error)}); change its messages"
             ) from error
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if not ids:
@@ -49,21 +51,22 @@ def encode(tokenizer: Any, problem: Problem, date: datetime.date | None = None) 
     return tuple(ids)
 
 
-def opens_thoughts(tokenizer: Any) -> bool:
-    """Whether the chat template ends a prompt inside the thoughts, so that a completion begins with them."""
-    if not tokenizer.chat_template:
-        return False
-    try:
-        text = _rendered(tokenizer, [{"role": "user", "content": "?"}], None)
-    except jinja2.TemplateError:
-        # It takes other conversations than this one; `encode` says so where it matters.
-        return False
-    return bool(text.rstrip().endswith("<think>"))
+def opens_thoughts(tokenizer: Any, opening: str = "") -> bool:
+    """Whether the chat template ends a prompt inside the thoughts, so that a completion begins with them.
+
+    Args:
+        opening: a mark that opens them beside those that are known (`ttrl_pop.thoughts.MARKS`).
+    """
+    text = rendered_turn(tokenizer, "?")
+    return text is not None and ends_in_thoughts(text, opening)
 
 
 def decode(tokenizer: Any, completion_ids: Sequence[int]) -> str:
-    """Text of a completion, special tokens left out."""
-    text: str = tokenizer.decode(completion_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    """Text of a completion, special tokens left out but for marks of thoughts, which extraction goes by."""
+    dropped, marks = _special(tokenizer)
+    if has_marks := not marks.isdisjoint(completion_ids):
+        completion_ids = [token for token in completion_ids if token not in dropped]
+    text: str = tokenizer.decode(completion_ids, skip_special_tokens=not has_marks, clean_up_tokenization_spaces=False)
     return text
 
 
@@ -82,7 +85,8 @@ class Prompts(Mapping[str, tuple[int, ...]]):
             date: as `encode` takes it.
 
         Raises:
-            UsageError: a prompt and `max_new_tokens` together do not fit the model's context.
+            UsageError: a prompt and `max_new_tokens` together do not fit the model's context, or the model has no
+                embedding for a token of it.
         """
         self._model, self._date = model, date
         self._problems = {problem.id: problem for problem in problems}
@@ -105,6 +109,9 @@ class Prompts(Mapping[str, tuple[int, ...]]):
                     "sampling.max_new_tokens"
                 )
 
+        if _highest_id(model.tokenizer) >= (rows := model.network.get_input_embeddings().weight.shape[0]):
+            self._check_embedded(rows)
+
     def __getitem__(self, problem_id: str) -> tuple[int, ...]:
         return encode(self._model.tokenizer, self._problems[problem_id], self._date)
 
@@ -114,8 +121,37 @@ class Prompts(Mapping[str, tuple[int, ...]]):
     def __len__(self) -> int:
         return len(self._problems)
 
+    def _check_embedded(self, rows: int) -> None:
+        """Most models whose tokenizer knows more tokens than they do never meet those: only prompts tell."""
+        for problem_id, ids in self.items():
+            if (unknown := max(ids)) >= rows:
+                token = self._model.tokenizer.convert_ids_to_tokens(unknown)
+                raise UsageError(
+                    f"problem {problem_id!r}: the model has embeddings for {rows} tokens, but its tokenizer makes "
+                    f"token {unknown} ({token!r}) of the prompt; pass a model with the tokenizer that belongs to it"
+                )
 
-def _rendered(tokenizer: Any, messages: list[Message], date: datetime.date | None) -> str:
+
+@lru_cache(maxsize=4)
+def _special(tokenizer: Any) -> tuple[frozenset[int], frozenset[int]]:
+    """Ids of a tokenizer's special tokens: of those to leave out, and of marks of thoughts."""
+    special = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    marks = frozenset(number for number, text in special.items() if is_part_of_mark(text))
+    return frozenset(special) - marks, marks
+
+
+def rendered_turn(tokenizer: Any, content: str) -> str | None:
+    """The chat template's text for a lone turn of the user; None without a template, or where it takes no such chat."""
+    if not tokenizer.chat_template:
+        return None
+    try:
+        return rendered(tokenizer, [{"role": "user", "content": content}], None)
+    except Exception:
+        # A template is a program, and may raise anything. `encode` says so of the problems that need it.
+        return None
+
+
+def rendered(tokenizer: Any, messages: list[Message], date: datetime.date | None) -> str:
     """The chat template's text for these messages, up to where the answer begins."""
     template: str = tokenizer.get_chat_template()
     if date is None or "strftime_now" not in template:
@@ -129,6 +165,21 @@ def _rendered(tokenizer: Any, messages: list[Message], date: datetime.date | Non
         messages, chat_template=dated, tokenize=False, add_generation_prompt=True, **told
     )
     return text
+
+
+def _open_ended(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text that goes on: an end token that the tokenizer puts behind every text is left out, one that
+    the text itself ends with stays."""
+    encoded = tokenizer(text, return_special_tokens_mask=True)
+    ids, added = list(encoded["input_ids"]), encoded["special_tokens_mask"]
+    while ids and added[len(ids) - 1]:
+        ids.pop()
+    return ids
+
+
+def _highest_id(tokenizer: Any) -> int:
+    highest: int = max(len(tokenizer) - 1, *tokenizer.added_tokens_decoder, 0)
+    return highest
 
 
 def _bytes(problem: Problem) -> int:

@@ -2,8 +2,27 @@
 
 from collections.abc import Iterable
 
+import torch
+
 from ttrl_pop.packing.radix import KEYS, alike
 from ttrl_pop.types import Mind
+
+PREFILL_TOKENS = {"cpu": 2048}
+"""Prompt tokens of one forward, by type of device; `ON_GPU` on others."""
+LEARNER_TOKENS = {"cpu": 1024}
+"""Tokens of one forward of the learner, by type of device; `ON_GPU` on others."""
+ON_GPU = 2**14
+"""A forward of fewer tokens is over before a GPU has been told of it."""
+
+
+def prefill_tokens(given: int | None, device: torch.device) -> int:
+    """Prompt tokens that one forward reads at most: what was given, or what suits the device."""
+    return given or PREFILL_TOKENS.get(device.type, ON_GPU)
+
+
+def learner_tokens(given: int | None, device: torch.device) -> int:
+    """Tokens that one forward of the learner holds at most: what was given, or what suits the device."""
+    return given or LEARNER_TOKENS.get(device.type, ON_GPU)
 
 
 class Budget:

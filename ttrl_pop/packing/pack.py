@@ -102,7 +102,7 @@ def pack(trees: Sequence[Tree], device: torch.device) -> Pack:
         ids_N=transfer([token for run in runs for token in run.ids], torch.long, device),
         positions_N=transfer([*chain(*(run.positions for run in runs))], torch.long, device),
         minds_M=known or None,
-        mind_N=transfer([number.get(run.mind, 0) for run in runs for _ in run.ids], torch.long, device),
+        mind_N=transfer([*chain(*([number.get(run.mind, 0)] * run.length for run in runs))], torch.long, device),
         plan=block_plan([*similar(first), *similar(after)], device),
         stems=tuple(tokens_of(paths[t, None]) for t in range(len(trees))),
         branches=tuple(

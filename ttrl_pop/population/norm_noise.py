@@ -16,38 +16,19 @@ where they are as wide as the hidden size.
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field
 from torch import Tensor, nn
 
 from ttrl_pop import randomness
-from ttrl_pop.config import Section
 from ttrl_pop.errors import UsageError
+from ttrl_pop.kernels.norms import offset_rows
 from ttrl_pop.population.base import MEAN, Lack, Population
+from ttrl_pop.population.options import NormNoiseOptions
 from ttrl_pop.types import Metrics, Mind
-
-Sigma = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-class NormNoiseOptions(Section):
-    """The table `population.options` of norm-noise."""
-
-    sigma: Literal["auto"] | Sigma = "auto"
-    """Standard deviation of the noise; `auto` calibrates it on the given problems."""
-    target_kl: Annotated[float, Field(gt=0)] = 0.04
-    """`auto`: largest mean KL(base ‖ mind), nats per token."""
-    target_flips: Annotated[float, Field(gt=0, le=1)] = 0.03
-    """`auto`: largest share of tokens whose most likely next token changes."""
-    spread: Literal["site", "dim"] = "site"
-    """One log sigma for each site, or one for each dimension of each site."""
-    level: Literal["sequence", "token"] = "sequence"
-    """`sequence`: an offset is frozen for the whole sequence; `token`: a new one for every token (ablation)."""
-    scope: Literal["sequence", "completion"] = "sequence"
-    """`completion`: the mean mind reads the prompt, once for all minds; noise begins behind it."""
 
 
 class NormNoise(Population):
@@ -117,6 +98,10 @@ class NormNoise(Population):
         self.register_buffer("sigma0", torch.tensor(math.nan, dtype=dtype, device=weight.device))
         if self.options.sigma != "auto":
             self.set_scale(self.options.sigma)
+        if not self.options.final_mu:
+            learns_S1 = torch.ones(len(found), 1, dtype=dtype, device=weight.device)
+            learns_S1[final_site(self.sites)] = 0
+            self.mu.register_hook(lambda gradient_SD: gradient_SD * learns_S1)  # type: ignore[no-untyped-call]
         for index, (_, module) in enumerate(found):
             module.register_forward_hook(self._hook(index))
 
@@ -124,18 +109,22 @@ class NormNoise(Population):
     def embody(
         self, minds_M: Sequence[Mind], mind_N: Int[Tensor, "N"], positions_N: Int[Tensor, "N"]
     ) -> Iterator[None]:
-        if self.lacks:
-            raise UsageError('sigma is "auto" and has not been calibrated; pass a number or calibrate first')
-        seeds = tuple(mind.seed for mind in minds_M)
-        length = 1 if self.options.level == "sequence" else int(positions_N.max()) + 1
         outer = (self._offsets, self._row_N)
-        self._offsets = self._noise(seeds, length)
-        # Offsets have a row for each mind, or for each mind and position.
-        self._row_N = mind_N if length == 1 else mind_N * length + positions_N
+        self.assume(minds_M, mind_N, positions_N)
         try:
             yield
         finally:
             self._offsets, self._row_N = outer
+
+    def assume(self, minds_M: Sequence[Mind], mind_N: Int[Tensor, "N"], positions_N: Int[Tensor, "N"]) -> None:
+        """Inside of `embody`, let other tokens come next: from now on these are read, as `embody` takes them."""
+        if self.lacks:
+            raise UsageError('sigma is "auto" and has not been calibrated; pass a number or calibrate first')
+        seeds = tuple(mind.seed for mind in minds_M)
+        length = 1 if self.options.level == "sequence" else int(positions_N.max()) + 1
+        self._offsets = self._noise(seeds, length)
+        # Offsets have a row for each mind, or for each mind and position.
+        self._row_N = mind_N if length == 1 else mind_N * length + positions_N
 
     def reader(self, mind: Mind) -> Mind:
         return mind if self.options.scope == "sequence" else MEAN
@@ -205,10 +194,7 @@ class NormNoise(Population):
         def add_offset(module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
             if self._offsets is None or self._row_N is None:
                 return None
-            # The sum is taken in the wider type: in bf16 half of a small offset would be rounded away.
-            offsets_ND = self._offsets[index].index_select(0, self._row_N)
-            # Added to the copies themselves: in place on a view of them the backward pass would copy its gradient.
-            return offsets_ND.add_(output.flatten(0, -2)).view(output.shape).to(output.dtype)
+            return offset_rows(output.flatten(0, -2), self._offsets[index], self._row_N).view(output.shape)
 
         return add_offset
 
@@ -232,6 +218,12 @@ def norm_sites(network: nn.Module) -> list[tuple[str, nn.Module]]:
         if tuple(weight.shape) == (width,) and not leaf.startswith(("q_", "k_", "query_", "key_")):
             sites.append((name, module))
     return sites
+
+
+def final_site(sites: Sequence[str]) -> int:
+    """Index of the norm before the LM head: the last one outside of the numbered layers."""
+    outside = [index for index, name in enumerate(sites) if not any(part.isdigit() for part in name.split("."))]
+    return outside[-1] if outside else len(sites) - 1
 
 
 def gaussian_kl(

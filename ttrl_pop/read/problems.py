@@ -1,69 +1,55 @@
-r"""Read: a JSON Lines file, a JSON array, standard input or a datasets name → problems and their answer key.
+"""Read: a JSON Lines file, a JSON array, standard input or a datasets name → problems and their answer key.
 
     found = read_problems("problems.jsonl", ProblemsConfig(), gold="gold.jsonl")
     found.problems[0].prompt, found.answers.get("7x8")
 
-Each row is read by itself, so one file may mix layouts. Of `PROMPT_FIELDS`, `GOLD_FIELDS` and `ID_FIELDS` the
-first field that is there counts; null is the same as absent, and a list or an object is no gold answer. A
-field that the user names is taken instead; a dotted name such as `extra_info.index` reaches into an object.
+Each row is read by itself, so one file may mix layouts: its prompt by `question`, its gold answer by `gold`, its id
+from the first of `ttrl_pop.read.rows.ID_FIELDS` that is there. Null is the same as absent. A field that the user names
+is taken instead; a dotted name such as `extra_info.index` reaches into an object. A row that cannot be read refuses the
+source, as training on a part of it would be another experiment.
 
-A string `prompt` is raw text, any other text becomes a user turn with `INSTRUCTION` below it, and a list is a
-chat. Gold answers go into the `AnswerKey` and never into a `Problem`.
+A string `prompt` stays text, of which `ttrl_pop.model.turns` makes a turn where the model is one for chats. Gold
+answers go into the `AnswerKey` and never into a `Problem`.
 """
 
 import hashlib
 import json
-import shlex
-from collections.abc import Container, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 
 from ttrl_pop.config import ProblemsConfig
 from ttrl_pop.errors import UsageError
-from ttrl_pop.read.hub import DatasetLoader, hub_rows, load_from_hub
-from ttrl_pop.read.rows import (
-    ID_FIELDS,
-    ByteStream,
-    Row,
-    is_text,
-    joined,
-    kind,
-    read_rows,
-    rows_of,
-    source_name,
-    spelling,
-)
-from ttrl_pop.text import last_box, shown
-from ttrl_pop.types import AnswerKey, Message, Problem, ProblemSet
-
-PROMPT_FIELDS = ("problem", "question", "prompt", "Problem", "Question", "input", "query", "messages")
-"""Fields of a prompt, in the order in which they count."""
-
-GOLD_FIELDS = (
-    *("answer", "label", "gold", "target", "ground_truth", "final_answer", "Answer", "expected_answer"),
-    *("solution", "reward_model.ground_truth"),
-)
-"""Fields of a gold answer, in the order in which they count."""
-
-INSTRUCTION = r"Please reason step by step, and put your final answer in \boxed{}."
-"""Stands below a text that becomes a chat turn, after a blank line."""
+from ttrl_pop.read.choices import Choices
+from ttrl_pop.read.gold import GOLD_FIELDS, Gold
+from ttrl_pop.read.hub import DatasetLoader, Resolver, hub_rows, load_from_hub, resolve_on_hub
+from ttrl_pop.read.lines import ByteStream, source_name
+from ttrl_pop.read.logs import read_logged
+from ttrl_pop.read.question import read_question
+from ttrl_pop.read.rows import ID_FIELDS, Counted, Notice, Row, Source, read_rows, rows_of, unsaid
+from ttrl_pop.text import shown
+from ttrl_pop.types import AnswerKey, GoldAnswer, Problem, ProblemSet
 
 
 def read_problems(
-    source: str,
+    source: Source,
     options: ProblemsConfig,
-    gold: str | None = None,
+    gold: Source | None = None,
     stdin: ByteStream | None = None,
     *,
-    load_dataset: DatasetLoader | None = None,
+    load_dataset: DatasetLoader = load_from_hub,
+    resolve: Resolver = resolve_on_hub,
+    notice: Notice = unsaid,
 ) -> ProblemSet:
-    """Read the problems in `source`: a file, `-` for `stdin`, or `hf:NAME[:config][:split]`.
+    """Read the problems in `source`: a file, `-` for `stdin`, `hf:NAME[@REVISION][:config][:split]`, or rows in memory.
 
     Args:
         source: a lone `train`, `test`, `validation` or `dev` after NAME is the split, anything else the
             config; without a split `test` is read, else `train`.
-        gold: file with gold answers by problem id; they replace those in the rows.
+        gold: gold answers by problem id, from a source of their own; they replace those in the rows.
         stdin: standard input, in bytes; None is that of the process.
         load_dataset: stands in for `datasets.load_dataset`.
+        resolve: stands in for the hub, which says what commit a revision is.
+        notice: is told what may be a part of the question and is not read, and what is in doubt of gold answers.
 
     Raises:
         UsageError: a source cannot be read or a row breaks a rule; the message begins with file and line.
@@ -72,32 +58,48 @@ def read_problems(
     if template is not None and template.count("{prompt}") != 1:
         raise UsageError(f"prompt_template must hold {{prompt}} exactly once, got '{shown(template)}'.")
     problems: list[Problem] = []
-    answers: dict[str, str] = {}
     seen: dict[str, int] = {}
-    gold_fields = (options.answer_key,) if options.answer_key else GOLD_FIELDS
-    for row in _read_rows(source, stdin, load_dataset):
+    unread = Counted(source_name(source))
+    found = Gold((options.answer_key,) if options.answer_key else GOLD_FIELDS)
+    rows, kept = _read_rows(source, stdin, load_dataset, resolve)
+    for row in islice(rows, options.limit):
         problem_id = _problem_id(row, options.id_key)
         _claim(row, problem_id, seen)
-        problems.append(Problem(problem_id, _prompt(row, options), len(problems)))
-        if (answer := _gold(row, gold_fields)) is not None:
-            answers[problem_id] = answer
-    if gold is not None:
-        answers |= _read_gold(_read_rows(gold, stdin, load_dataset), options, seen)
+        question = read_question(row, options)
+        problems.append(Problem(problem_id, question.prompt, len(problems)))
+        if question.unread:
+            names = ", ".join(map(shown, question.unread))
+            unread.add(f"not read beside the question: {names}. Put what belongs to it into the question.", row)
+        found.add(row, problem_id)
+    found.settle()
+    answers = found.answers
+    for said in unread.notices():
+        notice(said)
+    if gold is None:
+        _tell(found, source, notice)
+    else:
+        rows, _ = _read_rows(gold, stdin, load_dataset, resolve)
+        answers |= _read_gold(rows, options, gold, notice, ids=seen, choices=found.choices)
     if options.answer_key and not answers:
         raise UsageError(
             f"{source_name(source)}: no row has an answer in {shown(options.answer_key)}. "
             "Pass another --answer-key or none."
         )
-    return ProblemSet(tuple(problems), AnswerKey(answers), _fingerprint(problems))
+    return ProblemSet(tuple(problems), AnswerKey(answers), fingerprint(problems), kept)
 
 
-def read_gold(source: str, options: ProblemsConfig) -> AnswerKey:
-    """Read gold answers by problem id; a file of problems with answers will do.
+def read_gold(source: Source, options: ProblemsConfig, notice: Notice = unsaid) -> AnswerKey:
+    """Read gold answers by problem id; a file of problems with answers will do, and a log of lm-eval or inspect.
+
+    Args:
+        notice: is told what is in doubt of them.
 
     Raises:
-        UsageError: the source cannot be read or a row breaks a rule; the message begins with file and line.
+        UsageError: the source cannot be read, a row breaks a rule, or none has an answer; the message begins with file
+            and line.
     """
-    return AnswerKey(_read_gold(_read_rows(source, None, None), options, ids=None))
+    rows, _ = _read_rows(source, None, load_from_hub, resolve_on_hub, logged=True)
+    return AnswerKey(_read_gold(rows, options, source, notice))
 
 
 def write_problems(problems: Sequence[Problem]) -> Iterator[str]:
@@ -110,17 +112,34 @@ def write_problems(problems: Sequence[Problem]) -> Iterator[str]:
         yield json.dumps({"id": problem.id, field: problem.prompt}, ensure_ascii=False)
 
 
+def write_gold(answers: AnswerKey) -> Iterator[str]:
+    """One JSON object a gold answer, without line ends; `read_gold` of these lines gives equal answers."""
+    for problem_id, answer in answers.items():
+        others = {"others": answer.others} if isinstance(answer, GoldAnswer) and answer.others else {}
+        yield json.dumps({"id": problem_id, "answer": answer, **others})
+
+
+def fingerprint(problems: Iterable[Problem]) -> str:
+    """SHA-256 (hex) over ids and prompts in order."""
+    canonical = json.dumps([(problem.id, problem.prompt) for problem in problems], sort_keys=True)
+    return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+
+
 # --- source → rows ---
 
 
-def _read_rows(source: str, stdin: ByteStream | None, load_dataset: DatasetLoader | None) -> Iterator[Row]:
-    if source.startswith("hf:"):
-        found = hub_rows(source, load_dataset or load_from_hub)
-        return rows_of(enumerate(found, 1), source_name(source), "row")
-    return read_rows(source, stdin)
+def _read_rows(
+    source: Source, stdin: ByteStream | None, load_dataset: DatasetLoader, resolve: Resolver, logged: bool = False
+) -> tuple[Iterator[Row], str]:
+    """Rows, and where they were read from."""
+    if isinstance(source, str) and source.startswith("hf:"):
+        found = hub_rows(source, load_dataset, resolve)
+        return rows_of(enumerate(found.rows, 1), source_name(source), "row"), found.source
+    rows = read_logged(source, stdin, once=True) if logged else read_rows(source, stdin)
+    return rows, source if isinstance(source, str) else source_name(source)
 
 
-# --- row → id, prompt, gold ---
+# --- row → id, gold ---
 
 
 def _claim(row: Row, row_id: str, seen: dict[str, int]) -> None:
@@ -135,108 +154,38 @@ def _problem_id(row: Row, key: str | None) -> str:
     return str(row.number) if row_id is None else row_id
 
 
-def _prompt(row: Row, options: ProblemsConfig) -> str | tuple[Message, ...]:
-    field, value = row.first((options.prompt_key,) if options.prompt_key else PROMPT_FIELDS)
-    if field is None:
-        raise row.error(_no_prompt(row, options.prompt_key))
-    if isinstance(value, list):
-        return _chat(row, field, value, options)
-    if not is_text(value) or field == "messages":
-        wanted = "a list of messages" if field == "messages" else "text or a list of messages"
-        raise row.error(f"prompt field {shown(field)} must be {wanted}, got {kind(value)}.")
-    if not value.strip():
-        raise row.error(f"prompt field {shown(field)} is empty. Fill it or leave the row out.")
-    text: str = options.prompt_template.replace("{prompt}", value) if options.prompt_template else value
-    row.check_encodable("prompt", text)
-    if options.form == "raw" or (options.form == "auto" and field == "prompt"):
-        return text
-    return ({"role": "user", "content": f"{text}\n\n{INSTRUCTION}"},)
-
-
-def _no_prompt(row: Row, key: str | None) -> str:
-    lengths = {
-        field: len(value)
-        for field, value in row.fields.items()
-        if is_text(value) and value.strip() and field not in {*ID_FIELDS, *GOLD_FIELDS} and _is_plain(field)
-    }
-    if lengths:
-        advice = f"Pass --prompt-key {shlex.quote(max(lengths, key=lambda field: lengths[field]))}."
-    else:
-        advice = f"Give each row one of {', '.join(PROMPT_FIELDS)}."
-    return f"no prompt field{' ' + shown(key) if key else ''} (found: {row.listed()}). {advice}"
-
-
-def _chat(row: Row, field: str, values: list[Any], options: ProblemsConfig) -> tuple[Message, ...]:
-    field = shown(field)
-    if options.form == "raw":
-        raise row.error(f"form raw takes text, but {field} is a list of messages. Leave form at auto.")
-    if options.prompt_template is not None:
-        raise row.error(f"a prompt template takes text, but {field} is a list of messages. Leave it out.")
-    messages = tuple(_message(row, f"{field}[{place}]", value) for place, value in enumerate(values))
-    if not any(message["content"].strip() for message in messages):
-        raise row.error(f"prompt field {field} is empty. Fill it or leave the row out.")
-    if messages[-1]["role"] == "assistant":
-        # The usual layout of training data: the solution would stand in the prompt, and every mind would copy it.
-        raise row.error(f"{field} ends with an answer of the assistant; a prompt ends with the question. Leave it out.")
-    return messages
-
-
-def _message(row: Row, place: str, value: Any) -> Message:
-    if not isinstance(value, dict):
-        raise row.error(f"{place} must be an object with role and content, got {kind(value)}.")
-    message = {}
-    for key, item in value.items():
-        text = joined(item) if key == "content" else item
-        if is_text(text):
-            row.check_encodable(place, key)
-            row.check_encodable(f"{place}.{shown(key)}", text)
-            message[key] = text
-        elif key in ("role", "content") or text not in (None, [], {}):
-            raise row.error(f"{place}.{shown(key)} must be text, got {kind(text)}.")
-    for key in ("role", "content"):
-        if key not in message:
-            raise row.error(f"{place} has no {key}. A message is an object with role and content.")
-    return message
-
-
-def _gold(row: Row, fields: Iterable[str]) -> str | None:
-    for field, value in row.present(fields):
-        text = spelling(value)
-        if text is not None and (answer := _final_answer(field, text)):
-            row.check_encodable("gold answer", answer)
-            return answer
-    return None
-
-
-def _read_gold(rows: Iterable[Row], options: ProblemsConfig, ids: Container[str] | None) -> dict[str, str]:
+def _read_gold(
+    rows: Iterable[Row],
+    options: ProblemsConfig,
+    source: Source,
+    notice: Notice,
+    ids: Container[str] | None = None,
+    choices: Mapping[str, Choices] | None = None,
+) -> dict[str, str]:
     id_fields = (options.id_key, *ID_FIELDS) if options.id_key else ID_FIELDS
     fields = (options.answer_key, *GOLD_FIELDS) if options.answer_key else GOLD_FIELDS
-    answers: dict[str, str] = {}
+    gold = Gold(fields, choices=dict(choices or {}))
     seen: dict[str, int] = {}
+    first = None
     for row in rows:
         if (row_id := row.id(id_fields)) is None:
             raise row.error(f"no problem id (found: {row.listed()}). Give each gold answer the id of its problem.")
         if ids is not None and row_id not in ids:
+            if options.limit is not None:
+                continue
             raise row.error(f"no problem has the id '{shown(row_id)}'. Correct the id or leave the row out.")
         _claim(row, row_id, seen)
-        if (answer := _gold(row, fields)) is None:
-            raise row.error(f"no gold answer (found: {row.listed()}). Name its field with --answer-key.")
-        answers[row_id] = answer
-    return answers
+        gold.add(row, row_id)
+        first = first or row
+    gold.settle()
+    if not gold.answers and first is not None:
+        if (doubt := next(gold.notices(), None)) is not None:
+            raise UsageError(f"{source_name(source)}: {doubt}.")
+        raise first.error(f"no gold answer (found: {first.listed()}). Name its field with --answer-key.")
+    _tell(gold, source, notice)
+    return gold.answers
 
 
-def _final_answer(field: str, text: str) -> str:
-    """The answer itself where `text` is a worked solution: its last box, or what follows `####` (GSM8K)."""
-    hashes = text.rpartition("####")
-    if field == "solution":
-        return last_box(text) or (hashes[2].strip() if hashes[1] else "")
-    return hashes[2].strip()
-
-
-def _is_plain(name: str) -> bool:
-    return name == shown(name)
-
-
-def _fingerprint(problems: Iterable[Problem]) -> str:
-    canonical = json.dumps([(problem.id, problem.prompt) for problem in problems], sort_keys=True)
-    return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+def _tell(gold: Gold, source: Source, notice: Notice) -> None:
+    for said in gold.notices():
+        notice(f"{source_name(source)}: {said}")

@@ -1,50 +1,68 @@
-"""JSON Lines or a JSON array, from a file or standard input → rows, each with its place for errors.
+"""JSON Lines, a JSON array or a table → rows, each with its place for errors.
 
     for row in read_rows("rollouts.jsonl.zst"):
         row.id(ID_FIELDS), row.get("extra.index")
 
-A line becomes a row as soon as it is read, and memory holds no other. What is in a file whose name ends in .zst is
-decompressed on the way.
+A line becomes a row as soon as it is read, and memory holds no other. Which files are read, `lines` says.
 
 Simplifications:
 
 1. A JSON array is held as a whole.
 """
 
-import codecs
 import json
 import math
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
-from pathlib import Path
-from typing import Any, BinaryIO, Literal, Protocol, TypeAlias, runtime_checkable
-
-import zstandard
+from typing import Any, Literal, TypeAlias, TypeGuard
 
 from ttrl_pop.errors import UsageError
+from ttrl_pop.read.lines import ByteStream, read_lines, source_name
+from ttrl_pop.read.tables import columns_of, is_parquet, parquet_values, table_values
 from ttrl_pop.text import shown
 
-ID_FIELDS = ("id", "unique_id", "ID", "uid", "problem_idx", "idx", "index")
-"""Fields of a row's id, in the order in which they count."""
+ID_FIELDS = (
+    *("problem_id", "question_id", "prompt_id", "custom_id"),
+    *("id", "unique_id", "ID", "uid", "uuid", "problem_idx", "idx", "index"),
+    *("doc_id", "task_id", "example_id", "item_id", "query_id", "qid", "request_id", "key"),
+)
+"""Fields of a problem's id, in the order in which they count, in problems, rollouts and gold answers alike. A plain
+`id` beside one of the first four is that of the rollout or of the reply; those behind it may be what a row is about."""
 
-PATH_LIMIT = 4096
-"""Characters of a source's name that are shown."""
+ARRAY_LIMIT = 1 << 30
+"""Bytes of a JSON array."""
+
+Source: TypeAlias = str | Iterable[Mapping[str, Any]]
+"""A file, `-` for standard input, or rows in memory."""
+
+Notice: TypeAlias = Callable[[str], None]
+"""Takes a line of what a user should know of a source that was read all the same."""
+
+Refuse: TypeAlias = Callable[[UsageError], None]
+"""Takes the error of a row; where it returns, the row is left out."""
 
 Unit: TypeAlias = Literal["line", "element", "row"]
 """What rows are counted in: lines of a file, elements of an array, rows of a data set."""
 
 _SHOWN_FIELDS = 8
 
-_CHUNK = 1 << 16
+_KINDS = 20
+"""Things that `Counted` tells apart."""
 
 
-@runtime_checkable
-class ByteStream(Protocol):
-    """What standard input has to offer, its lines; a `BinaryIO` or a `BytesIO` will do."""
+def unsaid(notice: str) -> None:
+    """Drop a notice, where nobody would read it."""
 
-    def __iter__(self) -> Iterator[bytes]: ...
+
+def refuse(error: UsageError) -> None:
+    """Raise the error of a row: none is left out.
+
+    Raises:
+        UsageError: the error itself.
+    """
+    raise error
 
 
 class Number(str):
@@ -75,7 +93,10 @@ class Row:
     def present(self, fields: Iterable[str]) -> Iterator[tuple[str, Any]]:
         """Yield each of `fields` that is there and not null, with its value."""
         for field in fields:
-            if (value := self.get(field)) is not None:
+            value = self.fields.get(field)
+            if value is None and "." in field:
+                value = self.get(field)
+            if value is not None:
                 yield field, value
 
     def first(self, fields: Iterable[str]) -> tuple[str | None, Any]:
@@ -121,51 +142,90 @@ class Row:
         return _error(self.file, self.unit, self.number, message)
 
 
-def read_rows(source: str, stdin: ByteStream | None = None) -> Iterator[Row]:
-    """Yield the rows of a file, or of `stdin` where `source` is `-`.
+def read_rows(source: Source, stdin: ByteStream | None = None, refused: Refuse = refuse) -> Iterator[Row]:
+    """Yield the rows of a file, of `stdin` where `source` is `-`, or rows in memory as if a file held them.
 
     Args:
         stdin: standard input, in bytes; None is that of the process.
+        refused: gets the error of a line that is no JSON object, or of such an element.
 
     Raises:
-        UsageError: the source cannot be read, is empty, or holds something else than JSON objects; the message begins
-            with file and line.
+        UsageError: the source cannot be read, or is empty; and what `refused` raises. The message begins with file
+            and line.
     """
     file = source_name(source)
-    lines = enumerate(_unmarked(_read_lines(source, stdin)), 1)
-    filled = ((number, line) for number, line in lines if line and not line.isspace())
+    if not isinstance(source, str):
+        return rows_of(_written(source, file, refused), file, "row", refused)
+    if source != "-" and is_parquet(source):
+        return rows_of(enumerate(parquet_values(source, Number), 1), file, "row", refused)
+    lines = enumerate(read_lines(source, stdin), 1)
+    filled = ((number, line) for number, line in lines if not line.isspace())
     start = list(islice(filled, 1))
-    if start and start[0][1].lstrip().startswith(b"["):
-        whole = b"".join(line for _, line in chain(start, lines))
-        return rows_of(enumerate(_parse(whole, file, start[0][0]), 1), file, "element")
-    values = ((number, _parse(line.removesuffix(b"\n"), file, number)) for number, line in chain(start, filled))
-    return rows_of(values, file, "line")
+    if not start:
+        raise _empty(file)
+    if start[0][1].lstrip().startswith(b"["):
+        whole = _array((line for _, line in chain(start, lines)), file)
+        return rows_of(enumerate(parsed(whole, file, start[0][0]), 1), file, "element", refused)
+    if (head := columns_of(start[0][1], source)) is not None:
+        place = partial(_error, file, "line")
+        return rows_of(table_values(lines, *head, place, refused, _DECODER.decode), file, "line", refused)
+    return _rows(_values(chain(start, filled), file, refused), file, "line", refused)
 
 
-def rows_of(values: Iterable[tuple[int, Any]], file: str, unit: Unit) -> Iterator[Row]:
+def rows_of(values: Iterable[tuple[int, Any]], file: str, unit: Unit, refused: Refuse = refuse) -> Iterator[Row]:
     """Yield rows of (number, value), counted from 1.
 
+    Args:
+        refused: gets the error of a value that is no object.
+
     Raises:
-        UsageError: a value is no object, or there is none.
+        UsageError: there is no value; and what `refused` raises.
     """
-    number = 0
-    for number, value in values:
-        if not isinstance(value, dict):
-            raise _error(file, unit, number, f"must be a JSON object, got {kind(value)}.")
-        yield Row(value, file, unit, number)
-    if not number:
-        raise UsageError(f"{file}: empty. It must hold JSON objects, one on each line or in an array.")
+    rows = iter(values)
+    start = list(islice(rows, 1))
+    if not start:
+        raise _empty(file)
+    yield from _rows(chain(start, rows), file, unit, refused)
 
 
-def source_name(source: str) -> str:
-    """A source as errors name it."""
-    return "<stdin>" if source == "-" else shown(source, limit=PATH_LIMIT)
+class Counted:
+    """What should be known of a source, each thing said once, with how many rows it holds for and the first of them."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._found: dict[str, tuple[int, str]] = {}
+        self._others = 0
+
+    def add(self, what: str, row: Row) -> None:
+        """Count a row."""
+        count, first = self._found.get(what, (0, f"{row.unit} {row.number}"))
+        if count or len(self._found) < _KINDS:
+            self._found[what] = (count + 1, first)
+        else:
+            self._others += 1
+
+    def notices(self) -> Iterator[str]:
+        """A line for each thing."""
+        for what, (count, first) in self._found.items():
+            more = f", and {count - 1} more" if count > 1 else ""
+            yield f"{self._source}: {first}{more}: {what}"
+        if self._others:
+            yield f"{self._source}: the like in {self._others} rows more"
+
+
+def _written(rows: Iterable[Mapping[str, Any]], file: str, refused: Refuse) -> Iterator[tuple[int, Any]]:
+    """Rows in memory as JSON has them."""
+    for number, row in enumerate(rows, 1):
+        try:
+            yield number, _DECODER.decode(json.dumps(dict(row) if isinstance(row, Mapping) else row))
+        except (TypeError, ValueError, RecursionError) as error:
+            refused(_error(file, "row", number, f"is nothing that JSON could hold ({error})."))
 
 
 # --- values ---
 
 
-def is_text(value: Any) -> bool:
+def is_text(value: Any) -> TypeGuard[str]:
     """Whether a JSON value is a string; numbers keep their spelling in one, and are none."""
     return isinstance(value, str) and not isinstance(value, Number)
 
@@ -179,15 +239,6 @@ def spelling(value: Any) -> str | None:
     if isinstance(value, int) or (isinstance(value, float) and not math.isnan(value)):
         return repr(value)
     return None
-
-
-def joined(content: Any) -> Any:
-    """The text of a list of text parts; anything else as it is."""
-    if isinstance(content, list) and all(
-        isinstance(part, dict) and part.get("type") == "text" and is_text(part.get("text")) for part in content
-    ):
-        return "".join(part["text"] for part in content)
-    return content
 
 
 def kind(value: Any) -> str:
@@ -207,7 +258,29 @@ def kind(value: Any) -> str:
             return "an object"
 
 
-# --- source → lines → values ---
+# --- lines → values → rows ---
+
+
+def _rows(values: Iterable[tuple[int, Any]], file: str, unit: Unit, refused: Refuse) -> Iterator[Row]:
+    for number, value in values:
+        if isinstance(value, dict):
+            yield Row(value, file, unit, number)
+        else:
+            refused(_error(file, unit, number, f"must be a JSON object, got {kind(value)}."))
+
+
+def _empty(file: str) -> UsageError:
+    return UsageError(f"{file}: empty. It must hold JSON objects, one on each line or in an array.")
+
+
+def _values(lines: Iterable[tuple[int, bytes]], file: str, refused: Refuse) -> Iterator[tuple[int, Any]]:
+    for number, line in lines:
+        try:
+            value = parsed(line.removesuffix(b"\n"), file, number)
+        except UsageError as error:
+            refused(error)
+        else:
+            yield number, value
 
 
 def _error(file: str, unit: Unit, number: int, message: str) -> UsageError:
@@ -215,64 +288,21 @@ def _error(file: str, unit: Unit, number: int, message: str) -> UsageError:
     return UsageError(f"{place}: {message}")
 
 
-def _read_lines(source: str, stdin: ByteStream | None) -> Iterator[bytes]:
-    """Lines with their ends."""
-    if source == "-":
-        yield from stdin or sys.stdin.buffer
-        return
-    with _open(source) as file:
-        try:
-            yield from _decompressed(file, source_name(source)) if source.endswith(".zst") else file
-        except OSError as error:
-            raise UsageError(f"{source_name(source)}: cannot be read ({error.strerror}).") from error
+def _array(lines: Iterable[bytes], file: str) -> bytes:
+    """All bytes of a JSON array.
 
-
-def _unmarked(lines: Iterator[bytes]) -> Iterator[bytes]:
-    """Lines without a byte order mark."""
-    yield next(lines, b"").removeprefix(codecs.BOM_UTF8)
-    yield from lines
-
-
-def _open(source: str) -> BinaryIO:
-    name = source_name(source)
-    try:
-        return Path(source).open("rb")
-    except FileNotFoundError:
-        advice = "Check the path." if Path(source).suffix else f"For a dataset of the hub write hf:{name}."
-        raise UsageError(f"{name}: no such file. {advice}") from None
-    except IsADirectoryError:
-        raise UsageError(f"{name}: is a directory. Name a JSON Lines or JSON file in it.") from None
-    except OSError as error:
-        raise UsageError(f"{name}: cannot be read ({error.strerror}).") from error
-    except ValueError as error:
-        raise UsageError(f"{name}: cannot be the name of a file ({error}).") from error
-
-
-def _decompressed(file: BinaryIO, name: str) -> Iterator[bytes]:
+    Raises:
+        UsageError: they are too many to be held at once.
+    """
     held: list[bytes] = []
-    for chunk in _chunks(file, name):
-        *ends, rest = chunk.split(b"\n")
-        for end in ends:
-            yield b"".join([*held, end, b"\n"])
-            held.clear()
-        held.append(rest)
-    if last := b"".join(held):
-        yield last
-
-
-def _chunks(file: BinaryIO, name: str) -> Iterator[bytes]:
-    """What the frames of a zstd file hold; a reader of the library would take a file that was cut for a whole one."""
-    frame = None
-    while packed := file.read(_CHUNK):
-        while packed:
-            frame = frame or zstandard.ZstdDecompressor().decompressobj()
-            try:
-                yield frame.decompress(packed)
-            except zstandard.ZstdError as error:
-                raise UsageError(f"{name}: not valid zstd ({error}). Name an uncompressed file otherwise.") from None
-            packed, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
-    if frame is not None:
-        raise UsageError(f"{name}: ends in the middle of its zstd frame. Copy the whole file.")
+    size = 0
+    for line in lines:
+        held.append(line)
+        size += len(line)
+        if size > ARRAY_LIMIT:
+            limit = f"{ARRAY_LIMIT >> 20} MiB"
+            raise UsageError(f"{file}: an array of more than {limit}. Write a JSON object on each line, without one.")
+    return b"".join(held)
 
 
 def _constant(name: str) -> Number | None:
@@ -283,7 +313,12 @@ def _constant(name: str) -> Number | None:
 _DECODER = json.JSONDecoder(parse_int=Number, parse_float=Number, parse_constant=_constant)
 
 
-def _parse(raw: bytes, file: str, first_line: int) -> Any:
+def parsed(raw: bytes, file: str, first_line: int) -> Any:
+    """The JSON value in `raw`, numbers as they are spelled.
+
+    Raises:
+        UsageError: it is none; the message begins with file and line.
+    """
     try:
         return _DECODER.decode(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -291,6 +326,10 @@ def _parse(raw: bytes, file: str, first_line: int) -> Any:
         message = f"not valid UTF-8 (byte 0x{raw[error.start]:02x}). Save the file as UTF-8."
         raise UsageError(f"{file}:{line}: {message}") from None
     except json.JSONDecodeError as error:
+        if first_line == 1 and not raw.lstrip().startswith((b"{", b"[")) and any(c in raw for c in b",\t"):
+            raise UsageError(
+                f"{file}: looks like CSV or TSV without a head. Name each column once in the first line."
+            ) from None
         line = first_line + error.lineno - 1
         reason = f"{error.msg.removesuffix(' at')} at column {error.colno}"
         advice = "Put one whole object on each line, or all of them in one array."

@@ -7,19 +7,24 @@ not be transitive, so members of one cluster may get different verdicts.
 from collections.abc import Mapping, Sequence
 
 from ttrl_pop.report.estimators import mean
-from ttrl_pop.types import AnswerKey, Metrics, Same, Tally
+from ttrl_pop.types import AnswerKey, GoldAnswer, Metrics, Same, Tally
+
+
+def is_right(answer: str | None, gold: str, same: Same) -> bool:
+    """Whether an answer equals the gold answer, or one that is as right."""
+    return same(answer, gold) or (isinstance(gold, GoldAnswer) and any(same(answer, other) for other in gold.others))
 
 
 def answers_correct(answers_G: Sequence[str | None], gold: str, same: Same) -> tuple[bool, ...]:
     """Whether each answer equals the gold answer. A grader may be slow: it sees each spelling once, in their order."""
-    verdicts = {answer: same(answer, gold) for answer in dict.fromkeys(answers_G)}
+    verdicts = {answer: is_right(answer, gold, same) for answer in dict.fromkeys(answers_G)}
     return tuple(verdicts[answer] for answer in answers_G)
 
 
 def label_correct(tally: Tally, answers: AnswerKey, same: Same) -> bool | None:
     """Whether the label equals the gold answer; None without gold, False without a label."""
     gold = answers.get(tally.group.problem.id)
-    return None if gold is None else same(tally.label, gold)
+    return None if gold is None else is_right(tally.label, gold, same)
 
 
 def rollouts_correct(tally: Tally, answers: AnswerKey, same: Same) -> tuple[bool, ...] | None:

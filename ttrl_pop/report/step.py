@@ -18,6 +18,7 @@ def step_report(
     times: Mapping[str, float],
     flips: float | None = None,
     timeouts: int = 0,
+    skipped: Mapping[str, int] | None = None,
     alarm: Callable[[Metrics], str | None] = lambda metrics: None,
 ) -> StepReport:
     """The figures of one step.
@@ -25,6 +26,7 @@ def step_report(
     Args:
         flips: share of the problems seen before whose label has changed.
         timeouts: verdicts of the grader that did not come in time.
+        skipped: groups that teach nothing, by cause.
         population: figures of the population after the update.
         times: seconds spent, keyed `time/...`.
     """
@@ -61,6 +63,7 @@ def step_report(
         "learn/tokens": update.tokens,
         "learn/groups_used": update.groups_used,
         "learn/groups_skipped": update.groups_skipped,
+        **{f"learn/skipped_{cause}": count for cause, count in (skipped or {}).items()},
         "learn/updates": update.updates,
         "learn/bad_updates": update.bad_updates,
         "learn/token_budget": update.token_budget,

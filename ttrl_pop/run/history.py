@@ -5,13 +5,19 @@ A label that changed since the last visit is a flip (TTRL-Guard, arXiv 2605.1944
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from ttrl_pop.config import GuardConfig
 from ttrl_pop.types import Same, Tally
 
 RECENT = 4
 """Visits over which the newest flip rate is taken."""
+
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,16 +27,16 @@ class ProblemState:
     id: str
     label: str | None
     """The newest label; a visit at which nobody answered leaves the one before."""
-    agreement: float
-    margin: float
-    visits: int
-    flips: int
+    agreement: Share
+    margin: Share
+    visits: Annotated[Count, Field(ge=1)]
+    flips: Count
     """Visits at which the label differed from the one before."""
-    recent: int
+    recent: Annotated[Count, Field(lt=2**RECENT)]
     """The last `RECENT` visits, newest in the lowest bit: 1 where the label flipped."""
-    settled: int
+    settled: Count
     """Visits in a row, up to the last one, with an agreement of `guard.settled_agreement` or more."""
-    last_seen: int
+    last_seen: Count
     """Step of the last visit."""
 
     @property
@@ -42,6 +48,9 @@ class ProblemState:
     def recent_flip_rate(self) -> float:
         """Flips over the visits at which one was possible, of the last `RECENT`."""
         return self.recent.bit_count() / min(RECENT, self.visits - 1) if self.visits > 1 else 0.0
+
+
+_STATE = TypeAdapter(ProblemState)
 
 
 class History(Mapping[str, ProblemState]):
@@ -88,6 +97,25 @@ class History(Mapping[str, ProblemState]):
         seen = [problem_id for problem_id in problem_ids if problem_id in before]
         flips = sum(self[problem_id].flips - before[problem_id].flips for problem_id in seen)
         return flips / len(seen) if seen else None
+
+    @classmethod
+    def of_rows(cls, rows: Iterable[Mapping[str, Any]]) -> "History":
+        """The history that `rows` gave.
+
+        Raises:
+            ValueError: a row is not the state of a problem; says which number it has, and why.
+        """
+        states = []
+        for number, row in enumerate(rows, 1):
+            try:
+                state = _STATE.validate_python(row)
+            except ValidationError as error:
+                first = error.errors(include_url=False)[0]
+                raise ValueError(f"row {number}, {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+            if state.flips >= state.visits:
+                raise ValueError(f"row {number}: {state.flips} flips in {state.visits} visits")
+            states.append(state)
+        return cls(states)
 
     def rows(self) -> list[dict[str, Any]]:
         """Each state as a row of a checkpoint's problems.jsonl."""

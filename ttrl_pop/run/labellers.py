@@ -24,6 +24,13 @@ class Labellers:
         self.learner = learner
         self.known = known
 
+    def rollouts(self, problems: Sequence[Problem]) -> int:
+        """How many rollouts `elect` writes for these problems."""
+        config = self.session.config
+        new = [problem for problem in problems if problem.id not in self.known]
+        electing = {"minds": 0, "average": len(problems), "base": len(new)}[config.vote.labels]
+        return electing * (config.vote.label_rollouts or config.group_size)
+
     def elect(self, problems: Sequence[Problem], step: int) -> Labels | None:
         """Labels of these problems by id; None where each group labels itself."""
         kind = self.session.config.vote.labels

@@ -1,20 +1,25 @@
 """Configuration and problems → everything that a command works with, checked before anything is written."""
 
 import datetime
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ttrl_pop.config import Config, Section
 from ttrl_pop.config_file import validate
 from ttrl_pop.errors import UsageError
+from ttrl_pop.kernels.cuda import repeat_to_the_bit
 from ttrl_pop.model.load import load_model
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.model.prompts import Prompts, opens_thoughts
+from ttrl_pop.model.source import lasting
+from ttrl_pop.model.turns import notice_of_turns, with_turns
+from ttrl_pop.packing.budget import learner_tokens, prefill_tokens
 from ttrl_pop.plugins import load
 from ttrl_pop.population.base import Population
 from ttrl_pop.sample.backend import Backend, Weights, backend_name
 from ttrl_pop.sample.sample import sample
+from ttrl_pop.thoughts import Thinking
 from ttrl_pop.types import AnswerKey, Group, Mind, Problem, ProblemSet, Tally
 from ttrl_pop.vote.graders.base import Grader
 from ttrl_pop.vote.rules import Labels, Rules, build_rules
@@ -28,6 +33,7 @@ class Session:
     config: Config
     """Resolved: nothing that decides what runs is left open."""
     problems: tuple[Problem, ...]
+    """As this model is asked: of texts, those that are turns for it have become turns."""
     gold: AnswerKey
     """Gold answers of those problems that have one."""
     policy: Policy
@@ -36,6 +42,8 @@ class Session:
     """Token ids of each problem's prompt."""
     rules: Rules
     """How groups are voted on."""
+    notices: tuple[str, ...] = ()
+    """What the user should know of how all this came out."""
 
     @property
     def grader(self) -> Grader:
@@ -71,16 +79,27 @@ class Session:
         return vote_in_background(groups, lambda group: vote(group, self.rules, labels))
 
 
-def open_session(config: Config, problems: ProblemSet, adapter: bool, rewards: bool = True) -> Session:
+def open_session(
+    config: Config,
+    problems: ProblemSet,
+    adapter: bool,
+    rewards: bool = True,
+    settled: bool = False,
+    stage: Callable[[str], object] = lambda text: None,
+) -> Session:
     """Load the model, attach population and LoRA, and choose backend, grader and reward.
 
     Args:
         adapter: whether there is a LoRA adapter to learn or to load.
         rewards: whether rollouts are rewarded.
+        settled: whether prompts are those of a run already, which stay as they are.
+        stage: is told in a line of what may take long, as it begins.
 
     Raises:
         UsageError: whatever of it cannot be had as asked for.
     """
+    if config.deterministic:
+        repeat_to_the_bit()
     # Without a model yet: what is wrong here is said at once.
     rules = build_rules(config.vote, problems.answers, token_limit=config.sampling.max_new_tokens, rewards=rewards)
     population_kind: type[Population] = load("population", config.population.name)
@@ -89,22 +108,32 @@ def open_session(config: Config, problems: ProblemSet, adapter: bool, rewards: b
     backend_kind: type[Backend] = load("backend", engine)
     backend_options = validate(backend_kind.Options, config.backend_options, source="backend_options")
     policy = Policy(
-        load_model(config.model, config.device, config.dtype),
+        load_model(config.model, config.device, config.dtype, stage),
         population_kind(options),
         config.learn.lora if adapter else None,
         config.seed,
     )
+    stage(f"starting the backend {engine}")
     backend = backend_kind(policy, config.sampling, backend_options)
     config = resolve(_with_options(config, options, backend_options), engine, policy, backend)
+    asked = problems.problems if settled else as_asked(problems.problems, config, policy.model.tokenizer)
+    turned = notice_of_turns(problems.problems, asked)
     return Session(
         config=config,
-        problems=problems.problems,
+        problems=asked,
         gold=problems.answers,
         policy=policy,
         backend=backend,
-        prompts=Prompts(policy.model, problems.problems, config.sampling.max_new_tokens, config.problems.date),
-        rules=replace(rules, thinking=bool(config.vote.thinking)),
+        prompts=Prompts(policy.model, asked, config.sampling.max_new_tokens, config.problems.date),
+        rules=replace(rules, thinking=config.vote.thinking or False),
+        notices=(*rules.grader.notices, *policy.model.notices, *([turned] if turned else [])),
     )
+
+
+def as_asked(problems: Sequence[Problem], config: Config, tokenizer: Any) -> tuple[Problem, ...]:
+    """The problems as the model of this tokenizer is asked them: where no form was named, its chat template
+    decides which texts are turns."""
+    return with_turns(tokenizer, problems) if config.problems.form == "auto" else tuple(problems)
 
 
 def resolve(config: Config, engine: str, policy: Policy, backend: Backend) -> Config:
@@ -112,24 +141,44 @@ def resolve(config: Config, engine: str, policy: Policy, backend: Backend) -> Co
 
     Device and dtype are those of the loaded model, the backend is the one that was chosen, the learner's settings are
     what that backend calls for, the chat template tells whether prompts end inside the thoughts, and today is what it
-    prints where it prints a date. A setting that the user gave stays.
+    prints where it prints a date. A model's path leads to it from any folder. A setting that the user gave stays; of
+    two marks of thoughts (`vote.thinking`) the first is emptied where the template writes it.
 
     Args:
         engine: name of `backend`.
     """
     problems, learn, vote = config.problems, config.learn, config.vote
     called_for = {name: value for name, value in backend.learner_defaults().items() if getattr(learn, name) is None}
-    thinking = opens_thoughts(policy.model.tokenizer) if vote.thinking is None else vote.thinking
+    thinking = _thinking(policy.model.tokenizer, vote.thinking)
     return config.model_copy(
         update={
+            "model": lasting(config.model),
             "device": policy.device.type if config.device == "auto" else config.device,
             "dtype": policy.dtype_name,
             "backend": engine,
             "problems": problems.model_copy(update={"date": problems.date or datetime.date.today()}),
-            "learn": learn.model_copy(update={**called_for, "population_lr": learn.population_rate}),
+            "sampling": config.sampling.model_copy(
+                update={"prefill_tokens": prefill_tokens(config.sampling.prefill_tokens, policy.device)}
+            ),
+            "learn": learn.model_copy(
+                update={
+                    **called_for,
+                    "population_lr": learn.population_rate,
+                    "token_budget": learner_tokens(learn.token_budget, policy.device),
+                }
+            ),
             "vote": vote.model_copy(update={"thinking": thinking}),
         }
     )
+
+
+def _thinking(tokenizer: Any, given: Thinking | None) -> Thinking:
+    """What is known of the thoughts: what was given, and whether the chat template opens them."""
+    if given is None:
+        return opens_thoughts(tokenizer)
+    if isinstance(given, tuple) and opens_thoughts(tokenizer, given[0]):
+        return "", given[1]
+    return given
 
 
 def _with_options(config: Config, population: Section, backend: Section) -> Config:

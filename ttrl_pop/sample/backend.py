@@ -1,5 +1,6 @@
 """What a rollout engine is: requests in, rollouts out."""
 
+import copy
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from ttrl_pop.config import SamplingConfig, Section
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.model.prompts import decode
 from ttrl_pop.population.base import MEAN
+from ttrl_pop.sample.meter import Meter
 from ttrl_pop.types import FinishReason, Mind, Rollout
 
 Weights = Literal["policy", "base"]
@@ -48,6 +50,8 @@ class Backend(ABC):
         self.policy = policy
         self.sampling = sampling
         self.options = self.Options() if options is None else options
+        self.meter = Meter()
+        """What has been written so far; `sample` counts rollouts, and the engine what is under way, if it can."""
 
     @abstractmethod
     def rollouts(self, requests: Sequence[Request], weights: Weights = "policy") -> Iterator[tuple[int, Rollout]]:
@@ -70,6 +74,12 @@ class Backend(ABC):
     def restore_limits(self, limits: Mapping[str, int]) -> None:
         """Go on as an engine whose `limits()` these were."""
         return
+
+    def with_sampling(self, sampling: SamplingConfig) -> "Backend":
+        """The same engine under other settings, for use before this one or after it."""
+        other = copy.copy(self)
+        other.sampling = sampling
+        return other
 
     def close(self) -> None:
         """Give back what the engine holds outside of this process's own memory. It writes nothing afterwards."""

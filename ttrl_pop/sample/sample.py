@@ -38,6 +38,7 @@ def sample(
     done = 0
     waiting: dict[int, dict[int, Rollout]] = {}
     for index, rollout in backend.rollouts(requests, weights):
+        backend.meter.add(rollout)
         number, member = divmod(index, size)
         rollouts = waiting.setdefault(number, {})
         rollouts[member] = rollout

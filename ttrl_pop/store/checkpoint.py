@@ -1,37 +1,49 @@
 """The run directory: atomic saves, exact resume.
 
-    RUN/  config.toml  problems.jsonl  gold.jsonl  identity.json  calibration.json  baseline.jsonl
-          metrics.jsonl  rollouts/step_0001.jsonl.zst
-          checkpoints/step_0010/{adapter/, population.safetensors, optimizer.safetensors, problems.jsonl, state.json,
-                                 MANIFEST}
+    RUN/  config.toml  problems.jsonl  gold.jsonl  identity.json  environment.json  calibration.json  baseline.jsonl
+          run.log  metrics.jsonl  rollouts/step_0001.jsonl.zst
+          checkpoints/step_0010/{adapter/, population.safetensors, optimizer.safetensors, problems.jsonl, metrics.jsonl,
+                                 state.json, MANIFEST}
           best → checkpoints/step_0010   answers.jsonl
 
 Every file is written under a temporary name, synced and renamed. A checkpoint is a folder renamed into place whose
-MANIFEST, written last, lists the hash of every file: without it, or with another hash, it is not a checkpoint and the
-one before counts.
+MANIFEST, written last, lists the seal of every file: without it, or with another seal, it is not a checkpoint and the
+one before counts. What a damaged file means elsewhere: `ttrl_pop.store.reading`.
 """
 
-import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import peft
 import safetensors.torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from ttrl_pop.errors import CheckpointError, UsageError
+from ttrl_pop.errors import CheckpointError, DamagedError, TtrlPopError, UsageError
 from ttrl_pop.model.policy import Policy
-from ttrl_pop.store.directory import RunDirectory
-from ttrl_pop.store.files import sync_file, sync_folder, write_atomic
+from ttrl_pop.store import reading
+from ttrl_pop.store.directory import MANIFEST, RunDirectory
+from ttrl_pop.store.files import encode_lines, sync_file, sync_folder, write_atomic
 
-FORMAT = 3
+FORMAT = 4
 
 PROBLEMS = "problems.jsonl"
 """State of each problem, in a checkpoint."""
+
+METRICS = "metrics.jsonl"
+"""Rows of RUN/metrics.jsonl up to the checkpoint's step, in a checkpoint."""
+
+WEIGHTS = "adapter/adapter_model.safetensors"
+
+PARTS = ("population.safetensors", "optimizer.safetensors", "state.json", PROBLEMS, METRICS)
+"""Files that every checkpoint has; beside them it may have those of an adapter."""
+
+_NUMBER = re.compile(r"[0-9]{1,18}")
 
 
 def save(
@@ -40,12 +52,18 @@ def save(
     policy: Policy,
     optimizer: dict[str, Tensor],
     problems: Iterable[dict[str, Any]],
+    metrics: Iterable[dict[str, Any]],
     state: dict[str, Any],
 ) -> Path:
-    """Write the checkpoint of `step`; it appears whole or not at all. `problems` has a row for each problem seen."""
+    """Write the checkpoint of `step`; it appears whole or not at all.
+
+    Args:
+        problems: a row for each problem seen.
+        metrics: a row for each step done.
+    """
     target = run.checkpoint(step)
     work = run.checkpoints / f".saving-{target.name}"
-    shutil.rmtree(work, ignore_errors=True)
+    _remove(work)
     (work / "adapter").mkdir(parents=True)
     if policy.adapter is not None:
         # The vocabulary is never resized; left to itself, peft asks the hub whether it was.
@@ -63,38 +81,47 @@ def save(
     )
     whole = {"format": FORMAT, "step": step, "policy_version": policy.version, **state}
     (work / "state.json").write_text(json.dumps(whole, indent=1) + "\n")
-    (work / PROBLEMS).write_text("".join(json.dumps(row) + "\n" for row in problems))
+    for name, rows in ((PROBLEMS, problems), (METRICS, metrics)):
+        (work / name).write_bytes(encode_lines(work / name, rows))
     files = sorted(file for file in work.rglob("*") if file.is_file())
-    manifest = {str(file.relative_to(work)): _hash(file) for file in files}
+    manifest = {str(file.relative_to(work)): reading.seal_of(file) for file in files}
     for file in files:
         sync_file(file)
-    write_atomic(work / "MANIFEST", (json.dumps(manifest, indent=1) + "\n").encode())
-    shutil.rmtree(target, ignore_errors=True)
+    write_atomic(work / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    _remove(target)
     work.rename(target)
     sync_folder(run.checkpoints)
     return target
 
 
-def latest(run: RunDirectory) -> int | None:
-    """Step of the newest whole checkpoint, or None."""
-    for step in reversed(_steps(run)):
-        if is_whole(run.checkpoint(step)):
+def latest(run: RunDirectory, notice: Callable[[str], None] = lambda text: None) -> int | None:
+    """Step of the newest whole checkpoint, or None. `notice` is told of newer ones that are not whole."""
+    for step in reversed(steps(run)):
+        if (found := flaw(run.checkpoint(step))) is None:
             return step
+        notice(f"{run.checkpoint(step)} is not a whole checkpoint ({found}); the one before is taken")
+    return None
+
+
+def flaw(folder: Path) -> str | None:
+    """Why a folder is not a whole checkpoint, in a few words; None where it is one."""
+    try:
+        listed = reading.read_object(folder / MANIFEST)
+        if missing := [name for name in PARTS if name not in listed]:
+            return f"{MANIFEST} does not list {missing[0]}"
+        for name, written in listed.items():
+            path = Path(name)
+            if path.is_absolute() or ".." in path.parts:
+                return f"{MANIFEST} lists what is outside of the checkpoint"
+            reading.verify(folder / path, written)
+    except DamagedError as error:
+        return f"{error.path.name} {error.reason}"
     return None
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether the MANIFEST is there and every file that it lists has the hash that it says."""
-    manifest = folder / "MANIFEST"
-    if not manifest.is_file():
-        return False
-    try:
-        listed = json.loads(manifest.read_bytes())
-    except (ValueError, RecursionError):
-        return False
-    if not isinstance(listed, dict) or not listed:
-        return False
-    return all((folder / name).is_file() and _hash(folder / name) == digest for name, digest in listed.items())
+    """Whether the MANIFEST is there and every file that it lists is the one that was written."""
+    return flaw(folder) is None
 
 
 def load_state(folder: Path) -> dict[str, Any]:
@@ -103,11 +130,13 @@ def load_state(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the folder is not a whole checkpoint, or of another format.
     """
-    if not is_whole(folder):
-        raise CheckpointError(f"{folder} is not a whole checkpoint (no MANIFEST, or a file that differs from it)")
-    state: dict[str, Any] = json.loads((folder / "state.json").read_text())
-    if state["format"] != FORMAT:
-        raise CheckpointError(f"{folder} has checkpoint format {state['format']}; this version reads {FORMAT}")
+    if (found := flaw(folder)) is not None:
+        raise CheckpointError(f"{folder} is not a whole checkpoint ({found})")
+    state = reading.read_object(folder / "state.json", reading.LARGE)
+    if state.get("format") != FORMAT:
+        raise CheckpointError(f"{folder} has checkpoint format {state.get('format')!r}; this version reads {FORMAT}")
+    if not all(type(state.get(key)) is int and 0 <= state[key] < 2**63 for key in ("step", "policy_version")):
+        raise CheckpointError(f"{folder}: state.json must hold a step and a policy version")
     return state
 
 
@@ -118,9 +147,10 @@ def load_policy(folder: Path, policy: Policy) -> None:
         CheckpointError: not a whole checkpoint, or its tensors do not fit this policy.
     """
     state = load_state(folder)
-
-    weights = safetensors.torch.load_file(folder / "adapter" / "adapter_model.safetensors")
-    result = peft.set_peft_model_state_dict(policy.adapter, weights)
+    try:
+        result = peft.set_peft_model_state_dict(policy.adapter, _tensors(folder / WEIGHTS))
+    except RuntimeError as error:
+        raise CheckpointError(f"{folder}: adapter does not fit the model: {_last_line(error)}") from error
     if result.unexpected_keys:
         raise CheckpointError(f"{folder}: adapter does not fit the model (unexpected {result.unexpected_keys[0]})")
     _load_population(folder, policy)
@@ -131,27 +161,27 @@ def load_start(folder: Path, policy: Policy) -> None:
     """Give `policy` the population that the run of this checkpoint began with.
 
     Raises:
-        CheckpointError: its tensors do not fit this policy.
+        CheckpointError: not a whole checkpoint, or its tensors do not fit this policy.
     """
+    load_state(folder)
     _load_population(folder, policy)
     policy.population.restart()
 
 
-def newest(run: RunDirectory) -> Path:
-    """Folder of the newest whole checkpoint.
+def newest(run: RunDirectory, notice: Callable[[str], None] = lambda text: None) -> Path:
+    """Folder of the newest whole checkpoint. `notice` is told of newer ones that are not whole.
 
     Raises:
         UsageError: there is none.
     """
-    step = latest(run)
+    step = latest(run, notice)
     if step is None:
         raise UsageError(f"{run.path}: no whole checkpoint in this run; go on with it by ttrl-pop run --resume")
     return run.checkpoint(step)
 
 
 def load_optimizer(folder: Path) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = safetensors.torch.load_file(folder / "optimizer.safetensors")
-    return tensors
+    return _tensors(folder / "optimizer.safetensors")
 
 
 def point_best(run: RunDirectory, step: int) -> None:
@@ -159,7 +189,10 @@ def point_best(run: RunDirectory, step: int) -> None:
     temporary = run.path / ".best.tmp"
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(Path("checkpoints") / run.checkpoint(step).name)
-    os.replace(temporary, run.path / "best")
+    try:
+        os.replace(temporary, run.path / "best")
+    except IsADirectoryError as error:
+        raise TtrlPopError(f"{run.path / 'best'}: a folder stands where a link has to be; move it away") from error
 
 
 def prune(run: RunDirectory, keep: int, best: int | None) -> None:
@@ -168,15 +201,20 @@ def prune(run: RunDirectory, keep: int, best: int | None) -> None:
     Damaged ones do not count as kept; they go once `keep` whole ones are newer.
     """
     for leftover in run.checkpoints.glob(".saving-*"):
-        shutil.rmtree(leftover)
+        _remove(leftover)
     kept = 0
-    for step in reversed(_steps(run)):
+    for step in reversed(steps(run)):
         if kept >= keep and step != best:
-            # The MANIFEST goes first: a half-removed checkpoint must not look whole.
-            (run.checkpoint(step) / "MANIFEST").unlink(missing_ok=True)
-            shutil.rmtree(run.checkpoint(step))
+            _remove(run.checkpoint(step))
         elif kept < keep:
             kept += is_whole(run.checkpoint(step))
+
+
+def steps(run: RunDirectory) -> list[int]:
+    """Steps that have a checkpoint folder, ascending; a copy that a user made beside them has another name."""
+    named = {folder.name: folder.name.removeprefix("step_") for folder in run.checkpoints.glob("step_*")}
+    numbers = {int(number): name for name, number in named.items() if _NUMBER.fullmatch(number)}
+    return sorted(step for step, name in numbers.items() if run.checkpoint(step).name == name)
 
 
 def _sort_targets(config: Path) -> None:
@@ -190,17 +228,31 @@ def _sort_targets(config: Path) -> None:
 
 def _load_population(folder: Path, policy: Policy) -> None:
     try:
-        policy.population.load_state_dict(safetensors.torch.load_file(folder / "population.safetensors"))
+        policy.population.load_state_dict(_tensors(folder / "population.safetensors"))
     except RuntimeError as error:
-        raise CheckpointError(f"{folder}: population does not fit: {error}") from error
+        raise CheckpointError(f"{folder}: population does not fit: {_last_line(error)}") from error
 
 
-def _steps(run: RunDirectory) -> list[int]:
-    """Steps that have a checkpoint folder, ascending; a copy that a user made beside them has another name."""
-    numbers = (folder.name.removeprefix("step_") for folder in run.checkpoints.glob("step_*"))
-    return sorted(int(number) for number in numbers if number.isdecimal())
+def _tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file}: holds no tensors ({error})") from error
+    return tensors
 
 
-def _hash(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+def _last_line(error: BaseException) -> str:
+    """What torch says of tensors that do not fit; a heading stands above it."""
+    return str(error).strip().splitlines()[-1].strip()
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint's folder, or what stands in its place."""
+    if folder.is_dir() and not folder.is_symlink():
+        # The MANIFEST goes first: a half-removed checkpoint must not look whole.
+        manifest = folder / MANIFEST
+        if not manifest.is_dir():
+            manifest.unlink(missing_ok=True)
+        shutil.rmtree(folder)
+    else:
+        folder.unlink(missing_ok=True)

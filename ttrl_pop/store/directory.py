@@ -1,21 +1,27 @@
 """RUN/ on disk: the names of its files, its lock, how a new one is made, and how one is found from a path in it."""
 
-import fcntl
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
+from filelock import lock_descriptor
+
 from ttrl_pop.errors import UsageError
 from ttrl_pop.store.files import write_atomic
 
-IDENTITY = "identity.json"
+IDENTITY, ENVIRONMENT = "identity.json", "environment.json"
 
 MANIFEST = "MANIFEST"
 """Lists the files of a checkpoint; written last."""
+
+
+_PLAIN = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"))
+"""A file is opened as what it is, and for this process alone; systems differ in what they can be asked for."""
 
 
 class RunDirectory:
@@ -41,6 +47,16 @@ class RunDirectory:
     def identity(self) -> Path:
         """Fingerprints of model and problems. Written last when a run is created."""
         return self.path / IDENTITY
+
+    @property
+    def environment(self) -> Path:
+        """On what the run works."""
+        return self.path / ENVIRONMENT
+
+    @property
+    def log(self) -> Path:
+        """What the run told."""
+        return self.path / "run.log"
 
     @property
     def metrics(self) -> Path:
@@ -69,13 +85,23 @@ class RunDirectory:
         """Hold the run directory for this process; the lock ends with the process, however it ends.
 
         Raises:
-            UsageError: another process holds it.
+            UsageError: another process holds it, or something else stands in its place.
         """
-        with (self.path / ".lock").open("w") as file:
+        path = self.path / ".lock"
+        try:
+            # Nothing is written into it: a link under that name, in a run that came from elsewhere, changes no file.
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _PLAIN, 0o666)
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be locked ({error.strerror}); take it away") from error
+        with open(descriptor, "r+b", buffering=0):
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise UsageError(f"{path}: cannot be locked (no regular file); take it away")
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UsageError(f"{self.path}: another process is working in this run directory") from error
+                is_ours = lock_descriptor(descriptor, blocking=False)
+            except OSError as error:
+                raise UsageError(f"{path}: cannot be locked ({error.strerror}); choose a folder elsewhere") from error
+            if not is_ours:
+                raise UsageError(f"{self.path}: another process is working in this run directory")
             yield
 
 
@@ -118,17 +144,22 @@ def find(path: Path) -> tuple[RunDirectory, Path | None]:
         UsageError: it stands in no run, or in what is no checkpoint although it has the place of one.
     """
     # A path with a slip of the pen must not be taken for the folder that it would stand in.
-    above = (path, *path.resolve().parents) if os.path.exists(path) else ()
-    run = next((run for run in map(RunDirectory, above) if run.identity.is_file()), None)
+    above = (path, *_real(path).parents) if os.path.exists(path) else ()
+    run = next((run for run in map(RunDirectory, above) if os.path.lexists(run.identity)), None)
     if run is None:
         raise UsageError(f"{path}: neither a run directory nor a checkpoint in one (no {IDENTITY})")
-    checkpoints = run.checkpoints.resolve()
-    folder = next((folder for folder in (path.resolve(), *above[1:]) if folder.parent == checkpoints), None)
+    checkpoints = _real(run.checkpoints)
+    folder = next((folder for folder in (_real(path), *above[1:]) if folder.parent == checkpoints), None)
     if folder is None:
         return run, None
     if not (folder / MANIFEST).is_file():
         raise UsageError(f"{path}: not a whole checkpoint (no {MANIFEST})")
     return run, folder
+
+
+def _real(path: Path) -> Path:
+    """The path without links; one in a loop of them stays as it is, where `Path.resolve` raises."""
+    return Path(os.path.realpath(path))
 
 
 def _names(source: str) -> Iterator[Path]:

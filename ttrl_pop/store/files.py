@@ -2,59 +2,85 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import zstandard
 
+from ttrl_pop.errors import TtrlPopError
+from ttrl_pop.store.reading import parse_object, read_content
+
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Make `path` hold `content`, or stay as it was, whenever the process or the machine stops."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Make `path` hold `content`, or stay as it was, whenever the process or the machine stops.
+
+    Raises:
+        TtrlPopError: a folder stands in its place, or a file in that of its folder.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        # A link under that name, in a run that came from elsewhere, would lead the content out of the run.
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (IsADirectoryError, NotADirectoryError, FileExistsError) as error:
+        raise TtrlPopError(f"{path}: cannot be written ({error.strerror}: {error.filename}); move that away") from error
     sync_folder(path.parent)
 
 
-def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """JSON Lines, atomically; compressed where the name ends in .zst."""
+def remove(path: Path) -> None:
+    """Remove a file that may be there.
+
+    Raises:
+        TtrlPopError: a folder stands in its place.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        if not path.is_dir():
+            raise
+        raise TtrlPopError(f"{path}: must be a file; move the folder that stands there away") from error
+
+
+def encode_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """Rows as the JSON Lines of `path`; compressed, with a checksum inside, where the name ends in .zst."""
     content = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    write_atomic(path, zstandard.ZstdCompressor().compress(content) if path.suffix == ".zst" else content)
+    return zstandard.ZstdCompressor(write_checksum=True).compress(content) if path.suffix == ".zst" else content
+
+
+def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """JSON Lines, atomically; see `encode_lines`."""
+    write_atomic(path, encode_lines(path, rows))
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a JSON Lines file, compressed or not."""
-    content = path.read_bytes()
-    if path.suffix == ".zst":
-        content = zstandard.ZstdDecompressor().decompress(content)
-    for line in content.decode("utf-8").splitlines():
-        yield json.loads(line)
+    """Rows of a JSON Lines file, compressed or not.
+
+    Raises:
+        DamagedError: it is not one.
+    """
+    held: list[bytes] = []
+    for part in read_content(path):
+        *ends, rest = part.split(b"\n")
+        for end in ends:
+            yield parse_object(path, b"".join([*held, end]))
+            held.clear()
+        held.append(rest)
+    if last := b"".join(held):
+        yield parse_object(path, last)
 
 
 def append_line(path: Path, row: dict[str, Any]) -> None:
-    """Add one JSON line and sync it. A line torn by a kill is dropped by `truncate_lines` at resume."""
+    """Add one JSON line and sync it. A line torn by a kill is left out at resume."""
     with path.open("ab") as file:
         file.write(json.dumps(row).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
-
-
-def truncate_lines(path: Path, last_step: int) -> list[dict[str, Any]]:
-    """Drop the rows of steps after `last_step` and a torn last line; returns the rows that stay."""
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_bytes().split(b"\n")[:-1]:
-        row = json.loads(line)
-        if row["step"] <= last_step:
-            rows.append(row)
-    write_lines(path, rows)
-    return rows
 
 
 def sync_file(file: Path) -> None:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from ttrl_pop.config import VoteConfig, Weight
 from ttrl_pop.plugins import load
+from ttrl_pop.thoughts import Thinking
 from ttrl_pop.types import AnswerKey
-from ttrl_pop.vote.extract import AUTO, Extractor, build_extractor
+from ttrl_pop.vote.extract.extractor import AUTO, Extractor, build_extractor
 from ttrl_pop.vote.graders.base import Grader
 from ttrl_pop.vote.rewards.base import Reward, build_reward
 
@@ -25,8 +26,8 @@ class Rules:
     extractor: Extractor = AUTO
     """Reads the answer of a completion."""
     weight: Weight = "rollout"
-    thinking: bool = False
-    """Chat prompts end inside the thoughts."""
+    thinking: Thinking = False
+    """What is known of the thoughts of chat prompts."""
     token_limit: int | None = None
     """Longest completion, for rewards that look at lengths."""
     reward_name: str = ""
@@ -46,7 +47,7 @@ def build_grader(config: VoteConfig) -> Grader:
 def build_rules(
     config: VoteConfig,
     answers: AnswerKey,
-    thinking: bool = False,
+    thinking: Thinking = False,
     token_limit: int | None = None,
     rewards: bool = True,
 ) -> Rules:

@@ -15,20 +15,24 @@ from hypothesis import strategies as st
 from ttrl_pop.cli.display import open_display
 from ttrl_pop.cli.display.live import CURVES, ROWS, Live
 from ttrl_pop.cli.display.marks import POINTS
-from ttrl_pop.types import StepReport
+from ttrl_pop.sample.meter import Meter
+from ttrl_pop.types import Load, StepReport
 
 
 def test_the_live_view_shows_the_votes_of_the_step():
     display = live()
-    display.begin("a run", 4, 0)
-    display.phase("step 1: sampling", 3)
+    meter = Meter()
+    display.begin("a run", 4, 0, meter=meter)
+    display.phase("step 1: sampling", 12)
+    meter.rollouts, meter.under_way = 5, 70
     display.tally(tally_of("first", "42", votes=3), True)
     display.tally(tally_of("second", "43", votes=1), False)
     display.tally(tally_of("third", None), None)
     shown = plain(display)
     assert shown[0] == "a run"
     assert shown[1].split()[:2] == ["step", "0/4"]
-    assert shown[2].endswith("3/3")
+    assert shown[2].endswith("5/12, 70 tokens")
+    assert plain(display, 40)[2].endswith("5/12")
     rows = [line.split() for line in shown if line.startswith(("first", "second", "third"))]
     assert rows[0][1:2] + rows[0][3:] == ["0.75", "0.75", "✓", "42"]
     assert rows[1][1:2] + rows[1][3:] == ["0.25", "0.25", "✗", "43"]
@@ -61,7 +65,7 @@ def test_learning_keeps_the_votes_and_shows_its_time():
     display.begin("a run", 4, 0)
     display.phase("step 1: sampling", 1)
     display.tally(tally_of("kept"), None)
-    display.phase("step 1: learning", 0)
+    display.phase("step 1: learning", 4, "learn")
     now[0] = 65.0
     shown = plain(display)
     assert shown[2].startswith("step 1: learning")
@@ -88,17 +92,30 @@ def test_the_view_fits_the_terminal_and_counts_what_it_hides(problems, height, w
         assert any(line.split()[0] == f"p{problems - 1}" for line in rows), "the newest is in sight"
 
 
-def test_time_left_goes_by_the_steps_of_this_process():
-    now = [0.0]
+def test_time_left_stands_beside_the_time_so_far_and_alone_where_it_is_narrow():
+    now, meter = [0.0], Meter()
     display = live(lambda: now[0])
-    display.begin("resumed", 10, 4)
+    display.begin("resumed", 10, 4, Load(sample=60, steps=6), meter)
     assert plain(display)[1].endswith("0:00")
+    display.phase("step 5: sampling", 10, "sample")
+    now[0], meter.rollouts = 20.0, 10
+    display.phase("step 5: learning", 10, "learn")
+    assert plain(display)[1].endswith("0:20, over 1:40 left")
     now[0] = 30.0
     display.step(StepReport(5, METRICS))
+    display.phase("step 6: sampling", 10, "sample")
     assert plain(display)[1].endswith("0:30, 2:30 left")
     assert plain(display, 40)[1].endswith(" 2:30 left")
-    now[0] = 40.0
-    assert plain(display)[1].endswith("0:40, 2:20 left")
+
+
+def test_before_it_is_known_what_runs_the_view_says_what_is_loaded():
+    now = [0.0]
+    display = live(lambda: now[0])
+    display.phase("loading smollm2")
+    now[0] = 7.0
+    (line,) = plain(display)
+    assert line.startswith("loading smollm2")
+    assert line.endswith("0:07")
 
 
 def test_curves_show_the_first_and_the_newest_value_and_only_what_is_known():

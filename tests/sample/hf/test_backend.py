@@ -4,7 +4,7 @@ import math
 import random
 from collections.abc import Callable, Iterator
 from itertools import groupby
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -477,3 +477,20 @@ def test_a_backend_that_leaves_problems_out_is_an_error() -> None:
     session = tiny_session(backend=Lazy)
     with pytest.raises(RuntimeError, match="left 5 of 6 problems"):
         list(sample(session.backend, session.prompts, PROBLEMS, session.policy.population.spawn(0, 1, 4), 1, 0, 1))
+
+
+def test_the_meter_counts_tokens_as_they_are_written() -> None:
+    class Watching(HfBackend):
+        seen: ClassVar[list[tuple[int, int]]] = []
+
+        def _decode(self, *arguments: Any) -> Any:
+            self.seen.append((self.meter.rollouts, self.meter.tokens))
+            return super()._decode(*arguments)
+
+    session = tiny_session(backend=Watching, sampling__max_new_tokens=6)
+    minds = session.policy.population.spawn(0, 1, 3)
+    rollouts = [rollout for group in session.sample(PROBLEMS[:2], minds, 1, 1) for rollout in group.rollouts_G]
+    assert Watching.seen == sorted(Watching.seen)
+    assert Watching.seen[0] == (0, len(rollouts))
+    assert session.backend.meter.rollouts == len(rollouts)
+    assert session.backend.meter.tokens == sum(len(rollout.completion_ids) for rollout in rollouts)

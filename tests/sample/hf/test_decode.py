@@ -16,8 +16,9 @@ from ttrl_pop.errors import UsageError
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.population.base import NoPopulation
 from ttrl_pop.sample.hf import backend as hf
-from ttrl_pop.sample.hf.backend import HfBackend, HfOptions
+from ttrl_pop.sample.hf.backend import HfBackend
 from ttrl_pop.sample.hf.decode import COLUMNS, RecordedStep
+from ttrl_pop.sample.hf.options import HfOptions
 from ttrl_pop.types import Rollout
 
 aten = torch.ops.aten
@@ -178,6 +179,15 @@ def test_a_step_that_must_look_at_its_results_is_refused(graphs: list[Graph]) ->
     policy = tiny_policy(population=norm_noise(0.3, level="token"))
     with pytest.raises(UsageError, match=r"backend_options.graphs: .* not permitted .*; set it to false"):
         written(policy, True)
+
+
+def test_where_graphs_were_not_asked_for_such_a_step_is_run_as_it_is(
+    graphs: list[Graph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = written(tiny_policy(population=norm_noise(0.3, level="token")), False)
+    monkeypatch.setattr(HfBackend, "records", True)
+    assert_same(written(tiny_policy(population=norm_noise(0.3, level="token")), False), expected)
+    assert len(graphs) == 1, "one wave tries once"
 
 
 def test_graphs_take_a_gpu() -> None:

@@ -21,7 +21,7 @@ from ttrl_pop.config import Config
 from ttrl_pop.plugins import load
 from ttrl_pop.text import safe
 from ttrl_pop.types import Group, Mind, Problem, Rollout, Tally
-from ttrl_pop.vote.extract import extract_chat
+from ttrl_pop.vote.extract.chat import extract_chat
 from ttrl_pop.vote.graders.base import Grader
 from ttrl_pop.vote.graders.exact import ExactGrader
 from ttrl_pop.vote.graders.math import MAX_DEPTH, MAX_LENGTH, MathGrader, is_refused

@@ -16,6 +16,7 @@ from typing import TypeVar
 import pytest
 from fakes import CASES, text_of
 
+from ttrl_pop.vote.graders import math
 from ttrl_pop.vote.graders.algebra import reading
 from ttrl_pop.vote.graders.math import MAX_LENGTH, MathGrader
 
@@ -165,7 +166,7 @@ def test_an_interrupt_leaves_no_line_that_would_answer_the_next_question(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("ttrl_pop.vote.graders.math._line", interrupted)
+        patched.setattr(math, "_line", interrupted)
         with pytest.raises(KeyboardInterrupt):
             grader.same("x+2", "2+x")
     assert not grader.same("x+3", "x+4")

@@ -68,7 +68,7 @@ def test_a_reward_class_is_made_without_arguments() -> None:
 
 @pytest.mark.usefixtures("plug_ins")
 def test_a_reward_that_is_not_callable_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"must be callable.*'my_rewards:number', a int"):
+    with pytest.raises(UsageError, match=r"must be callable.*'my_rewards:number', an int"):
         build_reward("my_rewards:number", GOLD, ExactGrader())
 
 

@@ -13,14 +13,17 @@ nor be read as markup. A reader that goes away silences the display and leaves t
 
 from ttrl_pop.cli.display.base import Display
 from ttrl_pop.cli.display.console import Deafened, TextStream, console_on
-from ttrl_pop.cli.display.lines import Lines
+from ttrl_pop.cli.display.lines import Lines, Notices
 from ttrl_pop.cli.display.live import Live
 
 
-def open_display(quiet: bool, stream: TextStream | None) -> Display:
-    """A silent one if asked for or without a stream, `Live` on a terminal that can draw it, else `Lines`."""
+def open_display(quiet: bool, stream: TextStream | None, among_rows: bool = False) -> Display:
+    """A silent one if asked for or without a stream, `Notices` where rows are read meanwhile, `Live` on a terminal
+    that can draw it, else `Lines`."""
     if quiet or stream is None:
         return Display()
+    if among_rows:
+        return Notices(stream)
     console = console_on(stream)
     # isatty beside is_interactive: FORCE_COLOR makes rich take any file for a terminal.
     draws = Deafened(stream).isatty() and console.is_interactive and console.encoding.lower().startswith("utf")

@@ -3,7 +3,11 @@
 from types import TracebackType
 from typing import TypeAlias
 
-from ttrl_pop.types import StepReport, Tally
+from ttrl_pop.sample.meter import Meter
+from ttrl_pop.types import Load, StepReport, Tally, Work
+
+NOTHING = Load()
+"""The load of a command of which it is not known."""
 
 Figure: TypeAlias = float | int | None
 """A number that may be unknown."""
@@ -26,11 +30,21 @@ class Display:
     ) -> None:
         return None
 
-    def begin(self, title: str, steps: int, done: int) -> None:
-        """A run of `steps` steps starts, `done` of which an earlier process has finished; 0 steps: no training."""
+    def begin(self, title: str, steps: int, done: int, load: Load = NOTHING, meter: Meter | None = None) -> None:
+        """A run of `steps` steps starts, `done` of which an earlier process has finished; 0 steps: no training.
 
-    def phase(self, text: str, total: int) -> None:
-        """A stretch of work starts; each tally is one of its `total` parts. 0: it has none to count."""
+        Args:
+            load: what this process has to do.
+            meter: counts what is written meanwhile.
+        """
+
+    def phase(self, text: str, rollouts: int = 0, work: Work | None = None) -> None:
+        """A stretch of work starts, also before anything else is told.
+
+        Args:
+            rollouts: what it writes or learns from; 0: nothing to count.
+            work: what of the load it is; None: something beside.
+        """
 
     def tally(self, tally: Tally, correct: bool | None) -> None:
         """A problem was voted on; `correct` compares its label with gold, None where gold is unknown."""
@@ -41,3 +55,7 @@ class Display:
 
     def notice(self, text: str) -> None:
         """Something to be read once, which stays on the screen."""
+
+    def warning(self, text: str) -> None:
+        """A notice of what is likely wrong."""
+        self.notice(f"warning: {text}")

@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ttrl_pop.cli.display.base import Display, Figure
+from ttrl_pop.cli.display.base import NOTHING, Display, Figure
 from ttrl_pop.cli.display.marks import (
     NOTICE,
     POINTS,
@@ -25,10 +25,13 @@ from ttrl_pop.cli.display.marks import (
     mark,
     number,
     sparkline,
+    time_left,
     warning_of,
 )
+from ttrl_pop.cli.display.time_left import TimeLeft
+from ttrl_pop.sample.meter import Meter
 from ttrl_pop.text import safe
-from ttrl_pop.types import StepReport, Tally
+from ttrl_pop.types import Load, StepReport, Tally, Work
 
 ROWS = 256
 """Newest rows of a step that are kept; more than any terminal shows."""
@@ -87,10 +90,10 @@ class Live(Display):
         )
         self._title = ""
         self._steps = self._done = self._done_before = 0
-        self._started = self._step_ended = clock()
+        self._started = clock()
         self._phase = ""
-        self._phase_total = self._count = 0
-        self._phase_started = self._started
+        self._rollouts = self._count = 0
+        self._time_left = TimeLeft(NOTHING, Meter(), clock)
         self._rows: list[_Line] = []
         self._fresh = 0
         self._closed = True
@@ -111,17 +114,19 @@ class Live(Display):
                 self._phase = ""
         self._live.stop()
 
-    def begin(self, title: str, steps: int, done: int) -> None:
+    def begin(self, title: str, steps: int, done: int, load: Load = NOTHING, meter: Meter | None = None) -> None:
         with self._lock:
             self._title = safe(title, NOTICE)
             self._steps, self._done, self._done_before = steps, done, done
-            self._started = self._step_ended = self._clock()
+            self._started = self._clock()
+            self._phase, self._rollouts = "", 0
+            self._time_left = TimeLeft(load, meter or Meter(), self._clock)
 
-    def phase(self, text: str, total: int) -> None:
+    def phase(self, text: str, rollouts: int = 0, work: Work | None = None) -> None:
         with self._lock:
-            self._phase, self._phase_total, self._count = safe(text), total, 0
-            self._phase_started = self._clock()
-            if total:
+            self._phase, self._rollouts, self._count = safe(text), rollouts if work != "learn" else 0, 0
+            self._time_left.begin(work, rollouts)
+            if self._rollouts:
                 self._close_table()
 
     def tally(self, tally: Tally, correct: bool | None) -> None:
@@ -139,15 +144,22 @@ class Live(Display):
 
     def step(self, report: StepReport) -> None:
         with self._lock:
-            self._done, self._step_ended = max(self._done, report.step), self._clock()
+            self._done = max(self._done, report.step)
+            if report.step > self._done_before:
+                self._time_left.end()
+            else:
+                self._time_left.recall(report)
             self._close_table()
             for name, key in CURVES.items():
                 self._extend(name, report.metrics.get(key))
         if report.step > self._done_before and (warning := warning_of(report)):
-            self._console.print(Text(f"warning: {warning}", style="yellow"))
+            self.warning(warning)
 
     def notice(self, text: str) -> None:
         self._console.print(Text(safe(text, NOTICE)))
+
+    def warning(self, text: str) -> None:
+        self._console.print(Text(f"warning: {safe(text, NOTICE)}", style="yellow"))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         with self._lock:
@@ -169,10 +181,11 @@ class Live(Display):
 
     def _frame(self, width: int, height: int) -> RenderableType:
         parts: list[RenderableType] = [
-            Text(self._title, style="bold", no_wrap=True, overflow="ellipsis"),
+            # Nothing has a title while the model is loaded.
+            *([Text(self._title, style="bold", no_wrap=True, overflow="ellipsis")] if self._title else []),
             self._progress(width),
         ]
-        left = height - 1 - bool(self._steps) - bool(self._phase)
+        left = height - bool(self._title) - bool(self._steps) - bool(self._phase)
         curves = min(len(self._curves), max(0, left // 2 - 1))
         if curves:
             parts += [Text(), self._curve_table(width, curves)]
@@ -194,22 +207,21 @@ class Live(Display):
                 Text(self._times(now, width)),
             )
         if self._phase:
-            if self._phase_total:
-                share: RenderableType = _progress_bar(self._phase_total, self._count)
-                spent = f"{self._count}/{self._phase_total}"
+            if self._rollouts:
+                done = self._time_left.done
+                share: RenderableType = _progress_bar(self._rollouts, done)
+                spent = f"{done}/{self._rollouts}"
+                if (tokens := self._time_left.tokens) and width >= WIDE:
+                    spent += f", {tokens} tokens"
             else:
-                share, spent = Text(), clock_time(now - self._phase_started)
+                share, spent = Text(), clock_time(self._time_left.elapsed)
             bars.add_row(Text(self._phase, style="dim"), share, Text(spent))
         return bars
 
     def _times(self, now: float, width: int) -> str:
         elapsed = clock_time(now - self._started)
-        steps = self._done - self._done_before
-        if steps < 1 or self._done >= self._steps:
-            return elapsed
-        pace = (self._step_ended - self._started) / steps
-        left = clock_time(max(0.0, pace * (self._steps - self._done) - (now - self._step_ended)))
-        return f"{elapsed}, {left} left" if width >= WIDE else f"{left} left"
+        left = time_left(self._time_left.left()) if self._phase else []
+        return ", ".join([elapsed] * (width >= WIDE or not left) + left)
 
     def _curve_table(self, width: int, count: int) -> Table:
         table = Table.grid(padding=(0, 1, 0, 0))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from ttrl_pop.cli.display.base import Figure
+from ttrl_pop.cli.display.time_left import Left
 from ttrl_pop.text import safe
 from ttrl_pop.types import StepReport
 
@@ -17,7 +18,7 @@ POINTS = 60
 WIDE = 60
 """Columns from which every column of a table is shown."""
 
-NOTICE = 400
+NOTICE = 470
 """Characters of a notice that are shown."""
 
 
@@ -61,6 +62,11 @@ def clock_time(seconds: float) -> str:
     minutes, second = divmod(int(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def time_left(left: Left | None) -> list[str]:
+    """`2:10 left`, `over 2:10 left` where there is more of which nothing is known, or nothing at all."""
+    return [] if left is None else [f"{'over ' * left.at_least}{clock_time(left.seconds)} left"]
 
 
 def warning_of(report: StepReport) -> str | None:

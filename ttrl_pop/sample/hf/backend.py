@@ -22,17 +22,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ttrl_pop import randomness
-from ttrl_pop.config import SamplingConfig, Section
+from ttrl_pop.config import SamplingConfig
 from ttrl_pop.errors import DivergenceError, UsageError
 from ttrl_pop.kernels.memory import is_exhausted, limit_bytes, transfer
-from ttrl_pop.model.logprobs import LOGIT_ROWS
+from ttrl_pop.model.logprobs import logit_rows
 from ttrl_pop.model.policy import Policy
-from ttrl_pop.packing.budget import Budget
+from ttrl_pop.packing.budget import Budget, prefill_tokens
 from ttrl_pop.packing.pack import Tree, pack
 from ttrl_pop.sample.backend import Backend, Request, Weights
 from ttrl_pop.sample.hf.cache import KeyValueCache, prefill
-from ttrl_pop.sample.hf.decode import DecodeGraphs, DecodeStep
+from ttrl_pop.sample.hf.decode import DecodeGraphs, DecodeStep, Recorder
 from ttrl_pop.sample.hf.draw import draw
+from ttrl_pop.sample.hf.options import HfOptions
 from ttrl_pop.types import FinishReason, Mind, Rollout
 
 ENTER = 0.25
@@ -44,6 +45,12 @@ CACHE_SHARE = 0.25
 CHECK_EVERY = {"cuda": 8, "mps": 4}
 """Tokens between two looks at what was written, by type of device, which a look stops; 1 on others. Tokens behind an
 end are thrown away."""
+
+
+def slots_in(memory: float, longest: int, bytes_per_token: int, most: int) -> int:
+    """Slots of `longest` tokens that fit into `memory` bytes of keys and values: at least 1, and not more than
+    `most`."""
+    return max(1, min(most, int(memory / (longest * bytes_per_token))))
 
 
 @dataclass(slots=True)
@@ -66,13 +73,6 @@ class Writing:
         return len(self.request.prompt_ids) + len(self.ids)
 
 
-class HfOptions(Section):
-    """The table `backend_options` of `hf`."""
-
-    graphs: bool = False
-    """Record decode steps as CUDA graphs."""
-
-
 class HfBackend(Backend):
     """The loop over the policy's own network as an engine."""
 
@@ -88,7 +88,7 @@ class HfBackend(Backend):
         super().__init__(policy, sampling, options)
         self.cache_tokens: int | None = None
         """Tokens whose keys and values fit beside all else, known once memory has run out."""
-        self.prefill_tokens = sampling.prefill_tokens
+        self.prefill_tokens = prefill_tokens(sampling.prefill_tokens, policy.device)
         """Tokens of one forward that reads prompts, fewer once memory has run out."""
         if self.options.graphs and policy.device.type != "cuda":
             raise UsageError(f"backend_options.graphs takes a CUDA GPU, got {policy.device.type}; leave it out")
@@ -98,6 +98,11 @@ class HfBackend(Backend):
             raise ValueError("one call of rollouts takes requests with a mind or without, not both")
         with self.policy.as_base() if weights == "base" else nullcontext():
             yield from self._write_all(self._trees([Writing(i, request) for i, request in enumerate(requests)]))
+
+    @property
+    def records(self) -> bool:
+        """Whether decode steps are recorded."""
+        return self.policy.device.type == "cuda" if self.options.graphs is None else self.options.graphs
 
     def limits(self) -> dict[str, int]:
         if self.cache_tokens is None:
@@ -140,10 +145,8 @@ class HfBackend(Backend):
     def _fitting(self, longest: int, memory: float) -> int:
         """Rollouts of up to `longest` tokens that are written together: as many as asked for and as fit into `memory`
         bytes of keys and values."""
-        room = int(memory / (longest * self.policy.cache_bytes_per_token))
-        if self.cache_tokens is not None:
-            room = min(room, self.cache_tokens // longest)
-        return max(1, min(self.sampling.max_rows, room))
+        room = slots_in(memory, longest, self.policy.cache_bytes_per_token, self.sampling.max_rows)
+        return room if self.cache_tokens is None else max(1, min(room, self.cache_tokens // longest))
 
     def _trees(self, writings: Sequence[Writing]) -> deque[list[Writing]]:
         """Rollouts by the prompt that they share, short prompts first: rows of nearly equal length waste little
@@ -161,9 +164,11 @@ class HfBackend(Backend):
         under way waits again."""
         cache = KeyValueCache(slots, longest)
         graphs = None
-        if self.options.graphs:
+        if self.records:
             minds = (w.request.mind for w in chain(*waiting) if w.request.mind is not None)
-            graphs = DecodeGraphs(self.policy, cache, [*dict.fromkeys(minds)], self._draw_all)
+            recorder = Recorder(is_asked_for=bool(self.options.graphs))
+            graphs = DecodeGraphs(recorder, self.policy, cache, [*dict.fromkeys(minds)], self._draw_all)
+        self.meter.under_way = 0
         active: list[Writing] = []
         entering: deque[list[Writing]] = deque()
         try:
@@ -183,6 +188,7 @@ class HfBackend(Backend):
                 ]
                 # They leave only once nothing of this can fail, and before the caller sees them.
                 active = self._close_gaps(active, cache)
+                self.meter.under_way = sum(len(writing.ids) for writing in active)
                 yield from finished
         except (RuntimeError, MemoryError):
             begun = [*active, *chain(*entering)]
@@ -281,13 +287,13 @@ class HfBackend(Backend):
         self, hidden_MD: Float[Tensor, "M D"], row_B: Sequence[int], uniforms_B: Float[Tensor, "B"]
     ) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
         """A token for each rollout from the hidden state in its row; `row_B` ascends."""
-        drawn = []
-        for start in range(0, len(row_B), LOGIT_ROWS):
-            rows = row_B[start : start + LOGIT_ROWS]
+        drawn, held = [], logit_rows(self.policy.network)
+        for start in range(0, len(row_B), held):
+            rows = row_B[start : start + held]
             logits_RV = self.policy.logits(hidden_MD[rows[0] : rows[-1] + 1])
             if len(logits_RV) < len(rows):
                 logits_RV = logits_RV[[row - rows[0] for row in rows]]
-            uniforms_R = uniforms_B[start : start + LOGIT_ROWS]
+            uniforms_R = uniforms_B[start : start + held]
             drawn.append(draw(logits_RV, uniforms_R, self.sampling.temperature, self.sampling.top_p))
         tokens, logprobs = zip(*drawn, strict=True)
         return torch.cat(tokens), torch.cat(logprobs)

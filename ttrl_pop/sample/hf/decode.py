@@ -20,9 +20,9 @@ from ttrl_pop.packing.pack import Pack
 from ttrl_pop.sample.hf.cache import Decode, KeyValueCache
 from ttrl_pop.types import Mind
 
-COLUMNS = 64
-"""Columns of a graph are rounded up to a multiple of this: it serves as many tokens, and masks half as many on
-average."""
+COLUMNS = 256
+"""Columns of a graph are rounded up to a multiple of this: it serves as many tokens, and masks half as many on average.
+To record one takes as long as some ten replays."""
 
 Draw = Callable[[Float[Tensor, "B D"], Float[Tensor, "B"]], tuple[Int[Tensor, "B"], Float[Tensor, "B"]]]
 """Hidden states and uniform numbers → tokens and their log-probabilities."""
@@ -86,13 +86,21 @@ class Recorder:
     """A maker of records, one of which runs at a time: they share the memory for what passes between operations."""
 
     _pool: Any = None
+    _is_able = True
+
+    def __init__(self, is_asked_for: bool) -> None:
+        """`is_asked_for`: whether a step that cannot be recorded is an error."""
+        self._is_asked_for = is_asked_for
 
     def record(self, step: Callable[[], None]) -> Callable[[], None]:
-        """A function that repeats the operations that `step` asks a GPU for, on the same memory. `step` is not run.
+        """A function that repeats the operations that `step` asks a GPU for, on the same memory; where it cannot be
+        recorded, as where it must look at a result to go on, `step` itself. `step` is not run.
 
         Raises:
-            UsageError: it cannot be recorded, as where it must look at a result to go on.
+            UsageError: it cannot be recorded, and that was asked for.
         """
+        if not self._is_able:
+            return step
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, pool=self._pool):
@@ -100,6 +108,10 @@ class Recorder:
         except RuntimeError as error:
             if is_exhausted(error):
                 raise
+            if not self._is_asked_for:
+                # The next one could be recorded no more than this one.
+                self._is_able = False
+                return step
             raise UsageError(
                 "backend_options.graphs: this model's decode step cannot be recorded as a CUDA graph "
                 f"({str(error).splitlines()[0]}); set it to false"
@@ -131,8 +143,10 @@ class RecordedStep(DecodeStep):
 class DecodeGraphs:
     """The steps of rollouts in one cache, recorded once for each number of rows and columns, which are rounded up."""
 
-    def __init__(self, policy: Policy, cache: KeyValueCache, minds_M: Sequence[Mind], draw: Draw) -> None:
-        self._make = partial(RecordedStep, Recorder(), policy, cache, minds_M, draw)
+    def __init__(
+        self, recorder: Recorder, policy: Policy, cache: KeyValueCache, minds_M: Sequence[Mind], draw: Draw
+    ) -> None:
+        self._make = partial(RecordedStep, recorder, policy, cache, minds_M, draw)
         self._cache = cache
         self._steps: dict[tuple[int, int], RecordedStep] = {}
 

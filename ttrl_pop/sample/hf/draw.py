@@ -4,9 +4,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ttrl_pop.kernels.cuda import cumulative_
 from ttrl_pop.model.forward import at_temperature
 
-CDF_NUMBERS = {"cuda": 2**25, "mps": 2**25}
+CDF_NUMBERS = {"cuda": 2**27, "mps": 2**25}
 """Probabilities that are held at once, by type of device; 2²⁰ on others, which a core's own cache holds."""
 
 
@@ -30,7 +31,7 @@ def draw(
         else:
             if top_p < 1:
                 logp = _nucleus(logp, top_p)
-            cdf = logp.exp().cumsum_(-1)
+            cdf = cumulative_(logp.exp())
             total = cdf[:, -1:]
             u = uniforms_R.to(cdf.device, cdf.dtype)[:, None]
             # Strictly below the total, so that rounding cannot select a token of probability zero at the end.

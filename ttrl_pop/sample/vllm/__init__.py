@@ -9,7 +9,3 @@
 
 Only launch.py, engine.py and worker/worker.py import vLLM, and none of them is imported before a `VllmBackend` is made.
 """
-
-from ttrl_pop.sample.vllm.backend import VllmBackend
-
-__all__ = ["VllmBackend"]

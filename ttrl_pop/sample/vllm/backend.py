@@ -8,7 +8,6 @@ What differs from `hf`:
 3. More minds than the engine has slots take turns.
 """
 
-import copy
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -109,9 +108,9 @@ class VllmBackend(Backend):
         self.engine.close()
 
     def with_sampling(self, sampling: SamplingConfig) -> "VllmBackend":
-        """The same engine under other settings, for use before this one or after it."""
-        other = copy.copy(self)
-        other.sampling = sampling
+        other = super().with_sampling(sampling)
+        assert isinstance(other, VllmBackend)
+        # Neither knows what the other hands over.
         other._held = self._held = None
         return other
 
@@ -181,10 +180,16 @@ class VllmBackend(Backend):
                     stop_ids=stop_ids,
                 )
             )
+        # Tokens of each unfinished completion.
+        lengths: dict[int, int] = {}
+        self.meter.under_way = 0
         for number, written in self.engine.write(orders, weights):
             ended = self.ended(written.ids)
+            self.meter.under_way += len(written.ids) - lengths.get(number, 0)
+            lengths[number] = len(written.ids)
             if not (ended or written.finished):
                 continue
+            self.meter.under_way -= lengths.pop(number)
             written.finished = True
             reason: FinishReason = "stop" if ended else "length"
             self.cached_tokens += written.cached

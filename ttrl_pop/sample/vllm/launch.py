@@ -71,6 +71,7 @@ def arguments(model: Model, options: VllmOptions, sleeps: bool) -> dict[str, Any
         "max_num_seqs": model.rows,
         "logprobs_mode": "processed_logprobs",
         "skip_tokenizer_init": True,
+        "trust_remote_code": False,
         "generation_config": "vllm",
         "enable_prefix_caching": True,
         "enable_sleep_mode": sleeps,

@@ -41,6 +41,7 @@ OURS = {
     "skip_tokenizer_init": "texts are decoded by the learner's tokenizer",
     "tensor_parallel_size": "set backend_options.tensor_parallel",
     "tokenizer": "texts are decoded by the learner's tokenizer",
+    "trust_remote_code": "code of a model is never run",
     "worker_cls": "the minds live in the worker",
 }
 """Settings of vLLM that this backend makes itself, and what to do instead."""

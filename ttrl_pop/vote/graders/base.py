@@ -1,6 +1,7 @@
 """What a grader is: a canonical key for every answer, and a slower test for answers whose keys differ."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 
 class Grader(ABC):
@@ -16,6 +17,9 @@ class Grader(ABC):
     timeouts: int = 0
     """Questions so far that got no verdict in time, and count as "not equal"."""
 
+    notices: tuple[str, ...] = ()
+    """What a user should know of how answers are compared on this machine."""
+
     @abstractmethod
     def key(self, answer: str) -> str:
         """Canonical key: equal keys say equal answers. An empty key says that nothing is answered (`$$`)."""
@@ -23,6 +27,12 @@ class Grader(ABC):
     def equal(self, a: str, b: str) -> bool:
         """Whether answers with different keys are equal all the same. Asked both ways; both must hold."""
         return False
+
+    def doubt(self, answers: Iterable[str | None]) -> str | None:
+        """What to tell of a vote on these answers that was decided by a rule of reading on which people differ, such as
+        whether `1,234` is one thousand or one; None where none was.
+        """
+        return None
 
     def forget(self) -> None:  # noqa: B027 (a grader that remembers nothing has nothing to forget)
         """Drop verdicts that depend on what the calling thread asked before, such as an answer that was given up on.

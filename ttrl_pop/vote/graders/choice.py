@@ -11,7 +11,8 @@ Simplifications:
 
 import re
 
-from ttrl_pop.vote.graders.exact import MAX_LENGTH, ExactGrader, clean, unwrapped
+from ttrl_pop.vote.graders.exact import MAX_LENGTH, ExactGrader
+from ttrl_pop.vote.graders.spelling import clean, unwrapped
 
 _CHOICE = re.compile(
     r"\(\s*([A-Ja-j])\s*\)|([A-Ja-j])\s*[.):]?|(?:\(\s*([A-J])\s*\)|([A-J])\s*[.):])\s*\S.*", re.DOTALL

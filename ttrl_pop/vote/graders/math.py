@@ -13,6 +13,7 @@ Simplifications:
 
 1. What is too long, too deep, too large or looks like code is never sent; only its key is compared (`is_refused`).
 2. A verdict depends on the machine where an answer takes about as long as the limit.
+3. Where a system cannot fork a process there is no worker, and keys alone decide; a notice says so.
 """
 
 import json
@@ -25,12 +26,14 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
 from ttrl_pop.errors import TtrlPopError
 from ttrl_pop.vote.graders.base import Grader
 from ttrl_pop.vote.graders.exact import ExactGrader
+from ttrl_pop.vote.graders.spelling import TEXT_COMMAND, clean, unwrapped
 
 MAX_LENGTH = 400
 """Longest answer that is parsed, in characters."""
@@ -56,6 +59,12 @@ START_SECONDS = 60.0
 PACKAGE_FOLDER = str(Path(__file__).parents[3])
 """Where this package is imported from, which the search path may call "", the working directory."""
 
+KEYS_ALONE = (
+    "grader math: this system cannot fork a process, so answers are compared by their keys alone, without algebra, as "
+    "the grader exact does"
+)
+"""What a user is told where there is no worker."""
+
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -74,6 +83,10 @@ _COUNTED = re.compile(r"!|\\[dt]?binom|\\choose")
 _COUNTED_TWICE = re.compile(r"!\s*[)}\]]+\s*!|\\[dt]?binom\s*\{[^{}]*[\^!]")
 _PLAIN_NUMBER = re.compile(r"-?[0-9]+(?:/[0-9]+)?")
 _PLAIN_WORDS = re.compile(r"[^\W\d_]{3,}(?:[ .'-]+[^\W\d_]+)*")
+_INDIAN = re.compile(r"(?<![\w.,])[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}(?![0-9,])")
+_DOUBLE = re.compile(rf"{TEXT_COMMAND}|{_INDIAN.pattern}")
+"""A text with two readings, of which the key takes one."""
+_BRACED_DIGIT = re.compile(r"\^\{([0-9])\}")
 _PROSE = re.compile(
     r"[^\\]*(?<![\\a-zA-Z])(?!(?:and|sqrt|arc(?:sin|cos|tan)|(?:sin|cos|tan)h?|cot|sec|csc|log|exp|infty)(?![a-zA-Z]))"
     r"[a-zA-Z]{3}[^\\]*"
@@ -93,6 +106,7 @@ class MathGrader(Grader):
         """Questions that got no verdict, because time ran out or the process died over them."""
         self.questions = 0
         """Pairs of distinct answers that were put to the worker."""
+        self.notices = () if hasattr(os, "fork") else (KEYS_ALONE,)
         self._exact: Final = ExactGrader()
         self._lock = threading.Lock()
         self._worker = _Worker(seconds)
@@ -106,13 +120,22 @@ class MathGrader(Grader):
         return self._exact.key(answer)
 
     def equal(self, a: str, b: str) -> bool:
-        if is_refused(a) or is_refused(b) or (self._is_plain(a) and self._is_plain(b)):
+        if len(a) > MAX_LENGTH or len(b) > MAX_LENGTH:
+            return False
+        if any(map(_DOUBLE.search, (a, b))) and self._plain_key(a) == self._plain_key(b) != "":
+            return True
+        if (self._is_plain(a) and self._is_plain(b)) or is_refused(clean(a)) or is_refused(clean(b)):
+            return False
+        if self.notices:
             return False
         # Before what is known of the pair: a grader that knows less must say the same.
         if not self._given_up.answers.isdisjoint((a, b)):
             return False
         with self._lock:
             return self._verdict((a, b) if a < b else (b, a))
+
+    def doubt(self, answers: Iterable[str | None]) -> str | None:
+        return self._exact.doubt(answers)
 
     def forget(self) -> None:
         self._given_up.answers.clear()
@@ -121,6 +144,12 @@ class MathGrader(Grader):
         """End the worker; the next question starts another."""
         with self._lock:
             self._worker.close()
+
+    def _plain_key(self, answer: str) -> str:
+        r"""The key in a reading that counts where another answer has it: without `\text{}`, as `40 N` is `40\text{ N}`
+        whatever `N` is, and with the groups of India, as `12,34,567` is 1234567 beside that and otherwise a list."""
+        text = _BRACED_DIGIT.sub(r"^\1", unwrapped(clean(answer)))
+        return self._exact.key(text if set("([{") & set(text) else _INDIAN.sub(lambda m: m[0].replace(",", ""), text))
 
     def _is_plain(self, answer: str) -> bool:
         """Whether an answer is a number or words, of which the key says all that there is to say."""

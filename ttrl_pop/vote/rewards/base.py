@@ -16,7 +16,7 @@ from numbers import Real
 from typing import Any, TypeAlias
 
 from ttrl_pop.errors import UsageError
-from ttrl_pop.plugins import load
+from ttrl_pop.plugins import load, takes
 from ttrl_pop.types import AnswerKey
 from ttrl_pop.vote.graders.base import Grader
 
@@ -61,11 +61,17 @@ def paid(name: str, reward: Reward, ballot: Ballot) -> tuple[float, ...]:
     Raises:
         UsageError: it returns anything but one finite number per rollout.
     """
-    returned: Any = reward(ballot)
     rule = (
         f"reward {name!r}, problem {ballot.problem_id!r}: a reward must return one finite number per rollout "
         f"({len(ballot.answers_G)})"
     )
+    try:
+        returned: Any = reward(ballot)
+    except TypeError as error:
+        # Raised by the call itself: something that takes no ballot, such as a function of the system's.
+        if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+            raise
+        raise UsageError(f"{rule}, got none: it takes no ballot ({error})") from None
     try:
         values = tuple(returned)
     except TypeError:
@@ -121,6 +127,8 @@ def _term(text: str, whole: str, answers: AnswerKey, grader: Grader) -> tuple[fl
         reward = loaded
     elif not getattr(loaded, "needs_gold", False):
         reward = _without_arguments(name, loaded)
+    elif answers and not takes(loaded, 2):
+        raise UsageError(f"reward {name!r}: a reward class that needs gold must take (answers, grader)")
     elif answers:
         reward = loaded(answers, grader)
     else:
@@ -133,12 +141,9 @@ def _term(text: str, whole: str, answers: AnswerKey, grader: Grader) -> tuple[fl
 
 
 def _without_arguments(name: str, kind: type) -> Any:
-    signature = inspect.signature(kind)
-    try:
-        signature.bind()
-    except TypeError as error:
+    if not takes(kind, 0):
         raise UsageError(
-            f"reward {name!r}: a reward class is made without arguments, {kind.__name__}{signature} has a {error}; "
-            "give it a default"
-        ) from None
+            f"reward {name!r}: a reward class is made without arguments, got {kind.__name__}{inspect.signature(kind)}; "
+            "give each a default"
+        )
     return kind()

@@ -21,7 +21,7 @@ from ttrl_pop.model.prompts import decode
 from ttrl_pop.population.base import NoPopulation
 from ttrl_pop.sample.backend import Request
 from ttrl_pop.sample.hf.backend import HfBackend
-from ttrl_pop.sample.vllm import VllmBackend
+from ttrl_pop.sample.vllm.backend import VllmBackend
 from ttrl_pop.types import Mind, Rollout
 
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma3", pytest.param("smollm2", marks=pytest.mark.slow))

@@ -16,7 +16,7 @@ from ttrl_pop.learn.learner import Learner
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.population.norm_noise import NormNoise
 from ttrl_pop.run.session import Session
-from ttrl_pop.sample.vllm import VllmBackend
+from ttrl_pop.sample.vllm.backend import VllmBackend
 from ttrl_pop.sample.vllm.worker import norms, runner_v1
 from ttrl_pop.types import Mind, Update
 

@@ -8,8 +8,8 @@ Equations and inequalities are equal if their left minus right sides are multipl
 
 Simplifications:
 
-1. A list without brackets is unordered, so `1,-2` is `-2,1` and `\{1,-2\}`; brackets of tuples and intervals must
-   agree.
+1. A list without brackets is unordered unless a word stands in it, so `1,-2` is `-2,1` and `\{1,-2\}`; brackets of
+   tuples and intervals must agree.
 2. Equality is not transitive: `1,2` and `1,2,2` are both `\{1,2\}`, and differ from each other.
 """
 
@@ -29,7 +29,7 @@ AGREE = 40
 # It warns at each call that it keeps no time of its own.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
-_SYMPY_RELATIONS = {"=": sympy.Eq, "<": sympy.Lt, ">": sympy.Gt, "<=": sympy.Le, ">=": sympy.Ge}
+_SYMPY_RELATIONS = {"=": sympy.Eq, "<": sympy.Lt, ">": sympy.Gt, "<=": sympy.Le, ">=": sympy.Ge, "!=": sympy.Ne}
 
 
 def equal(a: Form, b: Form) -> bool:
@@ -76,6 +76,8 @@ def _equal_bags(a: Bag, b: Bag) -> bool:
         several = any(len(found - {None}) > 1 for found in labels)
         return (not several or names[0] == names[1]) and equal(x, y)
 
+    if a.listed and b.listed and any(map(_is_word, (*a.elements, *b.elements))):
+        return _all_equal(a.elements, b.elements)
     if a.listed and b.listed:
         return _matched(a.elements, b.elements, same)
     return all(any(same(x, y) for y in b.elements) for x in a.elements) and all(
@@ -83,8 +85,15 @@ def _equal_bags(a: Bag, b: Bag) -> bool:
     )
 
 
+def _is_word(form: Form) -> bool:
+    """Whether a form is a word, a code or another text that is not computed, whose place in a list may count."""
+    return isinstance(form, Leaf) and (form.values is None or (len(form.key) == 1 and form.key.isupper()))
+
+
 def _equal_leaves(a: Leaf, b: Leaf) -> bool:
     """Whether two expressions are equal, by the cheapest test that decides."""
+    if a.unit != b.unit:
+        return False
     if a.key == b.key:
         return bool(a.key)
     if a.number is not None and b.number is not None:
@@ -110,7 +119,7 @@ def _equal_relations(a: Relation, b: Relation) -> bool:
     if difference_a is None or difference_b is None:
         return _all_equal(a.sides, b.sides if same_way else b.sides[::-1])
     ratio = _ratio(difference_a, difference_b)
-    if ratio is None or (a.operators[0] != "=" and (ratio.imag != 0 or (ratio.real > 0) != same_way)):
+    if ratio is None or (a.operators[0] not in ("=", "!=") and (ratio.imag != 0 or (ratio.real > 0) != same_way)):
         return False
     factor = _rational(ratio)
     if factor is None:

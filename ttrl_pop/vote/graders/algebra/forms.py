@@ -13,7 +13,7 @@ DIGITS = 50
 POINTS = 4
 """Places at which an expression with symbols is evaluated; half of them have positive coordinates only."""
 
-MIRRORED = {"=": "=", "<": ">", ">": "<", "<=": ">=", ">=": "<="}
+MIRRORED = {"=": "=", "<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
 """Operator → the one that says the same with its sides swapped."""
 
 
@@ -26,6 +26,8 @@ class Leaf:
     expression: sympy.Basic | None = None
     values: tuple[mpmath.mpc, ...] | None = None
     """Values at the points, `DIGITS` digits each."""
+    unit: str = ""
+    """Where it stands in a list of several units."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ Simplifications:
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
 
@@ -26,53 +27,62 @@ import sympy
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
 
 from ttrl_pop.vote.graders.algebra.forms import DIGITS, MIRRORED, POINTS, Bag, Form, Leaf, Matrix, Relation, Row, Union
-from ttrl_pop.vote.graders.exact import ExactGrader, clean, is_unit, quantity, unwrapped
+from ttrl_pop.vote.graders.exact import ExactGrader
+from ttrl_pop.vote.graders.labels import label_of
+from ttrl_pop.vote.graders.quantities import quantity, tell_apart
+from ttrl_pop.vote.graders.spelling import TEXT_COMMAND, clean, unwrapped
+from ttrl_pop.vote.graders.units import unit_of
 
 _KEY = ExactGrader().key
 _CONVERSION = ConversionConfig(lowercase_symbols=False, interpret_as_mixed_fractions=False)
 _OPENING = {"(", "[", "{", r"\{"}
 _CLOSING = {")", "]", "}", r"\}"}
 _TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|.", re.DOTALL)
-_OR = re.compile(r"\\text\s*\{\s*,?\s*(?:and|or)\s*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])")
-_GROUPED = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])")
+_OR = re.compile(r"\\text\s*\{\s*,?\s*(?:and|or)\s*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])|[或和]")
+_GROUPED = re.compile(r"(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9,])")
 _PLUS_MINUS = re.compile(r"\\pm(?![a-zA-Z])")
-_MATRIX = re.compile(r"\\begin\s*\{([pb]?)matrix\}(.*)\\end\s*\{\1matrix\}", re.DOTALL)
+_MATRIX = re.compile(r"\\begin\{pmatrix\}(.*)\\end\{pmatrix\}", re.DOTALL)
 
 _RELATIONS = {
     "=": "=",
     "<": "<",
     ">": ">",
-    r"\lt": "<",
-    r"\gt": ">",
     r"\le": "<=",
-    r"\leq": "<=",
-    r"\leqslant": "<=",
     r"\ge": ">=",
-    r"\geq": ">=",
-    r"\geqslant": ">=",
+    r"\ne": "!=",
     r"\in": "in",
 }
 
 _LABEL = re.compile(r"[A-Za-z](?:_\{[A-Za-z0-9]+\})?(?:\([a-z](?:,[a-z])*\))?|\\[a-zA-Z]+")
-_UNIT_BEHIND = re.compile(r"(?:\s|\\text|\\mathrm|\\mbox|\\%|%|\^\s*\{?\s*\\circ)[^()=+]*$")
+_BEFORE_UNIT = re.compile(r"\s|\\text|\\mathrm|\\mbox|%|\^\s*(?:\{\s*)?\\circ")
 _REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\overline\s*\{([0-9]+)\}")
 
 _FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp"
+_FUNCTION = re.compile(_FUNCTIONS)
 _NAMED = re.compile(rf"(?<![a-zA-Z\\])({_FUNCTIONS}|pi|infty)(?![a-zA-Z])")
 
 _COMMANDS = frozenset(
-    f"""frac sqrt binom cdot times div pi left right lvert rvert lfloor rfloor lceil rceil
+    f"""frac sqrt binom cdot times pi lfloor rfloor lceil rceil
     alpha beta delta epsilon varepsilon zeta eta theta kappa lambda mu nu xi rho sigma tau phi varphi chi psi omega
     Delta Theta Lambda Sigma Phi Psi Omega {_FUNCTIONS.replace("|", " ")}""".split()
 )
 _COMMAND = re.compile(r"\\([a-zA-Z]+)")
 
 _OPAQUE = re.compile(
-    r"""[a-zA-Z]{3} | I | [^-\w\s+*/^(){}\[\]|!.~] | [0-9]\s+[0-9.] | \}\s*[0-9] | \}\s*\([0-9.\s]*\)
-    | /\s*[0-9.]+\s*[a-zA-Z~(] | !\s*! | [0-9]\}?\s*_ | \^\s*\{[^{}]*\}\s*\^ | \^\s*\w\s*\^
-    | \.(?![0-9]) | \.[0-9]+\.""",
+    r"""[a-zA-Z]{3} | I | [A-Z]\s*[A-Z] | [a-zA-Z]\s*[0-9] | (?<=[0-9a-zA-Z)}~])\s+[a-z]{2}\s+(?=[0-9a-zA-Z({~])
+    | \([0-9]+\)\s*[0-9] | [0-9]\s*/\s*[0-9.]+\s*/ | [^-\w\s+*/^(){}\[\]|!.~] | [0-9]\s+[0-9.]
+    | \}\s*[0-9] | \}\s*\([0-9.\s]*\) | /\s*[0-9.]+\s*[a-zA-Z~(] | !\s*! | [0-9]\}?\s*_
+    | \^\s*\{[^{}]*\}\s*\^ | \^\s*\w\s*\^ | \.(?![0-9]) | \.[0-9]+\.""",
     re.VERBOSE,
 )
+
+_LISTED = re.compile(
+    r"[-+]?[0-9.,/]+(?:\s*-\s*[0-9.,/]+)+|[A-Z][a-z]|[a-z][A-Z]|[a-zA-Z]+(?:\s+[a-zA-Z]+)+|[0-9]+\s*[ap]m"
+    r"|[A-Z](?:\s*-\s*[A-Z])+|[A-Z][0-9]*(?:\s*-\s*[A-Z0-9]+){2,}"
+    r"|(?:am|an|as|at|be|by|do|go|he|if|in|is|it|me|my|no|of|ok|on|or|so|to|up|us|we)"
+)
+"""What is not computed though it could be: dates, spans, scores (`3-2`), codes (`He`, `A-B`), words side by side."""
+_WORDS = re.compile(rf"{TEXT_COMMAND}(?!\s*(?:{_FUNCTIONS})\s*\}})[^{{}}]*[a-zA-Z]{{2}}")
 
 
 @lru_cache(maxsize=4096)
@@ -94,10 +104,14 @@ def _read_list(text: str) -> Form:
 
 
 def _elements(pieces: Sequence[str]) -> tuple[Form, ...]:
-    r"""Forms of the pieces; what `\pm` makes of one piece stands beside the others."""
+    r"""Forms of the pieces, with units that tell them apart; what `\pm` makes of one piece stands beside the others."""
+    units = [_unit(piece) for piece in pieces]
+    differ = tell_apart(units)
     forms: list[Form] = []
-    for piece in pieces:
+    for piece, unit in zip(pieces, units, strict=True):
         form = _read_item(piece)
+        if differ and isinstance(form, Leaf):
+            form = replace(form, unit=unit)
         forms.extend(form.elements if isinstance(form, Bag) and form.listed else [form])
     return tuple(forms)
 
@@ -112,7 +126,7 @@ def _read_item(text: str) -> Form:
     if len(parts) > 1:
         return Union(tuple(_read_item(part) for part in parts))
     if matrix := _MATRIX.fullmatch(text):
-        rows = [row for row in matrix[2].split(r"\\") if row.strip()]
+        rows = [row for row in matrix[1].split(r"\\") if row.strip()]
         return Matrix(tuple(tuple(_read_item(cell) for cell in row.split("&")) for row in rows))
     return _read_bracket(text) or _read_expression(text)
 
@@ -126,8 +140,8 @@ def _read_relation(text: str, operators: list[str]) -> Form:
     if set(operators) == {"="}:
         if len(pieces) == 2 and names[0] is None and names[1] is not None:
             names, pieces = names[::-1], pieces[::-1]
-        if names[0] is not None:
-            return Relation(("=",), (_read_item(pieces[0]), _read_item(pieces[-1])), names[0])
+        if label := names[0] or label_of(pieces[0], pieces[-1]):
+            return Relation(("=",), (_read_item(pieces[0]), _read_item(pieces[-1])), label)
     elif interval := _read_interval(pieces, names, operators):
         return interval
     return Relation(tuple(operators), tuple(_read_item(piece) for piece in pieces))
@@ -166,7 +180,7 @@ def _read_bracket(text: str) -> Form | None:
         return Bag(_elements(pieces), listed=False)
     if len(pieces) == 1 and (opener, closer) == ("(", ")"):
         return _read_list(inside)
-    return Row(opener, closer, tuple(_read_item(piece) for piece in pieces))
+    return Row(opener, closer, _elements(pieces))
 
 
 def _read_expression(text: str) -> Form:
@@ -203,10 +217,11 @@ def _split(text: str, separators: set[str]) -> list[str]:
 def _leaf(text: str) -> Leaf:
     """An expression with as much as is understood of it: its key, its number, its values."""
     key = _KEY(text)
-    number = quantity(text)
-    if number is None:
-        text = _without_unit(text)
-        number = quantity(text)
+    measured = quantity(text)
+    if measured is None:
+        text, _ = _without_unit(text)
+        measured = quantity(text)
+    number = measured[0] if measured else None
     if number is None and (repeating := _REPEATING.fullmatch(text)):
         number = _repeating(*repeating.groups())
     if number is None:
@@ -223,12 +238,20 @@ def _leaf(text: str) -> Leaf:
     return Leaf(key, number, expression, (value,) * POINTS)
 
 
-def _without_unit(text: str) -> str:
-    r"""`2\pi \text{ cm}` without its unit; a function's argument keeps its degrees."""
-    behind = _UNIT_BEHIND.search(text)
-    if behind and not re.search(rf"\\?(?:{_FUNCTIONS})", text) and is_unit(behind[0].strip()):
-        return text[: behind.start()].strip()
-    return text
+def _unit(text: str) -> str:
+    """The unit of one element of a list, or ""."""
+    measured = quantity(text)
+    return measured[1] if measured else _without_unit(text)[1]
+
+
+def _without_unit(text: str) -> tuple[str, str]:
+    r"""`2\pi \text{ cm}` without its unit, and the unit; a function's argument keeps its degrees."""
+    text = text.strip()
+    if not _FUNCTION.search(text):
+        for mark in _BEFORE_UNIT.finditer(text, max(map(text.rfind, "()=+")) + 1):
+            if unit := unit_of(text[mark.start() :]):
+                return text[: mark.start()].strip(), unit
+    return text, ""
 
 
 def _repeating(whole: str, fixed: str, period: str) -> Fraction:
@@ -239,8 +262,12 @@ def _repeating(whole: str, fixed: str, period: str) -> Fraction:
 
 def _for_parser(text: str) -> str | None:
     """The text in a spelling at which latex2sympy need not guess (to it `2(3)` is a sum), or None."""
+    if _WORDS.search(text):
+        return None
     text = unwrapped(text)
-    text = text.replace("**", "^").replace("√", "sqrt")
+    if _LISTED.fullmatch(text.strip()):
+        return None
+    text = text.replace("**", "^")
     text = re.sub(r"(?<![\\a-zA-Z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
     text = re.sub(r"(?<![\\a-zA-Z])sqrt\s*([0-9]+)", r"\\sqrt{\1}", text)
     text = _NAMED.sub(r"\\\1 ", text)

@@ -1,0 +1,152 @@
+"""`ttrl_pop.train` and `ttrl_pop.open` do what the commands do, to the byte."""
+
+import doctest
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli.commands import GOLD, STEPS, final, rows_of, ttrl
+from fakes import PROBLEMS
+from typer.testing import Result
+
+import ttrl_pop
+from ttrl_pop.errors import UsageError
+from ttrl_pop.store.directory import RunDirectory
+
+ROWS = [{"id": problem.id, "prompt": problem.prompt} for problem in PROBLEMS]
+KEPT = ("config.toml", "problems.jsonl", "gold.jsonl", "baseline.jsonl", "answers.jsonl")
+
+
+def python_run(place: Path, out: Path, problems: Any = None, **more: Any) -> ttrl_pop.Training:
+    """The run of `trained`, from Python."""
+    problems = place / "p.jsonl" if problems is None else problems
+    return ttrl_pop.train(problems, config=place / "c.toml", out=out, gold=GOLD, baseline=True, quiet=True, **more)
+
+
+@pytest.mark.parametrize("problems", [None, ROWS], ids=["file", "rows"])
+def test_a_run_from_python_is_the_commands_to_the_byte(
+    problems: Any, place: Path, trained: tuple[Path, Result], tmp_path: Path
+) -> None:
+    run = python_run(place, tmp_path / "run", problems)
+    reports = list(run)
+    assert [report.step for report in reports] == [1, 2, 3]
+    assert final(run.path) == final(trained[0])
+    for name in KEPT:
+        assert (run.path / name).read_bytes() == (trained[0] / name).read_bytes()
+    assert run.answers == rows_of(trained[1].stdout)
+    assert [row["step"] for row in run.metrics] == [1, 2, 3]
+    assert run.metrics[0]["vote/agreement"] == reports[0].metrics["vote/agreement"]
+    assert run.problems == rows_of(ttrl("problems", trained[0]).stdout)
+
+
+def test_settings_are_named_as_flags_as_values_or_as_tables(place: Path, tmp_path: Path) -> None:
+    run = python_run(
+        place,
+        tmp_path / "run",
+        minds=2,
+        steps=1,
+        vote={"weight": "mind"},
+        population={"options": {"sigma": 0.2}},
+        reward="frequency",
+    )
+    text = (run.path / "config.toml").read_text()
+    for line in ("minds = 2", "steps = 1", 'weight = "mind"', "sigma = 0.2", 'reward = "frequency"'):
+        assert line in text
+    run.close()
+    with pytest.raises(UsageError, match="stepz"):
+        python_run(place, tmp_path / "other", stepz=1)
+    assert not (tmp_path / "other").exists()
+
+
+def test_nothing_is_trained_before_it_is_asked_for_and_the_first_look_trains(place: Path, tmp_path: Path) -> None:
+    run = python_run(place, tmp_path / "run")
+    assert not RunDirectory(run.path).metrics.exists()
+    for report in run:
+        assert report.step == 1
+        break
+    assert len(run.answers) == len(PROBLEMS)
+    assert len(run.metrics) == STEPS
+
+
+def test_a_run_that_is_left_goes_on_from_python_and_from_the_command(
+    place: Path, trained: tuple[Path, Result], tmp_path: Path
+) -> None:
+    for name, go_on in (
+        ("python", lambda path: ttrl_pop.train(resume=path, quiet=True).finish()),
+        ("command", lambda path: ttrl("run", "--resume", path, "--quiet")),
+    ):
+        run = python_run(place, tmp_path / name)
+        next(iter(run))
+        run.close()
+        assert len((run.path / "metrics.jsonl").read_text().splitlines()) == 1
+        go_on(run.path)
+        assert final(run.path) == final(trained[0])
+
+
+def test_an_interrupt_saves_what_is_done(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ttrl_pop.run.history import History
+
+    run = python_run(place, tmp_path / "run")
+    reports = iter(run)
+    next(reports)
+
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(History, "after", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            next(reports)
+    assert [path.name for path in (run.path / "checkpoints").iterdir()] == ["step_0001"]
+    assert len(ttrl_pop.train(resume=run.path, quiet=True).answers) == len(PROBLEMS)
+
+
+def test_a_run_is_opened_looked_at_and_asked(trained: tuple[Path, Result]) -> None:
+    run = ttrl_pop.open(trained[0])
+    assert run.answers == rows_of(trained[1].stdout)
+    assert run.checkpoint.name == f"step_{STEPS:04d}"
+    assert ttrl_pop.open(trained[0] / "best").checkpoint == (trained[0] / "best").resolve()
+    tally = run.ask("Q: What is 2 times 3?\nA:", minds=5)
+    assert len(tally.group.rollouts_G) == 5
+    assert len({rollout.mind for rollout in tally.group.rollouts_G}) == 5
+    # The text stands as it is: the run's own problems are raw.
+    assert tally.group.problem.prompt == "Q: What is 2 times 3?\nA:"
+    again = run.ask("Q: What is 2 times 3?\nA:", minds=5)
+    assert again == tally
+    # Another checkpoint has other weights.
+    earlier = ttrl_pop.open(trained[0] / "checkpoints" / "step_0002").ask("Q: What is 2 times 3?\nA:", minds=5)
+    assert earlier.group.rollouts_G[0].logprobs != tally.group.rollouts_G[0].logprobs
+    other = run.ask("Q: What is 5 times 5?\nA:", minds=2)
+    assert other.group.rollouts_G[0].prompt_ids != tally.group.rollouts_G[0].prompt_ids
+    assert repr(run) == f"ttrl_pop.open({str(trained[0])!r})"
+    with pytest.raises(UsageError, match="keeps its population"):
+        ttrl_pop.open(trained[0], population={"name": "none"})
+    with pytest.raises(UsageError, match="neither a run directory"):
+        ttrl_pop.open(trained[0].parent)
+
+
+def test_a_question_is_a_turn_where_problems_are(place: Path, tmp_path: Path) -> None:
+    rows = [{"id": str(n), "question": f"What is {n} times 7?"} for n in range(2)]
+    config = {"raw": False, "steps": 1, "problems_per_step": 2, "answers": False}
+    run = ttrl_pop.train(rows, config=place / "c.toml", out=tmp_path / "run", quiet=True, **config)
+    asked = run.ask("What is 9 times 7?", minds=2).group.problem
+    first = json.loads((run.path / "problems.jsonl").read_text().splitlines()[0])["messages"]
+    assert asked.prompt[0]["content"] == first[0]["content"].replace("0 times", "9 times")
+    given = [{"role": "user", "content": "Just this."}]
+    assert list(run.ask(given, minds=2).group.problem.prompt) == given
+
+
+def test_a_run_is_exported_from_python(trained: tuple[Path, Result], tmp_path: Path) -> None:
+    done = ttrl_pop.open(trained[0]).export(tmp_path / "out", form="code")
+    assert done.proof.equal == done.proof.prompts
+    assert (done.folder / "README.md").exists()
+
+
+@pytest.mark.parametrize("name", ["vote"])
+def test_what_documents_show_is_so(name: str) -> None:
+    module = importlib.import_module(f"ttrl_pop.api.{name}")
+    result = doctest.testmod(module, extraglobs={"ttrl_pop": ttrl_pop})
+    assert result.attempted > 0
+    assert result.failed == 0

@@ -1,0 +1,176 @@
+"""`--plan`: as much is planned as is then done, nothing is written, and no weight is read."""
+
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from cli.commands import on_terminal, rows_of, run, snapshot, ttrl
+from fakes import FAMILIES, save_tiny
+from typer.testing import Result
+
+from ttrl_pop.presets import NAMES
+from ttrl_pop.sample.backend import Request, Weights
+from ttrl_pop.sample.hf.backend import HfBackend
+from ttrl_pop.types import Rollout
+
+SIZES = ("program", "weights", "merged weights", "laid out weights", "adapter, population, optimizer")
+SIZES += ("keys and values", "activations", "peak")
+
+
+class Tallying(HfBackend):
+    """An engine that counts what it is asked for: step and purpose → (problem, rollouts)."""
+
+    asked: ClassVar[Counter[tuple[Any, ...]]] = Counter()
+
+    def rollouts(self, requests: Sequence[Request], weights: Weights = "policy") -> Iterator[tuple[int, Rollout]]:
+        for request in requests:
+            purpose, _, step, problem, *_ = request.stream_key
+            self.asked[purpose, step > 0, problem] += 1  # type: ignore[operator]
+        return super().rollouts(requests, weights)
+
+
+SETTINGS: dict[str, list[str]] = {
+    "plain": [],
+    "baseline, no answers": ["baseline=true", "answers=false"],
+    "a step with all": ["problems_per_step=100", "steps=2"],
+    "not all are visited": ["problems_per_step=2", "steps=2"],
+    "labels of the base model": ["vote.labels=base", "vote.label_rollouts=5"],
+    "labels of an average": ["vote.labels=average"],
+    "calibrated": ["population.options.sigma=auto", "population.options.target_kl=100"],
+    "no noise": ["population.name=none", "population.samples_per_mind=2"],
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_as_many_rollouts_are_planned_as_are_written(
+    place: Path, tmp_path: Path, settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tallying, "asked", Counter())
+    more = [argument for setting in settings for argument in ("--set", setting)]
+    planned = rows_of(
+        ttrl("run", place / "p.jsonl", "--config", place / "c.toml", *more, "--plan", "--json", "--quiet").stdout
+    )
+    work = {row["part"]: row for row in planned if row["kind"] == "work"}
+    run(place, tmp_path / "run", *more, "--backend", f"{__name__}:Tallying", "--quiet")
+    asked = Tallying.asked
+    assert work["all"]["rollouts"] == sum(asked.values())
+    steps = {key[2]: count for key, count in asked.items() if key[:2] == ("token", True)}
+    assert (work["steps"]["rollouts"], work["steps"]["problems"]) == (sum(steps.values()), len(steps))
+    labels = sum(count for key, count in asked.items() if key[0] == "label")
+    assert sum(row["rollouts"] for part, row in work.items() if part.startswith("labels")) == labels
+    assert sum(row["share"] for part, row in work.items() if part != "all") == pytest.approx(1)
+
+
+def planned(*arguments: object) -> dict[str, dict[str, dict[str, Any]]]:
+    """Rows of a plan, by kind and part."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows_of(ttrl(*arguments, "--plan", "--json", "--quiet").stdout):
+        found.setdefault(row["kind"], {})[row["part"]] = row
+    return found
+
+
+@pytest.fixture
+def weightless(place: Path, tmp_path: Path) -> Path:
+    """A copy of the model whose weights cannot be read."""
+    copy = Path(shutil.copytree(place / "tiny", tmp_path / "weightless"))
+    (copy / "model.safetensors").write_bytes(b"no weights")
+    return copy
+
+
+def test_nothing_is_written_and_no_weight_is_read(
+    place: Path, weightless: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("TTRL_POP_CACHE", str(work / "cache"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(work / "state"))
+    work.chmod(0o500)
+    for command in ("run", "eval", "sample"):
+        before = snapshot(tmp_path)
+        found = planned(command, place / "p.jsonl", "--config", place / "c.toml", "--model", weightless)
+        assert snapshot(tmp_path) == before
+        assert tuple(found["memory"]) == SIZES
+        assert found["memory"]["peak"]["bytes"] == sum(found["memory"][size]["bytes"] for size in SIZES[:-1])
+        assert ("disk" in found) is (command == "run")
+    work.chmod(0o700)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_can_be_planned(family: str, place: Path, tmp_path: Path) -> None:
+    found = planned(
+        *("run", place / "p.jsonl", "--config", place / "c.toml", "--model", save_tiny(tmp_path, family)),
+        *("--set", 'learn.lora.targets="all-linear"'),
+    )
+    assert all(row["seconds"] is not None for row in found["work"].values())
+    assert all(found["memory"][part]["bytes"] > 0 for part in ("weights", "keys and values", "activations"))
+
+
+def test_what_can_not_be_measured_is_said_to_be_unknown(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise ValueError("one layer less\nis none")
+
+    monkeypatch.setattr("ttrl_pop.plan.forecast.thin", refuse)
+    result = ttrl("run", place / "p.jsonl", "--config", place / "c.toml", "--plan", "--json")
+    rows = rows_of(result.stdout)
+    assert {row["seconds"] for row in rows if row["kind"] == "work"} == {None}
+    assert "are not known: the model does not take 2 layers (one layer less)" in result.stderr
+
+
+def test_a_run_and_its_base_model_are_both_asked_where_they_are_compared(
+    place: Path, trained: tuple[Path, Result]
+) -> None:
+    one = planned("eval", place / "p.jsonl", "--run", trained[0])
+    both = planned("eval", place / "p.jsonl", "--run", trained[0], "--compare")
+    assert [*one["work"]] == ["run", "all"]
+    assert [*both["work"]] == ["base", "run", "all"]
+    assert both["work"]["all"]["rollouts"] == 2 * one["work"]["all"]["rollouts"] == 2 * 6 * 3
+    assert one["memory"]["adapter, population, optimizer"]["bytes"] > 0
+    assert [*planned("sample", place / "p.jsonl", "--config", place / "c.toml")["work"]] == ["rollouts", "all"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_presets_pass(name: str, place: Path, tmp_path: Path) -> None:
+    model = save_tiny(tmp_path)
+    settings = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**settings, "max_position_embeddings": 2048}))
+    found = planned("run", place / "p.jsonl", "--preset", name, "--model", model)
+    assert found["work"]["baseline"]["problems"] == 6
+    saved = tmp_path / "saved.toml"
+    saved.write_text(ttrl("config", "--preset", name).stdout)
+    again = planned("run", place / "p.jsonl", "--config", saved, "--model", model)
+    for part, row in found["work"].items():
+        assert {**row, "seconds": 0} == {**again["work"][part], "seconds": 0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "learn.lora.rank=17"], "learn.lora.rank must be at most 16"),
+        (["--set", "sampling.max_new_tokens=300"], "sampling.max_new_tokens 300 leaves no room for a prompt"),
+        (["--minds", "1"], "a group needs at least 2 rollouts"),
+        (["--reward", "majorty"], "did you mean 'majority'?"),
+        (["--set", "population.options.sgma=1"], "did you mean 'sigma'?"),
+        (["--resume", "x"], "--plan looks at a new run; leave --resume out"),
+    ],
+)
+def test_what_a_run_would_refuse_its_plan_refuses(place: Path, arguments: list[str], message: str) -> None:
+    refused = ttrl("run", place / "p.jsonl", "--config", place / "c.toml", *arguments, "--plan", code=2)
+    assert message in refused.stderr
+    assert refused.stdout == ""
+
+
+def test_a_person_sees_a_table(place: Path, start: Callable[..., Any]) -> None:
+    code, shown = on_terminal(start, "run", place / "p.jsonl", "--config", place / "c.toml", "--plan")
+    assert code == 0
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", shown).splitlines()
+    assert next(line for line in lines if line.startswith("steps")).split()[:5] == ["steps", "6", "3", "36", "67%"]
+    assert next(line for line in lines if line.startswith("memory: peak")).endswith("MiB")
+    assert "completions as long as the limit allows" in shown
+    code, shown = on_terminal(start, "run", place / "p.jsonl", "--config", place / "c.toml", "--plan", "--json")
+    assert json.loads(shown.splitlines()[0])["kind"] == "work"

@@ -1,0 +1,95 @@
+"""`--plan`: what a command would do, printed; nothing is written, and no weight is read."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ttrl_pop.cli.display.console import console_on
+from ttrl_pop.cli.display.marks import clock_time
+from ttrl_pop.cli.inputs import ReadingInputs, RunInputs
+from ttrl_pop.cli.printing import print_row, print_rows
+from ttrl_pop.plan.forecast import Forecast, forecast_survey, forecast_training
+from ttrl_pop.text import safe
+
+LONGEST = 4096
+"""Characters of a notice."""
+
+
+def plan_run(given: RunInputs, as_json: bool, quiet: bool) -> None:
+    """Say what `run` would do.
+
+    Raises:
+        UsageError: it would refuse this.
+    """
+    _print(forecast_training(given.config, given.problems), as_json, quiet)
+
+
+def plan_eval(given: ReadingInputs, compare: bool, as_json: bool, quiet: bool) -> None:
+    """Say what `eval` would do."""
+    systems = [*(["base"] if given.run is None or compare else []), *(["run"] if given.run is not None else [])]
+    _print_survey(given, systems, as_json, quiet)
+
+
+def plan_sample(given: ReadingInputs, as_json: bool, quiet: bool) -> None:
+    """Say what `sample` would do."""
+    _print_survey(given, ["rollouts"], as_json, quiet)
+
+
+def _print_survey(given: ReadingInputs, parts: Sequence[str], as_json: bool, quiet: bool) -> None:
+    adapter = given.run is not None
+    found = forecast_survey(given.config, given.problems, parts, adapter, given.noise, given.rewards)
+    _print(found, as_json, quiet)
+
+
+def _print(found: Forecast, as_json: bool, quiet: bool) -> None:
+    rows = list(found.rows())
+    if as_json:
+        for row in rows:
+            print_row(row)
+    else:
+        print_rows(rows, plan_table)
+    if not quiet:
+        console = console_on(sys.stderr)
+        for notice in (*found.notices, "tokens and seconds are those of completions as long as the limit allows"):
+            console.print(Text(safe(notice, LONGEST)), soft_wrap=True)
+
+
+def plan_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """The work as one table, memory and disk as another.
+
+    Args:
+        rows: as `Forecast.rows` has them.
+    """
+    work = _table("", "problems", "votes", "rollouts", "", "prompt tokens", "new tokens", "time")
+    sizes = _table("", "")
+    for row in rows:
+        name = Text(row["part"], style="bold" if row["part"] in ("all", "peak") else "")
+        if row["kind"] == "work":
+            counts = (_count(row.get(key)) for key in ("problems", "votes", "rollouts"))
+            tokens = (_count(row[key]) for key in ("prompt_tokens", "new_tokens"))
+            time = "?" if row["seconds"] is None else clock_time(row["seconds"])
+            work.add_row(name, *counts, f"{row['share']:.0%}", *tokens, time)
+        else:
+            label = Text(f"{row['kind']}: ", style="dim").append_text(name)
+            sizes.add_row(label, _size(row["bytes"]))
+    return Group(work, Text(""), sizes)
+
+
+def _table(*heads: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", show_header=any(heads))
+    for number, head in enumerate(heads):
+        table.add_column(head, justify="right" if number else "left", no_wrap=True)
+    return table
+
+
+def _count(value: int | None) -> str:
+    return "" if value is None else f"{value:,}".replace(",", " ")
+
+
+def _size(count: int) -> str:
+    unit, size = next((unit, size) for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 0)) if count >= size)
+    return f"{count / (size or 2**10):.1f} {unit}"

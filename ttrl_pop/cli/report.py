@@ -1,0 +1,71 @@
+"""`ttrl-pop report`: runs side by side as one HTML page that needs nothing else."""
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from ttrl_pop.cli.inputs import flat, notices
+from ttrl_pop.cli.recorded import Recorder
+from ttrl_pop.config import Config
+from ttrl_pop.errors import UsageError
+from ttrl_pop.report.page.data import page_data
+from ttrl_pop.report.page.html import page
+from ttrl_pop.report.page.record import RunRecord
+from ttrl_pop.store.files import write_atomic
+
+DEFAULTS = flat(Config().model_dump(mode="json"))
+"""Every setting that nobody has set, by dotted key."""
+
+
+def report(paths: Sequence[Path], output: Path | None, trust: bool, quiet: bool) -> None:
+    """Write the page of these runs to `output`; None is standard output.
+
+    Raises:
+        UsageError: a path is no run, a run is damaged beyond telling, or there is no place for the page.
+    """
+    if output is None and sys.stdout.isatty():
+        raise UsageError("report writes an HTML page; pass -o report.html")
+    records = told_apart(recorders(paths, trust))
+    for record in records:
+        for text in record.notices:
+            notices(quiet)(f"{record.name}: {text}")
+    text = page(page_data(records, DEFAULTS))
+    if output is None:
+        # As the page itself says, whatever the terminal's is.
+        cast(Any, sys.stdout).reconfigure(encoding="utf-8")
+        sys.stdout.write(text)
+    elif output.exists() and not output.is_file():
+        # A device or a pipe is written to, and not replaced by a file.
+        output.write_text(text, encoding="utf-8")
+    else:
+        write_atomic(output, text.encode())
+
+
+def recorders(paths: Iterable[Path], trust: bool) -> list[Recorder]:
+    """What reads the runs that these paths are or stand in, each run once.
+
+    Raises:
+        UsageError: a path is no run, or a run is damaged beyond telling.
+    """
+    found: dict[Path, Recorder] = {}
+    for path in paths:
+        recorder = Recorder(path, trust)
+        found.setdefault(recorder.run.path.resolve(), recorder)
+    return list(found.values())
+
+
+def told_apart(recorders: Sequence[Recorder]) -> list[RunRecord]:
+    """The runs as they stand now. Those whose folders have the same name are called by their paths.
+
+    Raises:
+        DamagedError: a run is damaged beyond telling.
+    """
+    records = [recorder.record() for recorder in recorders]
+    names = Counter(record.name for record in records)
+    return [
+        replace(record, name=str(recorder.run.path)) if names[record.name] > 1 else record
+        for recorder, record in zip(recorders, records, strict=True)
+    ]

@@ -1,0 +1,77 @@
+"""A run's own files are data: the code that they name is imported only where the user has said so.
+
+A plug-in is trusted where its name was typed on this command line, or stands in a file that --config names. A run that
+names one was made on this machine by this user, which is remembered, or it came from elsewhere, and then --trust says
+once that its names are known: that is remembered, too. The memory is `ttrl-pop/trusted` below `$XDG_STATE_HOME` or
+`~/.local/state`: JSON lines, each with the path of a run and the names that may be imported for it.
+"""
+
+import json
+import os
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ttrl_pop.cli.given import Given
+from ttrl_pop.config import Config
+from ttrl_pop.errors import DamagedError, UsageError
+from ttrl_pop.plugins import foreign
+from ttrl_pop.store.directory import RunDirectory
+from ttrl_pop.store.files import read_lines
+
+
+def check_trusted(run: RunDirectory, config: Config, given: Given, unused: Collection[str] = ()) -> None:
+    """Let no code be imported that nobody but the run's own files has named.
+
+    Args:
+        config: of the run, with what was typed.
+        unused: settings of which the command imports nothing.
+
+    Raises:
+        UsageError: the files name code that is neither built in, of an installed package, typed, nor trusted.
+    """
+    typed = {key for key, value in given.values().items() if value is not None}
+    asked = {
+        key: name
+        for key, name in foreign(config).items()
+        if key not in unused and not any(key == each or key.startswith(f"{each}.") for each in typed)
+    }
+    texts = [f"{key} = {name}" for key, name in asked.items()]
+    if not texts or set(texts) <= _trusted(run):
+        return
+    if not given.trust:
+        raise UsageError(
+            f"{run.config} names code that is not part of this program: {'; '.join(texts)}. Pass --trust, which "
+            "imports it now and later, only if you know where the run is from"
+        )
+    remember(run, config)
+
+
+def remember(run: RunDirectory, config: Config) -> None:
+    """Note that what this run names may be imported; a state folder that takes no files is no obstacle."""
+    texts = [f"{key} = {name}" for key, name in foreign(config).items()]
+    if not texts or set(texts) <= _trusted(run):
+        return
+    with suppress(OSError, RuntimeError):
+        path = _memory()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        row = {"run": os.path.realpath(run.path), "code": texts}
+        with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o600), "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def _trusted(run: RunDirectory) -> set[str]:
+    """What may be imported for this run, as `KEY = NAME`."""
+    found: set[str] = set()
+    with suppress(DamagedError, RuntimeError):
+        for row in read_lines(_memory()):
+            code: Any = row.get("code")
+            if row.get("run") == os.path.realpath(run.path) and isinstance(code, list):
+                found.update(text for text in code if isinstance(text, str))
+    return found
+
+
+def _memory() -> Path:
+    home = os.environ.get("XDG_STATE_HOME")
+    return (Path(home) if home else Path.home() / ".local" / "state") / "ttrl-pop" / "trusted"

@@ -1,0 +1,194 @@
+"""A run → one mind of it as a folder that transformers opens: written, opened again, compared with the run, kept."""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+
+from ttrl_pop.config import Config, ProblemsConfig
+from ttrl_pop.config_file import validate
+from ttrl_pop.errors import UsageError
+from ttrl_pop.export import adapter, card, code, plain
+from ttrl_pop.export.card import Card
+from ttrl_pop.export.proof import Proof, compare, evidence
+from ttrl_pop.export.trained import Lora, NoFormError, Offsets, lora_of, offsets_of
+from ttrl_pop.model.load import LoadedModel, load_model
+from ttrl_pop.model.policy import Policy
+from ttrl_pop.model.prompts import encode
+from ttrl_pop.model.source import DEMO_MODEL, EXPORT, lasting
+from ttrl_pop.plugins import load
+from ttrl_pop.population.base import MEAN
+from ttrl_pop.read.problems import read_problems
+from ttrl_pop.store import checkpoint, identity
+from ttrl_pop.store.directory import RunDirectory
+from ttrl_pop.store.identity import PROBLEMS
+from ttrl_pop.types import Mind, Problem
+
+Form = Literal["auto", "plain", "adapter", "code"]
+
+
+@runtime_checkable
+class Writer(Protocol):
+    """What a module of a form offers."""
+
+    LOADING: str
+
+    def check(self, network: Any, offsets: Offsets) -> None: ...
+    def write(self, network: Any, lora: Lora | None, offsets: Offsets, folder: Path) -> None: ...
+    def reopen(self, folder: Path, dtype: torch.dtype) -> Any: ...
+
+
+FORMS: dict[str, Writer] = {"plain": plain, "adapter": adapter, "code": code}
+"""In the order in which `auto` tries them: what most tools open comes first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A folder that has been proven."""
+
+    folder: Path
+    form: str
+    mind: int | None
+    """Seed; None is the mean mind."""
+    step: int
+    proof: Proof
+
+    def row(self) -> dict[str, Any]:
+        """What is kept of it beside the folder's weights, and printed."""
+        return {"form": self.form, "mind": self.mind, "step": self.step, **asdict(self.proof)}
+
+
+def export(
+    run: RunDirectory,
+    folder: Path,
+    config: Config,
+    out: Path,
+    mind: int | None = None,
+    form: Form = "auto",
+    notice: Callable[[str], None] = lambda text: None,
+) -> Exported:
+    """Write one mind of a checkpoint to `out`.
+
+    Args:
+        folder: of the checkpoint.
+        config: of the run.
+        out: must not exist, or be empty.
+        mind: its seed; None is the mean mind.
+        notice: is told in a line why `auto` passes a form over.
+
+    Raises:
+        UsageError: `out` is taken, the run's minds cannot be exported, or not in this form.
+        ProofError: the folder opened as another model; it has been removed.
+    """
+    check_free(out)
+    known = identity.load(run)
+    identity.check(run, known, PROBLEMS)
+    problems = read_problems(str(run.problems), ProblemsConfig()).problems
+    chosen = Mind(mind) if mind is not None else MEAN
+    model, policy = _policy(run, folder, config, known.model)
+    offsets = offsets_of(policy.population, chosen)
+    lora = lora_of(policy, config.learn.lora)
+    found = evidence(policy, chosen, _prompts(model, problems, config))
+    sigma = policy.population.metrics().get("population/sigma")
+    tokenizer = model.tokenizer
+    # What the run computes with has its own layers and hooks; the folder is made from the model as it was read.
+    del policy, model
+    network = load_model(config.model, "auto", config.dtype).network
+    name = _choose(form, network, offsets, notice)
+    step = checkpoint.load_state(folder)["step"]
+    work = out.absolute().with_name(f".{out.name}.exporting")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        FORMS[name].write(network, lora, offsets, work)
+        tokenizer.save_pretrained(work)
+        dtype = network.dtype
+        del network
+        proof = compare(FORMS[name].reopen(work, dtype).eval(), found)
+        done = Exported(out, name, mind, step, proof)
+        (work / EXPORT).write_text(json.dumps(done.row(), indent=1) + "\n")
+        told = Card(
+            base=_base_name(config.model),
+            base_id=_base_id(config.model),
+            form=name,
+            loading=FORMS[name].LOADING,
+            mind=mind,
+            step=step,
+            sigma=sigma if sigma is not None and math.isfinite(sigma) else None,
+            figures=card.measured(run, config.seed, last=step == config.steps),
+            problems=problems,
+            fingerprint=known.problems,
+            proof=proof.said(),
+        )
+        card.write(told, work)
+        if out.is_dir():
+            out.rmdir()
+        work.rename(out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return done
+
+
+def check_free(out: Path) -> None:
+    """Check that a folder can be made.
+
+    Raises:
+        UsageError: something stands in its place.
+    """
+    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+        raise UsageError(f"--out {out}: exists and is not empty; pass another --out")
+
+
+def _policy(run: RunDirectory, folder: Path, config: Config, fingerprint: str) -> tuple[LoadedModel, Policy]:
+    """The run's policy as its checkpoint has it."""
+    kind = load("population", config.population.name)
+    options = validate(kind.Options, config.population.options, source="population.options")
+    model = load_model(config.model, "auto", config.dtype)
+    if model.fingerprint != fingerprint:
+        raise UsageError(
+            f"{run.path}: model {config.model!r} is not the one of the run (other weights, or another dtype)"
+        )
+    policy = Policy(model, kind(options), config.learn.lora, config.seed)
+    checkpoint.load_policy(folder, policy)
+    return model, policy
+
+
+def _prompts(model: LoadedModel, problems: tuple[Problem, ...], config: Config) -> list[tuple[int, ...]]:
+    return [encode(model.tokenizer, problem, config.problems.date) for problem in problems]
+
+
+def _choose(form: Form, network: Any, offsets: Offsets, notice: Callable[[str], None]) -> str:
+    """The form that is asked for, or the first that holds the mind exactly.
+
+    Raises:
+        NoFormError: none does.
+    """
+    if form != "auto":
+        FORMS[form].check(network, offsets)
+        return form
+    *tries, last = FORMS
+    for name in tries:
+        try:
+            FORMS[name].check(network, offsets)
+        except NoFormError as error:
+            notice(str(error))
+        else:
+            return name
+    FORMS[last].check(network, offsets)
+    return last
+
+
+def _base_id(model: str) -> str | None:
+    """The hub's name of the base model; None where it was read from a file or a folder."""
+    return None if model == DEMO_MODEL or os.path.exists(lasting(model)) else model
+
+
+def _base_name(model: str) -> str:
+    """What the base model is called, without the path to it on this machine."""
+    return "SmolLM2-135M-Instruct" if model == DEMO_MODEL else _base_id(model) or Path(model).name

@@ -1,0 +1,22 @@
+"""What a run has yet to do."""
+
+from ttrl_pop.config import Config
+from ttrl_pop.types import Load
+
+
+def workload(config: Config, problems: int, done: int, labelled: int, surveys: int) -> Load:
+    """What the steps behind `done`, and `surveys` of all problems, have to do.
+
+    Args:
+        problems: how many there are.
+        labelled: those for which the base model has elected a label, where it does so.
+        surveys: times that every mind answers every problem: the baseline, the final answers.
+    """
+    steps, size = config.steps - done, config.group_size
+    groups = steps * min(config.problems_per_step, problems)
+    elected = {"minds": 0, "average": groups, "base": min(groups, problems - labelled)}[config.vote.labels]
+    return Load(
+        survey=surveys * problems * size,
+        sample=groups * size + elected * (config.vote.label_rollouts or size),
+        steps=steps,
+    )
