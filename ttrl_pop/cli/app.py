@@ -245,6 +245,30 @@ def vote(
     command.label(rollouts, before, gold, Layout(id_key, text_key, shuffled=shuffled), given, quiet)
 
 
+@app.command(short_help="Codes of latent minds, fitted once for many runs.")
+@takes(
+    *("problems", "out", "model", "seed", "preset", "config", "set", "raw", "prompt_key", "id_key", "limit"),
+    *("prompt_template", "quiet"),
+)
+def fit(
+    given: Given,
+    problems: Problems,
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder to be made.")],
+    quiet: Quiet = False,
+) -> None:
+    """ttrl-pop fit problems.jsonl --out fit
+
+    Fit latent minds to a model: find which codes decide what it leaves open on these problems, from what it writes
+    itself. A run takes the fit by --population latent --set population.options.fitted=FOLDER; without one it fits its
+    own. Prints the figures of held-out problems as a JSON line.
+    """
+    from ttrl_pop.cli import fit as command
+    from ttrl_pop.cli import inputs
+
+    checked = inputs.for_reading(problems, None, None, given, inputs.notices(quiet), rewards=False)
+    command.fit(checked, out, quiet)
+
+
 @app.command(short_help="The Free Transformer's letters experiment, trained here.")
 def letters(
     kappa: Annotated[

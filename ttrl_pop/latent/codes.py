@@ -57,6 +57,13 @@ def balanced(logits_H: Tensor) -> Tensor:
     return logits_H - (shift_H + (torch.sigmoid(flat_BH - shift_H).mean(0) - 0.5) / slope_H)
 
 
+def signs(logits_H: Tensor, bits_H: Tensor) -> Tensor:
+    """Bits (…, H) as −1 and 1: the value exactly that of the bits, the gradient that of 2 sigmoid(logits) − 1."""
+    on_H = torch.sigmoid(logits_H)
+    # In this order the bracket is exactly zero, and the value that of the bits.
+    return 2 * (bits_H + (on_H - on_H.detach())) - 1
+
+
 def kl_to_uniform(logits_H: Tensor) -> Tensor:
     """KL of independent bits (…, H) from uniform ones, each bit in nats (equation 4, before its sum over the bits)."""
     on_H = torch.sigmoid(logits_H)
@@ -107,9 +114,7 @@ class AdditiveMap(CodeMap):
         self.signed = nn.Parameter(torch.randn(bits, width) * (std / bits**0.5))
 
     def forward(self, logits_H: Tensor, bits_H: Tensor) -> Tensor:
-        on_H = torch.sigmoid(logits_H)
-        # In this order the bracket is exactly zero, and the value that of the bits.
-        return (2 * (bits_H + (on_H - on_H.detach())) - 1) @ self.signed
+        return signs(logits_H, bits_H) @ self.signed
 
 
 class _TableRows(torch.autograd.Function):

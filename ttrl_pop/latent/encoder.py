@@ -53,11 +53,15 @@ class Encoder(nn.Module):
             cosines_NW, sines_NW = rotary(heads + 1, width, rotary_base)
             bias_NW.copy_(turned(query_NW, (cosines_NW[1:], -sines_NW[1:])) * BIAS)
 
-    def forward(self, states_BTD: Tensor, positions: tuple[Tensor, Tensor]) -> Tensor:
-        """Bit logits (B, T, H) of hidden states (B, T, D)."""
+    def forward(self, states_BTD: Tensor, positions: tuple[Tensor, Tensor], real_BT: Tensor | None = None) -> Tensor:
+        """Bit logits (B, T, H) of hidden states (B, T, D).
+
+        Args:
+            real_BT: where there is a state; None where there is one everywhere.
+        """
         source_BTD = self.before_source(states_BTD)
         zeta_BTD = self.zeta_D.expand(*states_BTD.shape[:2], -1)
-        states_BTD = zeta_BTD + self.attention(self.before_queries(zeta_BTD), source_BTD, positions)
+        states_BTD = zeta_BTD + self.attention(self.before_queries(zeta_BTD), source_BTD, positions, real_BT=real_BT)
         states_BTD = states_BTD + self.feed_forward(self.before_feed_forward(states_BTD))
         logits_BTH: Tensor = self.readout(self.before_readout(states_BTD))
         return logits_BTH

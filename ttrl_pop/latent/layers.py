@@ -51,9 +51,18 @@ class Attention(nn.Module):
         self.key_bias_NW = nn.Parameter(torch.zeros(heads, width // heads)) if key_bias else None
 
     def forward(
-        self, queries_BTD: Tensor, source_BTD: Tensor, positions: tuple[Tensor, Tensor], past: "Past | None" = None
+        self,
+        queries_BTD: Tensor,
+        source_BTD: Tensor,
+        positions: tuple[Tensor, Tensor],
+        past: "Past | None" = None,
+        real_BT: Tensor | None = None,
     ) -> Tensor:
-        """States (B, T, D) for queries and sources of the same T positions, which stand behind those in `past`."""
+        """States (B, T, D) for queries and sources of the same T positions, which stand behind those in `past`.
+
+        Args:
+            real_BT: where there is a source that may be seen; None where all may.
+        """
         query_BNTW = turned(self._split(self.query(queries_BTD)), positions)
         key_BTD, value_BTD = self.key_value(source_BTD).chunk(2, dim=-1)
         key_BNSW, value_BNSW = self._split(key_BTD), self._split(value_BTD)
@@ -64,7 +73,10 @@ class Attention(nn.Module):
             key_BNSW, value_BNSW = past.append(key_BNSW, value_BNSW)
         # A single query behind a past sees all that there is.
         causal = self.causal and query_BNTW.shape[2] > 1
-        mixed_BNTW = nn.functional.scaled_dot_product_attention(query_BNTW, key_BNSW, value_BNSW, is_causal=causal)
+        mask = None if real_BT is None else real_BT[:, None, None]
+        mixed_BNTW = nn.functional.scaled_dot_product_attention(
+            query_BNTW, key_BNSW, value_BNSW, attn_mask=mask, is_causal=causal
+        )
         mixed: Tensor = self.out(mixed_BNTW.transpose(1, 2).flatten(2))
         return mixed
 
