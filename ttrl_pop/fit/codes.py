@@ -13,6 +13,8 @@ from ttrl_pop.latent.encoder import Encoder
 from ttrl_pop.latent.layers import rotary
 
 HEADS = 4
+CERTAINTY = 3.0
+"""Factor on the initial weights of the readout: codes begin by telling something, so that they are listened to."""
 ROTARY_BASE = 100.0
 """For completions of some tens of tokens: the encoder looks near itself first."""
 
@@ -24,6 +26,8 @@ class CompletionEncoder(nn.Module):
         super().__init__()
         self.head_width = width // HEADS
         self.encoder = Encoder(source_width, width, HEADS, bits, ROTARY_BASE)
+        with torch.no_grad():
+            self.encoder.readout.weight.mul_(CERTAINTY)
 
     def forward(self, states_ND: Tensor, reading: Reading) -> Float[Tensor, "B T H"]:
         """Bit logits of each token of the windows, of hidden states behind a norm."""

@@ -1,7 +1,7 @@
 """A fit of latent minds as a folder, whole or not there: `latent.safetensors` and `fit.json`."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import safetensors.torch
@@ -54,13 +54,13 @@ def load_kept(folder: Path, population: Latent, model: str) -> LatentFigures:
         raise DamagedError(folder / TENSORS, "has other bytes than were written")
     try:
         tensors = safetensors.torch.load(content)
-        figures = LatentFigures(**{name: row[name] for name in LatentFigures.__dataclass_fields__})
+        values = {field.name: row[field.name] for field in fields(LatentFigures)}
         directions_HD, rms_x = tensors["directions"], float(tensors["rms_x"])
-        numbers = all(type(value) in (int, float) for value in asdict(figures).values())
     except (SafetensorError, KeyError, ValueError) as error:
         raise DamagedError(folder / FIGURES, f"is no fit that was written ({error})") from None
-    if not numbers:
+    if not all(type(value) in (int, float) for value in values.values()):
         raise DamagedError(folder / FIGURES, "must hold numbers only")
+    figures = LatentFigures(**values)
     own = {"model": model, "split": population.split, "level": population.options.level}
     for name, value in own.items():
         if row.get(name) != value:

@@ -17,6 +17,7 @@ or looked at. In use the encoder is gone, and codes are drawn from the uniform p
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -50,8 +51,8 @@ DECAY = 0.5
 """Shares of the steps over which the learning rate rises from nothing, and at the end falls to it."""
 LOUDNESS = 0.1
 """Size of what codes add at the start, as a share of the hidden states'."""
-ENCODER_RATE = 0.3
-"""Learning rate of the encoder, in units of the directions'."""
+ENCODER_RATE = 0.1
+"""Learning rate of the encoder, as a share of the directions', which is in units of the hidden states' size."""
 CLIP = 1.0
 """Largest norm of the encoder's gradient."""
 CHECKS = 8
@@ -195,12 +196,13 @@ class _Fitting:
         tokens = sum(len(each.rollout.completion_ids) for part in problems for each in part)
         for reading in readings(problems, self.token_budget, self.policy.device):
             codes = self._codes(reading, self.encoder, "fit-bits", step)
-            told = -self._logprobs(reading, codes).sum()
-            loss = (told + beyond_free(codes.kl_CH().sum(-1), free).sum()) / tokens
-            if not math.isfinite(value := float(loss.detach())):
-                raise ArithmeticError(f"the loss of the fit must be finite, got {value} at step {step}")
-            # Nothing but what is fitted gets a gradient.
-            loss.backward(inputs=[self.population.directions, *self.encoders])  # type: ignore[no-untyped-call]
+            with ExitStack() as stay:
+                told = -self._logprobs(reading, codes, stay).sum()
+                loss = (told + beyond_free(codes.kl_CH().sum(-1), free).sum()) / tokens
+                if not math.isfinite(value := float(loss.detach())):
+                    raise ArithmeticError(f"the loss of the fit must be finite, got {value} at step {step}")
+                # Nothing but what is fitted gets a gradient.
+                loss.backward(inputs=[self.population.directions, *self.encoders])  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.encoders, CLIP)
         directions, encoder = self.optimizer.param_groups
         directions["lr"], encoder["lr"] = rate * self.rms_x, rate * ENCODER_RATE
@@ -240,13 +242,20 @@ class _Fitting:
     def _codes(self, reading: Reading, encoder: CompletionEncoder | None, purpose: str, number: int) -> Codes:
         return Codes(reading, encoder, self.options.level, self.options.bits, purpose, self.seed, number)
 
-    def _logprobs(self, reading: Reading, codes: Codes) -> Float[Tensor, "K"]:
-        """log p of each completion token under the codes."""
+    def _logprobs(self, reading: Reading, codes: Codes, stay: ExitStack | None = None) -> Float[Tensor, "K"]:
+        """log p of each completion token under the codes.
+
+        Args:
+            stay: takes over what has to last until the backward pass, where layers are computed again.
+        """
 
         def injected(states_ND: Tensor, normed_ND: Tensor) -> Tensor:
             return codes.signs(normed_ND).to(self.first_HD.dtype) @ self.population.directions
 
-        with self.policy.as_base(), self.population.encoding(injected):
-            hidden_KD = self.policy.hidden(reading.packed).index_select(0, reading.sources_K)
+        with ExitStack() as own:
+            active = stay or own
+            active.enter_context(self.policy.as_base())
+            active.enter_context(self.population.encoding(injected))
+            hidden_KD = self.policy.hidden(reading.packed, active).index_select(0, reading.sources_K)
         each_K = torch.arange(len(reading.sources_K), device=hidden_KD.device)
         return selected_logprobs(self.policy.network, hidden_KD, each_K, reading.targets_K, self.temperature)

@@ -44,7 +44,7 @@ class LatentOptions(Section):
     """Fit: completions of the base model for each problem."""
     steps: Annotated[int, Field(ge=1)] = 200
     """Fit: steps."""
-    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-2
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
     """Fit: learning rate, in units of the hidden states' size for what a code adds to them."""
     encoder_width: Annotated[int, Field(ge=16, le=1024, multiple_of=16)] = 128
     """Fit: width of the encoder, which is needed for the fit alone."""
