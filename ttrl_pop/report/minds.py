@@ -23,9 +23,9 @@ class Agreement(NamedTuple):
     """Share of pairs of rollouts with one answer; None where there is no such pair."""
 
     same: float | None
-    """Of pairs of one mind."""
+    """Among pairs of one mind."""
     other: float | None
-    """Of pairs of two minds."""
+    """Among pairs of two minds."""
 
 
 class Information(NamedTuple):
@@ -34,7 +34,7 @@ class Information(NamedTuple):
     bits: float
     """Mean over problems."""
     null: float
-    """Its mean where minds are dealt to the answers of each problem by chance."""
+    """What is found on average where minds are dealt to the answers of each problem by chance."""
     p: float
     """Share of such deals that tell as much; never 0, as the deal that was found is one of them."""
 
