@@ -32,6 +32,7 @@ from ttrl_pop.errors import UsageError
 BUILT_IN: dict[str, dict[str, str]] = {
     "population": {
         "norm-noise": "ttrl_pop.population.norm_noise:NormNoise",
+        "latent": "ttrl_pop.population.latent:Latent",
         "none": "ttrl_pop.population.base:NoPopulation",
     },
     "backend": {
@@ -63,7 +64,10 @@ BUILT_IN: dict[str, dict[str, str]] = {
 }
 
 OPTIONS: dict[str, dict[str, str]] = {
-    "population": {"norm-noise": "ttrl_pop.population.options:NormNoiseOptions"},
+    "population": {
+        "norm-noise": "ttrl_pop.population.options:NormNoiseOptions",
+        "latent": "ttrl_pop.population.options:LatentOptions",
+    },
     "backend": {
         "hf": "ttrl_pop.sample.hf.options:HfOptions",
         "vllm": "ttrl_pop.sample.vllm.options:VllmOptions",

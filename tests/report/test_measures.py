@@ -251,8 +251,10 @@ def test_without_gold_its_figures_are_none_and_the_others_unchanged():
     without = measure(PASS, AnswerKey(), equal_as_numbers, [2], seed=5)
     gold_keys = {"avg@4", "label_accuracy", "reward_accuracy", "pass@2", "maj@2"}
     assert without.values.keys() == with_gold.values.keys() == without.intervals.keys()
-    assert {key for key, value in without.values.items() if value is None} == gold_keys
-    assert {key for key, interval in without.intervals.items() if interval is None} == gold_keys
+    # Of one mind there is one rollout.
+    unknown = {*gold_keys, "same_mind"}
+    assert {key for key, value in without.values.items() if value is None} == unknown
+    assert {key for key, interval in without.intervals.items() if interval is None} == unknown
     for key in with_gold.values.keys() - gold_keys:
         assert without.values[key] == with_gold.values[key]
         assert without.intervals[key] == with_gold.intervals[key]
@@ -271,7 +273,9 @@ def test_the_grader_sees_each_distinct_answer_against_the_gold_one():
 
 def test_intervals_hold_their_means():
     measures = measure(PASS, KEY, equal_as_numbers, [1, 2], seed=0)
-    for key, value in measures.values.items():
+    known = {key: value for key, value in measures.values.items() if value is not None}
+    assert measures.values.keys() - known.keys() == {"same_mind"}
+    for key, value in known.items():
         low, high = measures.intervals[key]
         assert low - 1e-12 <= value <= high + 1e-12
 

@@ -272,6 +272,56 @@ def vote(
     command.label(rollouts, before, gold, Layout(id_key, text_key, shuffled=shuffled), given, quiet)
 
 
+@app.command(short_help="Codes of latent minds, fitted once for many runs.")
+@takes(
+    *("problems", "out", "model", "seed", "preset", "config", "set", "raw", "prompt_key", "id_key", "limit"),
+    *("prompt_template", "quiet"),
+)
+def fit(
+    given: Given,
+    problems: Problems,
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder to be made.")],
+    quiet: Quiet = False,
+) -> None:
+    """ttrl-pop fit problems.jsonl --out fit
+
+    Fit latent minds to a model: find which codes decide what it leaves open on these problems, from what it writes
+    itself. A run takes the fit by --population latent --set population.options.fitted=FOLDER; without one it fits its
+    own. Prints the figures of held-out problems as a JSON line.
+    """
+    from ttrl_pop.cli import fit as command
+    from ttrl_pop.cli import inputs
+
+    checked = inputs.for_reading(problems, None, None, given, inputs.notices(quiet), rewards=False)
+    command.fit(checked, out, quiet)
+
+
+@app.command(short_help="The Free Transformer's letters experiment, trained here.")
+def letters(
+    kappa: Annotated[
+        list[float] | None,
+        typer.Option(
+            metavar="BITS", help="Free bits of a token: 0.015625, 0.125, 1, 8. May be repeated.  [default: all]"
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(metavar="N", min=1, help="Models to train for each.")] = 1,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="The first seed.")] = 0,
+    steps: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Steps for each.  [default: what each needs]")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """ttrl-pop letters > letters.jsonl
+
+    Train the Free Transformer on texts such as K>____KKKKKKKK__!__ and show what its latent code comes to carry: with
+    few free bits nothing, then the place of the letters, then the noise as well, at last the text itself. One JSON line
+    for each number of free bits and each seed (texts of one code beside texts of fresh codes on a terminal).
+    """
+    from ttrl_pop.cli import letters as command
+
+    command.letters(kappa or (), seed, seeds, steps, quiet)
+
+
 @app.command(short_help="A small model teaches itself the times table.")
 @takes("model", "minds", "steps", "out", "seed", "set", "plan", "json", "quiet")
 def demo(

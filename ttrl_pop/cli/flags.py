@@ -59,8 +59,8 @@ SETTINGS = {
         typer.Option(
             metavar="NAME",
             autocompletion=completion.names("population"),
-            help="norm-noise (B-Trans), none, a name that an installed package gives, or package.module:Name.  "
-            "[default: norm-noise]",
+            help="norm-noise (B-Trans), latent (codes of bits, fitted first), none, a name that an installed package "
+            "gives, or package.module:Name.  [default: norm-noise]",
         ),
     ),
     "minds": Setting(

@@ -38,7 +38,7 @@ from ttrl_pop.run.session import Session
 from ttrl_pop.run.survey import survey
 from ttrl_pop.run.workload import workload
 from ttrl_pop.store import checkpoint, files, identity, reading
-from ttrl_pop.store.directory import RunDirectory
+from ttrl_pop.store.directory import FIT, RunDirectory
 from ttrl_pop.store.identity import CONFIG
 from ttrl_pop.store.log import Log
 from ttrl_pop.text import safe
@@ -218,7 +218,7 @@ def _warn_of_size(session: Session, display: Display) -> None:
 
 
 def _prepare(session: Session, run_dir: RunDirectory, display: Display) -> None:
-    if found := prepare(session, display.notice, display.phase):
+    if found := prepare(session, display.notice, display.phase, run_dir.path / FIT):
         identity.record(run_dir, CALIBRATION, (json.dumps(found) + "\n").encode())
 
 

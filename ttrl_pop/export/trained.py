@@ -13,6 +13,7 @@ from ttrl_pop.config import LoraConfig
 from ttrl_pop.errors import UsageError
 from ttrl_pop.model.policy import Policy, with_adapter
 from ttrl_pop.population.base import MEAN, NoPopulation, Population
+from ttrl_pop.population.latent import Latent
 from ttrl_pop.population.norm_noise import NormNoise
 from ttrl_pop.types import Mind
 
@@ -41,10 +42,17 @@ def offsets_of(population: Population, mind: Mind) -> dict[str, Tensor]:
     """
     if isinstance(population, NoPopulation):
         return {}
+    if isinstance(population, Latent):
+        if mind != MEAN:
+            raise UsageError(
+                "a mind of latent changes what keys and values of one layer are read from, which no model folder does; "
+                "leave --mind out for the mean mind"
+            )
+        return {}
     if not isinstance(population, NormNoise):
         raise UsageError(
             f"minds of {type(population).__name__} are no offsets behind norms, and nothing else can be exported; "
-            "export runs of norm-noise or none"
+            "export runs of norm-noise, latent or none"
         )
     if mind != MEAN:
         for option, value in (("level", "token"), ("scope", "completion")):

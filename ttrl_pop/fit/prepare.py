@@ -1,24 +1,43 @@
 """What a population lacks, found on the problems of a session: the one way into this wing."""
 
+import os
 from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
 
-from ttrl_pop.errors import UsageError
+from ttrl_pop.errors import DamagedError, UsageError
 from ttrl_pop.fit.admission import check_metrics, check_reach
-from ttrl_pop.fit.base_rollouts import base_rollouts, looked_at
+from ttrl_pop.fit.base_rollouts import base_groups, base_rollouts, looked_at
+from ttrl_pop.fit.kept import keep, load_kept
+from ttrl_pop.fit.latent import LatentFigures, fit_latent
 from ttrl_pop.fit.sigma import MINDS, calibrate
 from ttrl_pop.packing.budget import learner_tokens
+from ttrl_pop.population.latent import Latent
 from ttrl_pop.randomness import OUTSIDE_TRAINING
 from ttrl_pop.run.session import Session
 
+FITTED = 64
+"""Problems that codes are fitted on, at most."""
+
+LONGEST_FITTED = 256
+"""Tokens of a completion that codes are fitted on, at most."""
+
+PhaseSink = Callable[[str, int], object]
+"""Is told what is done, and how many rollouts that writes."""
+
 
 def prepare(
-    session: Session, notice: Callable[[str], None], phase: Callable[[str, int], object] = lambda text, rollouts: None
+    session: Session,
+    notice: Callable[[str], None],
+    phase: PhaseSink = lambda text, rollouts: None,
+    kept: Path | None = None,
 ) -> dict[str, float]:
     """Find what the session's population lacks, so that its minds can be embodied, and check that they then act.
 
     Args:
         notice: is told in a line what was found.
         phase: is told what is done to find it, and how many rollouts that writes.
+        kept: folder in which a fit stays, and from which it is taken where it is there.
 
     Returns:
         The figures of what was found, by name; none where nothing was lacking.
@@ -27,15 +46,53 @@ def prepare(
         UsageError: it cannot be found, or the population breaks its interface.
     """
     policy = session.policy
-    found = _find_lack(session, notice, phase)
+    found = _find_lack(session, notice, phase, kept)
     (mind,) = policy.population.spawn(session.config.seed, OUTSIDE_TRAINING, 1)
     check_reach(policy, mind, session.prompts[session.problems[0].id])
     check_metrics(policy.population)
     return found
 
 
+def fit_codes(session: Session, population: Latent, phase: PhaseSink) -> LatentFigures:
+    """Fit latent minds on what the base model writes to the session's problems.
+
+    Raises:
+        UsageError: there are too few of them.
+    """
+    config, options = session.config, population.options
+    # Greedy completions are all alike; those of a fit must differ as the model is unsure.
+    sampling = config.sampling.model_copy(
+        update={
+            "max_new_tokens": min(LONGEST_FITTED, config.sampling.max_new_tokens),
+            "temperature": config.sampling.temperature or 1.0,
+            "top_p": 1.0,
+        }
+    )
+    chosen = looked_at(session.problems, FITTED)
+    phase("fitting codes: the base model answers", len(chosen) * options.rollouts)
+    groups = base_groups(session, chosen, options.rollouts, sampling, "fit")
+    tokens = learner_tokens(config.learn.token_budget, session.policy.device)
+    return fit_latent(
+        session.policy,
+        groups,
+        sampling.temperature,
+        tokens,
+        config.seed,
+        lambda step: phase(f"fitting codes: step {step} of {options.steps}", 0),
+    )
+
+
+def told(figures: LatentFigures, bits: int) -> str:
+    """A fit in one line."""
+    return (
+        f"codes decide {figures.gap_bits:.2f} of the {figures.base_bits:.2f} bits of a held-out completion "
+        f"(KL {figures.kl_bits:.2f}, free {figures.kappa:.2f}; {figures.live_bits} of {bits} bits in use; bound "
+        f"{figures.bound_bits:.2f})"
+    )
+
+
 def _find_lack(
-    session: Session, notice: Callable[[str], None], phase: Callable[[str, int], object]
+    session: Session, notice: Callable[[str], None], phase: PhaseSink, kept: Path | None
 ) -> dict[str, float]:
     population = session.policy.population
     match population.lacks:
@@ -55,8 +112,34 @@ def _find_lack(
                 f"{found.flips:.1%} of likeliest tokens changed)"
             )
             return {"sigma": found.sigma, "kl": found.kl, "flips": found.flips}
+        case "fit" if isinstance(population, Latent):
+            figures = _fit_kept(session, population, notice, phase, kept)
+            notice(told(figures, population.options.bits))
+            if figures.gap_bits < population.options.least_gap:
+                raise UsageError(
+                    f"population latent: no code steers this model on these problems (gap {figures.gap_bits:.2f} "
+                    f"bits, population.options.least_gap is {population.options.least_gap:g}), its minds would be "
+                    "copies; use --population norm-noise, or fit longer with population.options.steps"
+                )
+            return asdict(figures)
         case "fit":
             raise UsageError(
                 f"population {type(population).__name__} must be fitted to the model, and there is no fit for it; "
                 "choose another with --population"
             )
+
+
+def _fit_kept(
+    session: Session, population: Latent, notice: Callable[[str], None], phase: PhaseSink, kept: Path | None
+) -> LatentFigures:
+    """The fit that is kept, the one that is named, or a new one; it is kept from then on."""
+    model, named = session.policy.model.fingerprint, population.options.fitted
+    if kept is not None and os.path.lexists(kept):
+        try:
+            return load_kept(kept, population, model)
+        except DamagedError as error:
+            notice(f"{error}; it is fitted again")
+    figures = load_kept(Path(named), population, model) if named else fit_codes(session, population, phase)
+    if kept is not None:
+        keep(kept, population, model, figures)
+    return figures

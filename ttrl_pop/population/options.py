@@ -27,3 +27,26 @@ class NormNoiseOptions(Section):
     final_mu: bool = True
     """Whether mu of the norm before the LM head learns; without it (its noise stays) a trained model can be exported
     as a plain folder where the head has no bias (`ttrl-pop export`)."""
+
+
+class LatentOptions(Section):
+    """The table `population.options` of latent."""
+
+    bits: Annotated[int, Field(ge=1, le=16)] = 8
+    """Bits of a code, of which there are 2^bits."""
+    level: Literal["sequence", "token"] = "sequence"
+    """`sequence`: one code for the whole sequence; `token`: a new one for every token (ablation)."""
+    fitted: str | None = None
+    """Folder of `ttrl-pop fit`, whose fit is taken; without one it is fitted on the given problems."""
+    kappa: Literal["auto"] | Annotated[float, Field(ge=0, allow_inf_nan=False)] = "auto"
+    """Fit: bits of a code that are free; `auto`: half of what a completion of the base model tells, at most 4."""
+    rollouts: Annotated[int, Field(ge=2)] = 8
+    """Fit: completions of the base model for each problem."""
+    steps: Annotated[int, Field(ge=1)] = 200
+    """Fit: steps."""
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
+    """Fit: learning rate, in units of the hidden states' size for what a code adds to them."""
+    encoder_width: Annotated[int, Field(ge=16, le=1024, multiple_of=16)] = 128
+    """Fit: width of the encoder, which is needed for the fit alone."""
+    least_gap: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
+    """Bits of a completion that codes must decide on held-out problems; a fit that falls short is refused."""

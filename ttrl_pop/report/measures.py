@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from ttrl_pop.report.estimators import avg_at_n, bootstrap_interval, check_k, maj_at_k, mean, pass_at_k
 from ttrl_pop.report.gold import clusters_correct, label_correct, rewards_correct, rollouts_correct
+from ttrl_pop.report.minds import agreement
 from ttrl_pop.types import NO_SIGNAL, AnswerKey, Same, Tally
 
 LABEL_FREE: dict[str, Callable[[Tally], float | None]] = {
@@ -25,6 +26,8 @@ LABEL_FREE: dict[str, Callable[[Tally], float | None]] = {
     "answer_entropy": lambda tally: tally.entropy,
     "abstained": lambda tally: tally.abstained / len(tally.answers_G),
     "unique_answers": lambda tally: float(len(tally.clusters)),
+    "same_mind": lambda tally: agreement(tally).same,
+    "other_minds": lambda tally: agreement(tally).other,
     "no_signal": lambda tally: (
         float(max(tally.rewards_G) - min(tally.rewards_G) < NO_SIGNAL) if tally.rewards_G else None
     ),
@@ -42,8 +45,8 @@ LABEL_FREE: dict[str, Callable[[Tally], float | None]] = {
 class Measures:
     """Figures of one pass over the problems. What needs gold or rewards is None without them, never 0.
 
-    Keys: `agreement margin answer_entropy abstained unique_answers no_signal mean_length truncated`, and,
-    from gold, `avg@{n} label_accuracy reward_accuracy pass@{k} maj@{k}`. n is the group size, or the
+    Keys: `agreement margin answer_entropy abstained unique_answers same_mind other_minds no_signal mean_length
+    truncated`, and, from gold, `avg@{n} label_accuracy reward_accuracy pass@{k} maj@{k}`. n is the group size, or the
     letter n where groups differ. `abstained` and `truncated` are shares of rollouts, `no_signal` of groups;
     `mean_length` counts tokens.
     """

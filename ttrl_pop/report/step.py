@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ttrl_pop.report.estimators import mean
 from ttrl_pop.report.gold import gold_metrics
+from ttrl_pop.report.minds import agreement
 from ttrl_pop.types import AnswerKey, Metrics, Same, StepReport, Tally, Update
 
 
@@ -33,6 +34,7 @@ def step_report(
     rollouts = [rollout for tally in tallies for rollout in tally.group.rollouts_G]
     logprobs = [logprob for rollout in rollouts for logprob in rollout.logprobs]
     rewards = [reward for tally in tallies for reward in tally.rewards_G]
+    agreements = [agreement(tally) for tally in tallies]
     tokens = sum(len(rollout.completion_ids) for rollout in rollouts)
     prompts = sum(len(rollout.prompt_ids) for rollout in rollouts)
     metrics: Metrics = {
@@ -46,6 +48,8 @@ def step_report(
         "vote/flip_rate": flips,
         "vote/commonest_label": _commonest_share([tally.label for tally in tallies]),
         "vote/unique": mean([float(len(tally.clusters)) for tally in tallies]),
+        "vote/same_mind": mean([found.same for found in agreements]),
+        "vote/other_minds": mean([found.other for found in agreements]),
         **gold_metrics(tallies, answers, same),
         "rollout/count": len(rollouts),
         "rollout/length": tokens / len(rollouts),

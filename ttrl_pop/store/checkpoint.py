@@ -1,7 +1,7 @@
 """The run directory: atomic saves, exact resume.
 
     RUN/  config.toml  problems.jsonl  gold.jsonl  identity.json  environment.json  calibration.json  baseline.jsonl
-          run.log  metrics.jsonl  rollouts/step_0001.jsonl.zst
+          fit/  run.log  metrics.jsonl  rollouts/step_0001.jsonl.zst
           checkpoints/step_0010/{adapter/, population.safetensors, optimizer.safetensors, problems.jsonl, metrics.jsonl,
                                  state.json, MANIFEST}
           best → checkpoints/step_0010   answers.jsonl

@@ -16,6 +16,9 @@ from ttrl_pop.store.files import write_atomic
 
 IDENTITY, ENVIRONMENT = "identity.json", "environment.json"
 
+FIT = "fit"
+"""Folder of a fit of latent minds, as `ttrl-pop fit` writes it."""
+
 MANIFEST = "MANIFEST"
 """Lists the files of a checkpoint; written last."""
 

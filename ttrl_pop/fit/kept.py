@@ -1,0 +1,75 @@
+"""A fit of latent minds as a folder, whole or not there: `latent.safetensors` and `fit.json`."""
+
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import safetensors.torch
+from safetensors import SafetensorError
+
+from ttrl_pop.errors import DamagedError, UsageError
+from ttrl_pop.fit.latent import LatentFigures
+from ttrl_pop.population.latent import Latent
+from ttrl_pop.store import reading
+from ttrl_pop.store.files import write_atomic
+
+TENSORS, FIGURES = "latent.safetensors", "fit.json"
+
+LARGEST = 2**26
+"""Bytes that the tensors of a fit can have: 16 directions of a million numbers."""
+
+
+def keep(folder: Path, population: Latent, model: str, figures: LatentFigures) -> None:
+    """Write a fit; `fit.json`, which seals the tensors, makes it one.
+
+    Args:
+        model: fingerprint of the model's weights.
+
+    Raises:
+        TtrlPopError: something else stands in its place.
+    """
+    tensors = {"directions": population.directions0, "rms_x": population.rms_x}
+    content = safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+    write_atomic(folder / TENSORS, content)
+    row = {
+        "model": model,
+        "split": population.split,
+        "level": population.options.level,
+        **asdict(figures),
+        "seal": reading.seal(content),
+    }
+    write_atomic(folder / FIGURES, (json.dumps(row, indent=1) + "\n").encode())
+
+
+def load_kept(folder: Path, population: Latent, model: str) -> LatentFigures:
+    """Let the population begin from a fit that was kept.
+
+    Raises:
+        DamagedError: there is none, or it is not what was written.
+        UsageError: it is one of another model, or of other codes.
+    """
+    row = reading.read_object(folder / FIGURES)
+    content = reading.read_bytes(folder / TENSORS, LARGEST)
+    if row.get("seal") != reading.seal(content):
+        raise DamagedError(folder / TENSORS, "has other bytes than were written")
+    try:
+        tensors = safetensors.torch.load(content)
+        values = {field.name: row[field.name] for field in fields(LatentFigures)}
+        directions_HD, rms_x = tensors["directions"], float(tensors["rms_x"])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise DamagedError(folder / FIGURES, f"is no fit that was written ({error})") from None
+    if not all(type(value) in (int, float) for value in values.values()):
+        raise DamagedError(folder / FIGURES, "must hold numbers only")
+    figures = LatentFigures(**values)
+    own = {"model": model, "split": population.split, "level": population.options.level}
+    for name, value in own.items():
+        if row.get(name) != value:
+            raise UsageError(f"{folder}: the fit is one of {name} {row.get(name)!r}, this is {value!r}; fit it again")
+    if directions_HD.shape != population.directions.shape:
+        shape = tuple(directions_HD.shape)
+        raise UsageError(
+            f"{folder}: the fit has {shape[0]} bits of {shape[-1]} numbers, asked for are "
+            f"{tuple(population.directions.shape)}; set population.options.bits, or fit it again"
+        )
+    population.set_fit(directions_HD.to(population.directions), rms_x, figures.gap_bits)
+    return figures

@@ -1,0 +1,261 @@
+r"""Fit latent minds: find what each bit of a code must add for codes to decide what the base model leaves open.
+
+The base model answers some problems several times. An encoder reads a code off each completion, in the middle of the
+model, where the code then enters; the upper half writes the completion under it. Nothing of the model changes: the
+directions W and the encoder are fitted to
+
+    −log p(completion | prompt, code) + max(0, KL(code ‖ uniform) − κ)
+
+which is the loss of the Free Transformer (arXiv 2510.17558, equation 5) for whole sequences. Nobody's labels are needed
+or looked at. In use the encoder is gone, and codes are drawn from the uniform prior.
+
+1. Codes are balanced over the completions of one problem: what a code tells must not be the problem, which the model
+   reads anyway.
+2. κ falls to its value from above: a code that is never free to say anything is never listened to.
+3. A fifth of the problems is held out. The step that does best on them counts, and all figures are theirs.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ttrl_pop import randomness
+from ttrl_pop.errors import UsageError
+from ttrl_pop.fit.codes import Codes, CompletionEncoder
+from ttrl_pop.fit.completions import Completion, Reading, numbered, readings
+from ttrl_pop.latent.codes import BIT, beyond_free
+from ttrl_pop.model.logprobs import selected_logprobs
+from ttrl_pop.model.policy import Policy
+from ttrl_pop.population.latent import Latent
+from ttrl_pop.types import Group
+
+HELD_OUT = 5
+"""One of so many problems is held out."""
+BATCH = 32
+"""Completions of a step, about."""
+MOST_KAPPA = 4.0
+"""Bits that are free at most where κ is found: a mind is to set a course, not to write the text."""
+SHARE = 0.5
+"""Share of what a completion tells that is free where κ is found. Were all of it free, a code could be the text."""
+FROM_ABOVE = 4.0
+"""κ at the first step, in units of the last."""
+FALL = 0.5
+"""Share of the steps in which κ falls."""
+WARM_UP = 0.05
+DECAY = 0.5
+"""Shares of the steps over which the learning rate rises from nothing, and at the end falls to it."""
+LOUDNESS = 0.1
+"""Size of what codes add at the start, as a share of the hidden states'."""
+ENCODER_RATE = 0.1
+"""Learning rate of the encoder, as a share of the directions', which is in units of the hidden states' size."""
+CLIP = 1.0
+"""Largest norm of the encoder's gradient."""
+CHECKS = 8
+"""Looks at the held-out problems."""
+PRIOR_DRAWS = 4
+"""Codes of the prior under which each held-out completion is read."""
+LIVE_BIT = 0.01
+"""Bits of KL from which on a bit of the code counts as used."""
+
+
+@dataclass(frozen=True, slots=True)
+class LatentFigures:
+    """What codes decide, in bits of a completion on held-out problems."""
+
+    kappa: float
+    """Bits of a code that were free."""
+    gap_bits: float
+    """−log2 p under codes of the prior less that under the encoder's: what codes are worth to the model."""
+    kl_bits: float
+    """KL of the encoder's codes from the prior. A low one does not show that codes are used: the gap does."""
+    live_bits: int
+    """Bits of the code that are used."""
+    base_bits: float
+    """−log2 p of the base model."""
+    prior_bits: float
+    posterior_bits: float
+    """The same under codes of the prior, and of the encoder, who has seen the completion: the last is never to be
+    compared with a model without codes."""
+    bound_bits: float
+    """The bound of the autoencoder, posterior and KL; beside `base_bits` it shows what codes cost."""
+    tokens: float
+    """Tokens of a completion."""
+    step: int
+    """The step that did best."""
+
+
+def fit_latent(
+    policy: Policy,
+    groups: Sequence[Group],
+    temperature: float,
+    token_budget: int,
+    seed: int,
+    tick: Callable[[int], object] = lambda step: None,
+) -> LatentFigures:
+    """Fit the policy's latent population on what the base model wrote, and let it begin from there.
+
+    Args:
+        groups: completions of the base model for each problem.
+        temperature: at which they were written.
+        token_budget: most tokens of a forward, if two completions fit.
+        tick: is told each step as it begins.
+
+    Raises:
+        UsageError: there are too few problems.
+    """
+    population = policy.population
+    assert isinstance(population, Latent)
+    written = numbered(groups)
+    if len(written) < 2:
+        raise UsageError(
+            "population latent is fitted on some problems and judged on others: give at least 2 that the model "
+            f"answers, got {len(written)}, or name a fit in population.options.fitted (ttrl-pop fit)"
+        )
+    options = population.options
+    order = randomness.stream("fit-held-out", seed).permutation(len(written)).tolist()
+    count = max(1, len(written) // HELD_OUT)
+    held, learned = ([written[i] for i in sorted(part)] for part in (order[:count], order[count:]))
+    fitting = _Fitting(policy, population, temperature, token_budget, seed)
+    fitting.begin(learned)
+    kappa = _kappa(options.kappa, options.level, learned)
+    batches = randomness.batches(seed, len(learned), max(1, round(BATCH / len(written[0]))))
+    looks = {math.ceil(options.steps * (1 - DECAY * look / CHECKS)) for look in range(CHECKS)}
+    best: tuple[float, LatentFigures, Tensor] | None = None
+    for step, chosen in zip(range(1, options.steps + 1), batches, strict=False):
+        tick(step)
+        free = kappa * FROM_ABOVE ** max(0.0, 1 - step / (FALL * options.steps)) * BIT
+        fitting.learn([learned[i] for i in chosen], step, free, _rate(step, options.steps) * options.lr)
+        if step in looks:
+            figures, objective = fitting.judge(held, step, kappa)
+            if best is None or objective < best[0]:
+                best = objective, figures, population.directions.detach().clone()
+    assert best is not None
+    _, figures, directions_HD = best
+    population.set_fit(directions_HD, fitting.rms_x, figures.gap_bits)
+    return figures
+
+
+def _kappa(given: float | str, level: str, problems: Sequence[Sequence[Completion]]) -> float:
+    """Free bits of a code: what was given, or a share of what the base model's completions, or their tokens, tell."""
+    if isinstance(given, float | int):
+        return float(given)
+    rollouts = [each.rollout for part in problems for each in part]
+    told = -math.fsum(logprob for rollout in rollouts for logprob in rollout.logprobs) / BIT
+    count = len(rollouts) if level == "sequence" else sum(len(rollout.completion_ids) for rollout in rollouts)
+    return min(MOST_KAPPA, SHARE * told / count)
+
+
+def _rate(step: int, steps: int) -> float:
+    """The learning rate of a step, counted from 1, as a share of the highest."""
+    return min(1.0, step / (WARM_UP * steps), (1 - (step - 1) / steps) / DECAY)
+
+
+class _Fitting:
+    """Directions and encoder on their way."""
+
+    def __init__(self, policy: Policy, population: Latent, temperature: float, token_budget: int, seed: int) -> None:
+        self.policy, self.population = policy, population
+        self.temperature, self.token_budget, self.seed = temperature, token_budget, seed
+        self.options = population.options
+        bits, width = population.directions.shape
+        # Layers draw their first weights from the process's generator: the caller's is left as it was.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(randomness.seed("fit-weights", seed))
+            self.encoder = CompletionEncoder(width, self.options.encoder_width, bits).to(population.directions)
+            self.first_HD = torch.randn(bits, width).to(population.directions)
+        self.rms_x = 1.0
+        self.encoders = list(self.encoder.parameters())
+        self.optimizer = torch.optim.Adam(
+            [{"params": [population.directions]}, {"params": self.encoders}], betas=(0.9, 0.98)
+        )
+
+    @torch.no_grad()
+    def begin(self, problems: Sequence[Sequence[Completion]]) -> None:
+        """Find how large hidden states are where codes enter, and begin with directions of a share of that."""
+        sizes: list[Tensor] = []
+
+        def measured(states_ND: Tensor, normed_ND: Tensor) -> Tensor:
+            sizes.append(states_ND.to(self.first_HD.dtype).square().mean(-1).sqrt())
+            return torch.zeros_like(states_ND)
+
+        for reading in readings(problems, self.token_budget, self.policy.device):
+            with self.policy.as_base(), self.population.encoding(measured):
+                self.policy.hidden(reading.packed)
+        # Not their mean: the first token of a text is often a hundred times as large as all others.
+        self.rms_x = float(torch.cat(sizes).median())
+        self.population.directions.copy_(self.first_HD * (LOUDNESS * self.rms_x / len(self.first_HD) ** 0.5))
+
+    def learn(self, problems: Sequence[Sequence[Completion]], step: int, free: float, rate: float) -> None:
+        """One step, with so many free nats a code."""
+        self.optimizer.zero_grad()
+        tokens = sum(len(each.rollout.completion_ids) for part in problems for each in part)
+        for reading in readings(problems, self.token_budget, self.policy.device):
+            codes = self._codes(reading, self.encoder, "fit-bits", step)
+            with ExitStack() as stay:
+                told = -self._logprobs(reading, codes, stay).sum()
+                loss = (told + beyond_free(codes.kl_CH().sum(-1), free).sum()) / tokens
+                if not math.isfinite(value := float(loss.detach())):
+                    raise ArithmeticError(f"the loss of the fit must be finite, got {value} at step {step}")
+                # Nothing but what is fitted gets a gradient.
+                loss.backward(inputs=[self.population.directions, *self.encoders])  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.encoders, CLIP)
+        directions, encoder = self.optimizer.param_groups
+        directions["lr"], encoder["lr"] = rate * self.rms_x, rate * ENCODER_RATE
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    @torch.no_grad()
+    def judge(self, problems: Sequence[Sequence[Completion]], step: int, kappa: float) -> tuple[LatentFigures, float]:
+        """Figures on held-out problems, and the loss there in bits of a completion."""
+        prior = posterior = 0.0
+        kls: list[Tensor] = []
+        for reading in readings(problems, self.token_budget, self.policy.device):
+            codes = self._codes(reading, self.encoder, "fit-judge", 0)
+            posterior -= float(self._logprobs(reading, codes).sum())
+            kls.append(codes.kl_CH())
+            for draw in range(1, PRIOR_DRAWS + 1):
+                codes = self._codes(reading, None, "fit-judge", draw)
+                prior -= float(self._logprobs(reading, codes).sum()) / PRIOR_DRAWS
+        rollouts = [each.rollout for part in problems for each in part]
+        kl_CH = torch.cat(kls)
+        beyond = float(beyond_free(kl_CH.sum(-1), kappa * BIT).sum())
+        bits = len(rollouts) * BIT
+        figures = LatentFigures(
+            kappa=kappa,
+            gap_bits=(prior - posterior) / bits,
+            kl_bits=float(kl_CH.sum()) / bits,
+            live_bits=int((kl_CH.sum(0) / bits > LIVE_BIT).sum()),
+            base_bits=-math.fsum(logprob for rollout in rollouts for logprob in rollout.logprobs) / bits,
+            prior_bits=prior / bits,
+            posterior_bits=posterior / bits,
+            bound_bits=(posterior + float(kl_CH.sum())) / bits,
+            tokens=sum(len(rollout.completion_ids) for rollout in rollouts) / len(rollouts),
+            step=step,
+        )
+        return figures, (posterior + beyond) / bits
+
+    def _codes(self, reading: Reading, encoder: CompletionEncoder | None, purpose: str, number: int) -> Codes:
+        return Codes(reading, encoder, self.options.level, self.options.bits, purpose, self.seed, number)
+
+    def _logprobs(self, reading: Reading, codes: Codes, stay: ExitStack | None = None) -> Float[Tensor, "K"]:
+        """log p of each completion token under the codes.
+
+        Args:
+            stay: takes over what has to last until the backward pass, where layers are computed again.
+        """
+
+        def injected(states_ND: Tensor, normed_ND: Tensor) -> Tensor:
+            return codes.signs(normed_ND).to(self.first_HD.dtype) @ self.population.directions
+
+        with ExitStack() as own:
+            active = stay or own
+            active.enter_context(self.policy.as_base())
+            active.enter_context(self.population.encoding(injected))
+            hidden_KD = self.policy.hidden(reading.packed, active).index_select(0, reading.sources_K)
+        each_K = torch.arange(len(reading.sources_K), device=hidden_KD.device)
+        return selected_logprobs(self.policy.network, hidden_KD, each_K, reading.targets_K, self.temperature)

@@ -1,0 +1,241 @@
+r"""Latent minds: a code of random bits, drawn once per mind, that enters a pretrained model at its middle layer.
+
+    R = Σ_h (2 b_h − 1) W_h,   b_h ~ Bernoulli(1/2) a pure function of the mind's seed
+
+The layer's queries are those of the base model; its keys and values are read from Norm(X + R) in place of Norm(X),
+where X are the hidden states that come in (the injection of the Free Transformer, arXiv 2510.17558). Below that layer
+all minds are the base model.
+
+Departures from the paper:
+1. The model is a pretrained one and stays as it is. W alone is fitted, on what the base model itself writes
+   (`ttrl_pop.fit.latent`), and learns on with the adapter.
+2. A mind has one code for the whole sequence, its prompt included, and was fitted so. `level = "token"` is the paper's
+   way: a new code for every token.
+3. Codes become vectors by a sum over their bits, not by a table, so that the mean over all codes is zero: the mean mind
+   is the base model.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ttrl_pop import randomness
+from ttrl_pop.errors import UsageError
+from ttrl_pop.population.base import MEAN, Lack, Population
+from ttrl_pop.population.norm_noise import hidden_size
+from ttrl_pop.population.options import LatentOptions
+from ttrl_pop.types import Metrics, Mind
+
+Injection = Callable[[Tensor, Tensor], Tensor]
+"""Hidden states (N, D) before and behind the middle layer's norm → what is added to those before it, R (N, D)."""
+
+
+class Latent(Population):
+    """Minds that differ by a code which the middle layer reads.
+
+    Parameter: `directions` W [H, D] for codes of H bits, in float32 or wider. Buffers: `directions0`, as they were
+    fitted; `rms_x`, the size of the hidden states there, nan before the fit; `gap_bits`, what the fit's codes decide.
+    """
+
+    Options = LatentOptions
+    options: LatentOptions
+    directions: nn.Parameter
+    directions0: Tensor
+    rms_x: Tensor
+    gap_bits: Tensor
+
+    def __init__(self, options: LatentOptions) -> None:
+        super().__init__(options)
+        self.split = 0
+        """Index of the layer that codes enter at."""
+        self._layer: list[Any] = []
+        """That layer; in a list, as it is no part of this module."""
+        self._injection: Injection | None = None
+        self._encoding: Injection | None = None
+        self._source: Tensor | None = None
+        """What the layer's keys and values are read from while it is computed; None: what its queries are."""
+        self._fit_seen = -1
+        """Version of `rms_x` when it was last looked at."""
+        self._is_fitted = False
+        self._table: tuple[object, Tensor] | None = None
+
+    @property
+    def lacks(self) -> Lack | None:
+        # Asked for every forward, and a look at the buffer stops a GPU: looked at once for each value.
+        if self._fit_seen != self.rms_x._version:
+            self._fit_seen = self.rms_x._version
+            self._is_fitted = bool(torch.isfinite(self.rms_x))
+        return None if self._is_fitted else "fit"
+
+    @torch.no_grad()
+    def set_fit(self, directions_HD: Float[Tensor, "H D"], rms_x: float, gap_bits: float) -> None:
+        """Begin from what was fitted."""
+        self.directions0.copy_(directions_HD)
+        self.rms_x.fill_(rms_x)
+        self.gap_bits.fill_(gap_bits)
+        self.restart()
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        self.directions.copy_(self.directions0)
+
+    def attach(self, network: nn.Module) -> None:
+        """Find the middle layer and allocate the directions.
+
+        Raises:
+            UsageError: the layer has no norm of its own before linear layers of its own for keys and values.
+        """
+        self.split, layer = middle_layer(network)
+        self._layer = [layer]
+        weight = next(network.parameters())
+        made: dict[str, Any] = {
+            "dtype": torch.promote_types(weight.dtype, torch.float32),
+            "device": weight.device,
+        }
+        shape = self.options.bits, hidden_size(network)
+        self.directions = nn.Parameter(torch.zeros(shape, **made))
+        self.register_buffer("directions0", torch.zeros(shape, **made))
+        self.register_buffer("rms_x", torch.tensor(torch.nan, **made))
+        self.register_buffer("gap_bits", torch.tensor(torch.nan, **made))
+        layer.input_layernorm.register_forward_hook(self._inject)
+        layer.self_attn.register_forward_hook(self._forget)
+
+    def settle(self, network: nn.Module) -> None:
+        """Hook what reads keys and values: an adapter has wrapped the layers that stood there before."""
+        (layer,) = self._layer
+        for projection in (layer.self_attn.k_proj, layer.self_attn.v_proj):
+            projection.register_forward_pre_hook(self._replace)
+
+    def spawn(self, run_seed: int, step: int, count: int) -> tuple[Mind, ...]:
+        """The `count` minds of a step, a pure function of its arguments. No two have one code until codes run out."""
+        minds: list[Mind] = []
+        taken: set[bytes] = set()
+        number = 0
+        while len(minds) < count:
+            mind = Mind(randomness.seed("mind", run_seed, step, number))
+            number += 1
+            if self.options.level == "sequence":
+                if len(taken) == 2**self.options.bits:
+                    taken.clear()
+                if (code := self.code(mind).tobytes()) in taken:
+                    continue
+                taken.add(code)
+            minds.append(mind)
+        return tuple(minds)
+
+    def code(self, mind: Mind, length: int = 1) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """A mind's code for each of `length` positions [L, H], as −1 and 1; zeros for the mean mind. A longer one
+        begins with the shorter one."""
+        shape = length, self.options.bits
+        if mind == MEAN:
+            return np.zeros(shape, np.float32)
+        drawn = randomness.stream("latent", mind.seed).random(shape, dtype=np.float32)
+        return np.where(drawn < 0.5, np.float32(1), np.float32(-1))
+
+    @contextmanager
+    def embody(
+        self, minds_M: Sequence[Mind], mind_N: Int[Tensor, "N"], positions_N: Int[Tensor, "N"]
+    ) -> Iterator[None]:
+        outer = self._injection
+        self._injection = self._encoding or self._by_code(tuple(minds_M), mind_N, positions_N)
+        try:
+            yield
+        finally:
+            self._injection = outer
+            self._source = None
+
+    @contextmanager
+    def encoding(self, injection: Injection) -> Iterator[None]:
+        """While active, `injection` says what is added in a forward with minds, whichever they are: for the fit, where
+        an encoder reads the codes off the text."""
+        self._encoding = injection
+        try:
+            yield
+        finally:
+            self._encoding = None
+
+    def kl_to_prior(self) -> Float[Tensor, ""]:
+        """Zero: codes are drawn from their prior, whatever is learned."""
+        return self.directions.new_zeros(())
+
+    def held(self) -> object:
+        return self._table
+
+    def metrics(self) -> Metrics:
+        """`population/reach`: size of what codes add, as a share of what it is added to; `population/gap_bits`: bits of
+        a completion that codes decided when they were fitted."""
+        with torch.no_grad():
+            # The signs of a code are independent and have mean zero: its square is the sum of the squares.
+            size = (self.directions.square().sum() / self.directions.shape[1]).sqrt()
+            return {"population/reach": float(size / self.rms_x), "population/gap_bits": float(self.gap_bits)}
+
+    def _by_code(self, minds_M: tuple[Mind, ...], mind_N: Tensor, positions_N: Tensor) -> Injection:
+        if self.lacks:
+            raise UsageError("population latent has not been fitted to the model; fit it first (ttrl_pop.fit.prepare)")
+        if self.options.level == "sequence":
+            length, row_N = 1, mind_N
+        else:
+            # A power of two: the table is made anew when a sequence has doubled, not for each of its tokens.
+            length = 1 << int(positions_N.max()).bit_length()
+            row_N = mind_N * length + positions_N
+        table_RD = self._vectors(minds_M, length)
+        return lambda states_ND, normed_ND: table_RD.index_select(0, row_N)
+
+    def _vectors(self, minds_M: tuple[Mind, ...], length: int) -> Tensor:
+        """R of each mind and position, [M · L, D]."""
+        # In-place updates raise a tensor's version: vectors are computed once for each setting of the parameters.
+        key = (minds_M, length, self.directions._version)
+        if not torch.is_grad_enabled() and self._table is not None and self._table[0] == key:
+            return self._table[1]
+        codes = torch.from_numpy(np.concatenate([self.code(mind, length) for mind in minds_M]))
+        vectors_RD = codes.to(self.directions.device, self.directions.dtype) @ self.directions
+        if not torch.is_grad_enabled():
+            self._table = (key, vectors_RD)
+        return vectors_RD
+
+    def _inject(self, norm: Any, inputs: Any, output: Tensor) -> None:
+        """Behind the layer's norm: make what its keys and values are read from."""
+        if self._injection is None:
+            return
+        (states,) = inputs
+        wide = states.to(self.directions.dtype)
+        injected = self._injection(states.flatten(0, -2), output.flatten(0, -2)).view(states.shape)
+        # The norm's own forward: a call would come back here.
+        source = norm.forward(wide + injected)
+        if states.dtype != wide.dtype:
+            # Only what R changes: a norm of wider numbers rounds in another way, and without R this is the base model.
+            source = output + (source - norm.forward(wide))
+        self._source = source.to(output.dtype)
+
+    def _replace(self, projection: nn.Module, inputs: Any) -> Any:
+        return None if self._source is None else (self._source, *inputs[1:])
+
+    def _forget(self, attention: nn.Module, inputs: Any, output: Any) -> None:
+        self._source = None
+
+
+def middle_layer(network: nn.Module) -> tuple[int, Any]:
+    """Index of the first layer of the upper half, and that layer.
+
+    Raises:
+        UsageError: codes cannot enter there.
+    """
+    config: Any = network.config
+    count = int(config.get_text_config().num_hidden_layers)
+    index = count // 2
+    for module in network.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            layer: Any = module[index]
+            attention = getattr(layer, "self_attn", None)
+            if hasattr(layer, "input_layernorm") and hasattr(attention, "k_proj") and hasattr(attention, "v_proj"):
+                return index, layer
+    raise UsageError(
+        f"population latent needs layers with a norm before them and linear layers of their own for keys and values "
+        f"(input_layernorm, self_attn.k_proj, self_attn.v_proj); {type(network).__name__} has none. "
+        "Use --population norm-noise"
+    )
