@@ -17,6 +17,7 @@ from ttrl_pop.model.turns import notice_of_turns, with_turns
 from ttrl_pop.packing.budget import learner_tokens, prefill_tokens
 from ttrl_pop.plugins import load
 from ttrl_pop.population.base import Population
+from ttrl_pop.read.holdout import check_apart
 from ttrl_pop.sample.backend import Backend, Weights, backend_name
 from ttrl_pop.sample.sample import sample
 from ttrl_pop.thoughts import Thinking
@@ -44,6 +45,8 @@ class Session:
     """How groups are voted on."""
     notices: tuple[str, ...] = ()
     """What the user should know of how all this came out."""
+    held: "Session | None" = None
+    """The same on problems that are measured by and never trained on; no rollout of theirs is rewarded."""
 
     @property
     def grader(self) -> Grader:
@@ -86,6 +89,7 @@ def open_session(
     rewards: bool = True,
     settled: bool = False,
     stage: Callable[[str], object] = lambda text: None,
+    held: ProblemSet | None = None,
 ) -> Session:
     """Load the model, attach population and LoRA, and choose backend, grader and reward.
 
@@ -94,6 +98,7 @@ def open_session(
         rewards: whether rollouts are rewarded.
         settled: whether prompts are those of a run already, which stay as they are.
         stage: is told in a line of what may take long, as it begins.
+        held: problems to measure by, which are never trained on.
 
     Raises:
         UsageError: whatever of it cannot be had as asked for.
@@ -118,7 +123,7 @@ def open_session(
     config = resolve(_with_options(config, options, backend_options), engine, policy, backend)
     asked = problems.problems if settled else as_asked(problems.problems, config, policy.model.tokenizer)
     turned = notice_of_turns(problems.problems, asked)
-    return Session(
+    session = Session(
         config=config,
         problems=asked,
         gold=problems.answers,
@@ -128,6 +133,17 @@ def open_session(
         rules=replace(rules, thinking=config.vote.thinking or False),
         notices=(*rules.grader.notices, *policy.model.notices, *([turned] if turned else [])),
     )
+    return session if held is None else replace(session, held=_held(session, held, settled))
+
+
+def _held(session: Session, held: ProblemSet, settled: bool) -> Session:
+    """The session on problems that are held out."""
+    config, model = session.config, session.policy.model
+    asked = held.problems if settled else as_asked(held.problems, config, model.tokenizer)
+    check_apart(session.problems, asked)
+    prompts = Prompts(model, asked, config.sampling.max_new_tokens, config.problems.date)
+    rules = replace(session.rules, reward=None)
+    return replace(session, problems=asked, gold=held.answers, prompts=prompts, rules=rules, notices=())
 
 
 def as_asked(problems: Sequence[Problem], config: Config, tokenizer: Any) -> tuple[Problem, ...]:
