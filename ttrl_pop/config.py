@@ -153,6 +153,8 @@ class GuardConfig(Section):
 
     stop_on_collapse: bool = False
     """End the run, with a checkpoint and exit code 3, when the alarm goes off."""
+    until_settled: bool = False
+    """End the run before its last step once labels no longer move (`ttrl_pop.run.verdict.settled`)."""
     flip_weight: Literal["none", "steady", "locking"] = "none"
     """Weigh a problem's advantages by how often its label changes (`ttrl_pop.run.history.group_weight`)."""
     settled_agreement: Annotated[float, Field(gt=0, le=1)] = 0.9
@@ -270,6 +272,10 @@ class Config(Section):
     """Let the untrained population answer all problems first, for an honest before/after."""
     answers: bool = True
     """Let the trained population answer all problems at the end."""
+    holdout: Annotated[float, Field(gt=0, lt=1)] | str | None = None
+    """Problems that are kept out of training, to measure by: a share of the given ones, or a source of others."""
+    eval_every: Positive = 5
+    """Steps between two measurements on the problems held out; the first comes before the first step."""
     track: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Trackers that are given the numbers of each step: `tensorboard`, `wandb`, `trackio`, or another that accelerate
     knows."""

@@ -7,6 +7,7 @@ byte: every draw is a function of (seed, step, problem, mind, sample).
 
 from collections.abc import Generator, Iterator
 from itertools import islice
+from statistics import fmean
 
 from ttrl_pop import randomness
 from ttrl_pop.errors import CollapseError
@@ -18,6 +19,9 @@ from ttrl_pop.run.labellers import Labellers
 from ttrl_pop.run.lessons import skipped
 from ttrl_pop.run.progress import Keeper, Progress
 from ttrl_pop.run.session import Session
+from ttrl_pop.run.survey import held_out
+from ttrl_pop.run.verdict import settled
+from ttrl_pop.run.workload import measures
 from ttrl_pop.store.directory import RunDirectory
 from ttrl_pop.types import Phase, Problem, StepReport, Tally
 
@@ -34,6 +38,13 @@ def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[
     labellers = Labellers(session, learner, progress.labels)
     try:
         for step, batch in remaining(session, progress.step):
+            if config.guard.until_settled and settled(progress.history, len(session.problems)):
+                break
+            held = None
+            if session.held is not None and measures(config, step):
+                rollouts = len(session.held.problems) * config.group_size
+                yield Phase(step, "answering problems held out", "survey", rollouts)
+                held = held_out(session.held)
             clock, timeouts = Clock(), grader.timeouts
             # What was given up in the step before would leave questions out of this one's count of timeouts.
             grader.forget()
@@ -68,9 +79,11 @@ def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[
                     answers=session.gold,
                     same=grader.same,
                     times=clock.times(),
+                    first_label=fmean(history.first_share(tally, grader.same) for tally in tallies),
                     flips=history.flip_share(progress.history, (problem.id for problem in batch)),
                     timeouts=grader.timeouts - timeouts,
                     skipped=causes,
+                    held=held,
                     alarm=progress.watch.see,
                 )
                 keeper.finish(report, tallies, history)

@@ -23,7 +23,7 @@ def test_a_visit_by_hand() -> None:
     assert list(history) == [PROBLEMS[0].id]
     (state,) = history.values()
     expected = ProblemState(
-        id="p0", label="2", agreement=0.75, margin=0.5, visits=2, flips=1, recent=1, settled=1, last_seen=2
+        id="p0", label="2", first="1", agreement=0.75, margin=0.5, visits=2, flips=1, recent=1, settled=1, last_seen=2
     )
     assert state == expected
     assert state.flip_rate == 1.0

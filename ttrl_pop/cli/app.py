@@ -62,7 +62,8 @@ def _common(
 @app.command(short_help="Train without labels; final answers out.")
 @takes(
     *("problems", "model", "population", "minds", "samples_per_mind", "steps", "problems_per_step", "lr", "reward"),
-    *("extract", "backend", "gold", "out", "seed", "stop_on_collapse", "track", "preset", "config", "set", "raw"),
+    *("extract", "backend", "gold", "out", "seed", "holdout", "eval_every", "until_settled"),
+    *("stop_on_collapse", "track", "preset", "config", "set", "raw"),
     *("prompt_key", "answer_key", "id_key", "limit", "prompt_template", "resume", "resume_or_new", "ranks", "plan"),
     *("json", "trust", "quiet"),
 )

@@ -85,7 +85,9 @@ def _all_done(folder: Path, study: Study, problems: ProblemSet, quiet: bool) -> 
 
 def _conduct(cell: Cell, study: Study, problems: ProblemSet, shown: Display, quiet: bool) -> None:
     """Do one run, or what is left of it."""
-    with closing(conduct(_prepared(cell, study, problems, shown), shown, quiet)) as reports:
+    with closing(
+        conduct(_prepared(cell, study, problems, shown), shown, quiet, f"ttrl-pop study {study.name}")
+    ) as reports:
         deque(reports, maxlen=0)
     # A model is held by its own hooks: the next one should not have to stand beside it.
     gc.collect()

@@ -113,6 +113,25 @@ SETTINGS = {
             metavar="NAME", help="Votes: one for each rollout, or mind, or by confidence.  [default: rollout]"
         ),
     ),
+    "holdout": Setting(
+        "holdout",
+        str,
+        typer.Option(
+            metavar="FILE|SHARE",
+            help="Keep a share of the problems out of training (0.2), or take others from a file, to measure by.",
+        ),
+        lambda typed: _share(typed),
+    ),
+    "eval_every": Setting(
+        "eval_every",
+        int,
+        typer.Option(metavar="N", help="Measure on the problems held out every N steps.  [default: 5]"),
+    ),
+    "until_settled": Setting(
+        "guard.until_settled",
+        bool,
+        typer.Option("--until-settled", help="End before the last step once labels no longer move."),
+    ),
     "track": Setting(
         "track",
         list[str],
@@ -297,6 +316,14 @@ def takes(*flags: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
         return typed
 
     return decorate
+
+
+def _share(typed: str | float | None) -> float | str | None:
+    """A share where a number was given, else the name of a source."""
+    try:
+        return None if typed is None else float(typed)
+    except ValueError:
+        return typed
 
 
 def _parameter(flag: str) -> inspect.Parameter:

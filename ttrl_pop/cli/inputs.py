@@ -17,6 +17,7 @@ from ttrl_pop.cli.trust import check_trusted
 from ttrl_pop.config import Config, ProblemsConfig
 from ttrl_pop.config_file import load_config
 from ttrl_pop.errors import UsageError
+from ttrl_pop.read import holdout
 from ttrl_pop.read.problems import read_problems
 from ttrl_pop.read.rows import Notice, Source, unsaid
 from ttrl_pop.store import identity
@@ -43,6 +44,8 @@ class RunInputs:
     """None: the first free one of runs/NAME-NUMBER."""
     notices: tuple[str, ...] = ()
     """What was told while they were read."""
+    held: ProblemSet | None = None
+    """Problems to measure by, which are never trained on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +87,8 @@ def for_run(
     """
     if source is None:
         raise UsageError("run needs PROBLEMS: a file, - for standard input, or hf:NAME (or --resume RUN)")
-    check_one_stdin({"PROBLEMS": source, "--gold": gold})
     config = given.config()
+    check_one_stdin({"PROBLEMS": source, "--gold": gold, "--holdout": str(config.holdout)})
     if writes:
         check_free(out)
     told: list[str] = []
@@ -94,10 +97,10 @@ def for_run(
         told.append(text)
         notice(text)
 
-    problems = read_problems(source, config.problems, gold, notice=tell)
+    problems, held = with_holdout(read_problems(source, config.problems, gold, notice=tell), config, tell)
     if needs_gold(config.vote.reward):
         _check_all_gold(config.vote.reward, problems)
-    return RunInputs(config, problems, source if isinstance(source, str) else "rows", out, tuple(told))
+    return RunInputs(config, problems, source if isinstance(source, str) else "rows", out, tuple(told), held)
 
 
 def for_reading(
@@ -137,6 +140,35 @@ def for_reading(
     problems = read_problems(source, reading, gold, notice=notice)
     rewards = rewards and _can_reward(config, problems)
     return ReadingInputs(config, problems, source, run_dir, checkpoint, noise, rewards)
+
+
+def with_holdout(problems: ProblemSet, config: Config, notice: Notice) -> tuple[ProblemSet, ProblemSet | None]:
+    """The problems to train on, and those that are held out where the configuration asks for some.
+
+    Raises:
+        UsageError: none would be left, the source cannot be read, or a problem is in both.
+    """
+    if config.holdout is None:
+        return problems, None
+    if isinstance(config.holdout, float):
+        return holdout.split(problems, config.holdout, config.seed)
+    others = read_problems(config.holdout, config.problems.model_copy(update={"limit": None}), notice=notice)
+    holdout.check_apart(problems.problems, others.problems)
+    return problems, others
+
+
+def stored_holdout(run: RunDirectory, known: Identity) -> ProblemSet | None:
+    """The problems that a run holds out, with their gold answers; None where it holds none out.
+
+    Raises:
+        DamagedError: they are not those that the run wrote.
+    """
+    if run.holdout.name not in known.files:
+        return None
+    has_gold = run.holdout_gold.name in known.files
+    for path in (run.holdout, *([run.holdout_gold] if has_gold else [])):
+        identity.check(run, known, path.name)
+    return read_problems(str(run.holdout), ProblemsConfig(), str(run.holdout_gold) if has_gold else None)
 
 
 def stored_problems(run: RunDirectory, known: Identity) -> ProblemSet:

@@ -1,7 +1,7 @@
 """A model, a run or a resumed run, opened and checked before anything is written."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +13,17 @@ from ttrl_pop.cli.trust import check_trusted, remember
 from ttrl_pop.config import Config
 from ttrl_pop.config_file import dump_config, load_config
 from ttrl_pop.errors import UsageError
+from ttrl_pop.read.holdout import split
 from ttrl_pop.read.problems import fingerprint, read_problems, write_gold, write_problems
 from ttrl_pop.read.rows import unsaid
 from ttrl_pop.run import environment
 from ttrl_pop.run.session import Session, as_asked, check_trainable, open_session
 from ttrl_pop.store import checkpoint, identity
-from ttrl_pop.store.directory import ENVIRONMENT, IDENTITY, RunDirectory, create
+from ttrl_pop.store.directory import ENVIRONMENT, HOLDOUT, HOLDOUT_GOLD, IDENTITY, RunDirectory, create
 from ttrl_pop.store.identity import CONFIG, GOLD, PROBLEMS, Identity
+from ttrl_pop.types import AnswerKey, Problem
 
-CHANGEABLE = ("steps", "guard.stop_on_collapse", "device", "model", "track")
+CHANGEABLE = ("steps", "guard.stop_on_collapse", "guard.until_settled", "device", "model", "track")
 """Settings that a run may go on with at other values; of a model, which may have moved, the weights are compared."""
 
 
@@ -73,11 +75,13 @@ def create_run(given: RunInputs, stage: Stage = unsaid) -> PreparedRun:
         from ttrl_pop.cli import trackers
 
         trackers.check(config.track)
-    session = open_session(config, problems, adapter=True, stage=stage)
+    session = open_session(config, problems, adapter=True, stage=stage, held=given.held)
     files = {
         CONFIG: dump_config(session.config),
         PROBLEMS: "".join(f"{line}\n" for line in write_problems(session.problems)),
         GOLD: "".join(f"{line}\n" for line in write_gold(problems.answers)),
+        HOLDOUT: "".join(f"{line}\n" for line in write_problems(session.held.problems if session.held else ())),
+        HOLDOUT_GOLD: "".join(f"{line}\n" for line in write_gold(session.held.gold if session.held else AnswerKey())),
         ENVIRONMENT: environment.dumps(environment.environment(session.config.backend)),
     }
     known = identity.of(session.policy.model.fingerprint, fingerprint(session.problems), problems.source, files)
@@ -123,11 +127,13 @@ def prepare_resume(
     # Before the model is loaded; the lock that counts is the one that `run` holds.
     with run.lock():
         pass
-    given_problems = None if source is None else read_problems(source, config.problems).problems
+    given_problems = None if source is None else _trained_of(source, config)
     stored = inputs.stored_problems(run, known)
     # The flags for reading were for PROBLEMS of this command, not for the run.
     reading, config = config, _going_on(saved, config)
-    session = open_session(config, stored, adapter=True, settled=True, stage=stage)
+    session = open_session(
+        config, stored, adapter=True, settled=True, stage=stage, held=inputs.stored_holdout(run, known)
+    )
     check_model(session, known, f"--resume {path}")
     if (
         given_problems
@@ -140,9 +146,8 @@ def prepare_resume(
             f"the run goes on on {session.config.device}, it was on {saved.device}: what follows differs by rounding "
             "from a run that stayed there"
         )
-    return PreparedRun(
-        session, run, resumed=True, changed=config != saved, outdated=config.steps != saved.steps, notice=notice
-    )
+    outdated = (config.steps, config.guard.until_settled) != (saved.steps, saved.guard.until_settled)
+    return PreparedRun(session, run, resumed=True, changed=config != saved, outdated=outdated, notice=notice)
 
 
 @contextmanager
@@ -181,6 +186,13 @@ def check_model(session: Session, known: Identity, flag: str) -> None:
         raise UsageError(
             f"{flag}: model {session.config.model!r} is not the one of the run (other weights, or another dtype)"
         )
+
+
+def _trained_of(source: str, config: Config) -> Sequence[Problem]:
+    """The problems of a source that a run of this configuration trains on."""
+    problems = read_problems(source, config.problems)
+    share = config.holdout
+    return (split(problems, share, config.seed)[0] if isinstance(share, float) else problems).problems
 
 
 def _going_on(saved: Config, config: Config) -> Config:

@@ -33,9 +33,10 @@ from ttrl_pop.report.rows import answer_row, from_metrics_row, metrics_row
 from ttrl_pop.run import environment
 from ttrl_pop.run.lessons import CutOff, Lessons
 from ttrl_pop.run.losses import CALIBRATION, report_losses
-from ttrl_pop.run.progress import Progress, resume
+from ttrl_pop.run.progress import Progress, fall_back, resume
 from ttrl_pop.run.session import Session
 from ttrl_pop.run.survey import survey
+from ttrl_pop.run.verdict import judge
 from ttrl_pop.run.workload import workload
 from ttrl_pop.store import checkpoint, files, identity, reading
 from ttrl_pop.store.directory import FIT, RunDirectory
@@ -106,13 +107,15 @@ def _work(prepared: PreparedRun, display: Display, quiet: bool) -> Iterator[Step
     if prepared.outdated:
         # In this order: answers of fewer steps must not outlive a kill in between.
         files.remove(run_dir.answers)
+        files.remove(run_dir.holdout_answers)
     if prepared.changed:
         identity.record(run_dir, CONFIG, dump_config(config).encode())
     notices = [] if prepared.notice is None else [prepared.notice]
     progress = resume(run_dir, session, notices.append) if prepared.resumed else Progress()
     survey_before = config.baseline and not progress.step and not _has(run_dir, run_dir.baseline, notices.append)
     surveys = survey_before + (config.answers and not _has(run_dir, run_dir.answers))
-    load = workload(config, len(session.problems), progress.step, len(progress.labels), surveys)
+    held = len(session.held.problems) if session.held else 0
+    load = workload(config, len(session.problems), progress.step, len(progress.labels), surveys, held)
     display.begin(run_dir.path.name, config.steps, progress.step, load, session.backend.meter)
     for text in (*session.notices, *notices):
         display.notice(text)
@@ -130,6 +133,10 @@ def _work(prepared: PreparedRun, display: Display, quiet: bool) -> Iterator[Step
         rows = _survey(session, run_dir, run_dir.baseline, display, "before training: answering")
         _record(run_dir, run_dir.baseline, rows)
     yield from _train(prepared, progress, display, quiet)
+    _conclude(prepared, progress, display)
+    if session.held is not None and not _has(run_dir, run_dir.holdout_answers, display.notice):
+        text, path = "problems held out: answering", run_dir.holdout_answers
+        _record(run_dir, path, _survey(session.held, run_dir, path, display, text))
     if config.answers and not _has(run_dir, run_dir.answers, display.notice):
         if session.policy.version == 0 and _has(run_dir, run_dir.baseline):
             # The same minds of the same policy, and each rollout has a stream of its own: they would say it again.
@@ -138,6 +145,26 @@ def _work(prepared: PreparedRun, display: Display, quiet: bool) -> Iterator[Step
         else:
             text = "after training: answering" if config.steps else "answering"
             _record(run_dir, run_dir.answers, _survey(session, run_dir, run_dir.answers, display, text))
+
+
+def _conclude(prepared: PreparedRun, progress: Progress, display: Display) -> None:
+    """Say what the run has come to and, where that is a collapse, go back to the last sound checkpoint."""
+    session, run_dir = prepared.session, prepared.run
+    session.grader.forget()
+    moved = progress.history.moved(session.grader.same)
+    verdict = judge(progress.metrics, progress.history, moved, len(session.problems))
+    step: int | None = progress.step
+    if progress.step < session.config.steps:
+        display.notice(f"labels no longer move: the run ends after step {progress.step} of {session.config.steps}")
+    if verdict.kind != "collapsing":
+        display.notice(f"verdict: {verdict}")
+    elif (step := fall_back(run_dir, session, progress)) is None:
+        step = progress.step
+        display.warning(f"verdict: {verdict}; no sound checkpoint is kept, and answers are those of step {step}")
+    else:
+        display.warning(f"verdict: {verdict}; answers and best are those of step {step}, the last sound checkpoint")
+    row = {"verdict": verdict.kind, "why": verdict.why, "steps": progress.step, "answers_of_step": step}
+    identity.record(run_dir, run_dir.verdict.name, (json.dumps(row) + "\n").encode())
 
 
 @contextmanager
@@ -182,7 +209,7 @@ def _early_end(run_dir: RunDirectory, display: Display) -> Iterator[None]:
         raise
     except CollapseError as error:
         best = run_dir.path / "best"
-        kept = f"; {best} is where minds agreed most before" if best.exists() else ""
+        kept = f"; {best} is the last sound checkpoint" if best.exists() else ""
         raise CollapseError(
             f"{error}; saved up to step {checkpoint.latest(run_dir)} in {run_dir.path}{kept}. To go on all the same: "
             "--resume with --set guard.stop_on_collapse=false"

@@ -71,7 +71,7 @@ def fit_codes(session: Session, population: Latent, phase: PhaseSink) -> LatentF
     chosen = looked_at(session.problems, FITTED)
     phase("fitting codes: the base model answers", len(chosen) * options.rollouts)
     groups = base_groups(session, chosen, options.rollouts, sampling, "fit")
-    tokens = learner_tokens(config.learn.token_budget, session.policy.device)
+    tokens = learner_tokens(config.learn.token_budget, session.policy.device, session.policy.network)
     return fit_latent(
         session.policy,
         groups,

@@ -14,6 +14,8 @@ class Open:
     config: Config
     """Resolved."""
     problems: ProblemSet
+    held: ProblemSet | None
+    """Held out."""
     adapter: bool
     rewards: bool
 

@@ -18,16 +18,20 @@ def step_report(
     same: Same,
     times: Mapping[str, float],
     flips: float | None = None,
+    first_label: float | None = None,
     timeouts: int = 0,
     skipped: Mapping[str, int] | None = None,
+    held: Metrics | None = None,
     alarm: Callable[[Metrics], str | None] = lambda metrics: None,
 ) -> StepReport:
     """The figures of one step.
 
     Args:
         flips: share of the problems seen before whose label has changed.
+        first_label: mean share of votes that the first label of a problem has.
         timeouts: verdicts of the grader that did not come in time.
         skipped: groups that teach nothing, by cause.
+        held: figures of problems held out, of the policy that wrote the rollouts.
         population: figures of the population after the update.
         times: seconds spent, keyed `time/...`.
     """
@@ -46,11 +50,13 @@ def step_report(
         "vote/unlabelled": sum(tally.label is None for tally in tallies),
         "vote/timeouts": timeouts,
         "vote/flip_rate": flips,
+        "vote/first_label": first_label,
         "vote/commonest_label": _commonest_share([tally.label for tally in tallies]),
         "vote/unique": mean([float(len(tally.clusters)) for tally in tallies]),
         "vote/same_mind": mean([found.same for found in agreements]),
         "vote/other_minds": mean([found.other for found in agreements]),
         **gold_metrics(tallies, answers, same),
+        **(held or {}),
         "rollout/count": len(rollouts),
         "rollout/length": tokens / len(rollouts),
         "rollout/truncated": sum(rollout.finish_reason == "length" for rollout in rollouts) / len(rollouts),

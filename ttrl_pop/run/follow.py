@@ -1,6 +1,6 @@
 """A process that is not the first of a run: it does what the first tells, and writes no file."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from ttrl_pop.learn.learner import Learner
 from ttrl_pop.learn.micro_batches import Sample
@@ -43,10 +43,12 @@ class Follower:
 
     def __init__(self, order: Open) -> None:
         self.session: Session = open_session(
-            order.config, order.problems, adapter=order.adapter, rewards=order.rewards, settled=True
+            order.config, order.problems, adapter=order.adapter, rewards=order.rewards, settled=True, held=order.held
         )
         self.learner = Learner(self.session.policy, self.session.config, self.session.ranks)
-        self._problems = {problem.id: problem for problem in self.session.problems}
+        sessions = (self.session, *([self.session.held] if self.session.held else ()))
+        self._problems = {problem.id: (problem, session) for session in sessions for problem in session.problems}
+        """Each with the session that it is asked in."""
         self._groups: Mapping[str, Group] = {}
         """What was written last."""
         self._samples: list[Sample] = []
@@ -56,7 +58,7 @@ class Follower:
         match order:
             case Vote(ids, labels):
                 groups = [self._groups[name] for name in ids]
-                vote_together(groups, self.session.rules, labels, self.session.ranks)
+                vote_together(groups, self._asked_in(ids).rules, labels, self.session.ranks)
             case Learn(shards):
                 own = self.session.ranks.owned(len(shards))
                 self._samples = [sample for shard in own for sample in self._found(shard, shards[shard])]
@@ -71,14 +73,18 @@ class Follower:
             case Write(ids, minds, samples_per_mind, step, purpose, weights, limits):
                 if limits:
                     session.backend.restore_limits(limits)
-                problems = [self._problems[name] for name in ids]
-                groups = session.sample(problems, minds, samples_per_mind, step, purpose, weights)
+                problems = [self._problems[name][0] for name in ids]
+                groups = self._asked_in(ids).sample(problems, minds, samples_per_mind, step, purpose, weights)
                 self._groups = {group.problem.id: group for group in groups}
             case Differentiate(first, token_budget):
                 self.learner.token_budget = token_budget
                 for sample in self._samples if first else ():
                     sample.old = None
                 self.learner.differentiate(self._samples)
+
+    def _asked_in(self, ids: Sequence[str]) -> Session:
+        """The session of problems that are asked together."""
+        return self._problems[ids[0]][1] if ids else self.session
 
     def _found(self, shard: int, counted: Iterable[Counted]) -> Iterable[Sample]:
         """Samples of a shard, with the rollouts that are known here."""

@@ -27,6 +27,8 @@ class ProblemState:
     id: str
     label: str | None
     """The newest label; a visit at which nobody answered leaves the one before."""
+    first: str | None
+    """The first label that it had, which stays: the base model's, or one of the first pass over the problems."""
     agreement: Share
     margin: Share
     visits: Annotated[Count, Field(ge=1)]
@@ -82,6 +84,7 @@ class History(Mapping[str, ProblemState]):
             states[problem_id] = ProblemState(
                 id=problem_id,
                 label=label,
+                first=before.first if before and before.first is not None else label,
                 agreement=tally.agreement,
                 margin=tally.margin,
                 visits=(before.visits if before else 0) + 1,
@@ -97,6 +100,15 @@ class History(Mapping[str, ProblemState]):
         seen = [problem_id for problem_id in problem_ids if problem_id in before]
         flips = sum(self[problem_id].flips - before[problem_id].flips for problem_id in seen)
         return flips / len(seen) if seen else None
+
+    def first_share(self, tally: Tally, same: Same) -> float:
+        """Share of a group's votes that its problem's first label has; 0 where nobody gives that answer."""
+        first = self[tally.group.problem.id].first
+        return next((float(cluster.share) for cluster in tally.clusters if same(cluster.answer, first)), 0.0)
+
+    def moved(self, same: Same) -> float:
+        """Share of the problems whose label is another than the first."""
+        return sum(not same(state.label, state.first) for state in self.values() if state.first) / max(1, len(self))
 
     @classmethod
     def of_rows(cls, rows: Iterable[Mapping[str, Any]]) -> "History":

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -17,6 +16,7 @@ from ttrl_pop.report.rows import from_metrics_row, metrics_row, rollout_rows
 from ttrl_pop.run.collapse import Watch
 from ttrl_pop.run.history import Count, History, Share
 from ttrl_pop.run.session import Session
+from ttrl_pop.run.verdict import soundness
 from ttrl_pop.store import checkpoint, files, reading
 from ttrl_pop.store.directory import RunDirectory
 from ttrl_pop.types import StepReport, Tally
@@ -29,7 +29,8 @@ class Progress:
     step: int = 0
     """Steps done."""
     best_step: int | None = None
-    best_agreement: float = 0.0
+    best_soundness: float = 0.0
+    """Of the best checkpoint (`ttrl_pop.run.verdict.soundness`)."""
     bad_in_a_row: int = 0
     history: History = field(default_factory=History)
     labels: dict[str, str | None] = field(default_factory=dict)
@@ -91,7 +92,7 @@ class Keeper:
         # A policy that gives itself full marks for nothing is not the best.
         if not report.alarm:
             # These rollouts were written by the policy of the checkpoint before.
-            self._measured(report.step - 1, fmean(tally.agreement for tally in tallies))
+            self._measured(report.step - 1, soundness(report.metrics))
 
     def save_if_due(self) -> None:
         """Save after every `checkpoint.every` steps and after the last one."""
@@ -106,7 +107,7 @@ class Keeper:
             return
         state: dict[str, Any] = {
             "best_step": progress.best_step,
-            "best_agreement": progress.best_agreement,
+            "best_soundness": progress.best_soundness,
             "bad_in_a_row": learner.bad_in_a_row,
             "labels": progress.labels,
             "token_budget": learner.token_budget,
@@ -118,11 +119,25 @@ class Keeper:
         self.saved = progress.step
         checkpoint.prune(self.run, session.config.checkpoint.keep, progress.best_step)
 
-    def _measured(self, step: int, agreement: float) -> None:
-        """Note the agreement of the checkpoint of `step`, which is known once its policy has been sampled."""
-        if agreement > self.progress.best_agreement and self.run.checkpoint(step).exists():
-            self.progress.best_step, self.progress.best_agreement = step, agreement
+    def _measured(self, step: int, found: float) -> None:
+        """Note how sound the checkpoint of `step` is, which is known once its policy has been sampled."""
+        if found > self.progress.best_soundness and self.run.checkpoint(step).exists():
+            self.progress.best_step, self.progress.best_soundness = step, found
             checkpoint.point_best(self.run, step)
+
+
+def fall_back(run: RunDirectory, session: Session, progress: Progress) -> int | None:
+    """Put the policy of the best checkpoint in place of the newest one's, as where a run has collapsed.
+
+    Returns:
+        Its step; None where there is no such checkpoint, and the policy stays as it is.
+    """
+    step = progress.best_step
+    if step is None or not checkpoint.is_whole(run.checkpoint(step)):
+        return None
+    checkpoint.load_policy(run.checkpoint(step), session.policy)
+    session.backend.refresh()
+    return step
 
 
 def load_history(folder: Path) -> History:
@@ -163,7 +178,7 @@ def resume(run: RunDirectory, session: Session, notice: Callable[[str], None] = 
     progress = Progress(
         step=step,
         best_step=kept.best_step,
-        best_agreement=kept.best_agreement,
+        best_soundness=kept.best_soundness,
         bad_in_a_row=kept.bad_in_a_row,
         history=load_history(folder),
         labels=kept.labels,
@@ -185,7 +200,7 @@ class _Kept:
     """What state.json holds of a run's progress."""
 
     best_step: Count | None
-    best_agreement: Share
+    best_soundness: Share
     bad_in_a_row: Count
     labels: dict[str, str | None]
     token_budget: Positive | None

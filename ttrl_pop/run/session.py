@@ -21,6 +21,7 @@ from ttrl_pop.population.base import Population
 from ttrl_pop.ranks.orders import Open, Vote, Write
 from ttrl_pop.ranks.ranks import ALONE, Ranks, current
 from ttrl_pop.ranks.shards import enough_for
+from ttrl_pop.read.holdout import check_apart
 from ttrl_pop.sample.backend import Backend, Weights, backend_name
 from ttrl_pop.sample.sample import sample
 from ttrl_pop.thoughts import Thinking
@@ -51,6 +52,8 @@ class Session:
     """What the user should know of how all this came out."""
     ranks: Ranks = ALONE
     """The processes that sample, vote and learn together."""
+    held: "Session | None" = None
+    """The same on problems that are measured by and never trained on; no rollout of theirs is rewarded."""
 
     @property
     def grader(self) -> Grader:
@@ -118,6 +121,7 @@ def open_session(
     rewards: bool = True,
     settled: bool = False,
     stage: Callable[[str], object] = lambda text: None,
+    held: ProblemSet | None = None,
 ) -> Session:
     """Load the model, attach population and LoRA, and choose backend, grader and reward.
 
@@ -126,6 +130,7 @@ def open_session(
         rewards: whether rollouts are rewarded.
         settled: whether prompts are those of a run already, which stay as they are.
         stage: is told in a line of what may take long, as it begins.
+        held: problems to measure by, which are never trained on.
 
     Raises:
         UsageError: whatever of it cannot be had as asked for.
@@ -152,12 +157,7 @@ def open_session(
     config = resolve(_with_options(config, options, backend_options), engine, policy, backend, ranks)
     asked = problems.problems if settled else as_asked(problems.problems, config, policy.model.tokenizer)
     turned = notice_of_turns(problems.problems, asked)
-    if ranks.leads:
-        ranks.held = None
-        ranks.tell(Open(config, replace(problems, problems=asked), adapter, rewards))
-    if len(set(ranks.exchange(policy.model.fingerprint))) > 1:
-        raise UsageError(f"model {config.model!r}: its weights must be the same for all processes, and they differ")
-    return Session(
+    session = Session(
         config=config,
         problems=asked,
         gold=problems.answers,
@@ -168,6 +168,25 @@ def open_session(
         notices=(*rules.grader.notices, *policy.model.notices, *([turned] if turned else [])),
         ranks=ranks,
     )
+    if held is not None:
+        session = replace(session, held=_held(session, held, settled))
+        held = replace(held, problems=session.held.problems if session.held else ())
+    if ranks.leads:
+        ranks.held = None
+        ranks.tell(Open(config, replace(problems, problems=asked), held, adapter, rewards))
+    if len(set(ranks.exchange(policy.model.fingerprint))) > 1:
+        raise UsageError(f"model {config.model!r}: its weights must be the same for all processes, and they differ")
+    return session
+
+
+def _held(session: Session, held: ProblemSet, settled: bool) -> Session:
+    """The session on problems that are held out."""
+    config, model = session.config, session.policy.model
+    asked = held.problems if settled else as_asked(held.problems, config, model.tokenizer)
+    check_apart(session.problems, asked)
+    prompts = Prompts(model, asked, config.sampling.max_new_tokens, config.problems.date)
+    rules = replace(session.rules, reward=None)
+    return replace(session, problems=asked, gold=held.answers, prompts=prompts, rules=rules, notices=())
 
 
 def as_asked(problems: Sequence[Problem], config: Config, tokenizer: Any) -> tuple[Problem, ...]:

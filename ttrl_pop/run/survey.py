@@ -7,7 +7,7 @@ from ttrl_pop.randomness import OUTSIDE_TRAINING
 from ttrl_pop.report.measures import Measures, measure
 from ttrl_pop.run.session import Session
 from ttrl_pop.sample.backend import Weights
-from ttrl_pop.types import Mind, Tally
+from ttrl_pop.types import Metrics, Mind, Tally
 
 CHUNK = 64
 """Problems whose rollouts are held at once."""
@@ -31,6 +31,14 @@ def survey(session: Session, noise: bool = True, weights: Weights = "policy") ->
             while expected in waiting:
                 yield waiting.pop(expected)
                 expected += 1
+
+
+def held_out(held: Session) -> Metrics:
+    """Figures of the problems held out, as the policy is; of gold None where there is none."""
+    found = summarise(held, list(survey(held))).values
+    names = ("agreement", "answer_entropy", "abstained", "mean_length", "truncated", "label_accuracy")
+    figures = {f"holdout/{name}": found[name] for name in names}
+    return {**figures, "holdout/accuracy": found[f"avg@{held.config.group_size}"]}
 
 
 def summarise(session: Session, tallies: Sequence[Tally]) -> Measures:

@@ -30,7 +30,7 @@ from ttrl_pop.store import reading
 from ttrl_pop.store.directory import MANIFEST, RunDirectory
 from ttrl_pop.store.files import encode_lines, sync_file, sync_folder, write_atomic
 
-FORMAT = 4
+FORMAT = 5
 
 PROBLEMS = "problems.jsonl"
 """State of each problem, in a checkpoint."""

@@ -18,6 +18,8 @@ IDENTITY, ENVIRONMENT = "identity.json", "environment.json"
 
 FIT = "fit"
 """Folder of a fit of latent minds, as `ttrl-pop fit` writes it."""
+HOLDOUT, HOLDOUT_GOLD = "holdout.jsonl", "holdout.gold.jsonl"
+"""Problems that are measured by, and their gold answers."""
 
 MANIFEST = "MANIFEST"
 """Lists the files of a checkpoint; written last."""
@@ -45,6 +47,24 @@ class RunDirectory:
     def gold(self) -> Path:
         """Gold answers that the user gave, for reports after a resume."""
         return self.path / "gold.jsonl"
+
+    @property
+    def holdout(self) -> Path:
+        """Problems that are measured by and never trained on."""
+        return self.path / HOLDOUT
+
+    @property
+    def holdout_gold(self) -> Path:
+        return self.path / HOLDOUT_GOLD
+
+    @property
+    def holdout_answers(self) -> Path:
+        return self.path / "holdout.answers.jsonl"
+
+    @property
+    def verdict(self) -> Path:
+        """What the run has come to, in plain words."""
+        return self.path / "verdict.json"
 
     @property
     def identity(self) -> Path:
