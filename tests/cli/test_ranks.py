@@ -5,6 +5,8 @@ import random
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -227,3 +229,22 @@ def test_a_run_killed_at_any_moment_goes_on_with_others_to_the_same_bytes(
     assert Job(start, 1, tmp_path / "alone", *arguments(place, tmp_path / "whole", *SIGMA, *settings)).codes() == [0]
     found, wanted = whole(out), whole(tmp_path / "whole")
     assert [name for name in wanted if found[name] != wanted[name]] == []
+
+
+@pytest.mark.slow
+def test_ranks_starts_the_processes_and_ends_as_they_do(place: Path, start: START, tmp_path: Path) -> None:
+    def typed(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-P", "-m", "ttrl_pop", *map(str, arguments)]
+        with (place / "p.jsonl").open() as stdin:
+            return subprocess.run(
+                command, stdin=stdin, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+            )
+
+    sampling = ("sample", "-", "--config", place / "c.toml", "--set", "shards=2", "--quiet")
+    alone = Job(start, 1, tmp_path / "j", *sampling, stdin=place / "p.jsonl")
+    assert alone.codes() == [0]
+    two = typed(*sampling, "--ranks", 2)
+    assert (two.returncode, two.stdout, two.stderr) == (0, alone.outs[0].read_text(), "")
+    wrong = typed("sample", tmp_path / "nowhere.jsonl", "--ranks", 2)
+    assert (wrong.returncode, wrong.stdout, len(wrong.stderr.splitlines())) == (2, "", 1)
+    assert wrong.stderr.startswith("ttrl-pop: ")
