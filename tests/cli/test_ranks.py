@@ -92,7 +92,13 @@ def whole(out: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("loss", "sizes"), [("dapo", (1, 2, 4)), ("grpo", (1, 3)), ("dr_grpo", (1, 2)), ("gspo", (1, 4))]
+    ("loss", "sizes"),
+    [
+        ("grpo", (1, 3)),
+        pytest.param("dapo", (1, 2, 4), marks=pytest.mark.slow),
+        pytest.param("dr_grpo", (1, 2), marks=pytest.mark.slow),
+        pytest.param("gspo", (1, 4), marks=pytest.mark.slow),
+    ],
 )
 def test_any_number_of_processes_gives_the_same_bytes(
     place: Path, start: START, tmp_path: Path, loss: str, sizes: Sequence[int]
@@ -156,6 +162,7 @@ def test_what_ends_one_process_ends_all_with_one_line(
     assert job.said(1).startswith("Traceback") if engine == "Broken" else job.said(1) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [(0, 1), (1,), (0,)])
 def test_a_signal_anywhere_ends_all_and_another_number_of_processes_goes_on(
     place: Path, start: START, tmp_path: Path, ranks: Sequence[int]
