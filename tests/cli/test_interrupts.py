@@ -28,3 +28,14 @@ def test_a_dropped_interrupt_is_raised_once_more_and_once_only(number: signal.Si
     with pytest.raises(KeyboardInterrupt):
         interrupts.check()
     interrupts.check()
+
+
+def test_a_signal_after_the_first_is_ignored_where_a_launcher_sends_its_own() -> None:
+    interrupts.install(once=True)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        interrupts.check()
+    interrupts.check()

@@ -5,6 +5,8 @@ import random
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -90,7 +92,13 @@ def whole(out: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("loss", "sizes"), [("dapo", (1, 2, 4)), ("grpo", (1, 3)), ("dr_grpo", (1, 2)), ("gspo", (1, 4))]
+    ("loss", "sizes"),
+    [
+        ("grpo", (1, 3)),
+        pytest.param("dapo", (1, 2, 4), marks=pytest.mark.slow),
+        pytest.param("dr_grpo", (1, 2), marks=pytest.mark.slow),
+        pytest.param("gspo", (1, 4), marks=pytest.mark.slow),
+    ],
 )
 def test_any_number_of_processes_gives_the_same_bytes(
     place: Path, start: START, tmp_path: Path, loss: str, sizes: Sequence[int]
@@ -154,6 +162,7 @@ def test_what_ends_one_process_ends_all_with_one_line(
     assert job.said(1).startswith("Traceback") if engine == "Broken" else job.said(1) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [(0, 1), (1,), (0,)])
 def test_a_signal_anywhere_ends_all_and_another_number_of_processes_goes_on(
     place: Path, start: START, tmp_path: Path, ranks: Sequence[int]
@@ -227,3 +236,22 @@ def test_a_run_killed_at_any_moment_goes_on_with_others_to_the_same_bytes(
     assert Job(start, 1, tmp_path / "alone", *arguments(place, tmp_path / "whole", *SIGMA, *settings)).codes() == [0]
     found, wanted = whole(out), whole(tmp_path / "whole")
     assert [name for name in wanted if found[name] != wanted[name]] == []
+
+
+@pytest.mark.slow
+def test_ranks_starts_the_processes_and_ends_as_they_do(place: Path, start: START, tmp_path: Path) -> None:
+    def typed(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-P", "-m", "ttrl_pop", *map(str, arguments)]
+        with (place / "p.jsonl").open() as stdin:
+            return subprocess.run(
+                command, stdin=stdin, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+            )
+
+    sampling = ("sample", "-", "--config", place / "c.toml", "--set", "shards=2", "--quiet")
+    alone = Job(start, 1, tmp_path / "j", *sampling, stdin=place / "p.jsonl")
+    assert alone.codes() == [0]
+    two = typed(*sampling, "--ranks", 2)
+    assert (two.returncode, two.stdout, two.stderr) == (0, alone.outs[0].read_text(), "")
+    wrong = typed("sample", tmp_path / "nowhere.jsonl", "--ranks", 2)
+    assert (wrong.returncode, wrong.stdout, len(wrong.stderr.splitlines())) == (2, "", 1)
+    assert wrong.stderr.startswith("ttrl-pop: ")
