@@ -136,6 +136,7 @@ class Killed(BaseException):
     """The process ends here."""
 
 
+@pytest.mark.slow
 def test_stopped_at_any_write_it_ends_with_the_same_rows(
     place: Path, design: Path, undisturbed: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
