@@ -22,10 +22,11 @@ from ttrl_pop.cli.opening import PreparedRun, create_run, prepare_resume
 from ttrl_pop.cli.printing import print_rows
 from ttrl_pop.cli.run import conduct
 from ttrl_pop.cli.studies import StudyInputs
+from ttrl_pop.cli.trust import check_trusted, remember
 from ttrl_pop.config import Config
 from ttrl_pop.run.workload import workload
 from ttrl_pop.store.directory import RunDirectory
-from ttrl_pop.study.cells import Cell, begin, cells, opened, with_tokens_of
+from ttrl_pop.study.cells import STUDY, Cell, begin, cells, opened, with_tokens_of
 from ttrl_pop.study.design import Study
 from ttrl_pop.study.figures import Figures, figures_of
 from ttrl_pop.study.rows import study_rows
@@ -42,19 +43,27 @@ def run(given: StudyInputs, quiet: bool) -> None:
     Raises:
         UsageError: as a run has it, or the folder cannot be made.
     """
-    go_on(begin(given.out, given.study, given.problems, datetime.date.today()), quiet)
+    folder = begin(given.out, given.study, given.problems, datetime.date.today())
+    for config in given.study.arms.values():
+        remember(RunDirectory(folder), config)
+    go_on(folder, Given(), quiet)
 
 
-def go_on(folder: Path, quiet: bool) -> None:
+def go_on(folder: Path, given: Given, quiet: bool) -> None:
     """Do what is left of a study, and print its rows.
 
+    Args:
+        given: says whether code that the study's own file names may be imported, if it was not begun here.
+
     Raises:
-        UsageError: it is none, another process is at work in it, or as a run has it.
+        UsageError: it is none, names code that is not trusted, another process is at work in it, or as a run has it.
     """
     study, problems = opened(folder)
+    for config in study.arms.values():
+        check_trusted(RunDirectory(folder), config, given, file=folder / STUDY)
     with RunDirectory(folder).lock():
         try:
-            results = _all_done(folder, study, problems, quiet)
+            results = _all_done(folder, study, problems, given, quiet)
         except KeyboardInterrupt:
             if not quiet:
                 print(f"the study goes on with: ttrl-pop study --resume {shlex.quote(str(folder))}", file=sys.stderr)
@@ -65,38 +74,36 @@ def go_on(folder: Path, quiet: bool) -> None:
         console_on(sys.stderr).print(study_table(rows))
 
 
-def _all_done(folder: Path, study: Study, problems: ProblemSet, quiet: bool) -> dict[str, list[Figures]]:
+def _all_done(folder: Path, study: Study, problems: ProblemSet, given: Given, quiet: bool) -> dict[str, list[Figures]]:
     """The figures of every run, by arm and in the order of the seeds; runs that are not done are."""
     results: dict[str, list[Figures]] = {arm: [] for arm in study.arms}
     planned = list(cells(folder, study))
     progress = _Progress(study, planned, len(problems.problems))
-    grader = build_grader(study.arms[study.first].vote)
+    graders = {arm: build_grader(config.vote) for arm, config in study.arms.items()}
     for number, cell in enumerate(planned):
         if not cell.done:
             if (other := study.equal_tokens.get(cell.arm)) is not None:
                 cell = with_tokens_of(cell, results[other][cell.seed], len(problems.problems))
             with open_display(quiet, sys.stderr) as shown:
                 shown.notice(progress.told(number))
-                _conduct(cell, study, problems, shown, quiet)
+                _conduct(_prepared(cell, study, problems, given, shown), shown, quiet)
             progress.did(number)
-        results[cell.arm].append(figures_of(cell.run, problems.answers, grader.same))
+        results[cell.arm].append(figures_of(cell.run, problems.answers, graders[cell.arm].same))
     return results
 
 
-def _conduct(cell: Cell, study: Study, problems: ProblemSet, shown: Display, quiet: bool) -> None:
+def _conduct(prepared: PreparedRun, shown: Display, quiet: bool) -> None:
     """Do one run, or what is left of it."""
-    with closing(
-        conduct(_prepared(cell, study, problems, shown), shown, quiet, f"ttrl-pop study {study.name}")
-    ) as reports:
+    with closing(conduct(prepared, shown, quiet, "ttrl-pop study")) as reports:
         deque(reports, maxlen=0)
-    # A model is held by its own hooks: the next one should not have to stand beside it.
+
+
+def _prepared(cell: Cell, study: Study, problems: ProblemSet, given: Given, shown: Display) -> PreparedRun:
+    # The model before is held by its own hooks: this one should not have to stand beside it.
     gc.collect()
-
-
-def _prepared(cell: Cell, study: Study, problems: ProblemSet, shown: Display) -> PreparedRun:
     path = cell.run.path
     if cell.begun:
-        return prepare_resume(path, None, None, Given(), shown.phase)
+        return prepare_resume(path, None, None, given, shown.phase)
     if path.exists():
         # Killed before the run existed: what is there is the beginning of a folder.
         shutil.rmtree(path)

@@ -16,7 +16,7 @@ commands = typer.Typer(rich_markup_mode=None)
 @takes(
     *("study", "problems", "seeds", "model", "minds", "samples_per_mind", "steps", "problems_per_step", "lr"),
     *("extract", "backend", "gold", "out", "seed", "preset", "config", "set", "raw", "prompt_key", "answer_key"),
-    *("id_key", "limit", "prompt_template", "resume", "plan", "json", "quiet"),
+    *("id_key", "limit", "prompt_template", "resume", "plan", "json", "trust", "quiet"),
 )
 def study(
     given: Given,
@@ -60,7 +60,7 @@ def study(
         _check_alone(resume, study, problems, gold, seeds, out, given, plan)
         from ttrl_pop.cli import cells as command
 
-        command.go_on(resume, quiet)
+        command.go_on(resume, given, quiet)
         return
     if study is None or problems is None:
         raise UsageError("study needs STUDY and PROBLEMS (or --resume FOLDER): ttrl-pop study controls problems.jsonl")

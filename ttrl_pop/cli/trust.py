@@ -21,12 +21,15 @@ from ttrl_pop.store.directory import RunDirectory
 from ttrl_pop.store.files import read_lines
 
 
-def check_trusted(run: RunDirectory, config: Config, given: Given, unused: Collection[str] = ()) -> None:
+def check_trusted(
+    run: RunDirectory, config: Config, given: Given, unused: Collection[str] = (), file: Path | None = None
+) -> None:
     """Let no code be imported that nobody but the run's own files has named.
 
     Args:
         config: of the run, with what was typed.
         unused: settings of which the command imports nothing.
+        file: where the configuration stands, if not in the run's own.
 
     Raises:
         UsageError: the files name code that is neither built in, of an installed package, typed, nor trusted.
@@ -42,8 +45,8 @@ def check_trusted(run: RunDirectory, config: Config, given: Given, unused: Colle
         return
     if not given.trust:
         raise UsageError(
-            f"{run.config} names code that is not part of this program: {'; '.join(texts)}. Pass --trust, which "
-            "imports it now and later, only if you know where the run is from"
+            f"{file or run.config} names code that is not part of this program: {'; '.join(texts)}. Pass --trust, "
+            "which imports it now and later, only if you know where the run is from"
         )
     remember(run, config)
 
