@@ -71,7 +71,8 @@ def test_problems_held_out_are_in_no_group_no_vote_and_no_state(model: str, tmp_
     list(train_run(rows(PROBLEMS), model=model, out=str(out), **settings))
     run = RunDirectory(out)
     held, trained = ({row["id"] for row in files.read_lines(path)} for path in (run.holdout, run.problems))
-    assert len(held) == 2 and held | trained == {p.id for p in PROBLEMS} and not held & trained
+    assert len(held) == 2
+    assert sorted([*held, *trained]) == [p.id for p in PROBLEMS]
     in_groups = {row["id"] for step in range(1, 5) for row in files.read_lines(run.rollouts(step))}
     folder = run.checkpoint(4)
     known = in_groups | set(load_history(folder)) | set(json.loads((folder / "state.json").read_text())["labels"])
@@ -87,7 +88,8 @@ def test_without_gold_the_label_free_measures_are_there(model: str, tmp_path: Pa
     out = tmp_path / "run"
     list(train_run(problems, model=model, out=str(out), **{**SETTINGS, "steps": 1, "holdout": 0.5}))
     (row,) = files.read_lines(out / "metrics.jsonl")
-    assert row["holdout/accuracy"] is None and row["holdout/label_accuracy"] is None
+    assert row["holdout/accuracy"] is None
+    assert row["holdout/label_accuracy"] is None
     assert 0 <= row["holdout/agreement"] <= 1
 
 
@@ -127,11 +129,10 @@ def test_a_run_until_labels_are_settled_ends_early_and_resumes_to_the_byte(tmp_p
     second = settling()
     list(train(second, parted, resume(parted, second)))
     for name in ("adapter/adapter_model.safetensors", "population.safetensors", "state.json", "problems.jsonl"):
-        assert [(run.checkpoint(len(steps)) / name).read_bytes() for run in (whole, parted)][0] == (
-            parted.checkpoint(len(steps)) / name
-        ).read_bytes()
-    for one, other in zip(final(settling(), whole), final(settling(), parted), strict=True):
-        assert torch.equal(one, other)
+        one, other = ((run.checkpoint(len(steps)) / name).read_bytes() for run in (whole, parted))
+        assert one == other
+    for tensor, again in zip(final(settling(), whole), final(settling(), parted), strict=True):
+        assert torch.equal(tensor, again)
 
 
 class Collapsing(ScriptedBackend):
@@ -156,9 +157,11 @@ def test_a_run_that_collapses_falls_back_to_what_it_was_before(tmp_path: Path) -
     progress = Progress()
     reports = [e for e in train(session, run, progress) if isinstance(e, StepReport)]
     agreement = [float(report.metrics["vote/agreement"] or 0) for report in reports]
-    assert agreement == sorted(agreement) and agreement[-1] == 1.0
+    assert agreement == sorted(agreement)
+    assert agreement[-1] == 1.0
     verdict = judge(progress.metrics, progress.history, progress.history.moved(session.grader.same), 6)
     assert verdict.kind == "collapsing"
-    assert progress.best_step == 3 and (run.path / "best").resolve() == run.checkpoint(3).resolve()
+    assert progress.best_step == 3
+    assert (run.path / "best").resolve() == run.checkpoint(3).resolve()
     assert fall_back(run, session, progress) == 3
     assert session.policy.version == 3
