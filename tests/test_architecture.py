@@ -175,6 +175,7 @@ def test_only_report_and_evaluation_read_gold() -> None:
         for name in (
             "types",
             "read.problems",
+            "read.holdout",
             "report.step",
             "report.rows",
             "report.gold",

@@ -39,7 +39,9 @@ SETTINGS = {
     "vote.labels": "average",
     "vote.weight": "mind",
     "vote.grader": "exact",
-    "guard.flip_weight": "locking",
+    "guard.flip_scaling": True,
+    "guard.keep_minorities": True,
+    "guard.skip_risky": True,
 }
 
 

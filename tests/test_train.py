@@ -301,14 +301,14 @@ def test_labels_by_the_average_are_those_of_its_mean_mind(run: RunDirectory) -> 
     # Answers of TinyLM rarely equal a label elected elsewhere; this reward does not ask for it.
     settings |= {"vote__reward": "novelty"}
     # At decay 0 the average is the policy itself.
-    session = tiny_session(**settings, vote__average_decay=0.0, vote__label_rollouts=5)
+    session = tiny_session(**settings, vote__average_decay=0.0, vote__average_decay_end=0.0, vote__label_rollouts=5)
     events = train(session, run, Progress())
     steps = [[next(events) for _ in range(10)]]
     groups = session.sample(PROBLEMS, [MEAN], 5, 2, purpose="label")
     expected = {group.problem.id: session.tally(group).label for group in groups}
     steps.append(list(events))
     assert labels_of([*steps[0], *steps[1]])[1] == expected
-    slow = tiny_session(**settings, vote__average_decay=0.99, vote__label_rollouts=5)
+    slow = tiny_session(**settings, vote__label_rollouts=5)
     slow_run = RunDirectory(run.path.parent / "slow")
     assert labels_of(list(train(slow, slow_run, Progress())))[1] != expected
 
@@ -326,8 +326,8 @@ def test_the_history_goes_into_the_checkpoint_and_comes_back(run: RunDirectory) 
 
 def test_flip_weights_reach_the_learner(tmp_path: Path) -> None:
     ends = []
-    for number, flip_weight in enumerate(("none", "steady")):
-        session = tiny_session(steps=4, guard__flip_weight=flip_weight)
+    for number, scaled in enumerate((False, True)):
+        session = tiny_session(steps=4, guard__flip_scaling=scaled)
         run = RunDirectory(tmp_path / str(number))
         list(train(session, run, Progress()))
         ends.append(weights(session))

@@ -144,8 +144,11 @@ class VoteConfig(Section):
     label_rollouts: Rollouts | None = None
     """Rollouts for each problem of the base model or the average, where they elect the label; None means as many as the
     group has."""
-    average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Memory of the average that elects labels: average ← decay · average + (1 − decay) · policy, after each step."""
+    average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Memory of the average that elects labels: average ← decay · average + (1 − decay) · policy, after each step; this
+    is the decay of the first step, from which it goes to `average_decay_end` by a cosine (Co-rewarding-II)."""
+    average_decay_end: Annotated[float, Field(ge=0, lt=1)] = 0.9999
+    """Decay of the average behind the last step."""
 
 
 class GuardConfig(Section):
@@ -155,14 +158,12 @@ class GuardConfig(Section):
     """End the run, with a checkpoint and exit code 3, when the alarm goes off."""
     until_settled: bool = False
     """End the run before its last step once labels no longer move (`ttrl_pop.run.verdict.settled`)."""
-    flip_weight: Literal["none", "steady", "locking"] = "none"
-    """Weigh a problem's advantages by how often its label changes (`ttrl_pop.run.history.group_weight`)."""
-    settled_agreement: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Agreement from which a visit counts as settled."""
-    settled_visits: Positive = 2
-    """Settled visits in a row after which a problem is settled."""
-    settled_every: Positive = 1
-    """A settled problem learns only at every n-th visit; 1 means every visit."""
+    flip_scaling: bool = False
+    """Scale a problem's advantages down where its label has just flipped, or never did (`ttrl_pop.run.guard`)."""
+    keep_minorities: bool = False
+    """Raise the advantages of large minorities where a label has just flipped."""
+    skip_risky: bool = False
+    """Leave out, at random, problems whose label was contested once and is agreed on now."""
 
 
 class LoraConfig(Section):

@@ -13,8 +13,8 @@ from ttrl_pop import randomness
 from ttrl_pop.errors import CollapseError
 from ttrl_pop.learn.learner import Learner
 from ttrl_pop.report.step import step_report
+from ttrl_pop.run import guard
 from ttrl_pop.run.clock import Clock
-from ttrl_pop.run.history import group_weight
 from ttrl_pop.run.labellers import Labellers
 from ttrl_pop.run.lessons import skipped
 from ttrl_pop.run.progress import Keeper, Progress
@@ -63,13 +63,14 @@ def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[
                 tallies.sort(key=lambda tally: tally.group.problem.index)
                 # What was asked to compare with gold has no say in what is learned.
                 grader.forget()
-                history = progress.history.after(tallies, step, grader.same, config.guard)
-                weights = {problem.id: group_weight(history[problem.id], config.guard) for problem in batch}
+                history = progress.history.after(tallies, step, grader.same)
+                weights = guard.weights(history, [problem.id for problem in batch], config.guard, config.seed, step)
+                bonuses = guard.bonuses(tallies, history, config.guard)
                 causes = skipped(tallies, weights, config.learn.mask_truncated)
                 learned = (len(batch) - sum(causes.values())) * config.group_size
                 yield Phase(step, "learning", "learn", learned)
                 with clock.span("time/learn"):
-                    update = learner.learn(tallies, step, weights)
+                    update = learner.learn(tallies, step, weights, bonuses)
                     session.backend.refresh()
                 report = step_report(
                     step=step,

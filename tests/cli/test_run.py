@@ -185,7 +185,7 @@ def test_the_collapse_guard_ends_a_run_with_exit_code_3_and_says_what_is_kept(
     assert "warning: step 6 looks like a collapse: ␛[31mall the same" in told.stderr
     last = told.stderr.splitlines()[-1]
     assert last.startswith(r"ttrl-pop: step 6 looks like a collapse: \x1b[31mall the same; saved up to step 6 in")
-    assert f"{out / 'best'} is where minds agreed most before" in last
+    assert f"{out / 'best'} is the last sound checkpoint" in last
     again = ttrl("run", "--resume", out, "--set", "guard.stop_on_collapse=false")
     assert len(rows_of(again.stdout)) == 6
     assert "alarm" in rows_of(RunDirectory(out).metrics.read_text())[6]

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from ttrl_pop.errors import DivergenceError, SamplerMismatchError, StaleRolloutError
 from ttrl_pop.learn import grpo, objective
-from ttrl_pop.learn.learner import Learner, schedule_factor
+from ttrl_pop.learn.learner import Learner, average_decay, schedule_factor
 from ttrl_pop.learn.micro_batches import MicroBatches, Sample
 from ttrl_pop.model.logprobs import grow, token_logprobs
 from ttrl_pop.model.policy import Policy
@@ -388,7 +388,9 @@ def test_the_weight_of_a_problem_scales_its_part_of_the_gradient() -> None:
 
 
 def test_the_average_follows_the_policy_and_survives_a_round_trip() -> None:
-    session = tiny_session(tiny_policy(), vote__labels="average", vote__average_decay=0.75)
+    session = tiny_session(
+        tiny_policy(), vote__labels="average", vote__average_decay=0.75, vote__average_decay_end=0.75
+    )
     learner = Learner(session.policy, session.config)
     mu = session.policy.population.mu
     values = [mu.detach().clone()]
@@ -583,3 +585,11 @@ def test_a_gap_beyond_the_limit_says_what_to_do(backend: str, remedy: str) -> No
         learner.learn(tallies_of(session), 1)
     assert remedy in str(error.value)
     assert ("--backend hf" in str(error.value)) == (backend != "hf")
+
+
+def test_the_average_slows_down_by_a_cosine() -> None:
+    decays = [average_decay(step, 20, 0.99, 0.9999) for step in range(1, 22)]
+    assert decays[0] == 0.99
+    assert decays[10] == pytest.approx((0.99 + 0.9999) / 2)
+    assert decays[20] == 0.9999
+    assert decays == sorted(decays)

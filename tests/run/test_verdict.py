@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from fakes import PROBLEMS, tally_of
 
-from ttrl_pop.config import GuardConfig
 from ttrl_pop.run.history import History
 from ttrl_pop.run.verdict import judge, settled, soundness
 from ttrl_pop.vote.graders.exact import ExactGrader
@@ -31,7 +30,7 @@ def history_of(*labels: str, problems: int = 1) -> History:
     history = History()
     for step, label in enumerate(labels, 1):
         tallies = [tally_of([label], problem) for problem in PROBLEMS[:problems]]
-        history = history.after(tallies, step, same, GuardConfig())
+        history = history.after(tallies, step, same)
     return history
 
 

@@ -21,7 +21,7 @@ from ttrl_pop.run.session import Session, as_asked, check_trainable, open_sessio
 from ttrl_pop.store import checkpoint, identity
 from ttrl_pop.store.directory import ENVIRONMENT, HOLDOUT, HOLDOUT_GOLD, IDENTITY, RunDirectory, create
 from ttrl_pop.store.identity import CONFIG, GOLD, PROBLEMS, Identity
-from ttrl_pop.types import AnswerKey, Problem
+from ttrl_pop.types import Problem
 
 CHANGEABLE = ("steps", "guard.stop_on_collapse", "guard.until_settled", "device", "model", "track")
 """Settings that a run may go on with at other values; of a model, which may have moved, the weights are compared."""
@@ -81,7 +81,7 @@ def create_run(given: RunInputs, stage: Stage = unsaid) -> PreparedRun:
         PROBLEMS: "".join(f"{line}\n" for line in write_problems(session.problems)),
         GOLD: "".join(f"{line}\n" for line in write_gold(problems.answers)),
         HOLDOUT: "".join(f"{line}\n" for line in write_problems(session.held.problems if session.held else ())),
-        HOLDOUT_GOLD: "".join(f"{line}\n" for line in write_gold(session.held.gold if session.held else AnswerKey())),
+        HOLDOUT_GOLD: "".join(f"{line}\n" for line in (write_gold(session.held.gold) if session.held else ())),
         ENVIRONMENT: environment.dumps(environment.environment(session.config.backend)),
     }
     known = identity.of(session.policy.model.fingerprint, fingerprint(session.problems), problems.source, files)

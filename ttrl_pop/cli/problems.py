@@ -15,7 +15,7 @@ from ttrl_pop.config import Config
 from ttrl_pop.config_file import load_config
 from ttrl_pop.plugins import foreign
 from ttrl_pop.report.gold import is_right
-from ttrl_pop.run.history import group_weight
+from ttrl_pop.run.guard import flip_scale
 from ttrl_pop.run.progress import load_history
 from ttrl_pop.store import checkpoint, files, identity
 from ttrl_pop.store.directory import RunDirectory, find
@@ -52,7 +52,7 @@ def state_rows(run: RunDirectory, folder: Path, config: Config) -> list[dict[str
     gold = _gold(run, identity.load(run))
     rows: list[dict[str, Any]] = []
     for state, row in zip(history.values(), history.rows(), strict=True):
-        row |= {"flip_rate": state.flip_rate, "weight": group_weight(state, config.guard)}
+        row |= {"flip_rate": state.flip_rate, "weight": flip_scale(state) if config.guard.flip_scaling else 1.0}
         if state.id in gold:
             row |= {"gold": gold[state.id], "correct": is_right(state.label, gold[state.id], same)}
         rows.append(row)

@@ -79,11 +79,18 @@ class Learner:
     def token_budget(self, tokens: int) -> None:
         self._micro_batches.token_budget = tokens
 
-    def learn(self, tallies: Sequence[Tally], step: int, weights: Mapping[str, float] | None = None) -> Update:
+    def learn(
+        self,
+        tallies: Sequence[Tally],
+        step: int,
+        weights: Mapping[str, float] | None = None,
+        bonuses: Mapping[str, Sequence[float]] | None = None,
+    ) -> Update:
         """Update the policy from the tallies of a step, in the order of the problems.
 
         Args:
             weights: factor on the advantages of each problem, by id; a group with 0 has no signal. None: 1 for all.
+            bonuses: added to the advantages of a problem's rollouts before that, in mean sizes of them, by problem id.
 
         Raises:
             StaleRolloutError: a rollout was written by another version of the policy.
@@ -93,7 +100,7 @@ class Learner:
         options = self.config.learn
         self._check_versions(tallies)
         ordered = sorted(tallies, key=lambda tally: tally.group.problem.index)
-        samples, used, skipped = self._samples(ordered, weights or {})
+        samples, used, skipped = self._samples(ordered, weights or {}, bonuses or {})
         lrs = self._set_learning_rates(step)
         sums, updates, bad = Sums(), 0, 0
         for _ in range(options.updates_per_step if samples else 0):
@@ -110,7 +117,8 @@ class Learner:
                         "lower learn.lr or population.options.sigma"
                     )
         self._check_gap(sums, step)
-        self.trained.extend_average(self.config.vote.average_decay)
+        vote = self.config.vote
+        self.trained.extend_average(average_decay(step, self.config.steps, vote.average_decay, vote.average_decay_end))
         tokens = max(sums.tokens, 1)
         return Update(
             policy_version=self.policy.version,
@@ -182,7 +190,9 @@ class Learner:
                 f"{remedy}, or raise the limit if rounding explains it"
             )
 
-    def _samples(self, tallies: Sequence[Tally], weights: Mapping[str, float]) -> tuple[list[Sample], int, int]:
+    def _samples(
+        self, tallies: Sequence[Tally], weights: Mapping[str, float], bonuses: Mapping[str, Sequence[float]]
+    ) -> tuple[list[Sample], int, int]:
         """The rollouts that carry a gradient, with advantage and token weight; groups used and skipped."""
         options = self.config.learn
         entries: list[tuple[Rollout, float, bool, Place]] = []
@@ -194,7 +204,10 @@ class Learner:
             answered = tally.label is not None or bool(tally.clusters)
             signal = answered and weight > 0 and grpo.has_signal(rewards_G)
             keep = signal or options.kl > 0
-            advantages_G = grpo.advantages(rewards_G, options.loss) * weight
+            advantages_G = grpo.advantages(rewards_G, options.loss)
+            if bonus := bonuses.get(tally.group.problem.id):
+                advantages_G += advantages_G.abs().mean() * torch.tensor(bonus, dtype=torch.float64)
+            advantages_G *= weight
             advantages = advantages_G.tolist() if signal else [0.0] * len(rewards_G)
             counted = [
                 (rollout, advantage, keep, (number, member))
@@ -334,6 +347,12 @@ class Learner:
 def _added(left: list[Tensor | None], right: list[Tensor | None]) -> list[Tensor | None]:
     """The sum of two shards' gradients, in the place of the left one."""
     return [a if a is None or b is None else a.add_(b) for a, b in zip(left, right, strict=True)]
+
+
+def average_decay(step: int, steps: int, first: float, last: float) -> float:
+    """Decay of the average in step 1..steps: from `first` by half a cosine to `last` one step after the last
+    (Co-rewarding-II, arXiv 2508.00410)."""
+    return last - (last - first) * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
 
 
 def schedule_factor(step: int, steps: int, warmup: int, schedule: str) -> float:

@@ -5,15 +5,21 @@ A label that changed since the last visit is a flip (TTRL-Guard, arXiv 2605.1944
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from ttrl_pop.config import GuardConfig
 from ttrl_pop.types import Same, Tally
 
 RECENT = 4
-"""Visits over which the newest flip rate is taken."""
+"""Visits of which it is kept whether the label flipped."""
+
+SUSPECT = 0.6
+"""Mean agreement above which a label that never flipped is suspect."""
+
+WINDOW = 5
+"""Visits whose agreement is kept."""
 
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 
@@ -36,8 +42,10 @@ class ProblemState:
     """Visits at which the label differed from the one before."""
     recent: Annotated[Count, Field(lt=2**RECENT)]
     """The last `RECENT` visits, newest in the lowest bit: 1 where the label flipped."""
-    settled: Count
-    """Visits in a row, up to the last one, with an agreement of `guard.settled_agreement` or more."""
+    window: Annotated[tuple[Share, ...], Field(min_length=1, max_length=WINDOW)]
+    """Agreement at the last `WINDOW` visits, oldest first."""
+    suspected: Count
+    """Visits at which the problem was suspect."""
     last_seen: Count
     """Step of the last visit."""
 
@@ -47,12 +55,16 @@ class ProblemState:
         return self.flips / (self.visits - 1) if self.visits > 1 else 0.0
 
     @property
-    def recent_flip_rate(self) -> float:
-        """Flips over the visits at which one was possible, of the last `RECENT`."""
-        return self.recent.bit_count() / min(RECENT, self.visits - 1) if self.visits > 1 else 0.0
+    def is_suspect(self) -> bool:
+        """Whether its label never flipped and has been agreed on for long, which a wrong one may be, too."""
+        return _suspect(self.flips, self.window)
 
 
 _STATE = TypeAdapter(ProblemState)
+
+
+def _suspect(flips: int, window: tuple[float, ...]) -> bool:
+    return not flips and len(window) == WINDOW and fmean(window) > SUSPECT
 
 
 class History(Mapping[str, ProblemState]):
@@ -72,7 +84,7 @@ class History(Mapping[str, ProblemState]):
     def __len__(self) -> int:
         return len(self._states)
 
-    def after(self, tallies: Iterable[Tally], step: int, same: Same, guard: GuardConfig) -> "History":
+    def after(self, tallies: Iterable[Tally], step: int, same: Same) -> "History":
         """The history with one more visit of each of these problems."""
         states = dict(self._states)
         for tally in tallies:
@@ -80,7 +92,8 @@ class History(Mapping[str, ProblemState]):
             before = states.get(problem_id)
             label = tally.label if tally.label is not None or before is None else before.label
             flipped = before is not None and before.label is not None and not same(before.label, label)
-            settled = tally.agreement >= guard.settled_agreement
+            flips = (before.flips if before else 0) + flipped
+            window = ((before.window if before else ()) + (tally.agreement,))[-WINDOW:]
             states[problem_id] = ProblemState(
                 id=problem_id,
                 label=label,
@@ -88,9 +101,10 @@ class History(Mapping[str, ProblemState]):
                 agreement=tally.agreement,
                 margin=tally.margin,
                 visits=(before.visits if before else 0) + 1,
-                flips=(before.flips if before else 0) + flipped,
+                flips=flips,
                 recent=((before.recent if before else 0) << 1 | flipped) & ((1 << RECENT) - 1),
-                settled=((before.settled if before else 0) + 1) * settled,
+                window=window,
+                suspected=(before.suspected if before else 0) + _suspect(flips, window),
                 last_seen=step,
             )
         return History(states.values())
@@ -132,25 +146,3 @@ class History(Mapping[str, ProblemState]):
     def rows(self) -> list[dict[str, Any]]:
         """Each state as a row of a checkpoint's problems.jsonl."""
         return [asdict(state) for state in self._states.values()]
-
-
-def group_weight(state: ProblemState, guard: GuardConfig) -> float:
-    """Factor on the advantages of a problem whose newest visit `state` counts.
-
-    `guard.flip_weight` is `steady`: 1 − flip rate, so that labels that keep changing teach less; or `locking`: recent
-    over whole flip rate (at most 1, and 1 for a problem that never flipped), so that less is taught while a label that
-    was in doubt stops changing, which is when a right minority dies out.
-
-    0 for a settled problem, but at each `guard.settled_every`-th visit.
-
-    Simplification: TTRL-Guard scales rewards as the flip rate declines and suspends "polarized" problems by a risk
-    estimate; `locking` is a plain form of the first, and here a problem is settled by its agreement alone.
-    """
-    visits_since = state.settled - guard.settled_visits
-    if visits_since > 0 and visits_since % guard.settled_every:
-        return 0.0
-    if guard.flip_weight == "steady":
-        return 1.0 - state.flip_rate
-    if guard.flip_weight == "locking" and state.flips:
-        return min(1.0, state.recent_flip_rate / state.flip_rate)
-    return 1.0

@@ -22,7 +22,7 @@ CAUSES = {
     ),
     "settled": (
         "weight 0",
-        "these problems are weighed by guard.flip_weight and guard.settled_every",
+        "these problems are left out by guard.skip_risky",
     ),
     "agreed": (
         "all agree",

@@ -30,7 +30,7 @@ class Progress:
     """Steps done."""
     best_step: int | None = None
     best_soundness: float = 0.0
-    """Of the best checkpoint (`ttrl_pop.run.verdict.soundness`)."""
+    """How sound the best checkpoint was found (`ttrl_pop.run.verdict.soundness`)."""
     bad_in_a_row: int = 0
     history: History = field(default_factory=History)
     labels: dict[str, str | None] = field(default_factory=dict)
