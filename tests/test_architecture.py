@@ -187,6 +187,7 @@ def test_only_report_and_evaluation_read_gold() -> None:
             "cli.vote",
             "api.vote",
             "integrations.trl",
+            "integrations.verl.reward",
         )
     }
 

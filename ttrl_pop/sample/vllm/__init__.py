@@ -7,5 +7,6 @@
     engine.py      vLLM's side: adapter and minds in, requests in, tokens out
     worker/        the same inside vLLM's worker process
 
-Only launch.py, engine.py and worker/worker.py import vLLM, and none of them is imported before a `VllmBackend` is made.
+Only launch.py, engine.py, worker/worker.py and worker/seeded.py import vLLM, and none of them is imported before an
+engine is made.
 """

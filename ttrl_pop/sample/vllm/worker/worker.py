@@ -25,7 +25,7 @@ else:
 SETTINGS = "ttrl_pop"
 """Key of our settings in vLLM's `additional_config`, which is part of the key of its compile cache."""
 OWNER = "TTRL_POP_ENGINE_OWNER"
-"""Environment variable: process id of the learner."""
+"""Environment variable: process id of the learner; not set where an engine outlives who asks."""
 
 
 class MindWorker(Base):  # type: ignore[misc]
@@ -34,7 +34,8 @@ class MindWorker(Base):  # type: ignore[misc]
     minds: Minds | None = None
 
     def load_model(self, **kwargs: Any) -> None:
-        end_with(int(os.environ[OWNER]))
+        if OWNER in os.environ:
+            end_with(int(os.environ[OWNER]))
         super().load_model(**kwargs)
         if current_platform.is_cpu() and not self.use_v2_model_runner:
             runner_v1.after_layout(self.model_runner, lambda _: make_rewindable(self.model_runner))
@@ -45,9 +46,13 @@ class MindWorker(Base):  # type: ignore[misc]
             return
         runner = self.model_runner
         tokens = self.vllm_config.scheduler_config.max_num_batched_tokens
-        self.minds = Minds(runner.get_model(), settings["sites"], settings["slots"], tokens, self.device)
+        self.minds = self.table(runner.get_model(), settings, tokens)
         plane = runner_v2 if self.use_v2_model_runner else runner_v1
         plane.install(runner, self.minds)
+
+    def table(self, model: Any, settings: dict[str, Any], tokens: int) -> Minds:
+        """The table of minds of the loaded `model`, for batches of up to `tokens`."""
+        return Minds(model, settings["sites"], settings["slots"], tokens, self.device)
 
     def mind_write(self, offsets: bytes, count: int) -> str:
         return self._minds.write(offsets, count)
