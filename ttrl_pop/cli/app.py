@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from ttrl_pop import __version__
-from ttrl_pop.cli import advice, after, interrupts, launch, stdout, study
+from ttrl_pop.cli import advice, after, experiments, interrupts, launch, stdout, study
 from ttrl_pop.cli.flags import Gold, Json, OptionalProblems, Out, Plan, Problems, Quiet, Ranks, Trained, takes
 from ttrl_pop.cli.given import Given
 from ttrl_pop.errors import TtrlPopError, UsageError
@@ -297,32 +297,6 @@ def fit(
     command.fit(checked, out, quiet)
 
 
-@app.command(short_help="The Free Transformer's letters experiment, trained here.")
-def letters(
-    kappa: Annotated[
-        list[float] | None,
-        typer.Option(
-            metavar="BITS", help="Free bits of a token: 0.015625, 0.125, 1, 8. May be repeated.  [default: all]"
-        ),
-    ] = None,
-    seeds: Annotated[int, typer.Option(metavar="N", min=1, help="Models to train for each.")] = 1,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="The first seed.")] = 0,
-    steps: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Steps for each.  [default: what each needs]")
-    ] = None,
-    quiet: Quiet = False,
-) -> None:
-    """ttrl-pop letters > letters.jsonl
-
-    Train the Free Transformer on texts such as K>____KKKKKKKK__!__ and show what its latent code comes to carry: with
-    few free bits nothing, then the place of the letters, then the noise as well, at last the text itself. One JSON line
-    for each number of free bits and each seed (texts of one code beside texts of fresh codes on a terminal).
-    """
-    from ttrl_pop.cli import letters as command
-
-    command.letters(kappa or (), seed, seeds, steps, quiet)
-
-
 @app.command(short_help="A small model teaches itself the times table.")
 @takes("model", "minds", "steps", "out", "seed", "set", "plan", "json", "quiet")
 def demo(
@@ -361,6 +335,7 @@ def config(
 
 
 app.add_typer(study.commands)
+app.add_typer(experiments.commands)
 app.add_typer(after.commands)
 
 
