@@ -29,7 +29,10 @@ CASES: dict[str, tuple[str, ...]] = {
     "dapo": (*SIGMA, "learn.updates_per_step=2", "learn.kl=0.01", "learn.kl_prior=0.01", "baseline=true"),
     "grpo": ("population.name=none", "population.options={}", "vote.labels=base", "population.samples_per_mind=2"),
     "dr_grpo": ("vote.labels=average", "learn.noise=mean-tis", "learn.schedule=cosine"),
-    "gspo": ("vote.weight=mind", "guard.flip_weight=steady", "learn.token_budget=60"),
+    "gspo": (
+        *("vote.weight=mind", "guard.flip_scaling=true", "guard.keep_minorities=true", "learn.token_budget=60"),
+        *("holdout=0.5", "eval_every=1", "baseline=true"),
+    ),
 }
 """Loss → other settings."""
 
