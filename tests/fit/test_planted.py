@@ -65,7 +65,12 @@ def surveyed(session: Session, samples: int, temperature: float) -> list[Tally]:
     sampling = session.config.sampling.model_copy(update={"temperature": temperature})
     session = replace(session, backend=session.backend.with_sampling(sampling))
     minds = session.policy.population.spawn(0, 0, 16)
-    return [session.tally(group) for group in session.sample(session.problems, minds, samples, 0)]
+    groups = session.sample(session.problems, minds, samples, 0)
+    # One token is the whole answer here, not the first of a number that was cut off.
+    return [
+        session.tally(replace(group, rollouts_G=tuple(replace(r, finish_reason="stop") for r in group.rollouts_G)))
+        for group in groups
+    ]
 
 
 def test_codes_come_to_decide_what_the_model_leaves_open() -> None:
