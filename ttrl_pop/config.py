@@ -221,6 +221,9 @@ class LearnConfig(Section):
     checkpointing: bool = False
     """Compute each layer's activations again in the backward pass instead of keeping them: less memory, a third more
     time."""
+    rollouts: Annotated[int, Field(ge=2, le=MOST_ROLLOUTS)] | None = None
+    """Rollouts of each group that are learned from, those of its first minds; the others vote, and cost the learner
+    nothing. None: all."""
     mask_truncated: bool = True
     """Leave rollouts that the token limit cut off out of the loss."""
     max_bad_updates: Positive = 3

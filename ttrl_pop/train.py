@@ -66,8 +66,8 @@ def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[
                 history = progress.history.after(tallies, step, grader.same)
                 weights = guard.weights(history, [problem.id for problem in batch], config.guard, config.seed, step)
                 bonuses = guard.bonuses(tallies, history, config.guard)
-                causes = skipped(tallies, weights, config.learn.mask_truncated)
-                learned = (len(batch) - sum(causes.values())) * config.group_size
+                causes = skipped(tallies, weights, config.learn)
+                learned = (len(batch) - sum(causes.values())) * (config.learn.rollouts or config.group_size)
                 yield Phase(step, "learning", "learn", learned)
                 with clock.span("time/learn"):
                     update = learner.learn(tallies, step, weights, bonuses)

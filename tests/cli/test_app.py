@@ -211,6 +211,11 @@ BAD_ARGUMENTS: dict[str, tuple[str, str]] = {
     "run is not there": ("sample good.jsonl --run nothing", "nothing: neither a run directory nor a checkpoint"),
     "compare what": ("eval good.jsonl --compare", "pass --run RUN"),
     "standard input twice": ("run - --gold -", "standard input can be one of PROBLEMS and --gold; name files"),
+    "standard input for a holdout, too": (
+        "run - --holdout -",
+        "standard input can be one of PROBLEMS, --gold and --holdout",
+    ),
+    "a holdout of all": ("run good.jsonl --holdout 0.99", "--holdout 0.99 keeps 2 of 2 problems out"),
     "standard input twice to eval": ("eval - --gold -", "standard input can be one of PROBLEMS and --gold"),
     "no model": ("run good.jsonl", "model '/nowhere/model' is neither a folder"),
 }

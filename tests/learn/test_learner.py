@@ -358,7 +358,7 @@ def test_a_bad_gradient_skips_the_update_and_three_in_a_row_stop_the_run(monkeyp
 def test_a_bad_later_update_leaves_what_ratios_are_measured_by(monkeypatch: pytest.MonkeyPatch) -> None:
     session = tiny_session(tiny_policy())
     learner = Learner(session.policy, session.config)
-    samples, _, _ = learner._samples(tallies_of(session), {})
+    samples, _, _ = learner._samples(tallies_of(session), {}, {})
     first = learner._update(samples)
     assert first is not None
     olds = [sample.old for sample in samples]
@@ -429,7 +429,7 @@ def test_schedules() -> None:
 def test_micro_batches_keep_the_budget_and_every_row() -> None:
     session = tiny_session(tiny_policy(), population__samples_per_mind=3)
     learner = Learner(session.policy, session.config)
-    samples, _, _ = learner._samples(tallies_of(session), {})
+    samples, _, _ = learner._samples(tallies_of(session), {}, {})
     for budget in (1, 80, 10**6):
         batches = list(MicroBatches(learner._reader, budget).cut(samples))
         assert sorted(map(id, samples)) == sorted(id(s) for batch in batches for s in batch)
@@ -593,3 +593,23 @@ def test_the_average_slows_down_by_a_cosine() -> None:
     assert decays[10] == pytest.approx((0.99 + 0.9999) / 2)
     assert decays[20] == 0.9999
     assert decays == sorted(decays)
+
+
+def test_votes_beyond_the_trained_rollouts_cost_the_learner_nothing_and_move_labels_alone() -> None:
+    votes = {"population__minds": 16, "population__samples_per_mind": 4}
+    whole, part = (tiny_session(tiny_policy(), **votes, **more) for more in ({}, {"learn__rollouts": 32}))
+    cast = tallies_of(whole)
+    assert {len(tally.answers_G) for tally in cast} == {64}
+    first = [
+        dataclasses.replace(
+            tally,
+            group=dataclasses.replace(tally.group, rollouts_G=tally.group.rollouts_G[:32]),
+            rewards_G=tally.rewards_G[:32],
+        )
+        for tally in cast
+    ]
+    few = tiny_session(tiny_policy(), **votes)
+    updates = [Learner(s.policy, s.config).learn(t, 1) for s, t in ((part, cast), (few, first), (whole, cast))]
+    assert updates[0] == updates[1]
+    assert updates[0].tokens == sum(len(r.completion_ids) for tally in first for r in tally.group.rollouts_G)
+    assert updates[0].tokens < updates[2].tokens

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from fakes import PROBLEMS, tally_of
 
-from ttrl_pop.config import Config, SamplingConfig
+from ttrl_pop.config import Config, LearnConfig, SamplingConfig
 from ttrl_pop.run.lessons import CAUSES, CutOff, Lessons, cause_of, skipped
 from ttrl_pop.types import StepReport, Tally
 
@@ -43,8 +43,8 @@ def tally(answers: Sequence[str | None], cut: int = 0, rewards: Sequence[float] 
     ],
 )
 def test_each_cause_is_told_from_the_others(given: Tally, weight: float, mask: bool, cause: str | None) -> None:
-    assert cause_of(given, weight, mask) == cause
-    counts = skipped([given], {PROBLEMS[0].id: weight}, mask)
+    assert cause_of(given, weight, LearnConfig(mask_truncated=mask)) == cause
+    counts = skipped([given], {PROBLEMS[0].id: weight}, LearnConfig(mask_truncated=mask))
     assert counts == {name: int(name == cause) for name in CAUSES}
 
 

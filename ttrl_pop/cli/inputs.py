@@ -88,7 +88,8 @@ def for_run(
     if source is None:
         raise UsageError("run needs PROBLEMS: a file, - for standard input, or hf:NAME (or --resume RUN)")
     config = given.config()
-    check_one_stdin({"PROBLEMS": source, "--gold": gold, "--holdout": str(config.holdout)})
+    others = {"--holdout": config.holdout} if isinstance(config.holdout, str) else {}
+    check_one_stdin({"PROBLEMS": source, "--gold": gold, **others})
     if writes:
         check_free(out)
     told: list[str] = []

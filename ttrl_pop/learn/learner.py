@@ -198,7 +198,8 @@ class Learner:
         entries: list[tuple[Rollout, float, bool, Place]] = []
         used = 0
         for number, tally in enumerate(tallies):
-            rewards_G = torch.tensor(tally.rewards_G, dtype=torch.float64)
+            # All have voted; what is normalised and learned from are the first ones.
+            rewards_G = torch.tensor(tally.rewards_G[: options.rollouts], dtype=torch.float64)
             weight = weights.get(tally.group.problem.id, 1.0)
             # Where labellers abstained, rewards that ask for no label still tell; where nobody answered, none does.
             answered = tally.label is not None or bool(tally.clusters)
@@ -206,12 +207,14 @@ class Learner:
             keep = signal or options.kl > 0
             advantages_G = grpo.advantages(rewards_G, options.loss)
             if bonus := bonuses.get(tally.group.problem.id):
-                advantages_G += advantages_G.abs().mean() * torch.tensor(bonus, dtype=torch.float64)
+                advantages_G += advantages_G.abs().mean() * torch.tensor(bonus[: options.rollouts], dtype=torch.float64)
             advantages_G *= weight
             advantages = advantages_G.tolist() if signal else [0.0] * len(rewards_G)
             counted = [
                 (rollout, advantage, keep, (number, member))
-                for member, (rollout, advantage) in enumerate(zip(tally.group.rollouts_G, advantages, strict=True))
+                for member, (rollout, advantage) in enumerate(
+                    zip(tally.group.rollouts_G[: options.rollouts], advantages, strict=True)
+                )
                 if not (options.mask_truncated and rollout.finish_reason == "length")
             ]
             used += keep and bool(counted)

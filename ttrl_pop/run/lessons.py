@@ -7,7 +7,7 @@ from there, so that a resumed run says it of all its steps.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from ttrl_pop.config import Config
+from ttrl_pop.config import Config, LearnConfig
 from ttrl_pop.types import NO_SIGNAL, StepReport, Tally
 
 CAUSES = {
@@ -42,22 +42,23 @@ MOST = 0.5
 """Share of completions above which they are most."""
 
 
-def skipped(tallies: Sequence[Tally], weights: Mapping[str, float], mask_truncated: bool) -> dict[str, int]:
+def skipped(tallies: Sequence[Tally], weights: Mapping[str, float], learn: LearnConfig) -> dict[str, int]:
     """Groups of a step that teach nothing, counted by cause; every cause is there."""
-    found = Counter(cause_of(tally, weights.get(tally.group.problem.id, 1.0), mask_truncated) for tally in tallies)
+    found = Counter(cause_of(tally, weights.get(tally.group.problem.id, 1.0), learn) for tally in tallies)
     return {cause: found[cause] for cause in CAUSES}
 
 
-def cause_of(tally: Tally, weight: float, mask_truncated: bool) -> str | None:
+def cause_of(tally: Tally, weight: float, learn: LearnConfig) -> str | None:
     """Why a group teaches nothing; None where it does."""
-    cut = [rollout.finish_reason == "length" for rollout in tally.group.rollouts_G]
-    if mask_truncated and all(cut):
+    rewards_G = tally.rewards_G[: learn.rollouts]
+    cut = [rollout.finish_reason == "length" for rollout in tally.group.rollouts_G[: learn.rollouts]]
+    if learn.mask_truncated and all(cut):
         return "cut_off"
     if tally.label is None and not tally.clusters:
         return "unanswered"
     if weight <= 0:
         return "settled"
-    if max(tally.rewards_G) - min(tally.rewards_G) >= NO_SIGNAL:
+    if max(rewards_G) - min(rewards_G) >= NO_SIGNAL:
         return None
     return "agreed" if len(tally.clusters) == 1 and not tally.abstained else "equal"
 

@@ -281,6 +281,11 @@ def check_trainable(config: Config) -> None:
             "a group needs at least 2 rollouts to vote and to have an advantage; got minds × samples_per_mind = "
             f"{config.population.minds} × {config.population.samples_per_mind} = 1. Pass --minds 16"
         )
+    if config.learn.rollouts is not None and config.learn.rollouts > config.group_size:
+        raise UsageError(
+            f"learn.rollouts must be at most minds × samples_per_mind = {config.group_size}, got "
+            f"{config.learn.rollouts}; pass more --minds or fewer of them"
+        )
     if config.sampling.top_p < 1:
         raise UsageError(
             f"sampling.top_p must be 1 in training (it biases the importance ratio), got {config.sampling.top_p}"
