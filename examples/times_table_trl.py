@@ -4,7 +4,7 @@
     python examples/times_table_trl.py --sigma 0.01     # and a mind for each rollout
 
 Needs `pip install 'ttrl-pop[demo,trl]'` and the demo's model. A line a step; the gold answers are only measured with,
-by a reward whose weight is 0. On a CPU, in five steps of 24 groups of 16, rollouts went from 0.615 right to 0.974.
+by a reward whose weight is 0. On a CPU 0.615 of the 384 rollouts of step 1 were right, and 0.974 of those of step 5.
 """
 
 import argparse

@@ -3,12 +3,14 @@
 import doctest
 import importlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from cli.commands import GOLD, STEPS, final, rows_of, ttrl
-from fakes import PROBLEMS
+from fakes import PROBLEMS, tiny_network
 from typer.testing import Result
 
 import ttrl_pop
@@ -201,9 +203,16 @@ def test_a_run_is_exported_from_python(trained: tuple[Path, Result], tmp_path: P
     assert (done.folder / "README.md").exists()
 
 
-@pytest.mark.parametrize("name", ["vote"])
-def test_what_documents_show_is_so(name: str) -> None:
-    module = importlib.import_module(f"ttrl_pop.api.{name}")
-    result = doctest.testmod(module, extraglobs={"ttrl_pop": ttrl_pop})
-    assert result.attempted > 0
-    assert result.failed == 0
+def test_what_documents_show_is_so(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(place / "p.jsonl", tmp_path / "problems.jsonl")
+    shutil.copy(place / "c.toml", tmp_path / "settings.toml")
+    monkeypatch.chdir(tmp_path)
+    prompts = torch.tensor([[5, 6, 7], [5, 6, 7]])
+    # In this order: a run is opened that was made before.
+    for name in ("vote", "training", "run", "population"):
+        module = importlib.import_module(f"ttrl_pop.api.{name}")
+        result = doctest.testmod(
+            module, extraglobs={"ttrl_pop": ttrl_pop, "model": tiny_network("llama"), "prompts": prompts}
+        )
+        assert result.attempted > 0
+        assert result.failed == 0

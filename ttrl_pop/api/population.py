@@ -188,6 +188,12 @@ def positions(mask_BT: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
 def population(model: Any, **options: Any) -> Minds:
     """Give a causal language model of transformers a population of minds (B-Trans): mu and log sigma behind every norm.
 
+    >>> minds = ttrl_pop.population(model, sigma=0.3)
+    >>> with minds.embody(minds.spawn(seed=0, step=1, count=2)):
+    ...     one, other = model(input_ids=prompts).logits  # the same prompt twice, read by two minds
+    >>> bool((one != other).any())
+    True
+
     Args:
         model: a model, or a peft model of one. Its own parameters are left as they are.
         options: those of norm-noise: `sigma=0.005`, or `"auto"` and a call of `calibrate`.

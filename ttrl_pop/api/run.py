@@ -138,8 +138,12 @@ class Run:
 def open(run: str | Path, *, trust: bool = False, **settings: Any) -> Run:
     """The run at `run`: a run directory (its newest checkpoint), `RUN/best`, or any checkpoint.
 
-        run = ttrl_pop.open("runs/problems-1")
-        run.ask("What is 7 times 8?", minds=16).label
+    >>> run = ttrl_pop.open("runs/mine")
+    >>> len(run.metrics)
+    2
+    >>> tally = run.ask("What is 7 times 8?", minds=3)
+    >>> len({rollout.mind for rollout in tally.group.rollouts_G})
+    3
 
     Args:
         trust: import code that the run's own files name, as the flag `--trust`.

@@ -78,10 +78,11 @@ def train(
 ) -> Training:
     """Train without labels, as `ttrl-pop run` does, to the same bytes.
 
-        run = ttrl_pop.train("problems.jsonl", model="smollm2", steps=5)
-        for report in run:
-            print(report.step, report.metrics["vote/agreement"])
-        run.answers
+    >>> run = ttrl_pop.train("problems.jsonl", config="settings.toml", steps=2, out="runs/mine", quiet=True)
+    >>> [(report.step, 0 <= report.metrics["vote/agreement"] <= 1) for report in run]
+    [(1, True), (2, True)]
+    >>> sorted(run.answers[0])[:3]
+    ['abstained', 'agreement', 'answer']
 
     Args:
         problems: a file, `-`, `hf:NAME`, or rows with a prompt or a question each.
