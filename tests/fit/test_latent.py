@@ -181,6 +181,7 @@ def test_a_kept_fit_is_taken_whole_or_made_again_to_the_byte(tmp_path: Path) -> 
         lambda: (folder / FIGURES).unlink(),
         lambda: (folder / FIGURES).write_text("{}"),
         lambda: (folder / TENSORS).write_bytes(whole[TENSORS][:-1]),
+        lambda: (folder / TENSORS).write_bytes(whole[TENSORS][:-1] + bytes([whole[TENSORS][-1] ^ 1])),
         lambda: (folder / TENSORS).unlink(),
     ):
         damage()
