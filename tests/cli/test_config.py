@@ -33,7 +33,9 @@ def test_files_lie_on_the_preset_in_their_order_and_flags_on_them(tmp_path: Path
 
 
 def test_the_schema_is_json() -> None:
-    assert json.loads(ttrl("config", "--schema").stdout)["properties"]["steps"]["description"].startswith("Steps to train;")
+    assert json.loads(ttrl("config", "--schema").stdout)["properties"]["steps"]["description"].startswith(
+        "Steps to train;"
+    )
 
 
 def test_a_preset_that_is_none_is_one_line() -> None:

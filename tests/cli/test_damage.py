@@ -64,6 +64,7 @@ FILES = (
         "answers.jsonl",
         "baseline.spent.json",
         "answers.spent.json",
+        "verdict.json",
         "rollouts/step_0002.jsonl.zst",
         "rollouts/step_0003.jsonl.zst",
         "best",
@@ -168,7 +169,7 @@ def test_a_run_that_cannot_go_on_says_which_file_is_wrong_and_what_to_do(
     assert f"ttrl-pop: {out}/{message}" in said.splitlines()[-1]
 
 
-WRITTEN = {"checkpoints", "answers.jsonl", "metrics.jsonl"}
+WRITTEN = {"checkpoints", "answers.jsonl", "metrics.jsonl", "verdict.json"}
 """In whose place something stands when they are written."""
 
 NEWEST = "checkpoints/step_0003"

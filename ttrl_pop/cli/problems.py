@@ -52,6 +52,8 @@ def state_rows(run: RunDirectory, folder: Path, config: Config) -> list[dict[str
     gold = _gold(run, identity.load(run))
     rows: list[dict[str, Any]] = []
     for state, row in zip(history.values(), history.rows(), strict=True):
+        # As JSON has it, for those who ask from Python.
+        row["window"] = [*state.window]
         row |= {"flip_rate": state.flip_rate, "weight": flip_scale(state) if config.guard.flip_scaling else 1.0}
         if state.id in gold:
             row |= {"gold": gold[state.id], "correct": is_right(state.label, gold[state.id], same)}
