@@ -121,7 +121,8 @@ class Keeper:
 
     def _measured(self, step: int, found: float) -> None:
         """Note how sound the checkpoint of `step` is, which is known once its policy has been sampled."""
-        if found > self.progress.best_soundness and self.run.checkpoint(step).exists():
+        best = self.progress.best_step is None or found > self.progress.best_soundness
+        if best and self.run.checkpoint(step).exists():
             self.progress.best_step, self.progress.best_soundness = step, found
             checkpoint.point_best(self.run, step)
 
