@@ -274,8 +274,8 @@ def test_nothing_of_a_run_is_unpickled(home: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("state.json", {"format": 4}, "state.json must hold a step and a policy version"),
-        ("state.json", {"format": 9, "step": 3, "policy_version": 3}, "has checkpoint format 9; this version reads 4"),
+        ("state.json", {"format": 5}, "state.json must hold a step and a policy version"),
+        ("state.json", {"format": 9, "step": 3, "policy_version": 3}, "has checkpoint format 9; this version reads 5"),
         ("state.json", {"format": 5, "step": 3, "policy_version": 3}, "state.json: best_step: Field required"),
         ("metrics.jsonl", {"step": 1}, "metrics.jsonl: must hold the figures of steps 1 to 3, one row each"),
         ("problems.jsonl", {"id": "p"}, "problems.jsonl: row 1, label: Field required"),
