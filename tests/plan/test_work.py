@@ -12,6 +12,7 @@ from ttrl_pop.fit.base_rollouts import PROBLEMS as MOST_CALIBRATED
 from ttrl_pop.packing.pack import Tree, pack
 from ttrl_pop.plan.work import packed_prompts, survey, training
 from ttrl_pop.run.survey import CHUNK
+from ttrl_pop.run.workload import workload
 from ttrl_pop.types import Mind
 
 
@@ -32,6 +33,16 @@ def test_problems_that_many_steps_visit_are_counted_once() -> None:
     assert parts(10, steps=2, problems_per_step=4)["steps"].problems == 8
     assert parts(10, steps=3, problems_per_step=4)["steps"].problems == 10
     assert parts(3, steps=1, problems_per_step=4)["steps"].visits == 3
+
+
+def test_problems_held_out_are_asked_before_some_steps_and_at_the_end() -> None:
+    config = load_config(None, {"steps": 11, "eval_every": 5})
+    (part,) = [part for part in training(config, 10, 16, 0, CHUNK, held=3) if part.name == "problems held out"]
+    # Before steps 1, 6 and 11, and after the last one.
+    assert (part.visits, part.rollouts, part.batch) == (4 * 3, 4 * 3 * 16, 3)
+    assert workload(config, 10, 0, 0, 0, held=3).survey == part.rollouts
+    assert workload(config, 10, 5, 0, 0, held=3).survey == 3 * 3 * 16
+    assert "problems held out" not in parts(10)
 
 
 def test_a_calibration_reads_no_more_problems_than_it_does() -> None:

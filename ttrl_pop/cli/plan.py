@@ -31,7 +31,8 @@ def plan_run(given: RunInputs, as_json: bool, quiet: bool) -> None:
     Raises:
         UsageError: it would refuse this.
     """
-    _print(forecast_training(given.config, given.problems), as_json, quiet)
+    held = len(given.held.problems) if given.held else 0
+    _print(forecast_training(given.config, given.problems, held), as_json, quiet)
 
 
 def plan_study(study: Study, problems: ProblemSet, as_json: bool, quiet: bool) -> None:

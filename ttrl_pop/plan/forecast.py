@@ -81,14 +81,17 @@ class Forecast:
                 yield {"kind": kind, "part": name, "bytes": sum(parts.values())}
 
 
-def forecast_training(config: Config, problems: ProblemSet) -> Forecast:
+def forecast_training(config: Config, problems: ProblemSet, held: int = 0) -> Forecast:
     """What `run` would do.
+
+    Args:
+        held: problems held out.
 
     Raises:
         UsageError: it would refuse this.
     """
     check_trainable(config)
-    return _forecast(config, problems, None, adapter=True, noise=True)
+    return _forecast(config, problems, None, adapter=True, noise=True, held=held)
 
 
 def forecast_survey(
@@ -114,6 +117,7 @@ def _forecast(
     adapter: bool,
     noise: bool,
     rewards: bool = True,
+    held: int = 0,
 ) -> Forecast:
     rules = build_rules(config.vote, problems.answers, rewards=rewards)
     kind: type[Population] = load("population", config.population.name)
@@ -149,7 +153,7 @@ def _forecast(
     packed = work.packed_prompts(chunk, forwards.read)
     longest = max(map(len, ids)) + config.sampling.max_new_tokens
     if surveys is None:
-        parts = list(work.training(config, len(asked), readers, calibration, CHUNK))
+        parts = list(work.training(config, len(asked), readers, calibration, CHUNK, held))
     else:
         parts = [Part("calibration", calibration, 1, calibration, calibration)] if calibration else []
         parts += [work.survey(name, config, len(asked), readers, CHUNK) for name in surveys]

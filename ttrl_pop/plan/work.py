@@ -10,6 +10,7 @@ from ttrl_pop import randomness
 from ttrl_pop.config import Config
 from ttrl_pop.packing.budget import Budget
 from ttrl_pop.packing.radix import NodeId, Run, grow
+from ttrl_pop.run.workload import measurements
 from ttrl_pop.types import Mind
 
 
@@ -61,13 +62,16 @@ class Prompts:
     """Prompts in a forward."""
 
 
-def training(config: Config, problems: int, readers: int, calibration: int, chunk: int) -> Iterator[Part]:
+def training(
+    config: Config, problems: int, readers: int, calibration: int, chunk: int, held: int = 0
+) -> Iterator[Part]:
     """Yield the parts of `run`, in the order in which they come.
 
     Args:
         readers: minds that read each prompt for themselves.
         calibration: problems that sigma is found on; 0 where it is given.
         chunk: problems of a survey that are asked at once.
+        held: problems held out.
     """
     if calibration:
         yield Part("calibration", calibration, 1, calibration, calibration)
@@ -75,6 +79,9 @@ def training(config: Config, problems: int, readers: int, calibration: int, chun
         yield survey("baseline", config, problems, readers, chunk)
     if config.steps:
         yield from _steps(config, problems, readers)
+    if held:
+        visits = held * measurements(config)
+        yield Part("problems held out", held, config.group_size, visits, min(chunk, held), readers)
     if config.answers:
         yield survey("answers", config, problems, readers, chunk)
 

@@ -1,6 +1,6 @@
 """What a mind decides: how far answers of one mind agree more than answers of two, by formulas that need no gold.
 
-Populations become comparable by it: without noise both agreements are one, whatever the temperature does.
+Populations become comparable by it: without noise the two agreements are equal, at any temperature.
 """
 
 import math
