@@ -51,7 +51,10 @@ def test_a_log_goes_on_with_the_run(trained: tuple[Path, Result], copied: Path) 
     ttrl("run", "--resume", copied)
     after = RunDirectory(copied).log.read_bytes()
     assert after.startswith(before)
-    assert [level for level, _ in log_of(copied)[len(before.splitlines()) :]] == ["info", "info"]
+    told = log_of(copied)[len(before.splitlines()) :]
+    # The verdict, between how it went on and that it is done.
+    assert [level for level, _ in told] == ["info", "notice", "info"]
+    assert told[1][1].startswith("verdict: ")
 
 
 def test_an_error_is_kept(place: Path, tmp_path: Path, monkeypatch: Any) -> None:

@@ -229,7 +229,8 @@ def test_a_run_killed_at_any_moment_goes_on_with_others_to_the_same_bytes(
                 # As a launcher does.
                 time.sleep(0.1)
                 job.signal(signal.SIGTERM, range(size))
-        ends = time.monotonic() + 10 if kills < 10 else time.monotonic() + 120
+        # Seconds, where nothing else is busy.
+        ends = time.monotonic() + 120
         codes = job.codes()
         assert time.monotonic() < ends, codes
         if set(codes) == {0}:
