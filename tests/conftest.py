@@ -15,10 +15,18 @@ from jaxtyping import install_import_hook
 
 install_import_hook("ttrl_pop", "beartype.beartype")
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-FIRST = ("test_demo.py", "vote/graders/test_math.py", "cli/test_pipes.py", "test_resume.py", "cli/test_run.py")
+# How long an example takes says what else the machine does.
+hypothesis.settings.register_profile("ttrl-pop", deadline=None)
+hypothesis.settings.load_profile("ttrl-pop")
+
+FIRST = (
+    *("test_demo.py", "vote/graders/test_math.py", "cli/test_pipes.py", "test_resume.py", "cli/test_run.py"),
+    *("cli/test_ranks.py", "test_examples.py", "fit/test_planted.py"),
+)
 """Files that take longest; begun last, one process would be left alone with them."""
 
 

@@ -377,6 +377,9 @@ def test_answers_stay_where_a_run_that_is_done_goes_on_with_another_setting(
 def test_without_a_step_the_untrained_population_answers(place: Path, tmp_path: Path) -> None:
     trained = run(place, tmp_path / "trained", "--set", "baseline=true")
     untrained = run(place, tmp_path / "untrained", "--steps", 0)
+    # There is nothing to judge.
+    assert "verdict" not in untrained.stderr
+    assert not RunDirectory(tmp_path / "untrained").verdict.exists()
     assert trained.exit_code == untrained.exit_code == 0
     assert (tmp_path / "untrained/answers.jsonl").read_bytes() == (tmp_path / "trained/baseline.jsonl").read_bytes()
     assert checkpoint.latest(RunDirectory(tmp_path / "untrained")) is None

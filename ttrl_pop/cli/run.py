@@ -133,7 +133,8 @@ def _work(prepared: PreparedRun, display: Display, quiet: bool) -> Iterator[Step
         rows = _survey(session, run_dir, run_dir.baseline, display, "before training: answering")
         _record(run_dir, run_dir.baseline, rows)
     yield from _train(prepared, progress, display, quiet)
-    _conclude(prepared, progress, display)
+    if config.steps:
+        _conclude(prepared, progress, display)
     if session.held is not None and not _has(run_dir, run_dir.holdout_answers, display.notice):
         text, path = "problems held out: answering", run_dir.holdout_answers
         _record(run_dir, path, _survey(session.held, run_dir, path, display, text))
