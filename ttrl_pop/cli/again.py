@@ -8,7 +8,7 @@ from ttrl_pop.cli.given import Given
 from ttrl_pop.cli.inputs import flat
 from ttrl_pop.store.directory import RunDirectory, clear_unfinished
 
-STILL_COUNT = ("steps", "guard.stop_on_collapse", "track")
+STILL_COUNT = ("steps", "guard.stop_on_collapse", "guard.until_settled", "track")
 """Settings of the command that a run goes on with."""
 
 
