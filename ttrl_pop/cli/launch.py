@@ -5,12 +5,14 @@ The first does what a single process does: it reads, shows, votes and writes. Th
 by a signal at once, as they have nothing to save.
 """
 
+import atexit
 import logging
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
 from ttrl_pop.cli import advice, interrupts
@@ -40,8 +42,7 @@ def start(count: int) -> None:
 def take_part(command: Callable[[], None]) -> NoReturn:
     """Do the part of this process in a command that several do: lead, which is to do the command, or follow.
 
-    Raises:
-        SystemExit: always; the exit code is that of the first process to end with another than 0.
+    The process ends here; the exit code is that of the first one to end with another than 0.
     """
     # Nothing is to be saved yet, and a handler of Python's would wait until the others are there.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -58,16 +59,16 @@ def take_part(command: Callable[[], None]) -> NoReturn:
     try:
         follow(ranks)
     except RankError as error:
-        raise SystemExit(error.exit_code) from None
+        _end(error.exit_code)
     except TtrlPopError as error:
         ranks.leave(error.exit_code, f"process {ranks.rank}: {error}")
-        raise SystemExit(error.exit_code) from None
+        _end(error.exit_code)
     except Exception as error:
         ranks.leave(1, f"process {ranks.rank}: {type(error).__name__}: {error}; its traceback stands above")
         traceback.print_exc()
-        raise SystemExit(1) from None
+        _end(1)
     ranks.leave(0)
-    raise SystemExit(0)
+    _end(0)
 
 
 def _lead(command: Callable[[], None], leave: Callable[[int], None]) -> NoReturn:
@@ -77,10 +78,20 @@ def _lead(command: Callable[[], None], leave: Callable[[int], None]) -> NoReturn
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-        raise
     finally:
         leave(code)
-    raise SystemExit(code)
+    _end(code)
+
+
+def _end(code: int) -> NoReturn:
+    """End this process at once, with all that was said and all that is to be tidied up done. Left to the interpreter,
+    threads of torch.distributed may still wait for it when it is gone, and abort the process."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        # Whoever read it has gone, which has been dealt with.
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def _launched(count: int) -> int:
