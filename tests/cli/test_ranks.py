@@ -213,7 +213,7 @@ def test_a_step_sends_one_gradient_one_set_of_weights_and_texts(place: Path, sta
 def test_a_run_killed_at_any_moment_goes_on_with_others_to_the_same_bytes(
     place: Path, start: START, tmp_path: Path
 ) -> None:
-    settings = ("steps=12", "learn.updates_per_step=2", "vote.labels=average", "learn.schedule=cosine")
+    settings = ("steps=40", "learn.updates_per_step=2", "vote.labels=average", "learn.schedule=cosine")
     out, rng, kills = tmp_path / "run", random.Random(0), 0
     command = [*arguments(place, out, *SIGMA, *settings), "--resume-or-new"]
     while True:
