@@ -1,5 +1,6 @@
 """Codes of completions in the fit of latent minds: read off by an encoder, or drawn from the prior."""
 
+from itertools import accumulate
 from typing import Literal
 
 import torch
@@ -100,11 +101,8 @@ class Codes:
             logits_CH = logits_BTH[predicts_BT]
             counts = (lengths_B - 1).tolist()
             sizes = [
-                sum(counts[end - size : end]) for size, end in zip(reading.parts, _ends(reading.parts), strict=True)
+                sum(counts[end - size : end])
+                for size, end in zip(reading.parts, accumulate(reading.parts), strict=True)
             ]
         self.logits_CH = torch.cat([balanced(part) for part in logits_CH.split(sizes)])
         return self.logits_CH
-
-
-def _ends(sizes: tuple[int, ...]) -> list[int]:
-    return torch.tensor(sizes).cumsum(0).tolist()

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 
 import torch
 from jaxtyping import Bool, Int
@@ -51,10 +51,10 @@ def numbered(groups: Sequence[Group]) -> list[list[Completion]]:
     """Completions of each problem that have a token; problems without one are left out."""
     written = [[rollout for rollout in group.rollouts_G if rollout.completion_ids] for group in groups]
     written = [rollouts for rollouts in written if len(rollouts) >= FEWEST]
-    ends = [*torch.tensor([0, *map(len, written)]).cumsum(0).tolist()]
+    starts = accumulate(map(len, written), initial=0)
     return [
         [Completion(rollout, start + i) for i, rollout in enumerate(rollouts)]
-        for start, rollouts in zip(ends, written, strict=False)
+        for start, rollouts in zip(starts, written, strict=False)
     ]
 
 

@@ -54,7 +54,7 @@ class Latent(Population):
         self.split = 0
         """Index of the layer that codes enter at."""
         self._layer: list[Any] = []
-        """That layer; in a list, as it is no part of this module."""
+        """The layer that codes enter at; in a list, as it is no part of this module."""
         self._injection: Injection | None = None
         self._encoding: Injection | None = None
         self._source: Tensor | None = None

@@ -6,6 +6,7 @@ Nothing is copied or concatenated for a new token. On a CPU only what has been w
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import chain
 
 import torch
@@ -106,7 +107,6 @@ class Decode(Plan):
         self.positions_N = positions_N
         self.columns = columns
         self.even = even
-        self.cells = CacheCells(torch.arange(len(positions_N), device=positions_N.device), positions_N)
         self.biases: dict[int | None, Tensor | None] = {}
 
     def attend(
@@ -123,9 +123,14 @@ class Decode(Plan):
 
             buffers = self.cache.buffers(layer, keys_NKD, values_NKD)
             return attend_newest(queries_NHD, keys_NKD, values_NKD, buffers, self.positions_N, scale, window)
-        self.cache.write(layer, self.cells, keys_NKD, values_NKD)
+        self.cache.write(layer, self._cells, keys_NKD, values_NKD)
         keys_NKSD, values_NKSD = self.cache.read(layer, len(queries_NHD), self.columns)
         return single(queries_NHD, keys_NKSD, values_NKSD, scale, self._bias(window, queries_NHD))
+
+    @cached_property
+    def _cells(self) -> CacheCells:
+        """The newest cell of each slot; a kernel finds it by itself."""
+        return CacheCells(torch.arange(len(self.positions_N), device=self.positions_N.device), self.positions_N)
 
     def _bias(self, window: int | None, like: Tensor) -> Float[Tensor, "N 1 1 S"] | None:
         if window not in self.biases:
