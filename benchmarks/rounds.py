@@ -27,7 +27,7 @@ from typing import Any
 
 from benchmarks.workload import Work
 from ttrl_pop.errors import UsageError
-from ttrl_pop.kernels import malloc
+from ttrl_pop.kernels import malloc, threads
 from ttrl_pop.model.source import locate
 
 MIB = 1 << 20
@@ -37,7 +37,7 @@ KEPT_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(malloc.FROM_SYSTEM),
     "LRU_CACHE_CAPACITY": malloc.PREPARED_PRODUCTS,
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": malloc.PREPARED_PRODUCTS,
-    "OMP_WAIT_POLICY": "PASSIVE",
+    threads.SETTING: threads.SPINS,
 }
 """What `ttrl-pop` sets for itself (`ttrl_pop.kernels.malloc`, `threads`), and its users need not know of."""
 TELLING = ("benchmarks.ours", "benchmarks.peer_vllm")

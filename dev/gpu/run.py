@@ -20,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from dev.gpu.rows import Row, said
+from ttrl_pop.kernels import threads
 
 ROOT = Path(__file__).parents[2]
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "trl", "triton", "numpy")
@@ -135,8 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         [str(ROOT), str(ROOT / "tests"), *([str(site)] if site.exists() else [])]
     )
     os.environ["TTRL_POP_DEVICE"] = given.device
-    # As the command sets it for itself.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    threads.configure()
     os.environ.setdefault("TTRL_POP_CACHE", str(given.scratch / "cache"))
     well = True
     write(given.out, [machine(given.device)])
