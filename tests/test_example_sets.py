@@ -7,6 +7,18 @@ from itertools import pairwise
 import pytest
 
 from dev import example_sets
+from ttrl_pop.config_file import load_config
+
+
+def test_there_are_two() -> None:
+    written = {file.name for name in example_sets.RULES for file in example_sets.files(name)}
+    assert written == {"sums.jsonl", "sums.gold.jsonl", "sequences.jsonl", "sequences.gold.jsonl"}
+
+
+@pytest.mark.parametrize("name", ["sums.toml", "sequences.toml"])
+def test_their_settings_are_settings(name: str) -> None:
+    config = load_config(example_sets.EXAMPLES / name, {})
+    assert config.problems_per_step == example_sets.PROBLEMS
 
 
 @pytest.mark.parametrize("name", example_sets.RULES)

@@ -25,7 +25,7 @@ SETTINGS = {
     "problems.form": "raw",
     "population.minds": 3,
     "population.samples_per_mind": 2,
-    "population.options": {"sigma": "auto", "target_kl": 0.2, "target_flips": 0.3},
+    "population.options": {"sigma": "auto", "target_kl": 0.2, "target_flips": 0.3, "decay": 0.9},
     "sampling.max_new_tokens": 4,
     "sampling.temperature": 2.0,
     "learn.lr": 1e-2,

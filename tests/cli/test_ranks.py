@@ -106,7 +106,7 @@ def whole(out: Path) -> dict[str, Any]:
 def test_any_number_of_processes_gives_the_same_bytes(
     place: Path, start: START, tmp_path: Path, loss: str, sizes: Sequence[int]
 ) -> None:
-    settings = (f"learn.loss={loss}", *CASES[loss])
+    settings = (f"learn.loss={loss}", "population.options.decay=0.8", *CASES[loss])
     jobs = [
         Job(start, size, tmp_path / f"{size}", *arguments(place, tmp_path / f"run-{size}", *settings)) for size in sizes
     ]

@@ -4,14 +4,15 @@ import math
 
 import pytest
 import torch
-from fakes import FAMILIES, logits_of, norm_noise, tiny_model, tiny_network, tiny_policy
+from fakes import FAMILIES, logits_of, norm_noise, tallies_of, tiny_model, tiny_network, tiny_policy, tiny_session
 
 from ttrl_pop.config import LoraConfig
 from ttrl_pop.errors import UsageError
 from ttrl_pop.kernels import matmul
+from ttrl_pop.learn.learner import Learner
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.population.base import MEAN, NoPopulation
-from ttrl_pop.population.norm_noise import final_site, norm_sites
+from ttrl_pop.population.norm_noise import chosen_sites, final_site, norm_sites
 from ttrl_pop.types import Mind
 
 MINDS = [Mind(11), Mind(12), Mind(11), MEAN]
@@ -316,3 +317,71 @@ def test_without_a_final_mu_that_alone_stays_where_it_is(spread: str) -> None:
     assert torch.equal(without[:-1], mu[:-1])
     assert not without[-1].any()
     assert torch.equal(log_sigma, log_sigma_without)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("sites", ["input", "post-attention", "last-third"])
+def test_only_what_stands_behind_chosen_sites_differs_from_the_base_model(family: str, sites: str) -> None:
+    policy = Policy(tiny_model(family), norm_noise(0.3, sites=sites))
+    names = [name for name, _ in norm_sites(policy.network)]
+    chosen = policy.population.sites
+    assert 0 < len(chosen) < len(names)
+    read: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+    for name, module in norm_sites(policy.network):
+        module.register_forward_pre_hook(lambda _, inputs, name=name: read[name].append(inputs[0].clone()))
+    with torch.no_grad():
+        logits_of(policy, IDS[:1], MINDS[:1])
+        logits_of(policy, IDS[:1], None)
+    touched = [name for name in names if not torch.equal(*read[name])]
+    first = names.index(chosen[0])
+    # What a norm reads is the base model's up to the first offset, and other behind it.
+    assert touched == names[first + 1 :]
+
+
+def test_sites_by_their_place_in_a_layer() -> None:
+    names = [f"layers.{layer}.{norm}" for layer in range(6) for norm in ("before", "between", "behind")]
+    for norms in ([*names, "norm"], ["norm", *names]):
+        assert chosen_sites(norms, "all") == tuple(norms)
+        assert chosen_sites(norms, "input") == tuple(f"layers.{layer}.before" for layer in range(6))
+        assert chosen_sites(norms, "post-attention") == tuple(f"layers.{layer}.between" for layer in range(6))
+        assert set(chosen_sites(norms, "last-third")) == {*names[12:], "norm"}
+
+
+def test_sites_that_a_model_lacks_are_refused() -> None:
+    one_norm = torch.nn.Module()
+    one_norm.config = tiny_network("llama").config
+    one_norm.norm = torch.nn.RMSNorm(one_norm.config.hidden_size)
+    with pytest.raises(UsageError, match="sites must leave some norm, got 'input'"):
+        norm_noise(0.3, sites="input").attach(one_norm)
+
+
+def test_a_frozen_final_mu_is_that_of_the_final_norm_or_none() -> None:
+    for sites, frozen in (("last-third", 1), ("input", 0)):
+        policy = tiny_policy(population=norm_noise(0.3, sites=sites, final_mu=False))
+        logits_of(policy, IDS, MINDS).logsumexp(-1).sum().backward()
+        assert int((policy.population.mu.grad.abs().amax(1) == 0).sum()) == frozen, sites
+
+
+def test_decay_shrinks_sigma_after_a_step_beside_what_is_learned() -> None:
+    sigmas = {}
+    for decay in (1.0, 0.5):
+        session = tiny_session(tiny_policy(population=norm_noise(0.3, decay=decay)))
+        learner = Learner(session.policy, session.config)
+        updates = [learner.learn(tallies_of(session, step), step) for step in (1, 2)]
+        # The second step's rollouts were written, and read again, with the smaller noise.
+        assert all(update.logprob_gap < 1e-9 for update in updates)
+        sigmas[decay] = updates, session.policy.population.log_sigma.detach().clone()
+    (plain, learned), (shrunk, both) = sigmas[1.0], sigmas[0.5]
+    assert (both - learned).mean() == pytest.approx(2 * math.log(0.5), rel=0.05)
+    assert not torch.equal(both - learned, torch.full_like(both, 2 * math.log(0.5)))
+    # Engines are told of it: the policy is another one.
+    assert [update.policy_version for update in plain] == [1, 2]
+    assert [update.policy_version for update in shrunk] == [2, 4]
+
+
+def test_noise_that_is_none_does_not_decay_into_something() -> None:
+    population = tiny_policy(population=norm_noise(0.0, decay=0.5)).population
+    assert population.decay()
+    assert (population.log_sigma == -math.inf).all()
+    waiting = tiny_policy(population=norm_noise("auto", decay=0.5)).population
+    assert not waiting.decay()

@@ -117,6 +117,8 @@ class Learner:
                         "lower learn.lr or population.options.sigma"
                     )
         self._check_gap(sums, step)
+        # The same noise for all updates of a step, whose rollouts were written with it.
+        self.policy.version += self.policy.population.decay()
         vote = self.config.vote
         self.trained.extend_average(average_decay(step, self.config.steps, vote.average_decay, vote.average_decay_end))
         tokens = max(sums.tokens, 1)

@@ -78,6 +78,10 @@ class Population(nn.Module, ABC):
     def kl_to_prior(self) -> Float[Tensor, ""]:
         """KL(population ‖ prior) in nats per dimension."""
 
+    def decay(self) -> bool:
+        """End a step: change the parameters as they do with time, not by learning. Whether any has changed."""
+        return False
+
     def reader(self, mind: Mind) -> Mind:
         """Who reads the prompt for this mind. Minds with one reader share its cache."""
         return mind

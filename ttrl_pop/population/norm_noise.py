@@ -83,27 +83,40 @@ class NormNoise(Population):
         Raises:
             UsageError: the model has no norm over its hidden size.
         """
-        found = norm_sites(network)
-        if not found:
+        norms = dict(norm_sites(network))
+        if not norms:
             raise UsageError(
                 f"population norm-noise needs norm layers over the hidden size; {type(network).__name__} has none"
             )
-        self.sites = tuple(name for name, _ in found)
+        self.sites = chosen_sites(tuple(norms), self.options.sites)
+        if not self.sites:
+            raise UsageError(
+                f"population.options.sites must leave some norm, got {self.options.sites!r}, of which "
+                f'{type(network).__name__} has none; set it to "all"'
+            )
+        final = [*norms][final_site([*norms])]
         width = hidden_size(network)
         weight = next(network.parameters())
         dtype = torch.promote_types(weight.dtype, torch.float32)
         spread = width if self.options.spread == "dim" else 1
-        self.mu = nn.Parameter(torch.zeros(len(found), width, dtype=dtype, device=weight.device))
-        self.log_sigma = nn.Parameter(torch.zeros(len(found), spread, dtype=dtype, device=weight.device))
+        self.mu = nn.Parameter(torch.zeros(len(self.sites), width, dtype=dtype, device=weight.device))
+        self.log_sigma = nn.Parameter(torch.zeros(len(self.sites), spread, dtype=dtype, device=weight.device))
         self.register_buffer("sigma0", torch.tensor(math.nan, dtype=dtype, device=weight.device))
         if self.options.sigma != "auto":
             self.set_scale(self.options.sigma)
-        if not self.options.final_mu:
-            learns_S1 = torch.ones(len(found), 1, dtype=dtype, device=weight.device)
-            learns_S1[final_site(self.sites)] = 0
+        if not self.options.final_mu and final in self.sites:
+            learns_S1 = torch.ones(len(self.sites), 1, dtype=dtype, device=weight.device)
+            learns_S1[self.sites.index(final)] = 0
             self.mu.register_hook(lambda gradient_SD: gradient_SD * learns_S1)  # type: ignore[no-untyped-call]
-        for index, (_, module) in enumerate(found):
-            module.register_forward_hook(self._hook(index))
+        for index, site in enumerate(self.sites):
+            norms[site].register_forward_hook(self._hook(index))
+
+    @torch.no_grad()
+    def decay(self) -> bool:
+        if self.options.decay == 1 or self.lacks:
+            return False
+        self.log_sigma.add_(math.log(self.options.decay))
+        return True
 
     @contextmanager
     def embody(
@@ -222,8 +235,29 @@ def norm_sites(network: nn.Module) -> list[tuple[str, nn.Module]]:
 
 def final_site(sites: Sequence[str]) -> int:
     """Index of the norm before the LM head: the last one outside of the numbered layers."""
-    outside = [index for index, name in enumerate(sites) if not any(part.isdigit() for part in name.split("."))]
+    outside = [index for index, name in enumerate(sites) if _layer(name) is None]
     return outside[-1] if outside else len(sites) - 1
+
+
+def chosen_sites(norms: Sequence[str], sites: str) -> tuple[str, ...]:
+    """The sites that `population.options.sites` names among a model's norms, in their order."""
+    layers: dict[int, list[str]] = {}
+    for name in norms:
+        if (layer := _layer(name)) is not None:
+            layers.setdefault(layer, []).append(name)
+    if sites == "all":
+        return tuple(norms)
+    if sites == "last-third":
+        first = sorted(layers)[-max(1, round(len(layers) / 3))] if layers else 0
+        early = {name for layer, own in layers.items() if layer < first for name in own}
+        return tuple(name for name in norms if name not in early)
+    place = ("input", "post-attention").index(sites)
+    return tuple(own[place] for own in layers.values() if len(own) > place)
+
+
+def _layer(name: str) -> int | None:
+    """Number of the layer that a module is part of; None where it stands outside of them."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), None)
 
 
 def gaussian_kl(

@@ -24,6 +24,11 @@ class NormNoiseOptions(Section):
     """`sequence`: an offset is frozen for the whole sequence; `token`: a new one for every token (ablation)."""
     scope: Literal["sequence", "completion"] = "sequence"
     """`completion`: the mean mind reads the prompt, once for all minds; noise begins behind it."""
+    sites: Literal["all", "input", "post-attention", "last-third"] = "all"
+    """Norms that the noise stands behind: all; the first or the second of each layer; those of the last third of the
+    layers and the one before the LM head."""
+    decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor on sigma after every step, beside what is learned of it; 1: none."""
     final_mu: bool = True
     """Whether mu of the norm before the LM head learns; without it (its noise stays) a trained model can be exported
     as a plain folder where the head has no bias (`ttrl-pop export`)."""
