@@ -1,5 +1,6 @@
 """What tests of several processes share: engines by which one of them fails, and a count of what they send."""
 
+import gc
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from ttrl_pop.errors import UsageError
+from ttrl_pop.model.policy import Policy
 from ttrl_pop.ranks.ranks import current
 from ttrl_pop.sample.backend import Request, Weights
 from ttrl_pop.sample.hf.backend import HfBackend
@@ -60,6 +62,15 @@ class Slow(HfBackend):
             print("third", file=sys.stderr, flush=True)
             time.sleep(3)
         return super().rollouts(requests, weights)
+
+
+class Lone(HfBackend):
+    """An engine that is started where no model but its own is in memory."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        if (count := sum(type(thing) is Policy for thing in gc.get_objects())) > 1:
+            raise UsageError(f"{count} models stand side by side")
 
 
 class Counted(HfBackend):

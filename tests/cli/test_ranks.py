@@ -142,6 +142,54 @@ def test_standard_input_is_read_once_and_eval_and_sample_say_the_same(
         assert two.outs[1].read_text() == two.said(1) == ""
 
 
+STUDY = """
+[settings]
+shards = 2
+steps = 2
+baseline = true
+backend = "cli.several:Lone"
+vote.extract = "fakes:kind_of_letter"
+population.minds = 4
+[arms.majority]
+[arms.coin]
+vote.reward = "coin"
+"""
+
+
+def test_a_study_says_the_same_in_several_processes_which_hold_one_model_at_a_time(
+    place: Path, start: START, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.toml").write_text(STUDY)
+    given = [tmp_path / "mine.toml", place / "p.jsonl", "--gold", place / "gold.jsonl", "--config", place / "c.toml"]
+    alone, two = (
+        Job(start, size, tmp_path / f"{size}", "study", *given, *("--seeds", 2), "--out", tmp_path / f"study-{size}")
+        for size in (1, 2)
+    )
+    assert (alone.codes(), two.codes()) == ([0], [0, 0]), two.said()
+    assert two.outs[0].read_text() == alone.outs[0].read_text() != ""
+    assert two.outs[1].read_text() == two.said(1) == ""
+    for cell in ("majority-0", "coin-0", "majority-1", "coin-1"):
+        found, wanted = (whole(tmp_path / f"study-{size}" / cell) for size in (2, 1))
+        assert [name for name in wanted if found[name] != wanted[name]] == []
+    again = Job(start, 2, tmp_path / "again", "study", "--resume", tmp_path / "study-1", "--ranks", 2)
+    assert (again.codes(), again.outs[0].read_text()) == ([0, 0], alone.outs[0].read_text()), again.said()
+
+
+def test_codes_that_the_first_process_fits_are_those_of_all(place: Path, start: START, tmp_path: Path) -> None:
+    options = "{bits = 4, rollouts = 4, steps = 4, encoder_width = 16, least_gap = 0.0}"
+    settings = ("population.name=latent", f"population.options={options}", "baseline=true")
+    alone, three = (
+        Job(start, size, tmp_path / f"{size}", *arguments(place, tmp_path / f"run-{size}", *settings))
+        for size in (1, 3)
+    )
+    assert (alone.codes(), three.codes()) == ([0], [0, 0, 0]), three.said()
+    found, wanted = (whole(tmp_path / f"run-{size}") for size in (3, 1))
+    assert len({row["population/reach"] for row in wanted["metrics"]}) > 1, "what codes add is learned"
+    assert [name for name in wanted if found[name] != wanted[name]] == []
+    fits = [(tmp_path / f"run-{size}" / "fit" / "latent.safetensors").read_bytes() for size in (1, 3)]
+    assert fits[0] == fits[1]
+
+
 @pytest.mark.parametrize(
     ("engine", "codes", "line"),
     [
