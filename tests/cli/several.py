@@ -74,27 +74,45 @@ class Lone(HfBackend):
 
 
 class Counted(HfBackend):
-    """Says at each step how many bytes of tensors and of messages this process has sent."""
+    """Says at each step how many bytes of tensors and of messages this process has sent, and how many torch.distributed
+    was given to send, whoever gave them."""
 
-    tensors = messages = 0
+    tensors = messages = wire = 0
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        Counted.sender("send", "tensors", lambda tensor, to: tensor.nbytes)
-        Counted.sender("broadcast", "tensors", lambda tensor, src: tensor.nbytes * (current().rank == 0))
-        Counted.sender("all_gather_object", "messages", lambda found, own: len(own))
-        Counted.sender("broadcast_object_list", "messages", lambda own, **more: len(own[0] or b""))
+        self.watch(dist, "send", "tensors", lambda tensor, to: tensor.nbytes)
+        self.watch(dist, "broadcast", "tensors", lambda tensor, src: tensor.nbytes * (current().rank == 0))
+        self.watch(dist, "all_gather_object", "messages", lambda found, own: len(own))
+        self.watch(dist, "broadcast_object_list", "messages", lambda own, **more: len(own[0] or b""))
+        # What all functions of torch.distributed come down to.
+        group = dist.ProcessGroup
+        self.watch(group, "send", "wire", lambda group, tensors, *to: nbytes(tensors))
+        self.watch(group, "broadcast", "wire", lambda group, tensors, root: nbytes(tensors) * (group.rank() == 0))
+        self.watch(group, "allgather", "wire", lambda group, found, tensors, *more: nbytes(tensors))
+        for name in ("allreduce", "reduce", "gather", "scatter", "reduce_scatter", "alltoall", "alltoall_base"):
+            self.watch(group, name, "wire", uncounted)
+        for name in ("allgather_coalesced", "allreduce_coalesced", "_allgather_base", "_reduce_scatter_base"):
+            self.watch(group, name, "wire", uncounted)
 
     @classmethod
-    def sender(cls, name: str, kind: str, size: Any) -> None:
-        function = getattr(dist, name)
+    def watch(cls, owner: Any, name: str, kind: str, size: Any) -> None:
+        function = getattr(owner, name)
 
         def counted(*arguments: Any, **named: Any) -> Any:
             setattr(cls, kind, getattr(cls, kind) + size(*arguments, **named))
             return function(*arguments, **named)
 
-        setattr(dist, name, counted)
+        setattr(owner, name, counted)
 
     def rollouts(self, requests: Sequence[Request], weights: Weights = "policy") -> Iterator[tuple[int, Rollout]]:
-        print(f"sent {self.tensors} {self.messages}", file=sys.stderr, flush=True)
+        print(f"sent {self.tensors} {self.messages} {self.wire}", file=sys.stderr, flush=True)
         return super().rollouts(requests, weights)
+
+
+def nbytes(tensors: Sequence[torch.Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def uncounted(*arguments: Any, **named: Any) -> int:
+    raise RuntimeError("something is sent in a way that is not counted here")

@@ -1,5 +1,6 @@
 """Several processes do what one does, to the byte; what ends one of them ends all."""
 
+import json
 import os
 import random
 import re
@@ -239,22 +240,34 @@ def test_a_signal_anywhere_ends_all_and_another_number_of_processes_goes_on(
     assert [name for name in wanted if found[name] != wanted[name]] == ["config.toml"]
 
 
-def test_a_step_sends_one_gradient_one_set_of_weights_and_texts(place: Path, start: START, tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_a_step_sends_one_gradient_one_set_of_weights_texts_and_nothing_else(
+    place: Path, start: START, tmp_path: Path, size: int
+) -> None:
     out = tmp_path / "run"
     settings = ("learn.lora.rank=16", "answers=false", "steps=4")
-    job = Job(start, 2, tmp_path / "j", *arguments(place, out, *settings), "--backend", "cli.several:Counted")
+    job = Job(start, size, tmp_path / "j", *arguments(place, out, *settings), "--backend", "cli.several:Counted")
     assert set(job.codes()) == {0}, job.said()
-    sent = [re.findall(r"^sent (\d+) (\d+)$", job.said(rank), re.MULTILINE) for rank in (0, 1)]
-    tensors, messages = ([[int(step[kind]) for step in each] for each in sent] for kind in (0, 1))
+    sent = [re.findall(r"^sent (\d+) (\d+) (\d+)$", job.said(rank), re.MULTILINE) for rank in range(size)]
+    calls = 4 // size
+    tensors, messages, wire = (
+        [[int(after[kind]) - int(before[kind]) for before, after in pairwise(each[::calls])] for each in sent]
+        for kind in range(3)
+    )
     folder = RunDirectory(out).checkpoint(4)
-    weights = sum(value.nbytes for value in load_file(folder / "adapter" / "adapter_model.safetensors").values())
+    adapter = sum(value.nbytes for value in load_file(folder / "adapter" / "adapter_model.safetensors").values())
     shared = sum(value.nbytes for value in load_file(folder / "population.safetensors").values())
-    steps = [after - before for each in tensors for before, after in pairwise(each[::2])]
     scale = 4
-    assert steps[:3] == [weights + shared] * 3, "the first sends the weights"
-    assert steps[3:] == [weights + shared - scale] * 3, "the second sends its gradient"
-    rollouts = max(len(list(files.read_lines(path))) for path in (out / "rollouts").iterdir())
-    assert all(after - before < 1000 * rollouts for each in messages for before, after in pairwise(each[::2]))
+    assert tensors[0] == [adapter + shared] * 3, "the first sends the weights"
+    assert tensors[1:] == [[adapter + shared - scale] * 3] * (size - 1), "each other one sends a gradient"
+    rollouts = [[*files.read_lines(path)] for path in sorted((out / "rollouts").iterdir())]
+    assert len(rollouts) == 4
+    for step in range(3):
+        texts = sum(each[step] for each in messages)
+        told = sum(each[step] for each in wire) - sum(each[step] for each in tensors)
+        # Everybody's message is as long as the longest, and says first how long it is.
+        assert texts < told < 1.5 * texts
+        assert texts < 4 * len(json.dumps(rollouts[step]))
 
 
 @pytest.mark.slow
