@@ -176,6 +176,23 @@ def test_a_study_says_the_same_in_several_processes_which_hold_one_model_at_a_ti
     assert (again.codes(), again.outs[0].read_text()) == ([0, 0], alone.outs[0].read_text()), again.said()
 
 
+@pytest.mark.slow
+def test_a_study_whose_process_was_killed_goes_on_with_another_number_of_them(
+    place: Path, start: START, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.toml").write_text(STUDY.replace("shards = 2\n", "").replace("Lone", "Killed"))
+    given = ["study", tmp_path / "mine.toml", place / "p.jsonl", "--config", place / "c.toml", "--seeds", 1, "--out"]
+    killed = Job(start, 2, tmp_path / "killed", *given, tmp_path / "s")
+    assert set(killed.codes()) == {1, -9}, killed.said()
+    assert (
+        killed.said().count("another process of this run was killed, or its machine is gone; saved up to step 1") == 1
+    )
+    found = Job(start, 1, tmp_path / "found", "study", "--resume", tmp_path / "s")
+    alone = Job(start, 1, tmp_path / "alone", *given, tmp_path / "whole", "--set", "shards=2")
+    assert (found.codes(), alone.codes()) == ([0], [0]), found.said() + alone.said()
+    assert found.outs[0].read_text() == alone.outs[0].read_text() != ""
+
+
 def test_codes_that_the_first_process_fits_are_those_of_all(place: Path, start: START, tmp_path: Path) -> None:
     options = "{bits = 4, rollouts = 4, steps = 4, encoder_width = 16, least_gap = 0.0}"
     settings = ("population.name=latent", f"population.options={options}", "baseline=true")
