@@ -93,7 +93,7 @@ class Rates:
         most, slowest = points[-1]
         if rows > most:
             return slowest * rows / most
-        return float(np.interp(rows, *zip(*points, strict=True)))
+        return float(np.interp(rows, [count for count, _ in points], [seconds for _, seconds in points]))
 
 
 @dataclass(frozen=True, slots=True)
