@@ -1,5 +1,6 @@
 """What tests of several processes share: engines by which one of them fails, and a count of what they send."""
 
+import gc
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from ttrl_pop.errors import UsageError
+from ttrl_pop.model.policy import Policy
 from ttrl_pop.ranks.ranks import current
 from ttrl_pop.sample.backend import Request, Weights
 from ttrl_pop.sample.hf.backend import HfBackend
@@ -62,28 +64,55 @@ class Slow(HfBackend):
         return super().rollouts(requests, weights)
 
 
-class Counted(HfBackend):
-    """Says at each step how many bytes of tensors and of messages this process has sent."""
-
-    tensors = messages = 0
+class Lone(HfBackend):
+    """An engine that is started where no model but its own is in memory."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        Counted.sender("send", "tensors", lambda tensor, to: tensor.nbytes)
-        Counted.sender("broadcast", "tensors", lambda tensor, src: tensor.nbytes * (current().rank == 0))
-        Counted.sender("all_gather_object", "messages", lambda found, own: len(own))
-        Counted.sender("broadcast_object_list", "messages", lambda own, **more: len(own[0] or b""))
+        if (count := sum(type(thing) is Policy for thing in gc.get_objects())) > 1:
+            raise UsageError(f"{count} models stand side by side")
+
+
+class Counted(HfBackend):
+    """Says at each step how many bytes of tensors and of messages this process has sent, and how many torch.distributed
+    was given to send, whoever gave them."""
+
+    tensors = messages = wire = 0
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.watch(dist, "send", "tensors", lambda tensor, to: tensor.nbytes)
+        self.watch(dist, "broadcast", "tensors", lambda tensor, src: tensor.nbytes * (current().rank == 0))
+        self.watch(dist, "all_gather_object", "messages", lambda found, own: len(own))
+        self.watch(dist, "broadcast_object_list", "messages", lambda own, **more: len(own[0] or b""))
+        # What all functions of torch.distributed come down to.
+        group = dist.ProcessGroup
+        self.watch(group, "send", "wire", lambda group, tensors, *to: nbytes(tensors))
+        self.watch(group, "broadcast", "wire", lambda group, tensors, root: nbytes(tensors) * (group.rank() == 0))
+        self.watch(group, "allgather", "wire", lambda group, found, tensors, *more: nbytes(tensors))
+        for name in ("allreduce", "reduce", "gather", "scatter", "reduce_scatter", "alltoall", "alltoall_base"):
+            self.watch(group, name, "wire", uncounted)
+        for name in ("allgather_coalesced", "allreduce_coalesced", "_allgather_base", "_reduce_scatter_base"):
+            self.watch(group, name, "wire", uncounted)
 
     @classmethod
-    def sender(cls, name: str, kind: str, size: Any) -> None:
-        function = getattr(dist, name)
+    def watch(cls, owner: Any, name: str, kind: str, size: Any) -> None:
+        function = getattr(owner, name)
 
         def counted(*arguments: Any, **named: Any) -> Any:
             setattr(cls, kind, getattr(cls, kind) + size(*arguments, **named))
             return function(*arguments, **named)
 
-        setattr(dist, name, counted)
+        setattr(owner, name, counted)
 
     def rollouts(self, requests: Sequence[Request], weights: Weights = "policy") -> Iterator[tuple[int, Rollout]]:
-        print(f"sent {self.tensors} {self.messages}", file=sys.stderr, flush=True)
+        print(f"sent {self.tensors} {self.messages} {self.wire}", file=sys.stderr, flush=True)
         return super().rollouts(requests, weights)
+
+
+def nbytes(tensors: Sequence[torch.Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def uncounted(*arguments: Any, **named: Any) -> int:
+    raise RuntimeError("something is sent in a way that is not counted here")

@@ -1,5 +1,6 @@
 """Several processes do what one does, to the byte; what ends one of them ends all."""
 
+import json
 import os
 import random
 import re
@@ -142,6 +143,71 @@ def test_standard_input_is_read_once_and_eval_and_sample_say_the_same(
         assert two.outs[1].read_text() == two.said(1) == ""
 
 
+STUDY = """
+[settings]
+shards = 2
+steps = 2
+baseline = true
+backend = "cli.several:Lone"
+vote.extract = "fakes:kind_of_letter"
+population.minds = 4
+[arms.majority]
+[arms.coin]
+vote.reward = "coin"
+"""
+
+
+def test_a_study_says_the_same_in_several_processes_which_hold_one_model_at_a_time(
+    place: Path, start: START, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.toml").write_text(STUDY)
+    given = [tmp_path / "mine.toml", place / "p.jsonl", "--gold", place / "gold.jsonl", "--config", place / "c.toml"]
+    alone, two = (
+        Job(start, size, tmp_path / f"{size}", "study", *given, *("--seeds", 2), "--out", tmp_path / f"study-{size}")
+        for size in (1, 2)
+    )
+    assert (alone.codes(), two.codes()) == ([0], [0, 0]), two.said()
+    assert two.outs[0].read_text() == alone.outs[0].read_text() != ""
+    assert two.outs[1].read_text() == two.said(1) == ""
+    for cell in ("majority-0", "coin-0", "majority-1", "coin-1"):
+        found, wanted = (whole(tmp_path / f"study-{size}" / cell) for size in (2, 1))
+        assert [name for name in wanted if found[name] != wanted[name]] == []
+    again = Job(start, 2, tmp_path / "again", "study", "--resume", tmp_path / "study-1", "--ranks", 2)
+    assert (again.codes(), again.outs[0].read_text()) == ([0, 0], alone.outs[0].read_text()), again.said()
+
+
+@pytest.mark.slow
+def test_a_study_whose_process_was_killed_goes_on_with_another_number_of_them(
+    place: Path, start: START, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.toml").write_text(STUDY.replace("shards = 2\n", "").replace("Lone", "Killed"))
+    given = ["study", tmp_path / "mine.toml", place / "p.jsonl", "--config", place / "c.toml", "--seeds", 1, "--out"]
+    killed = Job(start, 2, tmp_path / "killed", *given, tmp_path / "s")
+    assert set(killed.codes()) == {1, -9}, killed.said()
+    assert (
+        killed.said().count("another process of this run was killed, or its machine is gone; saved up to step 1") == 1
+    )
+    found = Job(start, 1, tmp_path / "found", "study", "--resume", tmp_path / "s")
+    alone = Job(start, 1, tmp_path / "alone", *given, tmp_path / "whole", "--set", "shards=2")
+    assert (found.codes(), alone.codes()) == ([0], [0]), found.said() + alone.said()
+    assert found.outs[0].read_text() == alone.outs[0].read_text() != ""
+
+
+def test_codes_that_the_first_process_fits_are_those_of_all(place: Path, start: START, tmp_path: Path) -> None:
+    options = "{bits = 4, rollouts = 4, steps = 4, encoder_width = 16, least_gap = 0.0}"
+    settings = ("population.name=latent", f"population.options={options}", "baseline=true")
+    alone, three = (
+        Job(start, size, tmp_path / f"{size}", *arguments(place, tmp_path / f"run-{size}", *settings))
+        for size in (1, 3)
+    )
+    assert (alone.codes(), three.codes()) == ([0], [0, 0, 0]), three.said()
+    found, wanted = (whole(tmp_path / f"run-{size}") for size in (3, 1))
+    assert len({row["population/reach"] for row in wanted["metrics"]}) > 1, "what codes add is learned"
+    assert [name for name in wanted if found[name] != wanted[name]] == []
+    fits = [(tmp_path / f"run-{size}" / "fit" / "latent.safetensors").read_bytes() for size in (1, 3)]
+    assert fits[0] == fits[1]
+
+
 @pytest.mark.parametrize(
     ("engine", "codes", "line"),
     [
@@ -191,22 +257,34 @@ def test_a_signal_anywhere_ends_all_and_another_number_of_processes_goes_on(
     assert [name for name in wanted if found[name] != wanted[name]] == ["config.toml"]
 
 
-def test_a_step_sends_one_gradient_one_set_of_weights_and_texts(place: Path, start: START, tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_a_step_sends_one_gradient_one_set_of_weights_texts_and_nothing_else(
+    place: Path, start: START, tmp_path: Path, size: int
+) -> None:
     out = tmp_path / "run"
     settings = ("learn.lora.rank=16", "answers=false", "steps=4")
-    job = Job(start, 2, tmp_path / "j", *arguments(place, out, *settings), "--backend", "cli.several:Counted")
+    job = Job(start, size, tmp_path / "j", *arguments(place, out, *settings), "--backend", "cli.several:Counted")
     assert set(job.codes()) == {0}, job.said()
-    sent = [re.findall(r"^sent (\d+) (\d+)$", job.said(rank), re.MULTILINE) for rank in (0, 1)]
-    tensors, messages = ([[int(step[kind]) for step in each] for each in sent] for kind in (0, 1))
+    sent = [re.findall(r"^sent (\d+) (\d+) (\d+)$", job.said(rank), re.MULTILINE) for rank in range(size)]
+    calls = 4 // size
+    tensors, messages, wire = (
+        [[int(after[kind]) - int(before[kind]) for before, after in pairwise(each[::calls])] for each in sent]
+        for kind in range(3)
+    )
     folder = RunDirectory(out).checkpoint(4)
-    weights = sum(value.nbytes for value in load_file(folder / "adapter" / "adapter_model.safetensors").values())
+    adapter = sum(value.nbytes for value in load_file(folder / "adapter" / "adapter_model.safetensors").values())
     shared = sum(value.nbytes for value in load_file(folder / "population.safetensors").values())
-    steps = [after - before for each in tensors for before, after in pairwise(each[::2])]
     scale = 4
-    assert steps[:3] == [weights + shared] * 3, "the first sends the weights"
-    assert steps[3:] == [weights + shared - scale] * 3, "the second sends its gradient"
-    rollouts = max(len(list(files.read_lines(path))) for path in (out / "rollouts").iterdir())
-    assert all(after - before < 1000 * rollouts for each in messages for before, after in pairwise(each[::2]))
+    assert tensors[0] == [adapter + shared] * 3, "the first sends the weights"
+    assert tensors[1:] == [[adapter + shared - scale] * 3] * (size - 1), "each other one sends a gradient"
+    rollouts = [[*files.read_lines(path)] for path in sorted((out / "rollouts").iterdir())]
+    assert len(rollouts) == 4
+    for step in range(3):
+        texts = sum(each[step] for each in messages)
+        told = sum(each[step] for each in wire) - sum(each[step] for each in tensors)
+        # Everybody's message is as long as the longest, and says first how long it is.
+        assert texts < told < 1.5 * texts
+        assert texts < 4 * len(json.dumps(rollouts[step]))
 
 
 @pytest.mark.slow

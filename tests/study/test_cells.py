@@ -44,6 +44,17 @@ def test_every_run_of_a_study_has_the_day_on_which_it_began(tmp_path: Path) -> N
     )
 
 
+def test_every_run_of_a_study_has_the_shards_of_the_processes_that_began_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    began = begin(tmp_path / "s", study_of(), problems(), TODAY)
+    monkeypatch.delenv("WORLD_SIZE")
+    assert {config.shards for config in opened(began)[0].arms.values()} == {4}
+    mine = begin(tmp_path / "t", study_of("[settings]\nshards = 8\n[arms.a]"), problems(), TODAY)
+    assert opened(mine)[0].arms["a"].shards == 8
+
+
 def test_every_arm_has_a_run_before_any_has_two_each_with_a_seed_of_its_own(tmp_path: Path) -> None:
     found = [(cell.run.path.name, cell.config.seed) for cell in cells(tmp_path, study_of())]
     assert found == [("a-0", 4), ("b-0", 0), ("a-1", 5), ("b-1", 1), ("a-2", 6), ("b-2", 2)]

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from ttrl_pop.cli.flags import Gold, Json, OptionalProblems, Plan, Quiet, takes
+from ttrl_pop.cli import launch
+from ttrl_pop.cli.flags import Gold, Json, OptionalProblems, Plan, Quiet, Ranks, takes
 from ttrl_pop.cli.given import Given
 from ttrl_pop.errors import UsageError
 
@@ -16,7 +17,7 @@ commands = typer.Typer(rich_markup_mode=None)
 @takes(
     *("study", "problems", "seeds", "model", "minds", "samples_per_mind", "steps", "problems_per_step", "lr"),
     *("extract", "backend", "gold", "out", "seed", "preset", "config", "set", "raw", "prompt_key", "answer_key"),
-    *("id_key", "limit", "prompt_template", "resume", "plan", "json", "trust", "quiet"),
+    *("id_key", "limit", "prompt_template", "resume", "ranks", "plan", "json", "trust", "quiet"),
 )
 def study(
     given: Given,
@@ -43,6 +44,7 @@ def study(
         Path | None,
         typer.Option(metavar="FOLDER", help="Go on with this study, to the same rows as undisturbed."),
     ] = None,
+    ranks: Ranks = None,
     plan: Plan = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -56,6 +58,8 @@ def study(
     controls: agreement, pay by chance, pay for any answer, gold, and the untrained model with as many tokens. minds:
     minds against temperature. zero-shot: pass@k and maj@k without training. noise: kinds and sizes of it.
     """
+    if ranks is not None and not plan:
+        launch.start(ranks)
     if resume is not None:
         _check_alone(resume, study, problems, gold, seeds, out, given, plan)
         from ttrl_pop.cli import cells as command

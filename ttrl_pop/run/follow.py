@@ -1,5 +1,6 @@
 """A process that is not the first of a run: it does what the first tells, and writes no file."""
 
+import gc
 from collections.abc import Iterable, Mapping, Sequence
 
 from ttrl_pop.learn.learner import Learner
@@ -26,6 +27,9 @@ def follow(ranks: Ranks) -> None:
                 case Open():
                     if follower is not None:
                         follower.session.backend.close()
+                        # A model is held by its own hooks: the next one should not have to stand beside it.
+                        follower = None
+                        gc.collect()
                     follower = Follower(message)
                 case Vote() | Learn() if follower is not None:
                     follower.do(message)

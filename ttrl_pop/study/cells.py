@@ -11,6 +11,8 @@ from pathlib import Path
 
 from ttrl_pop.config import MOST_ROLLOUTS, Config, ProblemsConfig
 from ttrl_pop.errors import UsageError
+from ttrl_pop.ranks import launched
+from ttrl_pop.ranks.shards import enough_for
 from ttrl_pop.read.problems import read_problems, write_gold, write_problems
 from ttrl_pop.store import identity
 from ttrl_pop.store.directory import RunDirectory, create
@@ -48,7 +50,8 @@ class Cell:
 
 
 def begin(path: Path | None, study: Study, problems: ProblemSet, today: datetime.date) -> Path:
-    """Make the folder of a new study; a day that chat templates print is the same in all its runs.
+    """Make the folder of a new study. A day that chat templates print is the same in all its runs, and so are their
+    shards, those to come when other processes go on with it among them.
 
     Args:
         path: None takes the first free one of runs/NAME-NUMBER.
@@ -56,11 +59,11 @@ def begin(path: Path | None, study: Study, problems: ProblemSet, today: datetime
     Raises:
         UsageError: it cannot be made.
     """
-    dated = {name: _on(config, today) for name, config in study.arms.items()}
+    settled = {name: _settled(config, today) for name, config in study.arms.items()}
     files = {
         PROBLEMS: "".join(f"{line}\n" for line in write_problems(problems.problems)),
         GOLD: "".join(f"{line}\n" for line in write_gold(problems.answers)),
-        STUDY: replace(study, arms=dated, source=problems.source).dumps(),
+        STUDY: replace(study, arms=settled, source=problems.source).dumps(),
     }
     return create(path, study.name, files).path
 
@@ -101,6 +104,7 @@ def with_rollouts(config: Config, count: float) -> Config:
     return config.model_copy(update={"population": population.model_copy(update={"samples_per_mind": samples})})
 
 
-def _on(config: Config, today: datetime.date) -> Config:
+def _settled(config: Config, today: datetime.date) -> Config:
     date = config.problems.date or today
-    return config.model_copy(update={"problems": config.problems.model_copy(update={"date": date})})
+    shards = config.shards or enough_for(launched.size())
+    return config.model_copy(update={"problems": config.problems.model_copy(update={"date": date}), "shards": shards})
