@@ -27,7 +27,18 @@ FLOORS = [
     ("packing", "population", "report", "read"),
     ("kernels", "latent", "ranks"),
     (
-        *("types", "config", "config_file", "demo", "errors", "plugins", "presets", "randomness", "settings"),
+        *(
+            "types",
+            "config",
+            "config_file",
+            "demo",
+            "embeddings",
+            "errors",
+            "plugins",
+            "presets",
+            "randomness",
+            "settings",
+        ),
         *("text", "thoughts"),
     ),
 ]

@@ -28,8 +28,10 @@ from ttrl_pop.run.workload import workload
 from ttrl_pop.store.directory import RunDirectory
 from ttrl_pop.study.cells import STUDY, Cell, begin, cells, opened, with_tokens_of
 from ttrl_pop.study.design import Study
+from ttrl_pop.study.diversity import equal_coherence, texts_of, with_texts
 from ttrl_pop.study.figures import Figures, figures_of
 from ttrl_pop.study.rows import study_rows
+from ttrl_pop.study.texts import embedder, text_rows
 from ttrl_pop.types import ProblemSet
 from ttrl_pop.vote.rules import build_grader
 
@@ -43,6 +45,9 @@ def run(given: StudyInputs, quiet: bool) -> None:
     Raises:
         UsageError: as a run has it, or the folder cannot be made.
     """
+    if given.study.curves:
+        # What is missing is said before anything is written.
+        embedder()
     folder = begin(given.out, given.study, given.problems, datetime.date.today())
     for config in given.study.arms.values():
         remember(RunDirectory(folder), config)
@@ -68,7 +73,9 @@ def go_on(folder: Path, given: Given, quiet: bool) -> None:
             if not quiet:
                 print(f"the study goes on with: ttrl-pop study --resume {shlex.quote(str(folder))}", file=sys.stderr)
             raise
-    rows = list(study_rows(study.name, results))
+    rows = [*study_rows(study.name, results)]
+    if study.curves:
+        rows += equal_coherence(study.name, study.curves, results)
     print_rows(rows, study_table)
     if not (quiet or sys.stdout.isatty()):
         console_on(sys.stderr).print(study_table(rows))
@@ -86,15 +93,16 @@ def _all_done(folder: Path, study: Study, problems: ProblemSet, given: Given, qu
                 cell = with_tokens_of(cell, results[other][cell.seed], len(problems.problems))
             with open_display(quiet, sys.stderr) as shown:
                 shown.notice(progress.told(number))
-                _conduct(_prepared(cell, study, problems, given, shown), shown, quiet)
+                _conduct(_prepared(cell, study, problems, given, shown), shown, quiet, bool(study.curves))
             progress.did(number)
-        results[cell.arm].append(figures_of(cell.run, problems.answers, graders[cell.arm].same))
+        found = figures_of(cell.run, problems.answers, graders[cell.arm].same)
+        results[cell.arm].append(with_texts(found, texts_of(cell.run)) if study.curves else found)
     return results
 
 
-def _conduct(prepared: PreparedRun, shown: Display, quiet: bool) -> None:
+def _conduct(prepared: PreparedRun, shown: Display, quiet: bool, texts: bool) -> None:
     """Do one run, or what is left of it."""
-    with closing(conduct(prepared, shown, quiet, "ttrl-pop study")) as reports:
+    with closing(conduct(prepared, shown, quiet, "ttrl-pop study", text_rows if texts else None)) as reports:
         deque(reports, maxlen=0)
 
 

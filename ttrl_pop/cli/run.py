@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from rich.text import Text
 
@@ -46,6 +46,9 @@ from ttrl_pop.text import safe
 from ttrl_pop.train import train
 from ttrl_pop.types import Phase, StepReport, Tally
 
+TextRows: TypeAlias = Callable[[Session, Sequence[Tally]], Iterable[Mapping[str, Any]]]
+"""Makes rows of the texts of some problems, as `ttrl_pop.study.texts.text_rows` does."""
+
 LARGE_SET = 128
 """Problems beyond which label-free training was found to collapse (arXiv 2603.08660)."""
 
@@ -78,13 +81,16 @@ def run(opened: Callable[[Stage], PreparedRun], quiet: bool) -> None:
         _print_summary(prepared)
 
 
-def conduct(prepared: PreparedRun, shown: Display, quiet: bool, call: str) -> Generator[StepReport, None, None]:
+def conduct(
+    prepared: PreparedRun, shown: Display, quiet: bool, call: str, texts: TextRows | None = None
+) -> Generator[StepReport, None, None]:
     """Do all that a run does and yield a report after each step: baseline, steps, answers. Closed early, it saves the
     steps that are done.
 
     Args:
         shown: what is told of all that; the run's log keeps it too.
         call: how this process was asked for the run, for the log.
+        texts: makes the rows of `RunDirectory.texts`, which is written before the final answers; None: there is none.
 
     Raises:
         UsageError: another process works in the run directory.
@@ -97,10 +103,10 @@ def conduct(prepared: PreparedRun, shown: Display, quiet: bool, call: str) -> Ge
         _logged(prepared, shown, call) as display,
         _early_end(run_dir, display),
     ):
-        yield from _work(prepared, display, quiet)
+        yield from _work(prepared, display, quiet, texts)
 
 
-def _work(prepared: PreparedRun, display: Display, quiet: bool) -> Iterator[StepReport]:
+def _work(prepared: PreparedRun, display: Display, quiet: bool, texts: TextRows | None) -> Iterator[StepReport]:
     """All that is still to do of a run; yields the report of each step."""
     session, run_dir = prepared.session, prepared.run
     config = session.config
@@ -145,7 +151,7 @@ def _work(prepared: PreparedRun, display: Display, quiet: bool) -> Iterator[Step
             identity.record(run_dir, run_dir.answers.name, reading.read_bytes(run_dir.baseline, reading.LARGE))
         else:
             text = "after training: answering" if config.steps else "answering"
-            _record(run_dir, run_dir.answers, _survey(session, run_dir, run_dir.answers, display, text))
+            _record(run_dir, run_dir.answers, _survey(session, run_dir, run_dir.answers, display, text, texts))
 
 
 def _conclude(prepared: PreparedRun, progress: Progress, display: Display) -> None:
@@ -322,18 +328,22 @@ def _tracked(
 
 
 def _survey(
-    session: Session, run_dir: RunDirectory, path: Path, display: Display, text: str
+    session: Session, run_dir: RunDirectory, path: Path, display: Display, text: str, texts: TextRows | None = None
 ) -> Iterator[dict[str, Any]]:
     """Rows of the file of answers `path`; what they took is recorded before the last of them is out."""
     answers, same = session.gold, session.grader.same
     display.phase(text, len(session.problems) * session.config.group_size, "survey")
     rollouts = tokens = 0
+    written: list[Mapping[str, Any]] = []
     for tally in survey(session):
         interrupts.check()
         display.tally(tally, label_correct(tally, answers, same))
         rollouts += len(tally.answers_G)
         tokens += sum(len(rollout.completion_ids) for rollout in tally.group.rollouts_G)
+        written += texts(session, [tally]) if texts else []
         yield {**answer_row(tally, answers, same), **_accuracy(session, tally)}
+    if texts:
+        identity.record(run_dir, run_dir.texts.name, files.encode_lines(run_dir.texts, written))
     spent = {"rollouts": rollouts, "tokens": tokens}
     identity.record(run_dir, run_dir.spent(path).name, (json.dumps(spent) + "\n").encode())
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from ttrl_pop.cli.given import Given
 from ttrl_pop.cli.inputs import check_free, check_one_stdin, notices, without_gold
 from ttrl_pop.config_file import typed_layer
+from ttrl_pop.errors import UsageError
 from ttrl_pop.read.problems import read_problems
-from ttrl_pop.study.design import Study, designed, read_study
+from ttrl_pop.study.design import Study, designed, own_problems, read_study
 from ttrl_pop.types import ProblemSet
 from ttrl_pop.vote.rewards.base import needs_gold
 
@@ -24,7 +25,7 @@ class StudyInputs:
 
 def for_study(
     name: str,
-    source: str,
+    source: str | None,
     gold: str | None,
     seeds: int | None,
     out: Path | None,
@@ -36,6 +37,7 @@ def for_study(
 
     Args:
         name: one that comes with the program, or a TOML file.
+        source: None takes the problems that come with the study.
         seeds: runs of each arm; None: as many as the study says.
         writes: whether a folder will be made.
 
@@ -43,8 +45,10 @@ def for_study(
         UsageError: whatever of it is wrong.
     """
     notice = notices(quiet)
-    check_one_stdin({"PROBLEMS": source, "--gold": gold})
     file = read_study(name)
+    if (source := source or own_problems(name, file)) is None:
+        raise UsageError(f"study {file.name} needs PROBLEMS: ttrl-pop study {name} problems.jsonl")
+    check_one_stdin({"PROBLEMS": source, "--gold": gold})
     if seeds is not None:
         file = file.model_copy(update={"seeds": seeds})
     study = designed(file, given.layers(), typed_layer(given.values(), "command line"))

@@ -90,6 +90,11 @@ class RunDirectory:
         return self.path / "answers.jsonl"
 
     @property
+    def texts(self) -> Path:
+        """Texts of the final answers, where a study compares them."""
+        return self.path / "texts.jsonl.zst"
+
+    @property
     def baseline(self) -> Path:
         return self.path / "baseline.jsonl"
 

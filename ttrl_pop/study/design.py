@@ -10,6 +10,9 @@
     steps = 0
     [equal_tokens]                  # an arm without steps gets as many rollouts as another one's tokens make
     base = "majority"
+    [curves]                        # texts are compared as well: at equal coherence, each curve with the first
+    heat = ["cool", "warm"]
+    minds = ["cool", "noisy"]
 
 A study under way has its file in its folder, with every setting of every arm written out.
 """
@@ -17,7 +20,7 @@ A study under way has its file in its folder, with every setting of every arm wr
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,7 +32,7 @@ from ttrl_pop.config import Config, Positive, Section
 from ttrl_pop.config_file import Layer, dump_config, layered, parse_layer, read_layer, validate
 from ttrl_pop.errors import UsageError
 
-NAMES = ("controls", "minds", "zero-shot", "noise")
+NAMES = ("controls", "minds", "zero-shot", "noise", "diversity")
 """Studies that come with the program."""
 
 _ARM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
@@ -52,6 +55,10 @@ class StudyFile(Section):
     """Settings of each arm, by its name."""
     equal_tokens: dict[str, str] = Field(default_factory=dict)
     """Arm without steps → the arm before it whose tokens it gets."""
+    curves: dict[str, list[str]] = Field(default_factory=dict)
+    """Curve → its arms. With curves, the texts of final answers are kept and compared (`ttrl_pop.study.texts`)."""
+    problems: str = ""
+    """File beside this one that is asked where no other is given; of studies that come with the program."""
 
     @field_validator("arms")
     @classmethod
@@ -69,6 +76,15 @@ class StudyFile(Section):
                 raise ValueError(f"equal_tokens: {arm!r} must be an arm, and {other!r} an arm that stands before it")
         return self
 
+    @model_validator(mode="after")
+    def _curves_are_of_arms(self) -> "StudyFile":
+        for curve, arms in self.curves.items():
+            if unknown := [arm for arm in arms if arm not in self.arms]:
+                raise ValueError(f"curves: {curve!r} must be a list of arms; {unknown[0]!r} is none")
+            if len(set(arms)) < 2:
+                raise ValueError(f"curves: {curve!r} needs two arms or more, got {arms}")
+        return self
+
 
 @dataclass(frozen=True, slots=True)
 class Study:
@@ -82,6 +98,9 @@ class Study:
     """Arm without steps → the arm whose tokens it gets."""
     source: str = ""
     """Where the problems came from."""
+    curves: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Curve → its arms; the first is what the others are held up against at equal coherence. Without curves, texts are
+    not looked at."""
 
     @property
     def first(self) -> str:
@@ -99,7 +118,9 @@ class Study:
         if not kept:
             raise UsageError(f"study {self.name}: no arm is left without {', '.join(arms)}")
         tokens = {arm: other for arm, other in self.equal_tokens.items() if arm in kept}
-        return Study(self.name, self.seeds, kept, tokens, self.source)
+        left = {curve: tuple(arm for arm in own if arm in kept) for curve, own in self.curves.items()}
+        curves = {curve: own for curve, own in left.items() if len(own) > 1}
+        return Study(self.name, self.seeds, kept, tokens, self.source, curves)
 
     def dumps(self) -> str:
         """The study as a file of its own, which needs no other settings."""
@@ -108,6 +129,7 @@ class Study:
             "seeds": self.seeds,
             "source": self.source,
             "equal_tokens": dict(self.equal_tokens),
+            "curves": {curve: list(arms) for curve, arms in self.curves.items()},
             "arms": {name: tomllib.loads(dump_config(config)) for name, config in self.arms.items()},
         }
         return tomli_w.dumps(tree)
@@ -125,6 +147,11 @@ def read_study(name: str) -> StudyFile:
     if path.suffix != ".toml" and not path.exists():
         raise UsageError(f"a study is one of {', '.join(NAMES)} or a TOML file, got {name!r}")
     return _checked(read_layer(path), path.stem)
+
+
+def own_problems(name: str, file: StudyFile) -> str | None:
+    """Path of the problems that come with a study of the program; None where it is asked others."""
+    return str(files(__package__) / file.problems) if name in NAMES and file.problems else None
 
 
 def parse_study(text: str, name: str) -> StudyFile:
@@ -162,7 +189,8 @@ def designed(file: StudyFile, below: Sequence[Layer] = (), typed: Layer | None =
         raise UsageError(
             f"study {file.name}: all arms are asked the same, so problems.* stands in settings; arm {odd[0]} differs"
         )
-    return Study(file.name, file.seeds, arms, file.equal_tokens, file.source)
+    curves = {curve: tuple(dict.fromkeys(own)) for curve, own in file.curves.items()}
+    return Study(file.name, file.seeds, arms, file.equal_tokens, file.source, curves)
 
 
 def _check_arm(file: StudyFile, name: str, config: Config) -> None:

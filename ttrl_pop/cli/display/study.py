@@ -14,6 +14,9 @@ FIGURES = {"accuracy": "rollouts", "label_accuracy": "labels"}
 
 WITHOUT_GOLD = {"agreement": "agreement"}
 
+OF_TEXTS = {"distance": "distance", "distinct-2": "distinct-2", "coherence": "coherence"}
+"""Figures of a study that compares texts."""
+
 OUTCOMES = ("learned", "kept", "lost", "never")
 
 WIDE = 120
@@ -32,6 +35,7 @@ def study_table(rows: Sequence[Row]) -> RenderableType:
     arms = [row for row in rows if row["kind"] == "arm"]
     text = f"mean ± half of the 95 % interval over {_counted(arms[0], 'problem')} and {_counted(arms[0], 'seed')}"
     curves = [] if any("agreement_gain" in row for row in arms) else [_curves(arms, kind) for kind in ("pass", "maj")]
+    curves += [_at_equal_coherence(rows)] if any(row["kind"] == "equal coherence" for row in rows) else []
     spaced = [part for curve in curves if curve.row_count for part in (Text(""), curve)]
     return Group(Text(text, style="dim"), _ByWidth(rows), *spaced)
 
@@ -44,7 +48,9 @@ class _ByWidth:
         self._over = {row["arm"]: row for row in rows if row["kind"] == "difference"}
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        keys = FIGURES if any("accuracy" in row for row in self._arms) else WITHOUT_GOLD
+        keys = next(
+            (known for known in (FIGURES, OF_TEXTS) if any(k in row for row in self._arms for k in known)), WITHOUT_GOLD
+        )
         right = "right " if keys is FIGURES else ""
         gains = {"gain": "gain of rollouts"} if any("gain" in row for row in self._arms) else {}
         figures = [(f"{right}{name}", key, False) for key, name in keys.items()]
@@ -80,6 +86,16 @@ def _curves(arms: Sequence[Row], kind: str) -> Table:
     table = _table("", *(str(row["arm"]) for row in arms))
     for key in keys:
         table.add_row(Text(key), *(_cell(row, key) for row in arms))
+    return table
+
+
+def _at_equal_coherence(rows: Sequence[Row]) -> Table:
+    """Curves beside the first one where both have cost the same coherence."""
+    found = [row for row in rows if row["kind"] == "equal coherence"]
+    table = _table("", "coherence", *(f"{name} minus {found[0]['to']}" for name in ("distance", "distinct-2")))
+    for row in found:
+        cells = [_cell(row, key, signed=True) for key in ("distance", "distinct-2")]
+        table.add_row(_name(row), Text(f"{row['coherence']:.2f}"), *cells)
     return table
 
 

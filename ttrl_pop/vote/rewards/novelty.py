@@ -6,7 +6,7 @@
     r_i = 1/2 + ũ_i/2  for the label,   −1 + ũ_i/2  for another answer,   −1  for none
 
 Similarity is the cosine of TF-IDF vectors of words, fitted on the group (`novelty`), or of sentence embeddings
-(`novelty-embedding`: all-MiniLM-L6-v2).
+(`novelty-embedding`: `ttrl_pop.embeddings`).
 
 Simplification: a rollout that has its side for itself has s_i = 0, as nothing on it is similar.
 """
@@ -18,12 +18,11 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ttrl_pop.embeddings import Embedder
 from ttrl_pop.errors import UsageError
 from ttrl_pop.vote.rewards.base import Ballot
 
 Matrix: TypeAlias = NDArray[np.float64]
-
-EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def novelty_rewards(ballot: Ballot, similarity_GG: Matrix) -> tuple[float, ...]:
@@ -81,17 +80,10 @@ class NoveltyEmbedding:
     def __init__(self) -> None:
         """
         Raises:
-            UsageError: sentence-transformers or its model is not there.
+            UsageError: the model of embeddings is not to be had.
         """
-        try:
-            from sentence_transformers import SentenceTransformer
-        except ImportError as error:
-            raise UsageError("reward novelty-embedding needs: pip install sentence-transformers") from error
-        try:
-            self._model = SentenceTransformer(EMBEDDER)
-        except OSError as error:
-            raise UsageError(f"reward novelty-embedding: {EMBEDDER} cannot be loaded ({error})") from error
+        self._embed = Embedder()
 
     def __call__(self, ballot: Ballot) -> tuple[float, ...]:
-        vectors = np.asarray(self._model.encode(list(ballot.texts_G), normalize_embeddings=True), dtype=np.float64)
+        vectors = self._embed(ballot.texts_G)
         return novelty_rewards(ballot, np.clip(vectors @ vectors.T, 0.0, 1.0))
