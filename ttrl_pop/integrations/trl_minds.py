@@ -136,6 +136,8 @@ class _Apart(transformers.TrainerCallback):  # type: ignore[misc]
 
 
 def _population(model: Any, options: dict[str, Any] | None) -> Minds:
+    if (options or {}).get("decay", 1) != 1:
+        raise UsageError("decay must be 1 with TRL's trainer, whose batches may be learned from in later steps")
     return population(model, **(options or {"sigma": 0.005}))
 
 

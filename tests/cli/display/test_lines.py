@@ -108,7 +108,7 @@ def test_a_step_says_how_long_it_goes_on():
         display.phase("learning", 4, "learn")
         now[0] += 10
         display.step(StepReport(step, METRICS))
-    assert [line.split("  ")[-1] for line in stream.getvalue().splitlines()[1:]] == ["0:30 left", "410 tok/s"]
+    assert [line.split("  ")[-1] for line in stream.getvalue().splitlines()[1:]] == ["0:28 left", "410 tok/s"]
 
 
 def test_each_line_is_flushed():

@@ -104,8 +104,8 @@ def test_time_left_stands_beside_the_time_so_far_and_alone_where_it_is_narrow():
     now[0] = 30.0
     display.step(StepReport(5, METRICS))
     display.phase("step 6: sampling", 10, "sample")
-    assert plain(display)[1].endswith("0:30, 2:30 left")
-    assert plain(display, 40)[1].endswith(" 2:30 left")
+    assert plain(display)[1].endswith("0:30, 2:06 left")
+    assert plain(display, 40)[1].endswith(" 2:06 left")
 
 
 def test_before_it_is_known_what_runs_the_view_says_what_is_loaded():

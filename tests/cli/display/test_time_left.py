@@ -44,7 +44,7 @@ def test_surveys_steps_and_learning_have_paces_of_their_own() -> None:
     run.work("sample", 10, 20)
     run.work("learn", 10, 50)
     run.time_left.end()
-    assert run.left() == 10 * 3 + 30 * 2 + 30 * 5
+    assert run.left() == pytest.approx(10 * 3 + 30 * 2 + 50 * (0.8 + 0.8**2 + 0.8**3))
 
 
 def test_before_anything_was_learned_the_rest_is_a_lower_bound() -> None:
@@ -99,7 +99,8 @@ def test_a_resumed_run_goes_by_the_steps_of_before() -> None:
     groups = {"learn/groups_used": 4, "learn/groups_skipped": 1}
     times = {"time/sample": 8.0, "time/vote": 2.0, "time/learn": 24.0, "time/step": 41.0}
     run.time_left.recall(StepReport(1, {"rollout/count": 10, **groups, **times}))
-    assert run.left() == 10 + 10 + 24
+    # The last step is taken to learn from a fifth less.
+    assert run.left() == pytest.approx(10 + 10 + 0.8 * 24)
 
 
 def test_other_work_takes_nothing_from_the_load() -> None:
@@ -113,13 +114,18 @@ def test_other_work_takes_nothing_from_the_load() -> None:
 
 def test_a_step_learns_from_ever_fewer_rollouts_as_before() -> None:
     run = Run(steps=5)
-    run.work("learn", 32, 64)
-    run.work("learn", 16, 32)
+    run.work("learn", 40, 80)
     run.time_left.end()
-    assert run.left() == pytest.approx(2 * (8 + 4 + 2))
-    run.work("learn", 2, 4)
+    assert run.left() == pytest.approx(80 * (0.8 + 0.8**2 + 0.8**3 + 0.8**4))
+    # Half as many, and a fall of a fifth beside it, which was expected.
+    run.work("learn", 20, 40)
     run.time_left.end()
-    assert run.left() == pytest.approx(2 * (2 / 4 + 2 / 16))
+    falls = (0.5 * 0.8) ** 0.5
+    assert run.left() == pytest.approx(40 * (falls + falls**2 + falls**3))
+    run.work("learn", 10, 20)
+    run.time_left.end()
+    falls = (0.5 * 0.5 * 0.8) ** (1 / 3)
+    assert run.left() == pytest.approx(20 * (falls + falls**2))
 
 
 def test_steps_that_learn_from_more_than_before_are_taken_for_level() -> None:
