@@ -185,3 +185,12 @@ def test_a_page_of_a_hundred_steps_and_two_hundred_problems_is_small():
     problems = (ProblemRecord(f"problem-{i}", "&" * 2000, "1", visits) for i in range(200))
     made = page(page_data([record(*problems, steps=100)], {}))
     assert len(made.encode()) < MOST
+
+
+def test_figures_of_problems_held_out_are_drawn_where_there_are_any() -> None:
+    measured = {"holdout/agreement": 0.25, "holdout/accuracy": None, "holdout/label_accuracy": None}
+    metrics = ({"step": 1, "vote/agreement": 0.5, **measured}, {"step": 2, "vote/agreement": 0.6})
+    data = page_data([record(steps=2, metrics=metrics), record(steps=2)], {})
+    drawn = [chart["figure"] for chart in data["charts"] if chart["figure"].startswith("holdout/")]
+    assert drawn == ["holdout/agreement"], "what no run has is left out"
+    assert [run["figures"].get("holdout/agreement") for run in data["runs"]] == [[0.25, None], None]

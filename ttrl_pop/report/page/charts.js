@@ -2,23 +2,26 @@
 
 const charts = { runs: [], at: null, drawn: [], readouts: [] };
 
+/** Figures that are measured every few steps: a line leads from one to the next. */
+const SPARSE = /^holdout\//;
+
 function pointsOf(runs, name) {
   return runs.flatMap((run, index) => (run.figures[name] || []).map((value, place) => {
     const pair = (run.intervals[name] || [])[place];
     return { run: String(index), step: place + 1, value, low: pair ? pair[0] : null, high: pair ? pair[1] : null };
-  }));
+  })).filter((point) => point.value !== null || !SPARSE.test(name));
 }
 
 const alarmsOf = (runs) => runs.flatMap((run) => run.alarms.map(([step]) => ({ step })));
 
 const lastStep = () => Math.max(0, ...charts.runs.map((run) => run.done));
 
-/** What a chart's head says: the figure of each run at the step that is pointed to, else at its last one. */
+/** What a chart's head says: the figure of each run at the step that is pointed to, else the last one that there is. */
 function readout(name) {
   return charts.runs.map((run, index) => {
     const values = run.figures[name];
     if (!values) return null;
-    const step = charts.at === null ? values.length : charts.at;
+    const step = charts.at === null ? values.findLastIndex((value) => value !== null) + 1 : charts.at;
     const pair = (run.intervals[name] || [])[step - 1];
     return el("span", { class: `value ink-${index % 8}`, title: run.name }, figure(values[step - 1]),
       pair && charts.at !== null && charts.runs.length < 3 ? el("small", {}, ` ${between(pair)}`) : null);
