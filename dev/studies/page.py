@@ -18,7 +18,38 @@ Row = Mapping[str, Any]
 
 MEASURED = Path(__file__).parent / "measured"
 FIGURES = {"accuracy": "right rollouts", "label_accuracy": "right labels", "gain": "gain of rollouts"}
+DIFFERENCES = {"accuracy": "rollouts", "label_accuracy": "labels"}
+OF_TEXTS = {
+    "distance": "distance",
+    **{f"distinct-{size}": f"distinct-{size}" for size in (1, 2, 3)},
+    "coherence": "coherence",
+}
+DIFFERENCES_OF_TEXTS = {"distance": "distance", "coherence": "coherence"}
 OUTCOMES = ("learned", "kept", "lost", "never")
+
+EQUAL = "equal coherence"
+"""Kind of the rows that put curves beside each other."""
+
+CLAIMS = (
+    ("minds", "difference", "temperature", "minds", "pass@", "minds beat temperature in pass@k", -1),
+    ("minds", "difference", "temperature", "minds", "maj@", "minds beat temperature in maj@k", -1),
+    ("zero-shot", "difference", "minds", "temperature", "pass@", "minds beat temperature in pass@k", 1),
+    ("zero-shot", "difference", "minds", "temperature", "maj@", "minds beat temperature in maj@k", 1),
+    (
+        "noise",
+        "difference",
+        "token",
+        "sequence",
+        "accuracy",
+        "noise of a sequence beats noise of tokens, in rollouts",
+        -1,
+    ),
+    ("noise", "difference", "token", "sequence", "maj@", "noise of a sequence beats noise of tokens, in maj@k", -1),
+    ("diversity", EQUAL, "minds", "temperature", "distance", "minds are more diverse than temperature, in meaning", 1),
+    ("diversity", EQUAL, "token", "minds", "distance", "noise of a sequence beats noise of tokens, in meaning", -1),
+)
+"""What the paper of the minds says (B-Trans, arXiv 2512.25063): study, kind of row, arm, what it is held up against,
+figure (of one that ends in @ the largest k), the claim, and the sign of the difference where it holds."""
 
 INTRODUCTION = Path(__file__).parent / "introduction.md"
 
@@ -48,32 +79,81 @@ def measured(head: Row, rows: Sequence[Row]) -> str:
     arms = [row for row in rows if row["kind"] == "arm"]
     over = {row["arm"]: row for row in rows if row["kind"] == "difference"}
     first = arms[0]
-    keys = [key for key in FIGURES if any(key in row for row in arms)]
+    texts = "distance" in first
+    figures, differences = (OF_TEXTS, DIFFERENCES_OF_TEXTS) if texts else (FIGURES, DIFFERENCES)
+    keys = [key for key in figures if any(key in row for row in arms)]
+    outcomes = any("labels" in row for row in arms)
     lines = [
         (
             row["arm"],
             *(cell(row, key) for key in keys),
-            cell(over.get(row["arm"]), "accuracy", signed=True),
-            cell(over.get(row["arm"]), "label_accuracy", signed=True),
-            "" if row["arm"] not in over else verdict(over[row["arm"]], "accuracy"),
+            *(cell(over.get(row["arm"]), key, signed=True) for key in differences),
+            *([] if texts else ["" if row["arm"] not in over else verdict(over[row["arm"]], "accuracy")]),
             f"{row['tokens']:.0f}",
-            " / ".join(str(row["labels"][name]) for name in OUTCOMES) if "labels" in row else "",
+            *(
+                [" / ".join(str(row["labels"][name]) for name in OUTCOMES) if "labels" in row else ""]
+                if outcomes
+                else []
+            ),
         )
         for row in arms
     ]
     name = first["arm"]
-    columns = ["arm", *(FIGURES[key] for key in keys), f"rollouts minus {name}", f"labels minus {name}"]
-    columns += ["so rollouts are", "tokens a run", " / ".join(OUTCOMES)]
+    columns = ["arm", *(figures[key] for key in keys), *(f"{told} minus {name}" for told in differences.values())]
+    columns += [*([] if texts else ["so rollouts are"]), "tokens a run", *([" / ".join(OUTCOMES)] if outcomes else [])]
     parts = [
         f"## `{first['study']}`, {head['on']}",
         f"    {head['command']}",
         *([head["note"]] if "note" in head else []),
+        *claims(rows),
         f"Means over {first['problems']} problems and {first['seeds']} seeds, ± half of the 95 % interval.",
         table(columns, lines),
     ]
-    if not any("gain" in row for row in arms):
+    if texts:
+        parts += at_equal_coherence(rows)
+    elif not any("gain" in row for row in arms):
         parts += [curves(arms, kind) for kind in ("pass", "maj")]
     return "\n\n".join(parts)
+
+
+def claims(rows: Sequence[Row]) -> list[str]:
+    """What the paper says that bears on this study, and whether it is so here; nothing where it says nothing."""
+    lines = []
+    for study, kind, arm, to, figure, claim, sign in CLAIMS:
+        found = [row for row in rows if (row["study"], row["kind"], row.get("to")) == (study, kind, to)]
+        for row in found:
+            ks = [key for key in row if key.startswith(figure)] if figure.endswith("@") else [figure]
+            if row["arm"] != arm or not ks or ks[-1] not in row["intervals"]:
+                continue
+            key = max(ks, key=lambda key: int(key.partition("@")[2] or 0))
+            where = f", coherence {row['coherence']:.2f}" if kind == EQUAL else ""
+            low, high = (sign * bound for bound in row["intervals"][key])
+            held = "held" if min(low, high) > 0 else "not held" if max(low, high) < 0 else "cannot be told"
+            lines.append((claim, f"{key}, {arm} minus {to}{where}", cell(row, key, signed=True), held))
+    if not lines:
+        return []
+    return [
+        "What the paper of the minds says (B-Trans, arXiv 2512.25063), and whether it is so here: held where the "
+        "interval lies on its side of 0, not held where it lies on the other.",
+        table(["the paper", "figure", "ours", "here"], lines),
+    ]
+
+
+def at_equal_coherence(rows: Sequence[Row]) -> list[str]:
+    """Curves beside each other where both have cost the same coherence; nothing where there is no such place."""
+    found = [row for row in rows if row["kind"] == EQUAL]
+    if not found:
+        return ["No two curves have a coherence in common."]
+    lines = [
+        (
+            f"{row['arm']} minus {row['to']}",
+            f"{row['coherence']:.2f}",
+            *(cell(row, key, signed=True) for key in ("distance", "distinct-2")),
+            verdict(row, "distance"),
+        )
+        for row in found
+    ]
+    return ["At equal coherence:", table(["curves", "coherence", "distance", "distinct-2", "so distance is"], lines)]
 
 
 def curves(arms: Sequence[Row], kind: str) -> str:

@@ -25,7 +25,7 @@ def study(
         str | None,
         typer.Argument(
             metavar="STUDY",
-            help="controls, minds, zero-shot, noise, diversity, or a TOML file with arms of settings (docs/STUDIES.md).",
+            help="controls, minds, zero-shot, noise, diversity, or a TOML file of arms (docs/STUDIES.md).",
             show_default=False,
         ),
     ] = None,
@@ -56,8 +56,8 @@ def study(
     labels. JSON lines (a table on a terminal): a row for each arm, then one for each difference.
 
     controls: agreement, pay by chance, pay for any answer, gold, and the untrained model with as many tokens. minds:
-    minds against temperature. zero-shot: pass@k and maj@k without training. noise: kinds and sizes of it. diversity: how
-    different texts are that minds or heat spread, at equal coherence; asks open questions of its own.
+    minds against temperature. zero-shot: pass@k and maj@k without training. noise: kinds and sizes of it. diversity:
+    how different texts are that minds or heat spread, at equal coherence; asks open questions of its own.
     """
     if ranks is not None and not plan:
         launch.start(ranks)

@@ -10,7 +10,7 @@
     steps = 0
     [equal_tokens]                  # an arm without steps gets as many rollouts as another one's tokens make
     base = "majority"
-    [curves]                        # texts are compared as well: at equal coherence, each curve with the first
+    [curves]                        # texts are compared: curves with each other, at equal coherence
     heat = ["cool", "warm"]
     minds = ["cool", "noisy"]
 
@@ -99,8 +99,8 @@ class Study:
     source: str = ""
     """Where the problems came from."""
     curves: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Curve → its arms; the first is what the others are held up against at equal coherence. Without curves, texts are
-    not looked at."""
+    """Curve → its arms; each is held up against those before it at equal coherence. Without curves, texts are not
+    looked at."""
 
     @property
     def first(self) -> str:

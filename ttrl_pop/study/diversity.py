@@ -19,6 +19,7 @@ uncertain of the coherence counts in the interval, too.
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,7 @@ def _figures(rows: Sequence[Row]) -> dict[str, float | None]:
     known = [row["coherence"] for row in rows if row["coherence"] is not None]
     texts = [row["text"] for row in rows]
     return {
-        "distance": mean_distance(np.array([row["embedding"] for row in rows])),
+        "distance": mean_distance(np.array([row["embedding"] for row in rows], dtype=np.float64)),
         **{f"distinct-{size}": distinct(texts, size) for size in range(1, LONGEST_GRAM + 1)},
         "coherence": float(np.mean(known)) if known else None,
     }
@@ -95,11 +96,10 @@ def distinct(texts: Sequence[str], size: int) -> float | None:
 
 
 def equal_coherence(study: str, curves: Mapping[str, Sequence[str]], results: Results) -> Iterator[dict[str, Any]]:
-    """Yield, for each curve after the first, a row at each of some coherences that it and the first reach at all seeds:
-    its figures less the first one's. None where they have no coherence in common.
+    """Yield, for each two curves, a row at each of some coherences that both reach at all seeds: the figures of the
+    later one less those of the earlier one. None where they have no coherence in common.
     """
-    (first, reference), *others = curves.items()
-    for name, arms in others:
+    for (first, reference), (name, arms) in combinations(curves.items(), 2):
         for coherence in common(reference, arms, results):
             values: dict[str, float] = {}
             intervals: dict[str, list[float]] = {}

@@ -1,7 +1,7 @@
 """Rollouts of a run's final answers → rows of their texts, each with its embedding and what the base model makes of it.
 
-A row's `coherence` is the mean log p of its tokens under the base model, without a mind and at temperature 1: how likely
-the text is to one that is neither heated nor shifted. Texts are data, here and wherever they go.
+A row's `coherence` is the mean log p of its tokens under the base model, without a mind and at temperature 1: how
+likely the text is to one that is neither heated nor shifted. Texts are data, here and wherever they go.
 """
 
 from collections.abc import Callable, Iterator, Sequence

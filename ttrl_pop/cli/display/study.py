@@ -90,12 +90,13 @@ def _curves(arms: Sequence[Row], kind: str) -> Table:
 
 
 def _at_equal_coherence(rows: Sequence[Row]) -> Table:
-    """Curves beside the first one where both have cost the same coherence."""
+    """Curves beside each other where both have cost the same coherence."""
     found = [row for row in rows if row["kind"] == "equal coherence"]
-    table = _table("", "coherence", *(f"{name} minus {found[0]['to']}" for name in ("distance", "distinct-2")))
+    table = _table("at equal", "coherence", "distance", "distinct-2")
     for row in found:
         cells = [_cell(row, key, signed=True) for key in ("distance", "distinct-2")]
-        table.add_row(_name(row), Text(f"{row['coherence']:.2f}"), *cells)
+        name = Text(safe(f"{row['arm']} minus {row['to']}"), style="bold")
+        table.add_row(name, Text(f"{row['coherence']:.2f}"), *cells)
     return table
 
 
