@@ -20,6 +20,7 @@ from test_architecture import FLOORS
 from ttrl_pop.cli.app import app
 from ttrl_pop.config import Config
 from ttrl_pop.plugins import BUILT_IN, load
+from ttrl_pop.study.design import designed, read_study
 
 METHOD = ROOT / "docs" / "METHOD.md"
 ARCHITECTURE = ROOT / "docs" / "ARCHITECTURE.md"
@@ -255,3 +256,60 @@ def test_what_has_run_on_a_gpu_is_what_was_measured() -> None:
 def test_what_studies_came_to_is_what_was_measured() -> None:
     page = importlib.import_module("dev.studies.page")
     assert (ROOT / "docs" / "STUDIES.md").read_text() == page.page()
+
+
+def test_what_the_paper_says_stands_beside_what_came_of_it() -> None:
+    page = importlib.import_module("dev.studies.page")
+
+    def difference(study: str, arm: str, to: str, **figures: tuple[float, float]) -> dict[str, Any]:
+        values = {key.replace("_", "@"): (low + high) / 2 for key, (low, high) in figures.items()}
+        intervals = {key.replace("_", "@"): [*pair] for key, pair in figures.items()}
+        return {"study": study, "kind": "difference", "arm": arm, "to": to, **values, "intervals": intervals}
+
+    # Minds come first there: they beat temperature where temperature is below them.
+    rows = [
+        difference(
+            "minds", "temperature", "minds", pass_1=(0.1, 0.2), pass_16=(-0.2, -0.1), maj_2=(0, 1), maj_16=(0.1, 0.3)
+        ),
+        difference("minds", "temperature-high", "minds", pass_16=(0.1, 0.2)),
+    ]
+    (_, found) = page.claims(rows)
+    lines = [[cell.strip() for cell in line.strip("| ").split("|")] for line in found.splitlines()[2:]]
+    assert [line[1:] for line in lines] == [
+        ["pass@16, temperature minus minds", "-0.150 ± 0.050", "held"],
+        ["maj@16, temperature minus minds", "+0.200 ± 0.100", "not held"],
+    ]
+    assert "cannot be told" in page.claims([difference("noise", "token", "sequence", accuracy=(-0.1, 0.1))])[1]
+    equal = {
+        **difference("diversity", "minds", "temperature", distance=(0.1, 0.2)),
+        "kind": page.EQUAL,
+        "coherence": -2.0,
+    }
+    assert "| distance, minds minus temperature, coherence -2.00 | +0.150 ± 0.050 | held |" in page.claims([equal])[1]
+    assert page.claims([difference("controls", "coin", "majority", accuracy=(0.1, 0.2))]) == []
+
+
+def test_arms_that_the_paper_is_held_up_against_are_in_the_studies() -> None:
+    page = importlib.import_module("dev.studies.page")
+    for study, kind, arm, to, *_ in page.CLAIMS:
+        found = designed(read_study(study))
+        names = [*found.curves] if kind == page.EQUAL else [*found.arms]
+        assert names.index(to) < names.index(arm)
+        assert kind == page.EQUAL or to == found.first
+
+
+def test_the_page_of_a_study_of_texts_holds_its_figures() -> None:
+    page = importlib.import_module("dev.studies.page")
+    figures = {"distance": 0.5, "distinct-1": 0.6, "distinct-2": 0.7, "distinct-3": 0.8, "coherence": -1.5}
+    arm = {"study": "diversity", "kind": "arm", "seeds": 3, "problems": 30, "tokens": 100.0, **figures, "intervals": {}}
+    over = {**arm, "kind": "difference", "arm": "warm", "to": "start", "intervals": {"distance": [0.4, 0.6]}}
+    rows = [{**arm, "arm": "start"}, {**arm, "arm": "warm"}, over]
+    text = page.measured({"command": "c", "on": "today"}, rows)
+    assert "| arm | distance | distinct-1 | distinct-2 | distinct-3 | coherence | distance minus start |" in text
+    assert "| warm | 0.500 ± 0.000 |" in text
+    assert "+0.500 ± 0.100" in text
+    assert "No two curves have a coherence in common." in text
+    equal = {**over, "kind": page.EQUAL, "arm": "minds", "to": "temperature", "coherence": -2.0}
+    assert "| minds minus temperature | -2.00 | +0.500 ± 0.100 | +0.700 ± 0.000 | above |" in page.measured(
+        {"command": "c", "on": "today"}, [*rows, equal]
+    )

@@ -1,4 +1,4 @@
-"""Sentence embeddings: read from an archive or the hub, known by their digest, the mean over tokens and nothing else."""
+"""Sentence embeddings: read from an archive or the hub, known by their digest, the mean over tokens."""
 
 import hashlib
 import importlib.util
@@ -24,7 +24,7 @@ from ttrl_pop.types import AnswerKey
 from ttrl_pop.vote.graders.exact import ExactGrader
 from ttrl_pop.vote.rewards.base import build_reward
 
-TEXTS = ["two plus two", "a", "", "two plus two is four and no more"]
+TEXTS = ["two plus two", "a", "b c", "two plus two is four and no more"]
 
 
 @pytest.fixture

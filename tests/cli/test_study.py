@@ -8,15 +8,25 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from cli.commands import rows_of, ttrl, write_lines
 from fakes import PROBLEMS
+from numpy.typing import NDArray
 
+from ttrl_pop.config import ProblemsConfig
+from ttrl_pop.config_file import load_config
+from ttrl_pop.model.logprobs import token_logprobs
+from ttrl_pop.read.problems import read_problems
+from ttrl_pop.run.session import open_session
+from ttrl_pop.run.survey import survey
 from ttrl_pop.store import files
 from ttrl_pop.store.directory import RunDirectory
+from ttrl_pop.study.texts import text_rows
 
 STUDY = """
 seeds = 2
@@ -234,7 +244,7 @@ def test_another_folder_is_no_study(place: Path, undisturbed: tuple[Path, str], 
     assert "not the folder of a study" in ttrl("study", "--resume", tmp_path, code=2).stderr
     found = ttrl(*arguments(place, design, undisturbed[0]), code=2)
     assert f"pass --resume {undisturbed[0]} or another --out" in found.stderr
-    assert "study needs STUDY and PROBLEMS" in ttrl("study", "controls", code=2).stderr
+    assert "study needs STUDY and PROBLEMS" in ttrl("study", code=2).stderr
 
 
 def test_a_plan_counts_what_all_runs_write(
@@ -249,3 +259,92 @@ def test_a_plan_counts_what_all_runs_write(
         baseline = 2 * 6 * 3
         assert work[arm]["rollouts"] == 2 * arms(undisturbed[1])[arm]["rollouts"] + baseline
     assert {row["part"] for row in planned if row["kind"] == "disk"} == {*ARMS, "all"}
+
+
+TEXTS = """
+seeds = 2
+problems = "p.jsonl"
+[settings]
+steps = 0
+baseline = false
+population.name = "none"
+[arms.start]
+sampling.temperature = 0.5
+[arms.warm]
+sampling.temperature = 2.0
+[arms.minds]
+sampling.temperature = 0.5
+population.name = "norm-noise"
+population.options.sigma = 1.0
+[curves]
+heat = ["start", "warm"]
+minds = ["start", "minds"]
+"""
+
+
+class Letters:
+    """An embedding that needs no model: how often each letter comes."""
+
+    def __call__(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        counts = np.array([[1 + text.count(chr(code)) for code in range(97, 123)] for text in texts], dtype=np.float64)
+        lengths: NDArray[np.float64] = np.linalg.norm(counts, axis=1, keepdims=True)
+        return counts / lengths
+
+
+@pytest.fixture
+def of_texts(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The command of a study that compares texts, which asks problems of its own."""
+    for module in ("ttrl_pop.study.texts", "ttrl_pop.cli.cells"):
+        monkeypatch.setattr(f"{module}.embedder", Letters)
+    shutil.copy(place / "p.jsonl", tmp_path / "p.jsonl")
+    (tmp_path / "texts.toml").write_text(TEXTS)
+    return ["study", tmp_path / "texts.toml", "--config", place / "c.toml", "--out", tmp_path / "out"]
+
+
+def test_texts_are_compared_at_equal_coherence(of_texts: list[object], tmp_path: Path) -> None:
+    found = ttrl(*of_texts)
+    out = tmp_path / "out"
+    assert [row["kind"] for row in rows_of(found.stdout)] == ["arm"] * 3 + ["difference"] * 2 + ["equal coherence"] * 3
+    for arm, row in arms(found.stdout).items():
+        texts = [list(files.read_lines(RunDirectory(out / f"{arm}-{seed}").texts)) for seed in (0, 1)]
+        assert [len(rows) for rows in texts] == [18, 18]
+        by_problem = [[r["coherence"] for r in rows if r["id"] == p.id] for rows in texts for p in PROBLEMS]
+        assert row["coherence"] == pytest.approx(np.mean([np.mean(values) for values in by_problem]))
+        assert row["tokens"] == sum(r["tokens"] for rows in texts for r in rows) / 2
+        assert 0 <= row["distance"] <= 1
+        assert "agreement" not in row
+    equal = rows_of(found.stdout)[-1]
+    assert (equal["arm"], equal["to"]) == ("minds", "heat")
+    assert "distance" in equal["intervals"]
+    assert "minds minus heat" in found.stderr
+    assert ttrl("study", "--resume", out).stdout == found.stdout
+
+
+def test_a_text_is_as_coherent_as_the_base_model_finds_it(of_texts: list[object], tmp_path: Path) -> None:
+    ttrl(*of_texts, "--seeds", 1)
+    run = RunDirectory(tmp_path / "out" / "minds-0")
+    session = open_session(
+        load_config(run.config, {}), read_problems(str(run.problems), ProblemsConfig()), adapter=True
+    )
+    tallies = list(survey(session))
+    rows = [row for tally in tallies for row in text_rows(session, [tally])]
+    assert rows == list(files.read_lines(run.texts))
+    rollouts = [rollout for tally in tallies for rollout in tally.group.rollouts_G]
+    logprobs = [float(token_logprobs(session.policy, [r], None, 1.0)[0].detach().mean()) for r in rollouts]
+    assert [row["coherence"] for row in rows] == pytest.approx(logprobs)
+    own = [float(token_logprobs(session.policy, [r], [r.mind], 1.0)[0].detach().mean()) for r in rollouts]
+    assert np.mean(own) > np.mean(logprobs)
+
+
+def test_texts_of_a_run_that_was_cut_off_are_written_again(of_texts: list[object], tmp_path: Path) -> None:
+    found = ttrl(*of_texts).stdout
+    run = RunDirectory(tmp_path / "out" / "warm-1")
+    before = run.texts.read_bytes()
+    run.answers.unlink()
+    run.texts.write_bytes(before[:40])
+    assert ttrl("study", "--resume", tmp_path / "out").stdout == found
+    assert run.texts.read_bytes() == before
+
+
+def test_a_study_needs_problems_where_it_has_none() -> None:
+    assert "study zero-shot needs PROBLEMS: ttrl-pop study zero-shot" in ttrl("study", "zero-shot", code=2).stderr

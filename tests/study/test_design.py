@@ -1,12 +1,16 @@
 """A study's file: arms are sets of settings above all others, and what is wrong is said with its place."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ttrl_pop.config_file import parse_layer, typed_layer
+from ttrl_pop.config import ProblemsConfig
+from ttrl_pop.config_file import parse_layer, typed_layer, validate
 from ttrl_pop.errors import UsageError
-from ttrl_pop.study.design import NAMES, Study, designed, parse_study, read_study
+from ttrl_pop.population.options import NormNoiseOptions
+from ttrl_pop.read.problems import read_problems
+from ttrl_pop.study.design import NAMES, Study, designed, own_problems, parse_study, read_study
 from ttrl_pop.vote.rewards.base import needs_gold
 
 TEN_LINES = """
@@ -76,6 +80,8 @@ def test_what_is_written_is_the_same_study_without_other_settings() -> None:
         ("[arms.a]\nanswers = false", "study mine, arm a: arms are compared by their final answers"),
         ("[arms.a]\nguard.stop_on_collapse = true", "study mine, arm a: a collapse is a result"),
         ("[arms.a]\n[arms.b]\nproblems.limit = 3", "all arms are asked the same"),
+        ('[arms.a]\n[arms.b]\n[curves]\nx = ["a", "c"]', "curves: 'x' must be a list of arms; 'c' is none"),
+        ('[arms.a]\n[arms.b]\n[curves]\nx = ["a", "a"]', "curves: 'x' needs two arms or more"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_place(text: str, message: str) -> None:
@@ -85,7 +91,9 @@ def test_what_is_wrong_is_said_with_its_place(text: str, message: str) -> None:
 
 
 def test_a_study_that_is_not_there_is_told_of_those_that_are(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"one of controls, minds, zero-shot, noise or a TOML file, got 'control'"):
+    with pytest.raises(
+        UsageError, match=r"one of controls, minds, zero-shot, noise, diversity or a TOML file, got 'control'"
+    ):
         read_study("control")
     with pytest.raises(UsageError, match="cannot be read"):
         read_study(str(tmp_path / "none.toml"))
@@ -114,3 +122,41 @@ def test_controls_hold_all_that_the_vote_is_to_be_told_from() -> None:
     assert rewards == ["majority", "coin", "shuffled", "format", "gold", "majority"]
     assert [arm for arm, config in found.arms.items() if needs_gold(config.vote.reward)] == ["gold"]
     assert found.equal_tokens == {"base": "majority"}
+
+
+def test_curves_are_kept_in_the_folder_and_lose_the_arms_that_are_left_out() -> None:
+    text = 'seeds = 1\n[arms.a]\n[arms.b]\n[arms.c]\n[curves]\nx = ["a", "b"]\ny = ["a", "b", "c"]\n'
+    found = study_of(text)
+    assert found.curves == {"x": ("a", "b"), "y": ("a", "b", "c")}
+    assert designed(parse_study(found.dumps(), "again")) == replace(found, name="mine")
+    assert found.without(["b"]).curves == {"y": ("a", "c")}
+
+
+def test_problems_of_a_study_stand_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('problems = "asked.jsonl"\n[arms.a]\n')
+    assert own_problems(str(path), read_study(str(path))) == str(tmp_path / "asked.jsonl")
+    assert own_problems("minds", read_study("minds")) is None
+    own = own_problems("diversity", read_study("diversity"))
+    assert own is not None
+    assert len(read_problems(own, ProblemsConfig()).problems) == 30
+
+
+def test_arms_of_diversity_begin_at_one_start_and_reach_every_curve() -> None:
+    found = designed(read_study("diversity"))
+    assert {own[0] for own in found.curves.values()} == {found.first} == {"start"}
+    assert {arm for own in found.curves.values() for arm in own} == {*found.arms}
+    limits = {(config.group_size, config.sampling.max_new_tokens) for config in found.arms.values()}
+    assert limits == {(8, 32)}
+
+
+def test_noise_differs_by_one_thing_in_each_arm() -> None:
+    found = designed(read_study("noise"))
+    options = {arm: config.population.options for arm, config in found.arms.items()}
+    assert {arm: options[arm] for arm in ("input", "post-attention", "last-third", "decay")} == {
+        **{sites: {"sites": sites} for sites in ("input", "post-attention", "last-third")},
+        "decay": {"decay": 0.67},
+    }
+    for arm, config in found.arms.items():
+        if config.population.name == "norm-noise":
+            validate(NormNoiseOptions, options[arm], arm)

@@ -58,7 +58,7 @@ class StudyFile(Section):
     curves: dict[str, list[str]] = Field(default_factory=dict)
     """Curve → its arms. With curves, the texts of final answers are kept and compared (`ttrl_pop.study.texts`)."""
     problems: str = ""
-    """File beside this one that is asked where no other is given; of studies that come with the program."""
+    """File beside this one that is asked where no other is given."""
 
     @field_validator("arms")
     @classmethod
@@ -150,8 +150,10 @@ def read_study(name: str) -> StudyFile:
 
 
 def own_problems(name: str, file: StudyFile) -> str | None:
-    """Path of the problems that come with a study of the program; None where it is asked others."""
-    return str(files(__package__) / file.problems) if name in NAMES and file.problems else None
+    """Path of the problems that a study has of its own; None where it is asked others."""
+    if not file.problems:
+        return None
+    return str(files(__package__) / file.problems if name in NAMES else Path(name).parent / file.problems)
 
 
 def parse_study(text: str, name: str) -> StudyFile:

@@ -105,10 +105,13 @@ def equal_coherence(study: str, curves: Mapping[str, Sequence[str]], results: Re
             intervals: dict[str, list[float]] = {}
             for figure in COMPARED:
                 own, other = (interpolated(curve, figure, coherence, results) for curve in (arms, reference))
-                values[figure] = float(np.mean(own - other))
-                if (found := crossed_interval(own - other)) is not None:
+                known = ~np.isnan(own - other).any(0)
+                if not known.any():
+                    continue
+                values[figure] = float(np.mean((own - other)[:, known]))
+                if (found := crossed_interval((own - other)[:, known])) is not None:
                     values[figure], *intervals[figure] = found
-                values[f"{figure} of {first}"] = float(np.mean(other))
+                values[f"{figure} of {first}"] = float(np.mean(other[:, known]))
             yield {
                 "study": study,
                 "kind": "equal coherence",
@@ -122,10 +125,12 @@ def equal_coherence(study: str, curves: Mapping[str, Sequence[str]], results: Re
 
 def common(one: Sequence[str], other: Sequence[str], results: Results) -> list[float]:
     """Coherences inside of what both curves reach at every seed; none where that is nothing."""
+    if not (problems := _problems(results)):
+        return []
     lows, highs = [], []
     for arms in (one, other):
         for runs in zip(*(results[arm] for arm in arms), strict=True):
-            means = [float(np.mean(_column(run, "coherence", _problems(results)))) for run in runs]
+            means = [float(np.mean(_column(run, "coherence", problems))) for run in runs]
             lows.append(min(means))
             highs.append(max(means))
     low, high = max(lows), min(highs)
@@ -133,7 +138,8 @@ def common(one: Sequence[str], other: Sequence[str], results: Results) -> list[f
 
 
 def interpolated(arms: Sequence[str], figure: str, coherence: float, results: Results) -> Floats:
-    """A figure of a curve at this coherence, [seeds, problems]: parts whose mean is the interpolated figure."""
+    """A figure of a curve at this coherence, [seeds, problems]: parts whose mean is the interpolated figure; NaN where
+    a problem has no such figure."""
     problems = _problems(results)
     found = []
     for runs in zip(*(results[arm] for arm in arms), strict=True):
@@ -143,7 +149,8 @@ def interpolated(arms: Sequence[str], figure: str, coherence: float, results: Re
         (c_low, d_low), (c_high, d_high) = points[max(0, above - 1)], points[max(1, above)]
         width = float(np.mean(c_high) - np.mean(c_low))
         weight = (coherence - float(np.mean(c_low))) / width if width else 1.0
-        slope = float(np.mean(d_high) - np.mean(d_low)) / width if width else 0.0
+        rise = (d_high - d_low)[~np.isnan(d_high - d_low)]
+        slope = float(np.mean(rise)) / width if width and rise.size else 0.0
         mixed = weight * d_high + (1 - weight) * d_low
         found.append(mixed - slope * (weight * c_high + (1 - weight) * c_low - coherence))
     return np.array(found)
@@ -172,9 +179,9 @@ def projected(rows: Mapping[str, Sequence[Row]], most: int) -> dict[str, list[li
 
 
 def _problems(results: Results) -> list[str]:
-    """Problems of which every figure that is compared is known in every run."""
+    """Problems of which distance and coherence are known in every run."""
     runs = [run for own in results.values() for run in own]
-    needed = (*COMPARED, "coherence")
+    needed = ("distance", "coherence")
     return [
         p for p in runs[0].per_problem if all(run.per_problem[p].get(f) is not None for run in runs for f in needed)
     ]
