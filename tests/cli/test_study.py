@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -24,7 +25,7 @@ from ttrl_pop.model.logprobs import token_logprobs
 from ttrl_pop.read.problems import read_problems
 from ttrl_pop.run.session import open_session
 from ttrl_pop.run.survey import survey
-from ttrl_pop.store import files
+from ttrl_pop.store import files, identity
 from ttrl_pop.store.directory import RunDirectory
 from ttrl_pop.study.texts import text_rows
 
@@ -348,3 +349,40 @@ def test_texts_of_a_run_that_was_cut_off_are_written_again(of_texts: list[object
 
 def test_a_study_needs_problems_where_it_has_none() -> None:
     assert "study zero-shot needs PROBLEMS: ttrl-pop study zero-shot" in ttrl("study", "zero-shot", code=2).stderr
+
+
+def data_of(page: Path) -> dict[str, Any]:
+    """The data that a page draws."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(), re.DOTALL)
+    assert found
+    data: dict[str, Any] = json.loads(found[1])
+    return data
+
+
+def test_the_page_of_a_study_shows_a_run_of_each_arm_and_where_its_texts_lie(
+    of_texts: list[object], tmp_path: Path
+) -> None:
+    pytest.importorskip("altair")
+    ttrl(*of_texts)
+    out, file = tmp_path / "out", tmp_path / "page.html"
+    ttrl("report", out, "-o", file)
+    data = data_of(file)
+    assert [run["name"] for run in data["runs"]] == ["start-0", "warm-0", "minds-0"]
+    places = data["texts"]["places"]
+    assert [len(own) for own in places] == [18, 18, 18]
+    spread = [np.array(own).std() for own in places]
+    assert spread[1] > 0
+    # Answers to each question lie around its mean.
+    assert np.abs(np.concatenate(places).mean(0)) == pytest.approx(0, abs=1e-3)
+    ttrl("report", out / "start-0", "-o", file)
+    texts = RunDirectory(out / "start-0").texts
+    identity.record(RunDirectory(out / "start-0"), texts.name, files.encode_lines(texts, [{"id": "p0", "text": "x"}]))
+    assert f"{texts}" in ttrl("report", out, "-o", file, code=2).stderr
+
+
+def test_a_page_without_texts_has_no_place_for_them(undisturbed: tuple[Path, str], tmp_path: Path) -> None:
+    pytest.importorskip("altair")
+    ttrl("report", undisturbed[0], "--trust", "-o", tmp_path / "page.html")
+    data = data_of(tmp_path / "page.html")
+    assert [run["name"] for run in data["runs"]] == [f"{arm}-0" for arm in ARMS]
+    assert "texts" not in data

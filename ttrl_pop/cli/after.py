@@ -9,6 +9,7 @@ from ttrl_pop.cli.flags import Quiet, Trust
 from ttrl_pop.cli.given import Given
 
 RUNS = "Run directory, or any path in one."
+RUNS_OR_STUDIES = f"{RUNS} Or a study's folder: the first run of each arm."
 Form = Literal["auto", "plain", "adapter", "code"]
 
 commands = typer.Typer(rich_markup_mode=None)
@@ -32,7 +33,7 @@ def problems(
 
 @commands.command(short_help="Runs side by side as an HTML page.")
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help=RUNS)],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help=RUNS_OR_STUDIES)],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Where the page goes.  [default: standard output]"),
@@ -44,7 +45,8 @@ def report(
 
     One HTML page that holds all it needs and asks nothing of the network: figures before and after training with 95 %
     intervals, settings in which the runs differ, curves, and for each problem its label by visit, votes, and texts of
-    two minds. A run that is under way is shown as far as it has come. Needs ttrl-pop[report].
+    two minds; of a study that compares texts, where they lie, too. A run that is under way is shown as far as it has
+    come. Needs ttrl-pop[report].
     """
     from ttrl_pop.cli import report as command
 

@@ -14,7 +14,13 @@ from ttrl_pop.errors import UsageError
 from ttrl_pop.report.page.data import page_data
 from ttrl_pop.report.page.html import page
 from ttrl_pop.report.page.record import RunRecord
+from ttrl_pop.store.directory import RunDirectory
 from ttrl_pop.store.files import write_atomic
+from ttrl_pop.study.cells import STUDY, cells, opened
+from ttrl_pop.study.diversity import projected, texts_of
+
+TEXTS = 500
+"""Texts of a run that are drawn."""
 
 DEFAULTS = flat(Config().model_dump(mode="json"))
 """Every setting that nobody has set, by dotted key."""
@@ -28,11 +34,12 @@ def report(paths: Sequence[Path], output: Path | None, trust: bool, quiet: bool)
     """
     if output is None and sys.stdout.isatty():
         raise UsageError("report writes an HTML page; pass -o report.html")
-    records = told_apart(recorders(paths, trust))
+    shown = recorders([run for path in paths for run in runs_of(path)], trust)
+    records = told_apart(shown)
     for record in records:
         for text in record.notices:
             notices(quiet)(f"{record.name}: {text}")
-    text = page(page_data(records, DEFAULTS))
+    text = page(page_data(records, DEFAULTS, places([recorder.run for recorder in shown])))
     if output is None:
         # As the page itself says, whatever the terminal's is.
         cast(Any, sys.stdout).reconfigure(encoding="utf-8")
@@ -42,6 +49,31 @@ def report(paths: Sequence[Path], output: Path | None, trust: bool, quiet: bool)
         output.write_text(text, encoding="utf-8")
     else:
         write_atomic(output, text.encode())
+
+
+def runs_of(path: Path) -> list[Path]:
+    """The runs that a path stands for: of a study's folder the first one of every arm that has begun, else itself.
+
+    Raises:
+        UsageError: a study in which nothing has begun, or a damaged one.
+    """
+    if not (path / STUDY).is_file():
+        return [path]
+    study, _ = opened(path)
+    found = [cell.run.path for cell in cells(path, study) if cell.seed == 0 and cell.begun]
+    if not found:
+        raise UsageError(f"{path}: no run of this study has begun; go on with ttrl-pop study --resume {path}")
+    return found
+
+
+def places(runs: Sequence[RunDirectory]) -> list[list[list[float]]] | None:
+    """Where the texts of each run are drawn; None where no run keeps them.
+
+    Raises:
+        DamagedError: they are not as a run wrote them.
+    """
+    rows = {str(run.path): texts_of(run) if run.texts.exists() else [] for run in runs}
+    return [*projected(rows, TEXTS).values()] if any(rows.values()) else None
 
 
 def recorders(paths: Iterable[Path], trust: bool) -> list[Recorder]:

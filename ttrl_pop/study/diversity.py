@@ -20,17 +20,20 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
+from ttrl_pop.errors import DamagedError
 from ttrl_pop.report.estimators import crossed_interval
 from ttrl_pop.store import files, identity
 from ttrl_pop.store.directory import RunDirectory
 from ttrl_pop.study.figures import Figures
 
 Row = Mapping[str, Any]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Floats = NDArray[np.float64]
 Results = Mapping[str, Sequence[Figures]]
 """Arm → the figures of each seed."""
@@ -43,6 +46,18 @@ SHARES = (0.25, 0.5, 0.75)
 """Where in the range of coherence that two curves have in common they are compared, from its low end."""
 
 
+class _TextRow(BaseModel):
+    """What is read of a row of `RunDirectory.texts`."""
+
+    id: str
+    text: str
+    coherence: Finite | None
+    embedding: Annotated[list[Finite], Field(min_length=1)]
+
+
+_ROWS = TypeAdapter(list[_TextRow])
+
+
 def texts_of(run: RunDirectory) -> list[dict[str, Any]]:
     """Rows of the texts of a run's final answers.
 
@@ -50,7 +65,13 @@ def texts_of(run: RunDirectory) -> list[dict[str, Any]]:
         DamagedError: they are not as the run wrote them.
     """
     identity.check(run, identity.load(run), run.texts.name)
-    return list(files.read_lines(run.texts))
+    try:
+        rows = [row.model_dump() for row in _ROWS.validate_python(list(files.read_lines(run.texts)))]
+    except ValidationError as error:
+        raise DamagedError(run.texts, error.errors(include_url=False)[0]["msg"]) from None
+    if len({len(row["embedding"]) for row in rows}) > 1:
+        raise DamagedError(run.texts, "holds embeddings of several lengths")
+    return rows
 
 
 def with_texts(figures: Figures, rows: Iterable[Row]) -> Figures:

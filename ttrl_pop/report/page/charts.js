@@ -72,15 +72,17 @@ function plot(chart) {
   return place;
 }
 
+const OPTIONS = {
+  // The interpreter, as the policy lets no code be made of texts; and none of the embedder's menu and styles.
+  ast: true, actions: false, defaultStyle: false, renderer: "svg", tooltip: false,
+  // A figure that no run has yet is no warning.
+  logLevel: 1,
+};
+
 async function draw(place, chart) {
   const spec = structuredClone(chart.spec);
   spec.datasets = { points: pointsOf(charts.runs, chart.figure), alarms: alarmsOf(charts.runs) };
-  const { view } = await vegaEmbed(place.firstChild, spec, {
-    // The interpreter, as the policy lets no code be made of texts; and none of the embedder's menu and styles.
-    ast: true, actions: false, defaultStyle: false, renderer: "svg", tooltip: false,
-    // A figure that no run has yet is no warning.
-    logLevel: 1,
-  });
+  const { view } = await vegaEmbed(place.firstChild, spec, OPTIONS);
   place.view = view;
   charts.drawn.push(place);
   cross(place);
@@ -142,4 +144,18 @@ function numbers(data) {
     });
   });
   return details;
+}
+
+/** Where the texts of each run lie: the two directions in which answers to one question differ most. */
+function texts(data) {
+  const section = document.getElementById("texts");
+  section.hidden = !data.texts;
+  if (!data.texts) return null;
+  const place = el("div", { class: "plot", role: "img", "aria-label": "texts as dots; those that mean the same lie together" });
+  section.querySelector(".body").replaceChildren(legend(data.runs) || "",
+    el("p", { class: "soft note" }, "Each dot is an answer. Answers that mean the same lie together: first and second principal component of their embeddings, each less the mean of its question."),
+    place);
+  const spec = structuredClone(data.texts.spec);
+  spec.datasets = { points: data.texts.places.flatMap((own, index) => own.map(([x, y]) => ({ run: String(index), x, y }))) };
+  return vegaEmbed(place, spec, OPTIONS);
 }

@@ -12,6 +12,9 @@ from ttrl_pop.errors import UsageError
 HEIGHT = 132
 """Height of a chart in pixels; its width is that of its place."""
 
+TALL = 340
+"""Height of the places of texts."""
+
 DOTTED = 40
 """Steps up to which every point of a line is a dot."""
 
@@ -74,11 +77,8 @@ def chart(curve: Curve, runs: int, steps: int, bands: bool, alarms: bool) -> dic
     Raises:
         UsageError: Vega-Altair is not there.
     """
-    try:
-        import altair as alt
-    except ImportError as error:
-        raise UsageError("the page needs Vega-Altair and vl-convert. Install ttrl-pop[report].") from error
-    ids = [str(run) for run in range(runs)]
+    alt = _altair()
+    ids, colours = _colours(runs)
     x = alt.X(
         "step:Q",
         scale=alt.Scale(domain=[1, max(2, steps)], nice=False),
@@ -89,7 +89,7 @@ def chart(curve: Curve, runs: int, steps: int, bands: bool, alarms: bool) -> dic
         scale=alt.Scale(domain=[0, 1]) if curve.scale == "share" else alt.Scale(zero=True),
         axis=alt.Axis(title=None, tickCount=4, labelExpr=LABEL, domain=False, ticks=False),
     )
-    colour = _by_run(alt.Color, ids, [f"var(--run-{run % COLOURS})" for run in range(runs)])
+    colour = _by_run(alt.Color, ids, colours)
     dash = _by_run(alt.StrokeDash, ids, [DASHES[run % len(DASHES)] for run in range(runs)])
     base = alt.Chart(alt.NamedData(name="points")).encode(x=x, color=colour)
     dots: Any = {"size": 14, "filled": True} if steps <= DOTTED else False
@@ -101,7 +101,42 @@ def chart(curve: Curve, runs: int, steps: int, bands: bool, alarms: bool) -> dic
             shape="triangle-down", size=60, filled=True, opacity=1
         )
         layers.append(marks.encode(x=x, y=alt.value(4), color=alt.value("var(--alarm)")))
-    drawn = alt.layer(*layers).properties(width="container", height=HEIGHT)
+    return _specification(alt.layer(*layers).properties(width="container", height=HEIGHT))
+
+
+def scatter(runs: int) -> dict[str, Any]:
+    """The Vega-Lite specification of places of texts: a dot for each, in the colour of its run. It is given `points`
+    (run, x, y).
+
+    Raises:
+        UsageError: Vega-Altair is not there.
+    """
+    alt = _altair()
+    dots = alt.Chart(alt.NamedData(name="points")).mark_point(size=26, filled=True, opacity=0.7)
+    placed = dots.encode(
+        x=alt.X("x:Q", axis=None),
+        y=alt.Y("y:Q", axis=None),
+        color=_by_run(alt.Color, *_colours(runs)),
+    )
+    return _specification(placed.properties(width="container", height=TALL))
+
+
+def _colours(runs: int) -> tuple[list[str], list[str]]:
+    """Runs, and the colour of each."""
+    return [str(run) for run in range(runs)], [f"var(--run-{run % COLOURS})" for run in range(runs)]
+
+
+def _altair() -> Any:
+    try:
+        import altair
+    except ImportError as error:
+        raise UsageError("the page needs Vega-Altair and vl-convert. Install ttrl-pop[report].") from error
+    return altair
+
+
+def _specification(drawn: Any) -> dict[str, Any]:
+    """A chart in the looks of the page."""
+    alt = _altair()
     specification: dict[str, Any] = drawn.configure(
         background="transparent",
         font="inherit",
@@ -120,6 +155,4 @@ def chart(curve: Curve, runs: int, steps: int, bands: bool, alarms: bool) -> dic
 
 def _by_run(channel: Any, ids: list[str], values: list[Any]) -> Any:
     """An encoding that tells runs apart, without a legend: page.js has one for all charts."""
-    import altair as alt
-
-    return channel("run:N", scale=alt.Scale(domain=ids, range=values), legend=None)
+    return channel("run:N", scale=_altair().Scale(domain=ids, range=values), legend=None)

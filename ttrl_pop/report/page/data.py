@@ -1,6 +1,7 @@
 """Records of runs as the data of a page: plain values for JSON, with every text made visible and within a budget.
 
-    {"runs": [RUN, …], "problems": [{"id", "prompt", "gold"}, …], "settings": [SETTING, …], "charts": [CHART, …]}
+    {"runs": [RUN, …], "problems": [{"id", "prompt", "gold"}, …], "settings": [SETTING, …], "charts": [CHART, …],
+     "texts": {"spec", "places": [[[x, y], …] for each run]}}, the last where texts are compared
 
 A run's `rows` stand in the order of `problems`. A visit is a list: step, number of its label among the row's `answers`
 (-1: none), 1 right / 0 wrong / -1 unknown, 1 where the label flipped, agreement in thousandths, rollouts without an
@@ -16,7 +17,7 @@ from typing import Any
 from ttrl_pop import __version__
 from ttrl_pop.report.estimators import bootstrap_difference, bootstrap_interval, mean
 from ttrl_pop.report.gold import outcome_table
-from ttrl_pop.report.page.charts import CURVES, chart
+from ttrl_pop.report.page.charts import CURVES, chart, scatter
 from ttrl_pop.report.page.record import Answer, ProblemRecord, RunRecord, Visit
 from ttrl_pop.text import safe
 
@@ -49,11 +50,16 @@ SUMMARY: dict[str, Callable[[Answer], float | None]] = {
 """Figure of before and after → its part of one problem."""
 
 
-def page_data(runs: Sequence[RunRecord], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def page_data(
+    runs: Sequence[RunRecord],
+    defaults: Mapping[str, Any],
+    places: Sequence[Sequence[Sequence[float]]] | None = None,
+) -> dict[str, Any]:
     """The data of a page that puts `runs` side by side.
 
     Args:
         defaults: every setting that nobody has set, by dotted key.
+        places: where the texts of each run are drawn, as x and y; None: they are not.
 
     Raises:
         UsageError: Vega-Altair is not there.
@@ -83,6 +89,7 @@ def page_data(runs: Sequence[RunRecord], defaults: Mapping[str, Any]) -> dict[st
             }
             for curve in curves
         ],
+        **({} if places is None else {"texts": {"spec": scatter(len(runs)), "places": places}}),
     }
 
 

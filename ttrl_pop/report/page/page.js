@@ -73,7 +73,7 @@ function settings(data) {
       table(own_, [[several ? "all runs" : "this run", (row) => row.values[0]], byDefault])) : "");
 }
 
-const SECTIONS = [head, notices, runs, settings, problems, curves];
+const SECTIONS = [head, notices, runs, settings, texts, problems, curves];
 
 function show(data) {
   hideTip();
