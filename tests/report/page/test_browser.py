@@ -124,3 +124,17 @@ def lightness(colour: str) -> float:
     """Mean of the channels of `rgb(…)`, from 0 to 1."""
     channels = json.loads(f"[{colour.removeprefix('rgb(').removesuffix(')')}]")
     return sum(channels) / 3 / 255
+
+
+def test_texts_are_drawn_where_they_lie(tab: Page, tmp_path: Path):
+    problems, gold = questions(2)
+    runs = [
+        Recorder(made_run(tmp_path / name, problems, gold, learner(0, 1, gold), done=1).path).record() for name in "ab"
+    ]
+    file = tmp_path / "page.html"
+    file.write_text(page(page_data(runs, {}, [[[0.0, 0.0], [1.0, 1.0]], [[0.5, 0.2]]])), encoding="utf-8")
+    tab.open(file.as_uri())
+    assert tab.run("document.querySelectorAll('#texts .plot svg .mark-symbol path').length") == 3
+    assert tab.said == []
+    shown(tab, tmp_path, *runs)
+    assert tab.run("document.getElementById('texts').hidden")
