@@ -16,8 +16,8 @@ ENOUGH = 0.25
 """Share of a stretch of a new kind from which its own pace is taken: the first rollouts that end tell little."""
 
 FALLS = 0.8
-"""What a step learns from beside the step before, as long as nothing is known of it; then one step among those that are.
-In runs of the demo it was 0.7 where minds learned to agree, and 1 where a coin paid (dev/LOG.md)."""
+"""What a step learns from beside the step before, as long as nothing is known of it; then one step among the others. In
+runs of the demo it was 0.7 where minds learned to agree, and 1 where a coin paid (dev/LOG.md)."""
 
 WRITING: tuple[Work, ...] = ("survey", "sample")
 """Kinds of work at which rollouts are written: what is not known of one is taken from the other."""
