@@ -155,7 +155,7 @@ def test_noise_differs_by_one_thing_in_each_arm() -> None:
     options = {arm: config.population.options for arm, config in found.arms.items()}
     assert {arm: options[arm] for arm in ("input", "post-attention", "last-third", "decay")} == {
         **{sites: {"sites": sites} for sites in ("input", "post-attention", "last-third")},
-        "decay": {"decay": 0.67},
+        "decay": {"decay": 0.8},
     }
     for arm, config in found.arms.items():
         if config.population.name == "norm-noise":
