@@ -85,7 +85,7 @@ def train(
     ['abstained', 'agreement', 'answer']
 
     Args:
-        problems: a file, `-`, `hf:NAME`, or rows with a prompt or a question each.
+        problems: a file, `-`, `hf:NAME`, `gym:NAME`, or rows with a prompt or a question each.
         gold: a file or rows of gold answers, or answers by problem id; for measuring.
         out: run directory; the default is the first free one of runs/NAME-NUMBER.
         resume: run directory to go on with, in place of `problems`.

@@ -192,7 +192,10 @@ SETTINGS = {
 }
 """Flag, as a Python name → what it sets. A flag that is not given leaves the value as it is."""
 
-SOURCE = "JSONL, JSON, CSV or Parquet file, - for standard input, or hf:NAME[@REVISION][:config][:split]."
+SOURCE = (
+    "JSONL, JSON, CSV or Parquet file, - for standard input, hf:NAME[@REVISION][:config][:split], or "
+    "gym:NAME[:SIZE[:SEED]]."
+)
 
 Problems = Annotated[str, typer.Argument(metavar="PROBLEMS", help=SOURCE)]
 

@@ -86,7 +86,7 @@ def for_run(
         UsageError: whatever of it is wrong.
     """
     if source is None:
-        raise UsageError("run needs PROBLEMS: a file, - for standard input, or hf:NAME (or --resume RUN)")
+        raise UsageError("run needs PROBLEMS: a file, - for standard input, hf:NAME or gym:NAME (or --resume RUN)")
     config = given.config()
     others = {"--holdout": config.holdout} if isinstance(config.holdout, str) else {}
     check_one_stdin({"PROBLEMS": source, "--gold": gold, **others})

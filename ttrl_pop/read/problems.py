@@ -1,4 +1,4 @@
-"""Read: a JSON Lines file, a JSON array, standard input or a datasets name → problems and their answer key.
+"""Read: a JSON Lines file, a JSON array, standard input, a datasets name or a rule → problems and their answer key.
 
     found = read_problems("problems.jsonl", ProblemsConfig(), gold="gold.jsonl")
     found.problems[0].prompt, found.answers.get("7x8")
@@ -21,6 +21,7 @@ from ttrl_pop.config import ProblemsConfig
 from ttrl_pop.errors import UsageError
 from ttrl_pop.read.choices import Choices
 from ttrl_pop.read.gold import GOLD_FIELDS, Gold
+from ttrl_pop.read.gym import PREFIX, gym_rows
 from ttrl_pop.read.hub import DatasetLoader, Resolver, hub_rows, load_from_hub, resolve_on_hub
 from ttrl_pop.read.lines import ByteStream, source_name
 from ttrl_pop.read.logs import read_logged
@@ -40,7 +41,8 @@ def read_problems(
     resolve: Resolver = resolve_on_hub,
     notice: Notice = unsaid,
 ) -> ProblemSet:
-    """Read the problems in `source`: a file, `-` for `stdin`, `hf:NAME[@REVISION][:config][:split]`, or rows in memory.
+    """Read the problems in `source`: a file, `-` for `stdin`, `hf:NAME[@REVISION][:config][:split]`,
+    `gym:NAME[:SIZE[:SEED]]`, or rows in memory.
 
     Args:
         source: a lone `train`, `test`, `validation` or `dev` after NAME is the split, anything else the
@@ -61,7 +63,7 @@ def read_problems(
     seen: dict[str, int] = {}
     unread = Counted(source_name(source))
     found = Gold((options.answer_key,) if options.answer_key else GOLD_FIELDS)
-    rows, kept = _read_rows(source, stdin, load_dataset, resolve)
+    rows, kept = _read_rows(source, stdin, load_dataset, resolve, notice)
     for row in islice(rows, options.limit):
         problem_id = _problem_id(row, options.id_key)
         _claim(row, problem_id, seen)
@@ -78,7 +80,7 @@ def read_problems(
     if gold is None:
         _tell(found, source, notice)
     else:
-        rows, _ = _read_rows(gold, stdin, load_dataset, resolve)
+        rows, _ = _read_rows(gold, stdin, load_dataset, resolve, notice)
         answers |= _read_gold(rows, options, gold, notice, ids=seen, choices=found.choices)
     if options.answer_key and not answers:
         raise UsageError(
@@ -98,7 +100,7 @@ def read_gold(source: Source, options: ProblemsConfig, notice: Notice = unsaid) 
         UsageError: the source cannot be read, a row breaks a rule, or none has an answer; the message begins with file
             and line.
     """
-    rows, _ = _read_rows(source, None, load_from_hub, resolve_on_hub, logged=True)
+    rows, _ = _read_rows(source, None, load_from_hub, resolve_on_hub, notice, logged=True)
     return AnswerKey(_read_gold(rows, options, source, notice))
 
 
@@ -129,11 +131,17 @@ def fingerprint(problems: Iterable[Problem]) -> str:
 
 
 def _read_rows(
-    source: Source, stdin: ByteStream | None, load_dataset: DatasetLoader, resolve: Resolver, logged: bool = False
+    source: Source,
+    stdin: ByteStream | None,
+    load_dataset: DatasetLoader,
+    resolve: Resolver,
+    notice: Notice,
+    logged: bool = False,
 ) -> tuple[Iterator[Row], str]:
     """Rows, and where they were read from."""
-    if isinstance(source, str) and source.startswith("hf:"):
-        found = hub_rows(source, load_dataset, resolve)
+    if isinstance(source, str) and source.startswith(("hf:", PREFIX)):
+        is_made = source.startswith(PREFIX)
+        found = gym_rows(source, notice) if is_made else hub_rows(source, load_dataset, resolve)
         return rows_of(enumerate(found.rows, 1), source_name(source), "row"), found.source
     rows = read_logged(source, stdin, once=True) if logged else read_rows(source, stdin)
     return rows, source if isinstance(source, str) else source_name(source)

@@ -214,7 +214,7 @@ def _real(path: Path) -> Path:
 
 def _names(source: str) -> Iterator[Path]:
     """runs/NAME-1, runs/NAME-2, …"""
-    stem = "stdin" if source == "-" else Path(source.removeprefix("hf:")).stem
+    stem = "stdin" if source == "-" else Path(source.removeprefix("hf:").removeprefix("gym:")).stem
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem)[:100].strip("-.") or "run"
     return (Path("runs") / f"{name}-{n}" for n in count(1))
 
