@@ -38,7 +38,7 @@ def offered(*words: str) -> list[str]:
         (["run", "--backend", ""], ["auto", *BUILT_IN["backend"]]),
         (["run", "--population", "no"], ["norm-noise", "none"]),
         (["run", "--set", "learn.lora."], ["learn.lora.rank=", "learn.lora.alpha=", "learn.lora.targets="]),
-        (["run", "--set", "population.options.si"], ["population.options.sigma="]),
+        (["run", "--set", "population.options.sig"], ["population.options.sigma="]),
         (["dem"], ["demo"]),
     ],
     ids=lambda value: " ".join(value) or "nothing",

@@ -127,6 +127,8 @@ def test_the_options_of_plug_ins_are_written_out(tiny: Path) -> None:
         "spread": "site",
         "level": "sequence",
         "scope": "sequence",
+        "sites": "all",
+        "decay": 1.0,
         "final_mu": True,
     }
     assert config.backend_options == {}

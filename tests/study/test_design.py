@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fakes import ROOT
 
 from ttrl_pop.config import ProblemsConfig
 from ttrl_pop.config_file import parse_layer, typed_layer, validate
@@ -140,6 +141,7 @@ def test_problems_of_a_study_stand_beside_it(tmp_path: Path) -> None:
     own = own_problems("diversity", read_study("diversity"))
     assert own is not None
     assert len(read_problems(own, ProblemsConfig()).problems) == 30
+    assert Path(own).samefile(ROOT / "examples" / "open-ended.jsonl")
 
 
 def test_arms_of_diversity_begin_at_one_start_and_reach_every_curve() -> None:
