@@ -81,7 +81,7 @@ class NormNoise(Population):
         """Find the sites, allocate mu and log sigma, and hook every site.
 
         Raises:
-            UsageError: the model has no norm over its hidden size.
+            UsageError: the model has no norm over its hidden size, or none of those that `sites` names.
         """
         norms = dict(norm_sites(network))
         if not norms:

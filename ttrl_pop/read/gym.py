@@ -30,10 +30,8 @@ def gym_rows(source: str, notice: Notice) -> HubRows:
     name, *numbers = source.removeprefix(PREFIX).split(":")
     if not name or len(numbers) > 2:
         raise UsageError(f"{said}: a task of reasoning-gym is named gym:NAME[:SIZE[:SEED]]")
-    size, seed = (
-        _number(said, what, numbers[place] if len(numbers) > place else default, least)
-        for place, (what, default, least) in enumerate((("SIZE", SIZE, 1), ("SEED", SEED, 0)))
-    )
+    size = _number(said, "SIZE", numbers[0], 1) if numbers else SIZE
+    seed = _number(said, "SEED", numbers[1], 0) if len(numbers) > 1 else SEED
     try:
         from reasoning_gym.dataset import ProceduralDataset
         from reasoning_gym.factory import DATASETS, create_dataset
@@ -62,8 +60,7 @@ def _rows(name: str, made: Any) -> Iterator[dict[str, str]]:
         yield {"id": f"{name}-{number}", "question": str(item["question"]), **gold}
 
 
-def _number(said: str, what: str, given: str | int, least: int) -> int:
-    text = str(given)
+def _number(said: str, what: str, text: str, least: int) -> int:
     if not (text.isascii() and text.isdecimal() and least <= int(text[:10]) <= LARGEST):
         raise UsageError(f"{said}: {what} is a whole number from {least} to {LARGEST}, got '{shown(text)}'")
     return int(text)

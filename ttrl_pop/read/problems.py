@@ -139,9 +139,12 @@ def _read_rows(
     logged: bool = False,
 ) -> tuple[Iterator[Row], str]:
     """Rows, and where they were read from."""
-    if isinstance(source, str) and source.startswith(("hf:", PREFIX)):
-        is_made = source.startswith(PREFIX)
-        found = gym_rows(source, notice) if is_made else hub_rows(source, load_dataset, resolve)
+    found = None
+    if isinstance(source, str) and source.startswith("hf:"):
+        found = hub_rows(source, load_dataset, resolve)
+    elif isinstance(source, str) and source.startswith(PREFIX):
+        found = gym_rows(source, notice)
+    if found is not None:
         return rows_of(enumerate(found.rows, 1), source_name(source), "row"), found.source
     rows = read_logged(source, stdin, once=True) if logged else read_rows(source, stdin)
     return rows, source if isinstance(source, str) else source_name(source)
