@@ -12,22 +12,20 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 
 from ttrl_pop.config import Config, ProblemsConfig
-from ttrl_pop.config_file import validate
 from ttrl_pop.errors import UsageError
 from ttrl_pop.export import adapter, card, code, plain
 from ttrl_pop.export.card import Card
 from ttrl_pop.export.proof import Proof, compare, evidence
 from ttrl_pop.export.trained import Lora, NoFormError, Offsets, lora_of, offsets_of
 from ttrl_pop.model.load import LoadedModel, load_model
-from ttrl_pop.model.policy import Policy
 from ttrl_pop.model.prompts import encode
 from ttrl_pop.model.source import DEMO_MODEL, EXPORT, lasting
-from ttrl_pop.plugins import load
 from ttrl_pop.population.base import MEAN
 from ttrl_pop.read.problems import read_problems
 from ttrl_pop.store import checkpoint, identity
 from ttrl_pop.store.directory import RunDirectory
 from ttrl_pop.store.identity import PROBLEMS
+from ttrl_pop.store.trained import trained_policy
 from ttrl_pop.types import Mind, Problem
 
 Form = Literal["auto", "plain", "adapter", "code"]
@@ -91,7 +89,8 @@ def export(
     identity.check(run, known, PROBLEMS)
     problems = read_problems(str(run.problems), ProblemsConfig()).problems
     chosen = Mind(mind) if mind is not None else MEAN
-    model, policy = _policy(run, folder, config, known.model)
+    policy = trained_policy(run, folder, config, known.model)
+    model = policy.model
     offsets = offsets_of(policy.population, chosen)
     lora = lora_of(policy, config.learn.lora)
     found = evidence(policy, chosen, _prompts(model, problems, config))
@@ -143,20 +142,6 @@ def check_free(out: Path) -> None:
     """
     if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError(f"--out {out}: exists and is not empty; pass another --out")
-
-
-def _policy(run: RunDirectory, folder: Path, config: Config, fingerprint: str) -> tuple[LoadedModel, Policy]:
-    """The run's policy as its checkpoint has it."""
-    kind = load("population", config.population.name)
-    options = validate(kind.Options, config.population.options, source="population.options")
-    model = load_model(config.model, "auto", config.dtype)
-    if model.fingerprint != fingerprint:
-        raise UsageError(
-            f"{run.path}: model {config.model!r} is not the one of the run (other weights, or another dtype)"
-        )
-    policy = Policy(model, kind(options), config.learn.lora, config.seed)
-    checkpoint.load_policy(folder, policy)
-    return model, policy
 
 
 def _prompts(model: LoadedModel, problems: tuple[Problem, ...], config: Config) -> list[tuple[int, ...]]:

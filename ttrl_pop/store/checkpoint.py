@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ttrl_pop.errors import CheckpointError, DamagedError, TtrlPopError, UsageError
+from ttrl_pop.model.adapter_files import save_adapter
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.store import reading
 from ttrl_pop.store.directory import MANIFEST, RunDirectory
@@ -66,11 +67,7 @@ def save(
     _remove(work)
     (work / "adapter").mkdir(parents=True)
     if policy.adapter is not None:
-        # The vocabulary is never resized; left to itself, peft asks the hub whether it was.
-        policy.adapter.save_pretrained(work / "adapter", save_embedding_layers=False)
-        # peft's model card is an empty form, with the model's local path in it.
-        (work / "adapter" / "README.md").unlink(missing_ok=True)
-        _sort_targets(work / "adapter" / "adapter_config.json")
+        save_adapter(policy.adapter, work / "adapter")
     safetensors.torch.save_file(
         {name: value.detach().cpu().contiguous() for name, value in policy.population.state_dict().items()},
         work / "population.safetensors",
@@ -215,15 +212,6 @@ def steps(run: RunDirectory) -> list[int]:
     named = {folder.name: folder.name.removeprefix("step_") for folder in run.checkpoints.glob("step_*")}
     numbers = {int(number): name for name, number in named.items() if _NUMBER.fullmatch(number)}
     return sorted(step for step, name in numbers.items() if run.checkpoint(step).name == name)
-
-
-def _sort_targets(config: Path) -> None:
-    """Order the names of the layers with an adapter: peft writes a set of them, in another order in each process."""
-    row = json.loads(config.read_text())
-    # A pattern stays as it is.
-    if isinstance(row["target_modules"], list):
-        row["target_modules"].sort()
-        config.write_text(json.dumps(row, indent=2, sort_keys=True))
 
 
 def _load_population(folder: Path, policy: Policy) -> None:

@@ -33,6 +33,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.executor.abstract import Executor
 
 from ttrl_pop.errors import EngineError, UsageError
+from ttrl_pop.model.adapter_files import save_adapter
 from ttrl_pop.ranks.ranks import current
 from ttrl_pop.sample.backend import Weights
 from ttrl_pop.sample.vllm.launch import Model, arguments, check, environment, short_reason, watch
@@ -128,7 +129,7 @@ class Engine:
         self._adapters += 1
         folder = Path(tempfile.mkdtemp(prefix="ttrl-pop-", dir=MEMORY if MEMORY.is_dir() else None))
         try:
-            adapter.save_pretrained(folder, save_embedding_layers=False)
+            save_adapter(adapter, folder)
             request = LoRARequest(f"policy-{self._adapters}", self._adapters, str(folder))
             with alive():
                 if self.adapter is not None:
