@@ -57,7 +57,7 @@ class Population(nn.Module, ABC):
 
     def spawn(self, run_seed: int, step: int, count: int) -> tuple[Mind, ...]:
         """The `count` minds of a step, a pure function of its arguments."""
-        return tuple(Mind(randomness.seed("mind", run_seed, step, m)) for m in range(count))
+        return spawned(run_seed, step, count)
 
     @abstractmethod
     def embody(
@@ -94,6 +94,11 @@ class Population(nn.Module, ABC):
     def metrics(self) -> Metrics:
         """Figures for metrics.jsonl, keyed `population/...`."""
         return {}
+
+
+def spawned(run_seed: int, step: int, count: int) -> tuple[Mind, ...]:
+    """The `count` minds of a step, whatever population they belong to."""
+    return tuple(Mind(randomness.seed("mind", run_seed, step, m)) for m in range(count))
 
 
 class NoPopulation(Population):

@@ -57,6 +57,19 @@ class NormNoise(Population):
         self._has_scale = False
         self._table: tuple[object, list[Tensor]] | None = None
 
+    @classmethod
+    def of(cls, sites: Sequence[str], mu: Float[Tensor, "S D"], log_sigma: Float[Tensor, "S E"]) -> "NormNoise":
+        """The minds that these numbers make, for an engine that has the model: no network is attached.
+
+        Args:
+            log_sigma: [S, D], or [S, 1] where all dimensions of a site share one.
+        """
+        noise = cls(NormNoiseOptions())
+        noise.sites = tuple(sites)
+        noise.mu, noise.log_sigma = nn.Parameter(mu), nn.Parameter(log_sigma)
+        noise.register_buffer("sigma0", log_sigma.mean().exp())
+        return noise
+
     @property
     def lacks(self) -> Lack | None:
         # Asked for every forward, and a look at the buffer stops a GPU: looked at once for each value.

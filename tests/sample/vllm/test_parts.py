@@ -23,7 +23,7 @@ from ttrl_pop.sample.vllm.backend import VllmBackend, noisy_sites
 from ttrl_pop.sample.vllm.options import OURS, REFUSED, VllmOptions
 from ttrl_pop.sample.vllm.worker import runner_v1
 from ttrl_pop.sample.vllm.worker.cpu_draws import make_rewindable
-from ttrl_pop.sample.vllm.worker.norms import NOBODY, Minds, digest, slot_of
+from ttrl_pop.sample.vllm.worker.norms import NOBODY, Minds, digest
 from ttrl_pop.types import Mind
 
 
@@ -121,8 +121,8 @@ def test_a_token_without_a_mind_is_an_error_once_armed() -> None:
     plane.armed = True
     with pytest.raises(ValueError, match="a request without a mind"):
         plane.tag(np.array([NOBODY, 1]))
-    assert slot_of(None) == slot_of({}) == NOBODY
-    assert slot_of({"mind": 0}) == 0
+    assert plane.owner(None) == plane.owner({}) == NOBODY
+    assert plane.owner({"mind": 0}) == 0
 
 
 def test_the_first_runner_is_tagged_after_its_own_layout() -> None:

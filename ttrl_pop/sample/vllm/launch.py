@@ -17,11 +17,9 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from ttrl_pop import __version__
 from ttrl_pop.errors import UsageError
-from ttrl_pop.sample.vllm.options import VllmOptions
-from ttrl_pop.sample.vllm.worker.worker import OWNER, SETTINGS
-
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""Ranks of adapters that vLLM makes room for."""
+from ttrl_pop.sample.vllm.options import RANKS, VllmOptions
+from ttrl_pop.sample.vllm.plugin import SETTINGS
+from ttrl_pop.sample.vllm.worker.worker import OWNER
 
 LONGEST = 32768
 """Tokens of a sequence that the engine makes room for where nothing is said."""

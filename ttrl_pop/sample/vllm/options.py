@@ -6,6 +6,9 @@ from pydantic import Field, field_validator
 
 from ttrl_pop.config import Positive, Section
 
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks of adapters that vLLM makes room for."""
+
 REFUSED = {
     "pipeline_parallel_size": "a mind's table would have to follow the batch from stage to stage",
     "speculative_config": "drafted tokens would be checked by another mind than the one that drafts them",

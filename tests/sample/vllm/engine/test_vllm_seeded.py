@@ -30,17 +30,21 @@ def engine(folder: str, **more: Any) -> Any:
         kv_cache_memory_bytes=2**26,
         skip_tokenizer_init=True,
         logprobs_mode="processed_logprobs",
-        worker_cls="ttrl_pop.sample.vllm.worker.seeded.SeededWorker",
+        block_size=32,
         additional_config={"ttrl_pop": {"sigma": SIGMA}},
-        **{"enable_prefix_caching": False, **more},
+        **more,
     )
 
 
-def test_what_a_seed_wrote_is_what_the_population_reads_under_it(folder: str) -> None:
+@pytest.fixture(scope="module")
+def llm(folder: str) -> Any:
+    return engine(folder)
+
+
+def test_what_a_seed_wrote_is_what_the_population_reads_under_it(folder: str, llm: Any) -> None:
     import transformers
     from vllm import SamplingParams
 
-    llm = engine(folder)
     prompts = [[3 + (7 * n + k) % 40 for k in range(4 + 3 * n)] for n in range(len(SEEDS))]
     settings = [
         SamplingParams(
@@ -70,6 +74,35 @@ def test_what_a_seed_wrote_is_what_the_population_reads_under_it(folder: str) ->
     assert min(base[1:4]) > 1e-2
 
 
-def test_a_prefix_cache_is_refused(folder: str) -> None:
-    with pytest.raises(Exception, match=r"enable_prefix_caching=false|initialization failed"):
-        engine(folder, enable_prefix_caching=True)
+def test_a_prompt_is_read_from_the_cache_of_its_own_mind_alone(llm: Any) -> None:
+    from vllm import SamplingParams
+
+    prompt = {"prompt_token_ids": [3 + k % 40 for k in range(70)]}
+    cached = []
+    for seed in (5, 7, None, 5, 0, 7, None):
+        extra = None if seed is None else {"mind": seed}
+        (output,) = llm.generate(
+            [prompt], [SamplingParams(max_tokens=1, detokenize=False, extra_args=extra)], use_tqdm=False
+        )
+        cached.append(output.num_cached_tokens)
+    assert cached == [0, 0, 0, 64, 0, 64, 64]
+
+
+@pytest.mark.parametrize("mind", [-1, "7", 1.5, 2**63])
+def test_what_is_no_mind_is_refused_and_the_engine_goes_on(llm: Any, mind: object) -> None:
+    from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
+
+    prompt = {"prompt_token_ids": [3, 4, 5]}
+    with pytest.raises(VLLMValidationError, match="a mind is a seed"):
+        llm.generate([prompt], [SamplingParams(max_tokens=1, extra_args={"mind": mind})], use_tqdm=False)
+    assert llm.generate([prompt], [SamplingParams(max_tokens=1, detokenize=False)], use_tqdm=False)
+
+
+def test_a_cache_without_the_plugin_is_refused(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    monkeypatch.setattr(EngineArgs, "create_engine_config", EngineArgs.create_engine_config.__wrapped__)
+    worker = "ttrl_pop.sample.vllm.worker.seeded.SeededWorker"
+    with pytest.raises(Exception, match=r"VLLM_PLUGINS|initialization failed"):
+        engine(models.path("llama"), worker_cls=worker, enable_prefix_caching=True)

@@ -73,6 +73,10 @@ class Minds:
         self.fixed = slot
         self.index.fill_(slot or 0)
 
+    def owner(self, extra: dict[str, Any] | None) -> int:
+        """The slot that the `extra_args` of a request name, as `tag` takes it."""
+        return NOBODY if extra is None else int(extra.get("mind", NOBODY))
+
     def tag(self, slots_T: NDArray[np.int64]) -> None:
         """Set the slot of each token of the coming batch; what lies beyond is padding, of no mind.
 
@@ -112,11 +116,6 @@ def shifted(out: Tensor, table: Tensor, index: Tensor) -> Tensor:
     """`out` [T, D] or [1, T, D] plus the offset of each token."""
     z = nn.functional.embedding(index[: out.shape[-2]], table)
     return z.add_(out).to(out.dtype) if out.dim() == 2 else (out + z).to(out.dtype)
-
-
-def slot_of(extra: dict[str, Any] | None) -> int:
-    """The slot that a request's `extra_args` name."""
-    return NOBODY if extra is None else int(extra.get("mind", NOBODY))
 
 
 def digest(content: bytes) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ttrl_pop.sample.vllm.worker.norms import Minds, slot_of
+from ttrl_pop.sample.vllm.worker.norms import Minds
 
 
 def install(runner: Any, minds: Minds) -> None:
@@ -17,7 +17,7 @@ def install(runner: Any, minds: Minds) -> None:
 
     def tag(scheduler_output: Any) -> None:
         names = runner.input_batch.req_ids
-        slots = [slot_of(runner.requests[name].sampling_params.extra_args) for name in names]
+        slots = [minds.owner(runner.requests[name].sampling_params.extra_args) for name in names]
         counts = [scheduler_output.num_scheduled_tokens[name] for name in names]
         minds.tag(np.repeat(np.array(slots, np.int64), counts))
 

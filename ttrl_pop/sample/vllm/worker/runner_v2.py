@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ttrl_pop.sample.vllm.worker.norms import NOBODY, Minds, slot_of
+from ttrl_pop.sample.vllm.worker.norms import NOBODY, Minds
 
 
 def install(runner: Any, minds: Minds) -> None:
@@ -29,7 +29,7 @@ def tagging(kind: type[Any]) -> type[Any]:
     def add_request(self: Any, req_index: int, new_req_data: Any) -> None:
         kind.add_request(self, req_index, new_req_data)
         params = new_req_data.sampling_params
-        self.mind_slots[req_index] = slot_of(None if params is None else params.extra_args)
+        self.mind_slots[req_index] = self.minds.owner(None if params is None else params.extra_args)
 
     def prepare_inputs(self: Any, input_batch: Any, req_states: Any) -> Any:
         count = input_batch.num_reqs

@@ -12,6 +12,7 @@ from typing import Any
 
 from vllm.platforms import current_platform
 
+from ttrl_pop.sample.vllm.plugin import SETTINGS
 from ttrl_pop.sample.vllm.worker import runner_v1, runner_v2
 from ttrl_pop.sample.vllm.worker.cpu_adapter import share_products
 from ttrl_pop.sample.vllm.worker.cpu_draws import make_rewindable
@@ -22,8 +23,6 @@ if current_platform.is_cpu():
 else:
     from vllm.v1.worker.gpu_worker import Worker as Base
 
-SETTINGS = "ttrl_pop"
-"""Key of our settings in vLLM's `additional_config`, which is part of the key of its compile cache."""
 OWNER = "TTRL_POP_ENGINE_OWNER"
 """Environment variable: process id of the learner; not set where an engine outlives who asks."""
 
@@ -32,6 +31,8 @@ class MindWorker(Base):  # type: ignore[misc]
     """vLLM's worker with a table of minds."""
 
     minds: Minds | None = None
+    shares_adapter = True
+    """All requests of a batch have the same adapter, or none has one."""
 
     def load_model(self, **kwargs: Any) -> None:
         if OWNER in os.environ:
@@ -39,7 +40,7 @@ class MindWorker(Base):  # type: ignore[misc]
         super().load_model(**kwargs)
         if current_platform.is_cpu() and not self.use_v2_model_runner:
             runner_v1.after_layout(self.model_runner, lambda _: make_rewindable(self.model_runner))
-            if self.vllm_config.lora_config is not None:
+            if self.shares_adapter and self.vllm_config.lora_config is not None:
                 share_products(self.model_runner)
         settings = self.vllm_config.additional_config[SETTINGS]
         if not settings["sites"]:
