@@ -204,7 +204,7 @@ def test_an_entry_point_that_is_wrong_is_refused(installed: Path, entry: str, me
         (
             "backend",
             "zzz",
-            "backend must be one of hf, vllm or package.module:Name, got 'zzz'; no installed package offers it",
+            "backend must be one of hf, vllm, vllm-server or package.module:Name, got 'zzz'; no installed package",
         ),
         ("grader", "mine:", "grader must be one of math, exact, choice or package.module:Name, got 'mine:'"),
         ("grader", ":Whole", "got ':Whole'"),

@@ -38,6 +38,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "backend": {
         "hf": "ttrl_pop.sample.hf.backend:HfBackend",
         "vllm": "ttrl_pop.sample.vllm.backend:VllmBackend",
+        "vllm-server": "ttrl_pop.sample.vllm_server.backend:VllmServerBackend",
     },
     "grader": {
         "math": "ttrl_pop.vote.graders.math:MathGrader",
@@ -71,6 +72,7 @@ OPTIONS: dict[str, dict[str, str]] = {
     "backend": {
         "hf": "ttrl_pop.sample.hf.options:HfOptions",
         "vllm": "ttrl_pop.sample.vllm.options:VllmOptions",
+        "vllm-server": "ttrl_pop.sample.vllm_server.options:VllmServerOptions",
     },
 }
 """Where the options of built-in classes stand, which are described without torch; who is not here has none."""
