@@ -20,7 +20,7 @@ FLOORS = [
     ("api",),
     ("cli",),
     ("plan",),
-    ("train", "fit", "export", "letters", "study"),
+    ("train", "fit", "export", "letters", "serve", "study"),
     ("run",),
     ("sample", "learn", "store"),
     ("model", "vote"),

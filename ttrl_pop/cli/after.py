@@ -1,4 +1,4 @@
-"""The commands that come after a run: what it knows, its page, and the way out of it."""
+"""The commands that come after a run: what it knows, its page, its server, and the way out of it."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -130,3 +130,46 @@ def push(
     from ttrl_pop.cli import export as command
 
     command.push(folder, name, public)
+
+
+@commands.command(short_help="A run behind the OpenAI protocol.", context_settings={"ignore_unknown_options": True})
+def serve(
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="Run directory (its newest checkpoint), RUN/best, or any checkpoint."),
+    ],
+    more: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[-- FLAGS]", help="Flags of vLLM's server, as --max-model-len 4096.", show_default=False
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="What the mean mind is called.  [default: the run directory's name]"),
+    ] = None,
+    host: Annotated[str, typer.Option(metavar="HOST", help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="N", min=1, max=65535, help="Port to listen at.")] = 8000,
+    minds: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Minds that vote.  [default: the run's]", show_default=False)
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where the server's files go.  [default: RUN/serve]", show_default=False),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The base model, where it has moved.  [default: the run's]")
+    ] = None,
+    trust: Trust = False,
+    quiet: Quiet = False,
+) -> None:
+    """ttrl-pop serve runs/problems-1/best -- --max-model-len 4096
+
+    Serve a trained run by vLLM to any client of the OpenAI protocol, under the names NAME (the mean mind), NAME/mind-7
+    (the mind of seed 7), NAME/base (the base model) and NAME/vote: all minds answer, and the reply is what the majority
+    says, with the votes in its field vote. Needs ttrl-pop[vllm]. Ends with Ctrl-C.
+    """
+    from ttrl_pop.cli import serve as command
+
+    given = Given(overrides={"model": model, "population.minds": minds}, trust=trust)
+    command.serve(run, name, host, port, folder, more or [], given, quiet)

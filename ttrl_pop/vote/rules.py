@@ -46,7 +46,7 @@ def build_grader(config: VoteConfig) -> Grader:
 
 def build_rules(
     config: VoteConfig,
-    answers: AnswerKey,
+    answers: AnswerKey | None = None,
     thinking: Thinking = False,
     token_limit: int | None = None,
     rewards: bool = True,
@@ -60,7 +60,7 @@ def build_rules(
         UsageError: a grader, reward or extraction that does not exist or cannot be had.
     """
     grader = build_grader(config)
-    reward = build_reward(config.reward, answers, grader) if rewards else None
+    reward = build_reward(config.reward, answers or AnswerKey(), grader) if rewards else None
     extractor = build_extractor(config.extract)
     thinking = thinking if config.thinking is None else config.thinking
     return Rules(grader, reward, extractor, config.weight, thinking, token_limit, config.reward)
