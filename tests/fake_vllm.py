@@ -37,6 +37,8 @@ class FakeVllm:
         self.asked: list[dict[str, Any]] = []
         """Requests for completions, in the order in which they came."""
         self.answered = 0
+        self._read: set[str] = set()
+        """Prompts in the cache, each with who has read it."""
         self.hold: Callable[[], object] = lambda: None
         """Returns when the server may begin with a request."""
         self.change: Callable[[dict[str, Any]], dict[str, Any] | None] = lambda answer: answer
@@ -128,6 +130,9 @@ class FakeVllm:
         request = Request(tuple(body["prompt"]), mind, ("served", body["seed"]))
         engine = HfBackend(policy, sampling)
         ((_, rollout),) = engine.rollouts([request], "policy" if adapted else "base")
+        reader = json.dumps([body["model"], extra, body["prompt"]], sort_keys=True)
+        cached = len(body["prompt"]) if reader in self._read else 0
+        self._read.add(reader)
         return {
             "choices": [
                 {
@@ -137,5 +142,5 @@ class FakeVllm:
                     "text": rollout.text,
                 }
             ],
-            "usage": {"prompt_tokens_details": None},
+            "usage": {"prompt_tokens_details": {"cached_tokens": cached} if cached else None},
         }

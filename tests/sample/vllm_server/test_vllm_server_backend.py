@@ -94,6 +94,26 @@ def _logprobs(policy: Policy, rollout: Rollout, mind: Mind | None) -> torch.Tens
     return logprobs(policy, [rollout], mind)
 
 
+def test_another_run_of_the_same_policy_finds_servers_that_know_its_minds(servers: list[FakeVllm]) -> None:
+    first, second = (backend(servers, made()) for _ in range(2))
+    whole = said(dict(first.rollouts(REQUESTS)))
+    assert said(dict(second.rollouts(REQUESTS))) == whole
+    assert second.cached_tokens > 0
+
+
+def test_a_mind_that_reads_what_another_has_cached_is_refused(servers: list[FakeVllm]) -> None:
+    own = servers[1]._written
+
+    def written(body: dict[str, Any]) -> dict[str, Any]:
+        answer = own(body)
+        known = body["prompt"] in [each["prompt"] for each in servers[1].asked[:-1]]
+        return {**answer, "usage": {"prompt_tokens_details": {"cached_tokens": 4 * known}}}
+
+    servers[1]._written = written  # type: ignore[method-assign]
+    with pytest.raises(EngineError, match=r"4 cached tokens of one mind were read by another"):
+        backend(servers, made())
+
+
 def test_requests_go_to_whoever_has_least_to_do(servers: list[FakeVllm]) -> None:
     engine = backend(servers, made())
     before = [server.answered for server in servers]

@@ -57,15 +57,19 @@ class Probe(Protocol):
         """Yield (index into `requests`, rollout), as every backend does."""
 
 
-def self_test(backend: Probe) -> None:
+def self_test(backend: Probe, nonce: str = "") -> None:
     """Let the engine write under minds and under none, and hold it against the learner.
+
+    Args:
+        nonce: another one for every test of an engine that outlives the run, whose cache may know minds of an earlier
+            test.
 
     Raises:
         EngineError: the engine does not write what the learner reads.
     """
     policy, block = backend.policy, backend.block
     prompts = [made_up(policy, length) for length in (2 * block + 3, 5, block + 1)]
-    minds = [Mind(randomness.seed("self-test", i)) for i in range(4)]
+    minds = [Mind(randomness.seed("self-test", nonce, i)) for i in range(4)]
     noisy = isinstance(policy.population, NormNoise)
     probe = backend.with_sampling(SamplingConfig(max_new_tokens=TOKENS, max_rows=backend.sampling.max_rows))
     with far_apart(policy, prompts[0], minds[:2]) if noisy else nullcontext():

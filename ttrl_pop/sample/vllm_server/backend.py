@@ -9,6 +9,7 @@ What differs from `vllm`:
    it the same rollout, as far as rounding lets it.
 """
 
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from typing import Any, ClassVar
@@ -110,7 +111,7 @@ class VllmServerBackend(Backend):
         alone = copy(self)
         alone.servers = self.servers.alone(server)
         try:
-            self_test(alone)
+            self_test(alone, secrets.token_hex(8))
         except EngineError as error:
             raise EngineError(f"{server.client.url}: {error}") from error
 

@@ -164,4 +164,5 @@ def _until_busy(server: Serving, run: subprocess.Popen[bytes], begun: Path) -> N
             if answered > before + 4:
                 return
         time.sleep(0.01)
-    raise AssertionError("the run was over before the server was killed")
+    assert run.stderr is not None
+    raise AssertionError(f"the run was over before the server was killed: {run.stderr.read().decode()}")
