@@ -160,7 +160,7 @@ def test_a_run_is_opened_looked_at_and_asked(trained: tuple[Path, Result]) -> No
     again = run.ask("Q: What is 2 times 3?\nA:", minds=5)
     assert again == tally
     # Another checkpoint has other weights.
-    earlier = ttrl_pop.open(trained[0] / "checkpoints" / "step_0002").ask("Q: What is 2 times 3?\nA:", minds=5)
+    earlier = ttrl_pop.open(trained[0] / "checkpoints" / "step_0001").ask("Q: What is 2 times 3?\nA:", minds=5)
     assert earlier.group.rollouts_G[0].logprobs != tally.group.rollouts_G[0].logprobs
     other = run.ask("Q: What is 5 times 5?\nA:", minds=2)
     assert other.group.rollouts_G[0].prompt_ids != tally.group.rollouts_G[0].prompt_ids

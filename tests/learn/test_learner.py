@@ -128,7 +128,8 @@ def test_the_gradient_equals_that_of_a_plain_implementation(loss: str, family: s
 @pytest.mark.parametrize("loss", LOSSES)
 def test_gradients_of_mu_sigma_and_lora_pass_finite_differences(loss: str) -> None:
     # GPT-2: its LayerNorm computes in float64 throughout; the RMSNorm of other families passes through float32.
-    session = tiny_session(tiny_policy("gpt2"), learn__loss=loss, learn__max_grad_norm=1e9, sampling__temperature=1.5)
+    policy = tiny_policy("gpt2", norm_noise(final_mu=True))
+    session = tiny_session(policy, learn__loss=loss, learn__max_grad_norm=1e9, sampling__temperature=1.5)
     tallies = tallies_of(session, problems=PROBLEMS[:2])
     caught = gradients(session, tallies)
     named = {**session.policy.adapter_parameters(), **session.policy.population_parameters()}
@@ -158,7 +159,8 @@ def test_only_replay_moves_sigma() -> None:
 
 
 def test_the_kl_to_the_prior_holds_the_population_open() -> None:
-    session = tiny_session(tiny_policy(warm=False), learn__kl_prior=2.0, learn__max_grad_norm=1e9)
+    policy = tiny_policy(population=norm_noise(final_mu=True), warm=False)
+    session = tiny_session(policy, learn__kl_prior=2.0, learn__max_grad_norm=1e9)
     with torch.no_grad():
         session.policy.population.mu.fill_(0.06)
         session.policy.population.log_sigma.sub_(0.5)

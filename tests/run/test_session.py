@@ -129,7 +129,7 @@ def test_the_options_of_plug_ins_are_written_out(tiny: Path) -> None:
         "scope": "sequence",
         "sites": "all",
         "decay": 1.0,
-        "final_mu": True,
+        "final_mu": False,
     }
     assert config.backend_options == {}
     assert opened(tiny, **{"backend_options.graphs": False}).config.backend_options == {"graphs": False}

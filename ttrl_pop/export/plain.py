@@ -4,7 +4,7 @@ A linear layer behind a norm computes W (Norm(x) + z) + b = W Norm(x) + (b + W z
 and have a bias, its offset goes into their biases; where the norm itself has one, it goes there. So all norms fold in
 families with biased LayerNorms (GPT-2, NeoX, Phi, OPT, …), and all but the one before the LM head in those whose
 linear layers can have biases: Llama's kind by its own switches, Qwen2's, Mistral's and Phi-3's when they are written as
-Llama. The head of these has no bias: runs with `population.options.final_mu = false` need none.
+Llama. The head of these has no bias, and needs none unless a run had `population.options.final_mu = true`.
 """
 
 from collections.abc import Callable, Mapping

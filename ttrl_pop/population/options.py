@@ -29,9 +29,9 @@ class NormNoiseOptions(Section):
     layers and the one before the LM head."""
     decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Factor on sigma after every step, beside what is learned of it; 1: none."""
-    final_mu: bool = True
-    """Whether mu of the norm before the LM head learns; without it (its noise stays) a trained model can be exported
-    as a plain folder where the head has no bias (`ttrl-pop export`)."""
+    final_mu: bool = False
+    """Whether mu of the norm before the LM head learns too; with it, no plain folder (`ttrl-pop export`) holds a
+    trained model whose head has no bias. The noise of that norm is there in both cases."""
 
 
 class LatentOptions(Section):
