@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 def test_an_experiment_leaves_neither_processes_nor_threads(is_left_early: bool) -> None:
     before = active_count()
     (first, *_) = REGIMES
-    events = experiment([first.after(1 if not is_left_early else 100_000)], [0])
+    events = experiment([first.after(1 if not is_left_early else 5_000)], [0])
     event = next(events)
     if is_left_early:
         events.close()

@@ -47,9 +47,9 @@ def test_a_dead_regime_is_called_dead_and_its_gap_is_not_given_as_a_worth() -> N
 
 
 def test_noise_and_letters_are_styled_apart_from_blanks() -> None:
-    *_, text = rendered(regime(row(fresh=["_" * 66])), 136).splitlines()
+    *_, text = rendered(regime(row(same=["K>_!" + "_" * 62])), 136).splitlines()
     pieces = [piece for piece in SGR.split(text) if piece.strip()]
-    assert pieces == ["K>", "_" * 20, "KKK", "!", "KKKK", "_" * 36, "_" * 66]
+    assert pieces == ["K>", "_", "!", "_" * 62, "L>", "_" * 50, "LLLLLLLL", "_" * 6]
 
 
 @pytest.mark.parametrize(("kappa", "said"), [(1 / 64, "1/64"), (0.125, "1/8"), (1.0, "1"), (8.0, "8")])
