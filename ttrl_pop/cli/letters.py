@@ -12,7 +12,7 @@ from ttrl_pop.cli.display.letters import fraction
 from ttrl_pop.cli.display.letters import regime as regime_shown
 from ttrl_pop.cli.printing import print_row
 from ttrl_pop.errors import UsageError
-from ttrl_pop.letters.experiment import Result, experiment
+from ttrl_pop.letters.experiment import TICK, Result, experiment
 from ttrl_pop.letters.regimes import REGIMES, Regime
 
 Tick = Callable[[Regime, int, int], None]
@@ -59,7 +59,8 @@ def _progress(quiet: bool) -> Iterator[Tick]:
     if not sys.stderr.isatty():
 
         def line(regime: Regime, seed: int, step: int) -> None:
-            if step % (regime.steps // 4 or 1) == 0 or step == regime.steps:
+            # Signs of life come some steps apart: the first one behind a quarter tells of it.
+            if step * 4 // regime.steps > (step - TICK) * 4 // regime.steps:
                 name = f"kappa {fraction(regime.kappa)}  seed {seed}"
                 print(f"{name}  step {step} of {regime.steps}", file=sys.stderr, flush=True)
 
