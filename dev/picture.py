@@ -42,7 +42,12 @@ def picture(record: RunRecord) -> str:
     for problem, visit in visits[: len(visits) * 3 // 4]:
         view.tally(_tally(problem, visit), visit.right)
     console.print(view)
-    made = console.export_svg(title="ttrl-pop run")
+    return svg(console, "ttrl-pop run")
+
+
+def svg(console: Console, title: str) -> str:
+    """What a recording console has printed, in a window of this title."""
+    made = console.export_svg(title=title)
     # A font from elsewhere would be asked for by whoever opens the picture; theirs will do.
     return re.sub(r"\s*@font-face \{.*?\}", "", made, flags=re.DOTALL)
 

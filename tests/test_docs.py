@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import typer.main
@@ -19,6 +20,7 @@ from test_architecture import FLOORS
 
 from ttrl_pop.cli.app import app
 from ttrl_pop.config import Config
+from ttrl_pop.letters.regimes import REGIMES
 from ttrl_pop.plugins import BUILT_IN, load
 from ttrl_pop.study.design import designed, read_study
 
@@ -35,6 +37,8 @@ GROUPS = {f"ttrl_pop.{kinds}" for kinds in ("populations", "backends", "graders"
 DEFAULT = re.compile(r"`([A-Za-z_]\w*(?:\.\w+)*) = ([^`]+)`")
 LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
 TREE_LINE = re.compile(r"( *)([\w.]+/?)  +\S.*")
+LETTERS = re.compile(r"!\[[^\]]*\]\((docs/letters\.svg)\)\n\n[^`]*`(ttrl-pop letters [^`]*)`")
+"""The picture of the letters experiment, and the first command below it."""
 RECIPE = re.compile(
     r"^```python\n(.*?)^```\n\n    PYTHONPATH=\. ttrl-pop ((?:[^\n]*\\\n)*[^\n]*)$", re.MULTILINE | re.DOTALL
 )
@@ -313,3 +317,31 @@ def test_the_page_of_a_study_of_texts_holds_its_figures() -> None:
     assert "| minds minus temperature | -2.00 | +0.500 ± 0.100 | +0.700 ± 0.000 | above |" in page.measured(
         {"command": "c", "on": "today"}, [*rows, equal]
     )
+
+
+def test_the_picture_of_the_letters_is_of_the_rows_that_were_measured() -> None:
+    letters = importlib.import_module("dev.letters")
+    rows = letters.measured()
+    made = letters.picture(rows)
+    assert (ROOT / "docs" / "letters.svg").read_text() == f"{made}\n", "python -m dev.letters > docs/letters.svg"
+    assert [row["kappa"] for row in rows] == [1 / 64, 1 / 8, 1.0, 8.0]
+    drawn = "".join(ElementTree.fromstring(made).itertext())
+    for row in rows:
+        assert len(row["same"]) == len(row["fresh"]) >= 5
+    assert drawn.count("dead:") == sum(not row["alive"] for row in rows)
+    assert len(made) < 100_000
+    assert re.findall(r"(?:href|src|url)[=(]\W*(?:https?:)?//", made) == [], "a picture asks for nothing"
+
+
+def test_the_command_below_the_picture_of_the_letters_is_the_one_that_was_run() -> None:
+    ((picture, command),) = LETTERS.findall(README.read_text())
+    assert (ROOT / picture).is_file()
+    name, *arguments = shlex.split(command.partition(" > ")[0])[1:]
+    commands: Any = typer.main.get_command(app)
+    parsed = commands.commands[name].make_context(name, arguments).params
+    rows = importlib.import_module("dev.letters").measured()
+    assert {row["seed"] for row in rows} == {parsed["seed"]}
+    assert parsed["seeds"] == 1
+    assert {row["kappa"]: row["steps"] for row in rows} == {regime.kappa: regime.steps for regime in REGIMES}
+    assert not parsed["kappa"]
+    assert parsed["steps"] is None

@@ -5,16 +5,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
 
 from ttrl_pop.cli import interrupts
 from ttrl_pop.cli.display.console import console_on
+from ttrl_pop.cli.display.letters import fraction
+from ttrl_pop.cli.display.letters import regime as regime_shown
 from ttrl_pop.cli.printing import print_row
 from ttrl_pop.errors import UsageError
-from ttrl_pop.letters.experiment import Result, experiment
+from ttrl_pop.letters.experiment import TICK, Result, experiment
 from ttrl_pop.letters.regimes import REGIMES, Regime
-from ttrl_pop.text import safe
 
 Tick = Callable[[Regime, int, int], None]
 """(regime, seed, step): how far a regime is."""
@@ -37,14 +36,9 @@ def letters(kappas: Sequence[float], first_seed: int, seeds: int, steps: int | N
             if not isinstance(event, Result):
                 tick(event.regime, event.seed, event.step)
             elif is_table:
-                console_on(sys.stdout).print(_table(event))
+                console_on(sys.stdout).print(regime_shown(event.row()))
             else:
                 print_row(event.row())
-
-
-def fraction(kappa: float) -> str:
-    """`1/64` for 0.015625, `8` for 8."""
-    return f"1/{1 / kappa:g}" if kappa < 1 else f"{kappa:g}"
 
 
 def _named(kappas: Sequence[float]) -> Sequence[Regime]:
@@ -65,7 +59,8 @@ def _progress(quiet: bool) -> Iterator[Tick]:
     if not sys.stderr.isatty():
 
         def line(regime: Regime, seed: int, step: int) -> None:
-            if step % (regime.steps // 4 or 1) == 0 or step == regime.steps:
+            # Signs of life come some steps apart: the first one behind a quarter tells of it.
+            if step * 4 // regime.steps > (step - TICK) * 4 // regime.steps:
                 name = f"kappa {fraction(regime.kappa)}  seed {seed}"
                 print(f"{name}  step {step} of {regime.steps}", file=sys.stderr, flush=True)
 
@@ -83,23 +78,3 @@ def _progress(quiet: bool) -> Iterator[Tick]:
             progress.update(bars[key], completed=step)
 
         yield bar
-
-
-def _table(result: Result) -> Table:
-    """Texts as in the paper's figure 4, texts of one code beside texts of fresh ones, under a line of figures."""
-    (at, found), *_ = result.agreements.items()
-    costs = result.costs
-    head = Text.assemble(
-        (f"κ = {fraction(result.regime.kappa)} bits a token", "bold"),
-        f"   seed {result.seed}   "
-        + (f"gap {costs.gap_bits:.1f} bits a text" if not costs.is_dead else "dead: the code is not used")
-        + f"   at temperature {at:g}: well-formed {found.well_formed:.2f}, same place {found.near_same:.2f} of one code"
-        f" and {found.near_other:.2f} of others, same noise {found.correlation_same:.2f} and"
-        f" {found.correlation_other:.2f}",
-    )
-    table = Table(title=head, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("one code", no_wrap=True)
-    table.add_column("a fresh code each", no_wrap=True)
-    for same, fresh in zip(result.same, result.fresh, strict=True):
-        table.add_row(Text(safe(same, 66), style="blue"), Text(safe(fresh, 66), style="green"))
-    return table

@@ -113,10 +113,13 @@ def experiment(regimes: Sequence[Regime], seeds: Sequence[int], processes: int |
             yield from _told(news)
             for future in done:
                 yield future.result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    except BaseException:
         for process in active_children():  # what is still being trained is of no use any more
             process.terminate()
+        raise
+    finally:
+        # Waiting for it: a pool that is taken down beside the interpreter finds its pipes closed, and says so.
+        pool.shutdown(cancel_futures=True)
 
 
 _news: Any = None
