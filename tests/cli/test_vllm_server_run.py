@@ -19,7 +19,7 @@ START = Callable[..., Any]
 
 @pytest.fixture
 def servers(place: Path, tmp_path: Path) -> Iterator[list[FakeVllm]]:
-    name = load_config(place / "c.toml").model
+    name = load_config(place / "c.toml", {}).model
     policies = [
         Policy(load_model(name, "cpu", "float32"), norm_noise(0.3), LoraConfig(rank=2), seed=0) for _ in range(2)
     ]
