@@ -1,6 +1,7 @@
 """Problems held out move nothing but their own figures; a run that is settled ends; one that collapses falls back."""
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from ttrl_pop.sample.backend import Request, Weights
 from ttrl_pop.store import checkpoint, files
 from ttrl_pop.store.directory import MANIFEST, RunDirectory
 from ttrl_pop.train import train
-from ttrl_pop.types import AnswerKey, ProblemSet, Rollout, StepReport
+from ttrl_pop.types import AnswerKey, ProblemSet, Rollout, StepReport, Tally
 
 SETTINGS: dict[str, Any] = {
     "steps": 4,
@@ -170,20 +171,23 @@ def final(session: Session, run: RunDirectory) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("stop", [1, 3, 6])
 def test_a_run_until_labels_are_settled_ends_early_and_resumes_to_the_byte(tmp_path: Path, stop: int) -> None:
-    whole, parted = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "parted")
-    session = settling()
-    steps = [e.step for e in train(session, whole, Progress()) if isinstance(e, StepReport)]
+    whole, left, killed = (RunDirectory(tmp_path / name) for name in ("whole", "left", "killed"))
+    steps = [e.step for e in train(settling(), whole, Progress()) if isinstance(e, StepReport)]
     assert 6 < len(steps) < 15
-    events = train(settling(), parted, Progress())
+    done, events = 0, train(settling(), left, Progress())
     for event in events:
-        if isinstance(event, StepReport) and event.step == stop:
+        done = event.step if isinstance(event, StepReport) else done
+        if done == stop and isinstance(event, Tally):
             break
+    # In the middle of a step: what a killed process leaves, and one that could tidy up.
+    shutil.copytree(left.path, killed.path, symlinks=True)
     events.close()
-    second = settling()
-    list(train(second, parted, resume(parted, second)))
-    assert not unlike(left_by(whole.path), left_by(parted.path))
-    for tensor, again in zip(final(settling(), whole), final(settling(), parted), strict=True):
-        assert torch.equal(tensor, again)
+    for parted in (left, killed):
+        second = settling()
+        list(train(second, parted, resume(parted, second)))
+        assert not unlike(left_by(whole.path), left_by(parted.path))
+        for tensor, again in zip(final(settling(), whole), final(settling(), parted), strict=True):
+            assert torch.equal(tensor, again)
 
 
 def test_a_run_that_settles_with_problems_held_out_goes_on_to_the_byte(model: str, tmp_path: Path) -> None:
