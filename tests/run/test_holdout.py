@@ -87,8 +87,19 @@ STILL: dict[str, Any] = {
 """A run in which nothing moves."""
 
 
-@pytest.mark.parametrize("more", [{"steps": 4, "baseline": True}, STILL], ids=["learning", "settling"])
-def test_problems_held_out_move_nothing_that_is_trained(model: str, tmp_path: Path, more: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("more", "steps", "verdict"),
+    [
+        ({"steps": 4, "baseline": True}, 4, "too early to tell"),
+        # Every problem is visited in every step, and settled after the fourth.
+        (STILL, 4, "too early to tell"),
+        ({**STILL, "guard": {}}, 7, "settled"),
+    ],
+    ids=["learning", "settling", "still"],
+)
+def test_problems_held_out_move_nothing_that_is_trained(
+    model: str, tmp_path: Path, more: dict[str, Any], steps: int, verdict: str
+) -> None:
     ends = []
     for number, gold in enumerate((None, "56", "7")):
         settings = {**SETTINGS, **more, "problems_per_step": 4}
@@ -99,7 +110,8 @@ def test_problems_held_out_move_nothing_that_is_trained(model: str, tmp_path: Pa
         out = tmp_path / str(number)
         list(train_run(rows(TRAINED), model=model, out=str(out), **settings))
         ends.append(left_by(out))
-    assert len(ends[0]["metrics"]) == 4, "the one that settles ends after its fourth visit of each problem"
+    assert len(ends[0]["metrics"]) == steps
+    assert json.loads(ends[0]["verdict.json"])["verdict"] == verdict
     for end in ends[1:]:
         assert not unlike(ends[0], end)
 
