@@ -374,17 +374,20 @@ def test_minds_are_shared_by_the_problems_of_a_step_and_new_in_each(run: RunDire
     assert not set(minds[0]) & set(minds[3])
 
 
-def test_best_follows_agreement(run: RunDirectory) -> None:
-    scripts = iter([lambda i: f" {i}\n", lambda i: " 4\n", lambda i: f" {i % 3}\n", lambda i: f" {i}\n"])
+def test_best_is_the_soundest_checkpoint_and_not_that_of_highest_agreement(run: RunDirectory) -> None:
+    # How many of a problem's four minds give its first answer; the rest answer 4.
+    faithful = iter([3, 3, 2, 0])
 
     class Changing(ScriptedBackend):
         def rollouts(self, *asked: Any) -> Any:
-            self.script = next(scripts)
+            count = next(faithful)
+            self.script = lambda i: f" {10 + i // 4}\n" if i % 4 < count else " 4\n"
             return super().rollouts(*asked)
 
-    session = tiny_session(steps=4, backend=Changing, checkpoint__keep=2)
-    list(train(session, run, Progress()))
-    # The rollouts of step 2, all agreeing, were written by the policy that step 1 saved.
+    session = tiny_session(steps=4, backend=Changing, checkpoint__keep=2, problems_per_step=6)
+    reports = [event for event in train(session, run, Progress()) if isinstance(event, StepReport)]
+    assert [report.metrics["vote/agreement"] for report in reports] == [0.75, 0.75, 0.5, 1.0]
+    # The rollouts of step 2, most of which agree on the first answers, were written by the policy that step 1 saved.
     assert (run.path / "best").resolve() == run.checkpoint(1).resolve()
     assert sorted(p.name for p in run.checkpoints.iterdir()) == ["step_0001", "step_0003", "step_0004"]
 

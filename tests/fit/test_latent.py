@@ -62,6 +62,13 @@ def test_a_fit_is_the_same_each_time_and_gold_answers_do_not_enter_it(level: str
     assert not torch.equal(latent_of(other).directions, first.directions)
 
 
+def test_problems_held_out_do_not_enter_a_fit() -> None:
+    alone, beside = (replace(session_of(), problems=PROBLEMS[:4]) for _ in range(2))
+    beside = replace(beside, held=replace(beside, problems=PROBLEMS[4:]))
+    assert fitted(alone) == fitted(beside)
+    assert torch.equal(latent_of(alone).directions, latent_of(beside).directions)
+
+
 def test_a_fit_does_not_depend_on_how_many_completions_a_forward_holds() -> None:
     one, other = session_of(), session_of()
     groups = groups_of(one)

@@ -1,7 +1,8 @@
-"""Problems held out never enter a group, a vote that trains, or calibration; a run that collapses falls back."""
+"""Problems held out move nothing but their own figures; a run that is settled ends; one that collapses falls back."""
 
 import json
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,18 @@ import torch
 from fakes import PROBLEMS, ScriptedBackend, save_tiny, tiny_session
 
 from ttrl_pop.api.training import train as train_run
+from ttrl_pop.config_file import load_config
 from ttrl_pop.learn.learner import Learner
+from ttrl_pop.read.problems import fingerprint
 from ttrl_pop.run.progress import Progress, fall_back, load_history, resume
-from ttrl_pop.run.session import Session
+from ttrl_pop.run.session import Session, open_session
+from ttrl_pop.run.survey import survey
 from ttrl_pop.run.verdict import judge
 from ttrl_pop.sample.backend import Request, Weights
-from ttrl_pop.store import files
-from ttrl_pop.store.directory import RunDirectory
+from ttrl_pop.store import checkpoint, files
+from ttrl_pop.store.directory import MANIFEST, RunDirectory
 from ttrl_pop.train import train
-from ttrl_pop.types import Rollout, StepReport
+from ttrl_pop.types import AnswerKey, ProblemSet, Rollout, StepReport, Tally
 
 SETTINGS: dict[str, Any] = {
     "steps": 4,
@@ -39,10 +43,33 @@ def rows(problems: Sequence[Any], gold: str = "56") -> list[dict[str, str]]:
     return [{"id": p.id, "prompt": p.prompt, "answer": gold} for p in problems]
 
 
-def trained_bytes(out: Path, step: int = 4) -> list[bytes]:
-    last = RunDirectory(out).checkpoint(step)
-    names = ("adapter/adapter_model.safetensors", "population.safetensors", "optimizer.safetensors", "problems.jsonl")
-    return [(last / name).read_bytes() for name in names] + [(out / "calibration.json").read_bytes()]
+def beside_the_measured(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Figures of steps but for times and those of problems held out."""
+    return [{key: row[key] for key in row if not key.startswith(("time/", "holdout/"))} for row in rows]
+
+
+def left_by(out: Path) -> dict[str, Any]:
+    """All that a run leaves behind, of its last checkpoint, but for times, what was told and problems held out."""
+    run = RunDirectory(out)
+    last = run.checkpoint(checkpoint.latest(run) or 0)
+    files_of_run = [path for path in out.iterdir() if path.is_file() and not path.name.startswith("holdout.")]
+    kept = [*files_of_run, *(out / "rollouts").iterdir(), *(path for path in last.rglob("*") if path.is_file())]
+    # The seals of these hold what is left out here.
+    apart = {run.log, run.environment, run.identity, run.config, last / MANIFEST, run.metrics, last / run.metrics.name}
+    found: dict[str, Any] = {str(path.relative_to(out)): path.read_bytes() for path in kept if path not in apart}
+    figures = [beside_the_measured(files.read_lines(path)) for path in (run.metrics, last / run.metrics.name)]
+    assert figures[0] == figures[1]
+    best = out / "best"
+    return found | {"metrics": figures[0], "best": best.resolve().name if best.exists() else None}
+
+
+def holdout_figures(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: row[key] for key in row if key.startswith("holdout/")}
+
+
+def unlike(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Names of what differs."""
+    return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
 
 
 @pytest.fixture(scope="module")
@@ -50,25 +77,51 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(save_tiny(tmp_path_factory.mktemp("model")))
 
 
-def test_problems_held_out_move_nothing_that_is_trained(model: str, tmp_path: Path) -> None:
+STILL: dict[str, Any] = {
+    "steps": 7,
+    "guard": {"until_settled": True},
+    "sampling": {"max_new_tokens": 3, "temperature": 0.01},
+    "learn": {"lr": 1e-9, "population_lr": 1e-9, "mask_truncated": False, "lora": {"rank": 2}},
+    "population": {"options": {"sigma": 1e-6}},
+}
+"""A run in which nothing moves."""
+
+
+@pytest.mark.parametrize(
+    ("more", "steps", "verdict"),
+    [
+        ({"steps": 4, "baseline": True}, 4, "too early to tell"),
+        # Every problem is visited in every step, and settled after the fourth.
+        (STILL, 4, "too early to tell"),
+        ({**STILL, "guard": {}}, 7, "settled"),
+    ],
+    ids=["learning", "settling", "still"],
+)
+def test_problems_held_out_move_nothing_that_is_trained(
+    model: str, tmp_path: Path, more: dict[str, Any], steps: int, verdict: str
+) -> None:
     ends = []
     for number, gold in enumerate((None, "56", "7")):
-        settings = dict(SETTINGS)
+        settings = {**SETTINGS, **more, "problems_per_step": 4}
         if gold is not None:
             held = tmp_path / f"held{number}.jsonl"
             held.write_text("".join(json.dumps(row) + "\n" for row in rows(HELD[: 3 - number], gold)))
             settings |= {"holdout": str(held), "eval_every": 2}
         out = tmp_path / str(number)
         list(train_run(rows(TRAINED), model=model, out=str(out), **settings))
-        ends.append([*trained_bytes(out), (out / "answers.jsonl").read_bytes()])
-    assert ends[0] == ends[1] == ends[2]
+        ends.append(left_by(out))
+    assert len(ends[0]["metrics"]) == steps
+    assert json.loads(ends[0]["verdict.json"])["verdict"] == verdict
+    for end in ends[1:]:
+        assert not unlike(ends[0], end)
 
 
 @pytest.mark.parametrize("labels", ["minds", "base", "average"])
 def test_problems_held_out_are_in_no_group_no_vote_and_no_state(model: str, tmp_path: Path, labels: str) -> None:
-    out = tmp_path / "run"
-    settings = {**SETTINGS, "vote": {"grader": "exact", "labels": labels}, "holdout": 0.34, "eval_every": 3}
-    list(train_run(rows(PROBLEMS), model=model, out=str(out), **settings))
+    out, alone = tmp_path / "run", tmp_path / "alone"
+    guard = {"flip_scaling": True, "keep_minorities": True, "skip_risky": True}
+    settings = {**SETTINGS, "vote": {"grader": "exact", "labels": labels}, "guard": guard}
+    list(train_run(rows(PROBLEMS), model=model, out=str(out), **settings, holdout=0.34, eval_every=3))
     run = RunDirectory(out)
     held, trained = ({row["id"] for row in files.read_lines(path)} for path in (run.holdout, run.problems))
     assert len(held) == 2
@@ -81,6 +134,18 @@ def test_problems_held_out_are_in_no_group_no_vote_and_no_state(model: str, tmp_
     assert {row["id"] for row in files.read_lines(run.holdout_answers)} == held
     measured = [row["step"] for row in files.read_lines(run.metrics) if "holdout/agreement" in row]
     assert measured == [1, 4]
+    list(train_run(rows([p for p in PROBLEMS if p.id in trained]), model=model, out=str(alone), **settings))
+    assert not unlike(left_by(out), left_by(alone)), "a run on the others alone ends otherwise"
+
+
+def test_no_rollout_of_a_problem_held_out_is_rewarded(model: str) -> None:
+    asked = {"model": model, "problems.form": "raw", "sampling.max_new_tokens": 3, "population.options.sigma": 0.1}
+    config = load_config(None, {**asked, "vote.grader": "exact", "vote.reward": "coin", "population.minds": 3})
+    parts = [ProblemSet(part, AnswerKey({}), fingerprint(part), "rows") for part in (TRAINED, HELD)]
+    session = open_session(config, parts[0], adapter=True, held=parts[1])
+    assert session.held is not None
+    assert all(tally.rewards_G for tally in survey(session))
+    assert not any(tally.rewards_G for tally in survey(session.held))
 
 
 def test_without_gold_the_label_free_measures_are_there(model: str, tmp_path: Path) -> None:
@@ -107,7 +172,8 @@ class Settling(ScriptedBackend):
 
 
 def settling() -> Session:
-    return tiny_session(backend=Settling, steps=30, problems_per_step=6, guard__until_settled=True)
+    # Five of six problems a step: which ones depends on how far the run is.
+    return tiny_session(backend=Settling, steps=30, problems_per_step=5, guard__until_settled=True)
 
 
 def final(session: Session, run: RunDirectory) -> list[torch.Tensor]:
@@ -117,22 +183,43 @@ def final(session: Session, run: RunDirectory) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("stop", [1, 3, 6])
 def test_a_run_until_labels_are_settled_ends_early_and_resumes_to_the_byte(tmp_path: Path, stop: int) -> None:
-    whole, parted = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "parted")
-    session = settling()
-    steps = [e.step for e in train(session, whole, Progress()) if isinstance(e, StepReport)]
+    whole, left, killed = (RunDirectory(tmp_path / name) for name in ("whole", "left", "killed"))
+    steps = [e.step for e in train(settling(), whole, Progress()) if isinstance(e, StepReport)]
     assert 6 < len(steps) < 15
-    events = train(settling(), parted, Progress())
+    done, events = 0, train(settling(), left, Progress())
     for event in events:
-        if isinstance(event, StepReport) and event.step == stop:
+        done = event.step if isinstance(event, StepReport) else done
+        if done == stop and isinstance(event, Tally):
             break
+    # In the middle of a step: what a killed process leaves, and one that could tidy up.
+    shutil.copytree(left.path, killed.path, symlinks=True)
     events.close()
-    second = settling()
-    list(train(second, parted, resume(parted, second)))
-    for name in ("adapter/adapter_model.safetensors", "population.safetensors", "state.json", "problems.jsonl"):
-        one, other = ((run.checkpoint(len(steps)) / name).read_bytes() for run in (whole, parted))
-        assert one == other
-    for tensor, again in zip(final(settling(), whole), final(settling(), parted), strict=True):
-        assert torch.equal(tensor, again)
+    for parted in (left, killed):
+        second = settling()
+        list(train(second, parted, resume(parted, second)))
+        assert not unlike(left_by(whole.path), left_by(parted.path))
+        for tensor, again in zip(final(settling(), whole), final(settling(), parted), strict=True):
+            assert torch.equal(tensor, again)
+
+
+def test_a_run_that_settles_with_problems_held_out_goes_on_to_the_byte(model: str, tmp_path: Path) -> None:
+    vote = {"grader": "exact", "labels": "base"}
+    settings = {**SETTINGS, **STILL, "vote": vote, "problems_per_step": 3, "holdout": 0.34, "eval_every": 1}
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    list(train_run(rows(PROBLEMS), model=model, out=str(whole), **settings))
+    run = train_run(rows(PROBLEMS), model=model, out=str(parted), **settings)
+    next(iter(run))
+    run.close()
+    list(train_run(resume=str(parted), quiet=True))
+    assert not unlike(left_by(whole), left_by(parted))
+    figures, again = (
+        [holdout_figures(row) for row in files.read_lines(out / "metrics.jsonl")] for out in (whole, parted)
+    )
+    assert figures == again
+    assert 4 < len(figures) < 7
+    assert all(figures)
+    for name in ("holdout.jsonl", "holdout.gold.jsonl", "holdout.answers.jsonl"):
+        assert (whole / name).read_bytes() == (parted / name).read_bytes()
 
 
 class Collapsing(ScriptedBackend):

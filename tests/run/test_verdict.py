@@ -56,10 +56,12 @@ def test_each_way_that_a_run_can_go(made: list[dict[str, Any]], history: History
     assert judge(made, history, moved, 1).kind == kind
 
 
-def test_gold_answers_have_no_say() -> None:
+def test_gold_answers_and_problems_held_out_have_no_say() -> None:
     made = rows(RISING, [0.5] * 8, [0.4, 0.3, 0.2])
-    told = [{**row, "rollout/accuracy": 0.0, "vote/label_accuracy": 0.0, "holdout/accuracy": 0.0} for row in made]
-    assert judge(told, MOVED, 0.4, 1) == judge(made, MOVED, 0.4, 1)
+    figures = ("rollout/accuracy", "vote/label_accuracy", "holdout/accuracy", "holdout/agreement", "holdout/abstained")
+    for told in ([{**row, **dict.fromkeys(figures, share)} for row in made] for share in (0.0, 1.0)):
+        assert judge(told, MOVED, 0.4, 1) == judge(made, MOVED, 0.4, 1)
+        assert [*map(soundness, told)] == [*map(soundness, made)]
 
 
 def test_labels_no_longer_move_once_every_problem_was_seen_often_enough_without_a_flip() -> None:

@@ -44,7 +44,8 @@ def soundness(metrics: Metrics) -> float:
     """How much a policy is to be trusted, from 0 to 1, by the figures of the step whose rollouts it wrote: the share of
     votes for the first labels, times the share of labels that did not flip.
 
-    Agreement has no part in it: minds that agree on an answer that none of them gave at first count for nothing.
+    Minds that agree on an answer that was not the first label count for nothing. At a problem's first visit there is
+    nothing else to go by, and it is agreement.
     """
     first, flips = metrics.get("vote/first_label"), metrics.get("vote/flip_rate")
     return (first or 0.0) * (1.0 - (flips or 0.0))
