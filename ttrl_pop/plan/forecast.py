@@ -207,9 +207,11 @@ def seconds(part: Part, config: Config, forwards: Forwards, prompts: work.Prompt
     reading = speed.read.fixed * trees / prompts.per_forward + speed.read.each * trees * prompts.packed
     waves, rest = divmod(per_call, min(slots, per_call))
     writing = (new - 1) * (waves * speed.decode.at(min(slots, per_call)) + (speed.decode.at(rest) if rest else 0.0))
-    spent = calls * (reading + speed.draw.each * per_call + writing)
+    # Logits are made of so many states at once, each time by all weights of the output layer.
+    drawing = speed.draw.at(forwards.logits) / forwards.logits
+    spent = calls * (reading + drawing * per_call + writing)
     if part.name == "calibration":
-        spent += _calibrating(part, config, prompts, speed)
+        spent += _calibrating(part, config, prompts, speed, drawing)
     if part.learns and speed.learn is not None and speed.score is not None:
         # A KL to the base model skips no group.
         share = 1.0 if config.learn.kl else TEACHING
@@ -220,12 +222,16 @@ def seconds(part: Part, config: Config, forwards: Forwards, prompts: work.Prompt
     return spent
 
 
-def _calibrating(part: Part, config: Config, prompts: work.Prompts, speed: Speed) -> float:
-    """Seconds in which minds read what the base model has written."""
+def _calibrating(part: Part, config: Config, prompts: work.Prompts, speed: Speed, drawing: float) -> float:
+    """Seconds in which minds read what the base model has written.
+
+    Args:
+        drawing: seconds of the logits of a state.
+    """
     measured = min(LONGEST, config.sampling.max_new_tokens)
     # The base model reads once, minds at every sigma.
     readings = (EVALUATIONS * MINDS + 1) * part.problems
-    return readings * (speed.read.each * (prompts.mean + measured) + 2 * speed.draw.each * measured)
+    return readings * (speed.read.each * (prompts.mean + measured) + 2 * drawing * measured)
 
 
 def _small_policy(
