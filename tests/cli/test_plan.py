@@ -1,8 +1,11 @@
 """`--plan`: as much is planned as is then done, nothing is written, and no weight is read."""
 
+import gc
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -99,6 +102,33 @@ def test_nothing_is_written_and_no_weight_is_read(
         assert found["memory"]["peak"]["bytes"] == sum(found["memory"][size]["bytes"] for size in SIZES[:-1])
         assert ("disk" in found) is (command == "run")
     work.chmod(0o700)
+
+
+COUNTED = """
+import gc, sys
+collected = []
+gc.callbacks.append(lambda phase, info: collected.append(phase))
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "ttrl_pop.plan.forecast":
+            self.before = len(collected)
+sys.meta_path.insert(0, watch := Watch())
+from ttrl_pop.cli import plan
+print("torch" in sys.modules)
+plan._forecasts()
+print(len(collected) - watch.before, gc.isenabled(), gc.get_freeze_count() > 100_000, "torch" in sys.modules)
+"""
+
+
+def test_libraries_are_loaded_once_and_never_looked_through_for_garbage() -> None:
+    told = subprocess.run([sys.executable, "-c", COUNTED], capture_output=True, text=True, check=True).stdout
+    assert told.split() == ["False", "0", "True", "True", "True"]
+
+
+def test_what_a_program_holds_already_stays_subject_to_collection(place: Path) -> None:
+    before = gc.get_freeze_count()
+    planned("run", place / "p.jsonl", "--config", place / "c.toml")
+    assert (gc.get_freeze_count(), gc.isenabled()) == (before, True)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -11,7 +11,7 @@ from fakes import FAMILIES, norm_noise, save_tiny, tiny_model
 from ttrl_pop.config import LoraConfig
 from ttrl_pop.kernels import install
 from ttrl_pop.kernels.memory import limit_bytes
-from ttrl_pop.model.load import load_model, outline_model
+from ttrl_pop.model.load import LoadedModel, load_model, outline_model
 from ttrl_pop.model.policy import Policy, with_adapter
 from ttrl_pop.model.size import policy_size
 from ttrl_pop.model.thin import thin
@@ -20,20 +20,36 @@ from ttrl_pop.population.base import NoPopulation
 CPU = torch.device("cpu")
 
 
+def vocabulary(model: LoadedModel) -> int:
+    return int(model.network.config.get_text_config().vocab_size)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_layer_of_it_is_a_layer_of_the_model(family: str) -> None:
     model = tiny_model(family)
-    one = thin(model, 1, CPU)
+    one = thin(model, 1, vocabulary(model), CPU)
     policy = Policy(one, norm_noise(), LoraConfig(rank=2))
     assert 2 * policy.cache_bytes_per_token == Policy(model, NoPopulation(NoPopulation.Options())).cache_bytes_per_token
     whole = {name: p.shape for name, p in tiny_model(family).network.named_parameters()}
-    own = {name: p.shape for name, p in thin(model, 1, CPU).network.named_parameters()}
+    own = {name: p.shape for name, p in thin(model, 1, vocabulary(model), CPU).network.named_parameters()}
     assert own.items() < whole.items()
     assert len({name.split(".")[2] for name in own if ".layers." in name or ".h." in name}) == 1
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_part_of_the_vocabulary_is_enough_for_a_policy(family: str) -> None:
+    model = tiny_model(family)
+    few = vocabulary(model) // 2
+    for settings in (model.network.config, model.network.config.get_text_config()):
+        settings.pad_token_id = few
+    network = Policy(thin(model, 1, few, CPU), norm_noise(), LoraConfig(rank=2)).network
+    assert len(network.get_output_embeddings().weight) == len(network.get_input_embeddings().weight) == few
+    assert model.network.config.pad_token_id == few, "the model itself stays as it is"
+
+
 def test_weights_that_are_one_stay_one() -> None:
-    network = thin(tiny_model(), 1, CPU).network
+    model = tiny_model()
+    network = thin(model, 1, vocabulary(model), CPU).network
     assert network.get_output_embeddings().weight is network.get_input_embeddings().weight
 
 

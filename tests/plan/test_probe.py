@@ -9,6 +9,7 @@ import torch
 from fakes import norm_noise, tiny_policy
 
 from ttrl_pop.config_file import load_config
+from ttrl_pop.model.size import PolicySize
 from ttrl_pop.plan import probe
 from ttrl_pop.plan.probe import Line, line_through, measure_speed, measured
 from ttrl_pop.plan.work import Forwards
@@ -74,11 +75,16 @@ def test_sizes_stop_growing_before_the_time_is_over(
     assert sizes_and_line(monkeypatch, 1600, seconds, busy)[0] == expected
 
 
-def speed(policy: Any, learns: bool = True, layers: int = 2, **overrides: Any) -> probe.Speed:
+def speed(
+    policy: Any, learns: bool = True, layers: int = 2, wider: int = 1, first: int = 3, **overrides: Any
+) -> probe.Speed:
+    """Of a policy with `layers` layers and a vocabulary that is `wider` times as large; prompts begin with a number."""
     settings = {"population.minds": 4, "sampling.max_new_tokens": 5}
     config = load_config(None, {**settings, **{key.replace("__", "."): value for key, value in overrides.items()}})
-    prompts = [tuple(range(3, 12)), tuple(range(3, 14))]
-    return measure_speed(policy, config, Forwards(2048, 64, 128), layers, prompts, slots=8, learns=learns, seconds=0.0)
+    prompts = [tuple(range(first, first + length)) for length in (9, 11)]
+    vocabulary = wider * policy.network.config.get_text_config().vocab_size
+    size = PolicySize(layers, 0, vocabulary, weights=0, merged=0, laid_out=0, trained=0)
+    return measure_speed(policy, config, Forwards(2048, 64, 128), size, prompts, slots=8, learns=learns, seconds=0.0)
 
 
 def test_bytes_are_those_of_all_layers() -> None:
@@ -87,6 +93,23 @@ def test_bytes_are_those_of_all_layers() -> None:
     assert twenty.cache_bytes == 10 * two.cache_bytes
     assert twenty.kept_bytes == pytest.approx(10 * two.kept_bytes)
     assert two.kept_bytes > 0
+
+
+def test_lines_count_as_often_as_the_whole_has_layers_and_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "measured", lambda *_: Line(1.0, 2.0))
+    monkeypatch.setattr(probe._Probe, "packing", lambda _: 0.25)
+    monkeypatch.setattr(probe._Probe, "ending", lambda _: 0.5)
+    found = speed(tiny_policy(), layers=20, wider=3)
+    assert found.draw == found.score == Line(3.0, 6.0)
+    assert found.read == found.learn == Line(10.0, 20.25)
+    assert found.decode == Line(10.0 + 3.0, 20.0 + 6.0 + 0.5)
+
+
+def test_prompts_may_have_tokens_that_a_part_of_the_vocabulary_has_not() -> None:
+    found = speed(tiny_policy(), wider=1000, first=50_000)
+    assert found.read.at(10) > 0
+    assert found.learn is not None
+    assert found.learn.at(10) > 0
 
 
 def test_what_a_token_leaves_is_what_one_more_token_adds() -> None:

@@ -1,8 +1,11 @@
 """`--plan`: what a command would do, printed; nothing is written, and no weight is read."""
 
+import gc
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -14,12 +17,14 @@ from ttrl_pop.cli.inputs import ReadingInputs, RunInputs
 from ttrl_pop.cli.printing import print_row, print_rows
 from ttrl_pop.config import Config
 from ttrl_pop.config_file import dump_config
-from ttrl_pop.plan.forecast import Forecast, forecast_survey, forecast_training
 from ttrl_pop.run.workload import workload
 from ttrl_pop.study.cells import with_rollouts
 from ttrl_pop.study.design import Study
 from ttrl_pop.text import safe
 from ttrl_pop.types import ProblemSet
+
+if TYPE_CHECKING:
+    from ttrl_pop.plan.forecast import Forecast
 
 LONGEST = 4096
 """Characters of a notice."""
@@ -32,7 +37,7 @@ def plan_run(given: RunInputs, as_json: bool, quiet: bool) -> None:
         UsageError: it would refuse this.
     """
     held = len(given.held.problems) if given.held else 0
-    _print(forecast_training(given.config, given.problems, held), as_json, quiet)
+    _print(_forecasts().forecast_training(given.config, given.problems, held), as_json, quiet)
 
 
 def plan_study(study: Study, problems: ProblemSet, as_json: bool, quiet: bool) -> None:
@@ -41,19 +46,20 @@ def plan_study(study: Study, problems: ProblemSet, as_json: bool, quiet: bool) -
     Raises:
         UsageError: it would refuse this.
     """
-    found: dict[str, Forecast] = {}
-    alike: dict[str, Forecast] = {}
+    forecasts = _forecasts()
+    found: dict[str, "Forecast"] = {}
+    alike: dict[str, "Forecast"] = {}
     for arm, config in study.arms.items():
         config = _with_rollouts_of(config, study.arms.get(study.equal_tokens.get(arm, "")), len(problems.problems))
         # Whatever is paid for, the work is the same: measured once, it does not differ by what else the machine did.
         work = dump_config(config.model_copy(update={"vote": config.vote.model_copy(update={"reward": "majority"})}))
         if work not in alike:
-            alike[work] = forecast_training(config, problems)
+            alike[work] = forecasts.forecast_training(config, problems)
         found[arm] = alike[work]
     rows = [_over_seeds(arm, forecast, study) for arm, forecast in found.items()]
     rollouts = sum(row["rollouts"] for row in rows)
     _print(
-        Forecast(
+        forecasts.Forecast(
             work=tuple({**row, "share": row["rollouts"] / rollouts} for row in rows),
             memory=max((forecast.memory for forecast in found.values()), key=lambda memory: sum(memory.values())),
             disk={arm: study.seeds * sum(forecast.disk.values()) for arm, forecast in found.items()},
@@ -64,7 +70,7 @@ def plan_study(study: Study, problems: ProblemSet, as_json: bool, quiet: bool) -
     )
 
 
-def _over_seeds(arm: str, forecast: Forecast, study: Study) -> dict[str, Any]:
+def _over_seeds(arm: str, forecast: "Forecast", study: Study) -> dict[str, Any]:
     """The work of an arm, as a part of the study's."""
     *_, whole = (row for row in forecast.rows() if row["kind"] == "work")
     sums = {key: study.seeds * whole[key] for key in ("rollouts", "prompt_tokens", "new_tokens")}
@@ -94,11 +100,34 @@ def plan_sample(given: ReadingInputs, as_json: bool, quiet: bool) -> None:
 
 def _print_survey(given: ReadingInputs, parts: Sequence[str], as_json: bool, quiet: bool) -> None:
     adapter = given.run is not None
-    found = forecast_survey(given.config, given.problems, parts, adapter, given.noise, given.rewards)
+    found = _forecasts().forecast_survey(given.config, given.problems, parts, adapter, given.noise, given.rewards)
     _print(found, as_json, quiet)
 
 
-def _print(found: Forecast, as_json: bool, quiet: bool) -> None:
+def _forecasts() -> ModuleType:
+    """What looks, loaded when it is asked for."""
+    with _growing():
+        from ttrl_pop.plan import forecast
+    return forecast
+
+
+@contextmanager
+def _growing() -> Iterator[None]:
+    """While libraries are loaded: what they make stays, and is not looked through for garbage, then or later, which
+    would take a fifth of a look."""
+    if "torch" in sys.modules:
+        # What is here then is a program's that has done other things, and some of it may be garbage.
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def _print(found: "Forecast", as_json: bool, quiet: bool) -> None:
     rows = list(found.rows())
     if as_json:
         for row in rows:

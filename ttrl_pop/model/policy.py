@@ -126,7 +126,9 @@ def with_adapter(network: nn.Module, lora: LoraConfig, seed: int) -> Any:
         # What it derives for experts' fused parameters it looks for among modules too.
         warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
         torch.manual_seed(randomness.seed("lora", seed))
+        # Of a network without numbers none are drawn either.
+        outline = next(network.parameters()).is_meta
         try:
-            return peft.get_peft_model(network, settings)
+            return peft.get_peft_model(network, settings, low_cpu_mem_usage=outline)
         except (ValueError, re.error) as error:
             raise UsageError(f"learn.lora.targets {lora.targets!r}: {str(error).splitlines()[0]}") from error

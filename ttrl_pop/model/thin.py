@@ -1,6 +1,9 @@
 """A few layers of a model with made-up weights: as wide as it is, and so as fast a layer, but quickly made and small.
 
-Simplification: the first layers stand for all of them.
+Simplifications:
+
+1. The first layers stand for all of them.
+2. The first tokens of the vocabulary stand for all of it.
 """
 
 import copy
@@ -16,11 +19,12 @@ BLOCK = 2**20
 """Random numbers that weights are filled with, again and again."""
 
 
-def thin(outline: LoadedModel, layers: int, device: torch.device) -> LoadedModel:
-    """The first `layers` layers of a model whose network need hold no numbers, with made-up ones on `device`.
+def thin(outline: LoadedModel, layers: int, vocabulary: int, device: torch.device) -> LoadedModel:
+    """The first `layers` layers, and first `vocabulary` tokens, of a model whose network need hold no numbers, with
+    made-up ones on `device`.
 
     Raises:
-        Exception: whatever a family has against fewer layers.
+        Exception: whatever a family has against fewer layers or tokens.
     """
     quiet_transformers()
     config = copy.deepcopy(outline.network.config)
@@ -31,6 +35,11 @@ def thin(outline: LoadedModel, layers: int, device: torch.device) -> LoadedModel
         if isinstance(value, list | tuple) and len(value) == total:
             setattr(text, key, value[:layers])
     text.num_hidden_layers = layers
+    text.vocab_size = vocabulary
+    for settings in (config, text):
+        # Embeddings refuse a padding token that they do not have.
+        if (getattr(settings, "pad_token_id", None) or 0) >= vocabulary:
+            settings.pad_token_id = None
     dtype: torch.dtype = next(outline.network.parameters()).dtype
     with torch.device("meta"):
         network = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)

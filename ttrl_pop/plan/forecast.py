@@ -43,6 +43,10 @@ ENCODED = 256
 EVALUATIONS = 3
 """Sigmas that a calibration tries, about."""
 
+ROOM = 2**27
+"""Bytes of layers that are measured on a CPU, and half as many of embeddings: well above what a cache holds, and made
+in tenths of a second."""
+
 TEACHING = 2 / 3
 """Share of the groups from which a step learns, about: in the others all rollouts are paid alike (dev/LOG.md)."""
 
@@ -163,7 +167,7 @@ def _forecast(
         most = max(min(part.batch, part.problems) * part.votes for part in parts)
         memory = CACHE_SHARE * limit_bytes(device)
         slots = min(most, slots_in(memory, longest, per_token, config.sampling.max_rows))
-        speed = measure_speed(small, config, forwards, size.layers, chunk, slots, learns)
+        speed = measure_speed(small, config, forwards, size, chunk, slots, learns)
     rollouts = sum(part.rollouts for part in parts)
     rows = tuple(
         {
@@ -203,9 +207,11 @@ def seconds(part: Part, config: Config, forwards: Forwards, prompts: work.Prompt
     reading = speed.read.fixed * trees / prompts.per_forward + speed.read.each * trees * prompts.packed
     waves, rest = divmod(per_call, min(slots, per_call))
     writing = (new - 1) * (waves * speed.decode.at(min(slots, per_call)) + (speed.decode.at(rest) if rest else 0.0))
-    spent = calls * (reading + speed.draw.each * per_call + writing)
+    # Logits are made of so many states at once, each time by all weights of the output layer.
+    drawing = speed.draw.at(forwards.logits) / forwards.logits
+    spent = calls * (reading + drawing * per_call + writing)
     if part.name == "calibration":
-        spent += _calibrating(part, config, prompts, speed)
+        spent += _calibrating(part, config, prompts, speed, drawing)
     if part.learns and speed.learn is not None and speed.score is not None:
         # A KL to the base model skips no group.
         share = 1.0 if config.learn.kl else TEACHING
@@ -216,21 +222,25 @@ def seconds(part: Part, config: Config, forwards: Forwards, prompts: work.Prompt
     return spent
 
 
-def _calibrating(part: Part, config: Config, prompts: work.Prompts, speed: Speed) -> float:
-    """Seconds in which minds read what the base model has written."""
+def _calibrating(part: Part, config: Config, prompts: work.Prompts, speed: Speed, drawing: float) -> float:
+    """Seconds in which minds read what the base model has written.
+
+    Args:
+        drawing: seconds of the logits of a state.
+    """
     measured = min(LONGEST, config.sampling.max_new_tokens)
     # The base model reads once, minds at every sigma.
     readings = (EVALUATIONS * MINDS + 1) * part.problems
-    return readings * (speed.read.each * (prompts.mean + measured) + 2 * speed.draw.each * measured)
+    return readings * (speed.read.each * (prompts.mean + measured) + 2 * drawing * measured)
 
 
 def _small_policy(
     outline: LoadedModel, population: Population, config: Config, adapter: bool, device: torch.device
 ) -> Policy | str:
     """A policy of a few layers of the model; why there is none."""
-    layers = min(LAYERS, int(outline.network.config.get_text_config().num_hidden_layers))
+    layers, vocabulary = _measured_part(outline, device)
     try:
-        small = thin(outline, layers, device)
+        small = thin(outline, layers, vocabulary, device)
     except Exception as error:
         # What a family does with fewer layers is anything, and so is how it fails.
         return f"the model does not take {layers} layers ({reason(error)})"
@@ -238,6 +248,18 @@ def _small_policy(
     if policy.population.lacks == "fit":
         return f"population {config.population.name} must be fitted first"
     return policy
+
+
+def _measured_part(outline: LoadedModel, device: torch.device) -> tuple[int, int]:
+    """Layers and tokens of the vocabulary that are measured: on a CPU few enough that it has them soon."""
+    network = outline.network
+    text = network.config.get_text_config()
+    layers, vocabulary = int(text.num_hidden_layers), int(text.vocab_size)
+    if device.type != "cpu":
+        return min(LAYERS, layers), vocabulary
+    ends = [network.get_input_embeddings().weight, network.get_output_embeddings().weight]
+    layer = sum(p.nbytes for p in network.parameters() if all(p is not end for end in ends)) // layers
+    return min(LAYERS, layers, max(1, ROOM // layer)), min(vocabulary, max(1, ROOM * vocabulary // ends[1].nbytes // 2))
 
 
 def _lacks_and_readers(small: Policy | str, config: Config, noise: bool) -> tuple[bool, int]:

@@ -2,12 +2,12 @@
 
 What is run is what runs later: decode steps on a cache, prompts packed into rows, micro-batches with their gradients.
 Each is timed at growing sizes, until the largest that comes or until its share of the time is spent; a line through the
-last two sizes tells the rest. Layers and what stands behind them are told apart, and layers count as often as the whole
-model has them.
+last two sizes tells the rest. Layers and what stands behind them are told apart: layers count as often as the whole
+model has them, and tokens of the vocabulary as often as the whole vocabulary has them.
 
 Simplifications:
 
-1. The first layers stand for all of them.
+1. The first layers stand for all of them, and the first tokens of a large vocabulary for all of it.
 2. Weights of few layers lie warmer in the cache than those of all.
 """
 
@@ -24,6 +24,7 @@ from ttrl_pop.config import Config
 from ttrl_pop.model.forward import recompute_layers
 from ttrl_pop.model.logprobs import selected_logprobs
 from ttrl_pop.model.policy import Policy
+from ttrl_pop.model.size import PolicySize
 from ttrl_pop.packing.pack import Branch, Pack, Tree, pack
 from ttrl_pop.plan.work import Forwards
 from ttrl_pop.sample.hf.backend import HfBackend
@@ -94,24 +95,26 @@ def measure_speed(
     policy: Policy,
     config: Config,
     forwards: Forwards,
-    layers: int,
+    size: PolicySize,
     prompts: Sequence[tuple[int, ...]],
     slots: int,
     learns: bool,
     seconds: float = SECONDS,
 ) -> Speed:
-    """Measure a policy of few layers as one of `layers`.
+    """Measure a policy of few layers as one of another size.
 
     Args:
+        size: that of the whole policy.
         prompts: some that will be asked.
         slots: rollouts that will be written together.
         learns: whether micro-batches are measured too.
     """
-    here = int(policy.network.config.get_text_config().num_hidden_layers)
+    text = policy.network.config.get_text_config()
+    factor, wider = size.layers / text.num_hidden_layers, size.vocabulary / text.vocab_size
     probe = _Probe(policy, config, prompts, forwards.logits)
-    factor, share = layers / here, seconds / (6 if learns else 4)
+    share = seconds / (6 if learns else 4)
     host = Line(0.0, probe.packing())
-    draw = measured(probe.draw, slots, share, policy.device)
+    draw = measured(probe.draw, slots, share, policy.device).times(wider)
     decode = measured(probe.decode, slots, share, policy.device)
     read = measured(probe.read, forwards.read, share, policy.device)
     learn = score = None
@@ -119,7 +122,7 @@ def measure_speed(
     if learns:
         if config.learn.checkpointing:
             recompute_layers(policy.network)
-        score = measured(probe.score, forwards.learn, share / 2, policy.device)
+        score = measured(probe.score, forwards.learn, share / 2, policy.device).times(wider)
         learn = measured(probe.learn, forwards.learn, share, policy.device).times(factor).plus(host)
         update = factor * probe.update()
         kept = factor * probe.kept_bytes()
@@ -193,10 +196,12 @@ class _Probe:
     def __init__(self, policy: Policy, config: Config, prompts: Sequence[tuple[int, ...]], logits: int) -> None:
         self.policy = policy
         self.config = config
-        self.prompts = prompts
+        known = policy.network.get_input_embeddings().weight.shape[0]
+        # A small part of a vocabulary has not all the tokens of a prompt, but as many others.
+        self.prompts = [tuple(token % known for token in prompt) for prompt in prompts]
         self.logits = logits
         self.minds = policy.population.spawn(config.seed, 0, config.population.minds)
-        self.pairs = [(mind, prompt) for mind, prompt in product(self.minds, prompts)]
+        self.pairs = [(mind, prompt) for mind, prompt in product(self.minds, self.prompts)]
         """Who reads what, in the order in which an engine takes them."""
 
     def decode(self, rows: int) -> tuple[int, Callable[[], object]]:
@@ -284,7 +289,9 @@ class _Probe:
 
     def update(self) -> float:
         """Seconds of an optimizer step of these layers, and of making anew what follows from the weights."""
-        row = self._packed(self._batch(64))
+        mind, prompt = self.pairs[0]
+        # What is made anew is made for one token too.
+        row = self._packed([Tree(prompt[:1], self.policy.population.reader(mind))])
         optimizer = torch.optim.AdamW(self._trained)
 
         @torch.no_grad()
