@@ -40,7 +40,7 @@ def test_several_processes_and_a_dying_server_change_no_byte(
     found = []
     for size, dies in ((1, False), (2, False), (1, True)):
         out = tmp_path / f"run-{size}-{dies}"
-        proof = iter(range(60))
+        proof = iter(range(30))
         if dies:
             # In the middle of a step: its self-test and some rollouts are behind it.
             servers[0].change = lambda answer, proof=proof: answer if next(proof, None) is not None else None

@@ -150,7 +150,7 @@ def test_a_run_goes_on_when_a_server_is_killed_in_the_middle_of_a_step(
     log = (tmp_path / "killed" / "run.log").read_text()
     assert f"{servers[1].url} " in log
     assert "its requests go to the others" in log
-    labels = [[(row["id"], row["label"]) for row in map(json.loads, text.splitlines())] for text in texts]
+    labels = [[(row["id"], row["answer"]) for row in map(json.loads, text.splitlines())] for text in texts]
     assert labels[0] == labels[1]
 
 
