@@ -392,6 +392,32 @@ def test_best_is_the_soundest_checkpoint_and_not_that_of_highest_agreement(run: 
     assert sorted(p.name for p in run.checkpoints.iterdir()) == ["step_0001", "step_0003", "step_0004"]
 
 
+@pytest.mark.parametrize("stop", [None, 3])
+def test_what_an_interruption_saves_between_two_checkpoints_is_never_the_best(
+    run: RunDirectory, stop: int | None
+) -> None:
+    faithful = iter([3, 3, 2, 3])
+
+    class Changing(ScriptedBackend):
+        def rollouts(self, *asked: Any) -> Any:
+            count = next(faithful)
+            self.script = lambda i: f" {10 + i // 4}\n" if i % 4 < count else " 4\n"
+            return super().rollouts(*asked)
+
+    settings: dict[str, Any] = {"steps": 4, "backend": Changing, "checkpoint__every": 2, "problems_per_step": 6}
+    events = train(tiny_session(**settings), run, Progress())
+    for event in events:
+        if isinstance(event, StepReport) and event.step == stop:
+            break
+    events.close()
+    if stop is not None:
+        # Its rollouts, in step 4, agree more on first answers than those of step 2 did.
+        assert run.checkpoint(stop).exists()
+        session = tiny_session(**settings)
+        assert len([*train(session, run, resume(run, session))]) > 1
+    assert (run.path / "best").resolve() == run.checkpoint(2).resolve()
+
+
 def test_a_planted_preference_grows(run: RunDirectory) -> None:
     """TinyLM learns end to end: gold reward for a capital, from chance to most."""
     session = tiny_session(

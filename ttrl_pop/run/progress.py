@@ -121,8 +121,10 @@ class Keeper:
 
     def _measured(self, step: int, found: float) -> None:
         """Note how sound the checkpoint of `step` is, which is known once its policy has been sampled."""
+        # What an interruption has saved between two is no candidate: a run that was never stopped has none there.
+        due = step % self.session.config.checkpoint.every == 0
         best = self.progress.best_step is None or found > self.progress.best_soundness
-        if best and self.run.checkpoint(step).exists():
+        if due and best and self.run.checkpoint(step).exists():
             self.progress.best_step, self.progress.best_soundness = step, found
             checkpoint.point_best(self.run, step)
 
