@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from fakes import PROBLEMS, ScriptedBackend, tiny_policy, tiny_session
+from fakes import PROBLEMS, ScriptedBackend, norm_noise, tiny_policy, tiny_session
 
 from ttrl_pop import randomness
 from ttrl_pop.errors import CollapseError, StaleRolloutError, UsageError
@@ -420,7 +420,9 @@ def test_what_an_interruption_saves_between_two_checkpoints_is_never_the_best(
 
 def test_a_planted_preference_grows(run: RunDirectory) -> None:
     """TinyLM learns end to end: gold reward for a capital, from chance to most."""
+    # With mu of the last norm, by which a model of few tokens learns most.
     session = tiny_session(
+        tiny_policy(population=norm_noise(final_mu=True)),
         steps=12,
         gold={p.id: "capital" for p in PROBLEMS},
         vote__reward="gold",

@@ -38,6 +38,7 @@ form = "raw"
 minds = 3
 [population.options]
 sigma = 0.3
+final_mu = true
 [sampling]
 max_new_tokens = 4
 temperature = 2.0

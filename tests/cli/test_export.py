@@ -20,7 +20,7 @@ from ttrl_pop.model.source import locate
 def plain_run(place: Path) -> Path:
     """A run whose mean mind folds into biases."""
     out = place / "plain"
-    run(place, out, "--gold", place / "gold.jsonl", "--quiet")
+    run(place, out, "--gold", place / "gold.jsonl", "--set", "population.options.final_mu=false", "--quiet")
     return out
 
 
