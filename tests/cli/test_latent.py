@@ -20,8 +20,10 @@ OPTIONS = "bits = 4\nrollouts = 4\nsteps = 4\nencoder_width = 16\nleast_gap = 0.
 def config(place: Path, tmp_path: Path) -> Path:
     """The configuration of the place, with latent minds."""
     text = (place / "c.toml").read_text()
-    assert "sigma = 0.3\n" in text
-    text = text.replace("sigma = 0.3\n", OPTIONS).replace("[population]\n", '[population]\nname = "latent"\n')
+    assert "sigma = 0.3\nfinal_mu = true\n" in text
+    text = text.replace("sigma = 0.3\nfinal_mu = true\n", OPTIONS).replace(
+        "[population]\n", '[population]\nname = "latent"\n'
+    )
     path = tmp_path / "latent.toml"
     path.write_text(text)
     return path
