@@ -207,6 +207,29 @@ def test_a_vote_asks_every_mind_as_a_survey_does(path: str) -> None:
     assert row["usage"] == {"prompt_tokens": 16, "completion_tokens": 24, "total_tokens": 40}
 
 
+def test_what_a_request_leaves_null_is_the_runs() -> None:
+    inner = Inner(echo)
+    body = {"model": "sums/vote", "prompt": "", "temperature": None, "max_tokens": None, "seed": None, "n": None}
+    assert ask(inner, TEXT, body)[0] == 200
+    assert {(each["max_tokens"], each["temperature"]) for _, each in inner.asked} == {(9, 0.8)}
+    assert inner.asked[0][1]["vllm_xargs"]["mind"] == spawned(3, randomness.OUTSIDE_TRAINING, 1)[0].seed
+
+
+@pytest.mark.parametrize("certain", range(8))
+def test_the_reply_is_what_the_surest_of_the_majority_has_written(certain: int) -> None:
+    """Also where he had no doubt at all: log 1 is 0."""
+    count = iter(range(8))
+
+    def answer(path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        number = next(count)
+        logprobs = {"token_logprobs": [0.0 if number == certain else -0.5]}
+        return 200, {"choices": [{"text": f"{number}: 7", "logprobs": logprobs, "finish_reason": "stop"}]}
+
+    _, row = ask(Inner(answer), TEXT, {"model": "sums/vote", "prompt": ""})
+    assert row["choices"][0]["text"] == f"{certain}: 7"
+    assert row["vote"]["label"] == "7"
+
+
 def test_a_vote_takes_the_settings_of_its_request() -> None:
     inner = Inner(echo)
     body = {"model": "sums/vote", "prompt": [5, 6], "temperature": 0, "max_tokens": 3, "seed": 8}

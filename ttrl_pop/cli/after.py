@@ -10,6 +10,9 @@ from ttrl_pop.cli.given import Given
 
 RUNS = "Run directory, or any path in one."
 RUNS_OR_STUDIES = f"{RUNS} Or a study's folder: the first run of each arm."
+Checkpoint = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Run directory (its newest checkpoint), RUN/best, or any checkpoint.")
+]
 Form = Literal["auto", "plain", "adapter", "code"]
 
 commands = typer.Typer(rich_markup_mode=None)
@@ -79,10 +82,7 @@ def view(
 
 @commands.command(short_help="One mind of a run as a model folder.")
 def export(
-    run: Annotated[
-        Path,
-        typer.Argument(metavar="RUN", help="Run directory (its newest checkpoint), RUN/best, or any checkpoint."),
-    ],
+    run: Checkpoint,
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder to be; must not exist yet, or be empty.")
     ],
@@ -134,10 +134,7 @@ def push(
 
 @commands.command(short_help="A run behind the OpenAI protocol.", context_settings={"ignore_unknown_options": True})
 def serve(
-    run: Annotated[
-        Path,
-        typer.Argument(metavar="RUN", help="Run directory (its newest checkpoint), RUN/best, or any checkpoint."),
-    ],
+    run: Checkpoint,
     more: Annotated[
         list[str] | None,
         typer.Argument(

@@ -54,7 +54,7 @@ class Names:
             await self._list(scope, receive, send)
         elif method == "POST" and path in (*WRITING, *READING):
             await self._go_on(scope, receive, send)
-        elif method == "POST" and str(path).startswith("/v1/") and path != "/v1/messages/count_tokens":
+        elif method == "POST" and str(path).startswith("/v1/"):
             await _refuse(send, 404, f"minds are not served at {path}; ask {', '.join(WRITING)}")
         else:
             await self.app(scope, receive, send)

@@ -48,6 +48,8 @@ def ballots(served: Served, body: dict[str, Any], chat: bool) -> Ballots:
     if not chat and not _is_one(body.get("prompt")):
         raise ValueError("a vote answers one prompt; send each prompt by itself")
     config = served.config
+    # What is null is not said.
+    body = {key: value for key, value in body.items() if value is not None}
     seed = body.get("seed", config.seed)
     if type(seed) is not int:
         raise ValueError(f"seed must be an integer, got {seed!r}")
@@ -94,7 +96,8 @@ def answer(served: Served, told: Tally, answers: Sequence[dict[str, Any]]) -> di
     answer."""
     rollouts = told.group.rollouts_G
     majority = told.clusters[0].members if told.clusters else range(len(rollouts))
-    chosen = max(majority, key=lambda member: (mean_logprob(rollouts[member]) or -math.inf, -member))
+    sure = [-math.inf if (mean := mean_logprob(rollout)) is None else mean for rollout in rollouts]
+    chosen = max(majority, key=lambda member: (sure[member], -member))
     reply: dict[str, Any] = json.loads(json.dumps(answers[chosen]))
     reply["model"] = f"{served.name}/vote"
     # Asked for here, not by the client.

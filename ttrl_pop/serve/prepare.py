@@ -12,7 +12,7 @@ from ttrl_pop.errors import UsageError
 from ttrl_pop.population.norm_noise import NormNoise
 from ttrl_pop.sample.vllm import policy_files
 from ttrl_pop.sample.vllm.backend import GAPS, noisy_sites
-from ttrl_pop.sample.vllm.options import RANKS
+from ttrl_pop.sample.vllm.options import room_for
 from ttrl_pop.sample.vllm.plugin import SETTINGS
 from ttrl_pop.serve.names import Served
 from ttrl_pop.store import identity
@@ -71,9 +71,12 @@ def prepare(
     if noise is not None:
         arguments += ["--additional-config", json.dumps({SETTINGS: {"folder": str(folder)}})]
     if lora is not None:
-        rank = next((rank for rank in RANKS if rank >= lora), None)
-        if rank is None:
-            raise UsageError(f"vLLM takes adapters of rank up to {RANKS[-1]}, got {lora}")
-        arguments += ["--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", f"{named}={folder / str(named)}"]
+        arguments += [
+            "--enable-lora",
+            "--max-lora-rank",
+            str(room_for(lora)),
+            "--lora-modules",
+            f"{named}={folder / str(named)}",
+        ]
     command = [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server", *arguments, *more]
     return Prepared(served, settings, command)

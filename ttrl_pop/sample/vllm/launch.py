@@ -17,7 +17,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from ttrl_pop import __version__
 from ttrl_pop.errors import UsageError
-from ttrl_pop.sample.vllm.options import RANKS, VllmOptions
+from ttrl_pop.sample.vllm.options import VllmOptions, room_for
 from ttrl_pop.sample.vllm.plugin import SETTINGS
 from ttrl_pop.sample.vllm.worker.worker import OWNER
 
@@ -80,10 +80,7 @@ def arguments(model: Model, options: VllmOptions, sleeps: bool) -> dict[str, Any
     if options.batch_tokens is not None:
         chosen["max_num_batched_tokens"] = options.batch_tokens
     if model.rank is not None:
-        rank = next((rank for rank in RANKS if rank >= model.rank), None)
-        if rank is None:
-            raise UsageError(f"backend vllm takes adapters of rank up to {RANKS[-1]}, got {model.rank}")
-        chosen |= {"enable_lora": True, "max_loras": 1, "max_cpu_loras": 1, "max_lora_rank": rank}
+        chosen |= {"enable_lora": True, "max_loras": 1, "max_cpu_loras": 1, "max_lora_rank": room_for(model.rank)}
     if on_cpu:
         chosen |= {"kv_cache_memory_bytes": int(options.cpu_cache * 2**30), "block_size": CPU_BLOCK}
     return {**chosen, **options.engine}

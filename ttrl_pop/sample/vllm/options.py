@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from ttrl_pop.config import Positive, Section
+from ttrl_pop.errors import UsageError
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks of adapters that vLLM makes room for."""
@@ -87,3 +88,15 @@ class VllmOptions(Section):
             if name in OURS:
                 raise ValueError(f"{name} is not yours to set: {OURS[name]}")
         return value
+
+
+def room_for(rank: int) -> int:
+    """The rank that vLLM makes room for where adapters have `rank`.
+
+    Raises:
+        UsageError: it is above all of them.
+    """
+    found = next((each for each in RANKS if each >= rank), None)
+    if found is None:
+        raise UsageError(f"vLLM takes adapters of rank up to {RANKS[-1]}, got {rank}")
+    return found

@@ -9,7 +9,7 @@ It changes nothing of an engine whose `--additional-config` does not name minds 
    says.
 """
 
-from functools import wraps
+from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +60,22 @@ def mind_of(extra: dict[str, Any] | None, settings: dict[str, Any]) -> tuple[str
         if name is not None:
             raise ValueError(f"this server has one population and no folder of others, got population {name!r}")
         return "", seed
-    from ttrl_pop.sample.vllm.policy_files import find
-
     if name is None:
         raise ValueError("a mind of this server needs a population: the name of a policy in its folder")
-    find(Path(settings["folder"]), name)
-    return name, seed
+    if not isinstance(name, str):
+        raise ValueError(f"a policy is named by a text, got {name!r}")
+    folder = Path(settings["folder"])
+    # What has been withdrawn is looked for again, and not found.
+    found = _found if (folder / name).is_dir() else _found.__wrapped__
+    return found(folder, name).name, seed
+
+
+@lru_cache(16)
+def _found(folder: Path, name: str) -> Path:
+    """The folder of a policy, whose files are read through once, and not for each of its requests."""
+    from ttrl_pop.sample.vllm.policy_files import find
+
+    return find(folder, name)
 
 
 def _configured(original: Any) -> Any:

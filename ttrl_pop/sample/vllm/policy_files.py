@@ -103,7 +103,7 @@ def read_population(folder: Path, name: str) -> NormNoise:
 
 def _flaw(folder: Path, name: str) -> str | None:
     """Why `name` is no policy in `folder`, in a line; None where it is one."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(name):
         return f"a policy is named {PREFIX} and 32 hexadecimal digits, got {name!r}"
     if not (folder / name).is_dir():
         return f"{name} is not in the folder of policies: does the server see the folder that the learner writes to?"
