@@ -33,7 +33,7 @@ Narrow = Literal["best", "worst"]
 worst it does not fall at all."""
 
 Cut = Literal["minds", "problems"]
-"""How rollouts become shards: by minds first, as the program does it, or by problems, to compare."""
+"""How rollouts become shards: by minds first, as the program has it where minds read for themselves, or by problems."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,17 +137,23 @@ class Step:
         return self.weights + self.sample + self.texts + self.vote + self.gradient + self.add + self.alone
 
 
-def rows_by_shard(problems: Sequence[Asked], count: int, cut: Cut = "minds") -> list[list[Row]]:
-    """The completions of each of `count` shards."""
-    members = len(problems[0].lengths)
+def rows_by_shard(problems: Sequence[Asked], count: int, cut: Cut = "minds", written: bool = False) -> list[list[Row]]:
+    """The completions of each of `count` shards.
+
+    Args:
+        written: whether it is known how long they are, as it is to the learner, whose shards are even by tokens.
+    """
+    rows = [
+        Row(number, member, asked.prompt, length)
+        for number, asked in enumerate(problems)
+        for member, length in enumerate(asked.lengths)
+    ]
+    if cut == "minds":
+        rows.sort(key=lambda row: (row.member, row.problem))
     found: list[list[Row]] = [[] for _ in range(count)]
-    for number, asked in enumerate(problems):
-        for member, length in enumerate(asked.lengths):
-            if cut == "minds":
-                shard = shards.shard_of(member, number, members, len(problems), count)
-            else:
-                shard = (number * members + member) * count // (members * len(problems))
-            found[shard].append(Row(number, member, asked.prompt, length))
+    costs = [row.prompt + row.length if written else 1 for row in rows]
+    for row, shard in zip(rows, shards.cut(costs, count), strict=True):
+        found[shard].append(row)
     return found
 
 
@@ -200,18 +206,15 @@ def step(
     Args:
         count: a power of two, no less than `gpus`.
     """
-    parts = rows_by_shard(problems, count, cut)
-    owned = [[parts[shard] for shard in shards.owned(rank, gpus, count)] for rank in range(gpus)]
+    owned, lessons = (
+        [[parts[shard] for shard in shards.owned(rank, gpus, count)] for rank in range(gpus)]
+        for parts in (rows_by_shard(problems, count, cut, known) for known in (False, True))
+    )
     written = [[sum(row.length for row in part) for part in own] for own in owned]
-    read = [[prompts(part) for part in own] for own in owned]
     wrote = [
-        sum(writing(part, rates, narrow) for part in own) + sum(seen) / rates.prefill
-        for own, seen in zip(owned, read, strict=True)
+        sum(writing(part, rates, narrow) for part in own) + sum(map(prompts, own)) / rates.prefill for own in owned
     ]
-    learned = [
-        sum(learning(new + seen, rates) for new, seen in zip(*pair, strict=True))
-        for pair in zip(written, read, strict=True)
-    ]
+    learned = [sum(learning(prompts(part) + sum(row.length for row in part), rates) for part in own) for own in lessons]
     tokens = sum(map(sum, written))
     votes = rates.vote * math.ceil(len(problems) / gpus)
     alone = rates.update + rates.report * tokens

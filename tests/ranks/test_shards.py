@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ttrl_pop.ranks.shards import enough_for, owned, shard_of, splits, total
+from ttrl_pop.ranks.shards import cut, enough_for, owned, splits, together, total
 
 
 @pytest.mark.parametrize("shards", [1, 2, 4, 8, 64])
@@ -32,12 +34,29 @@ def test_sums_of_several_processes_are_those_of_one_to_the_bit() -> None:
 def test_shards_are_even_and_a_mind_stays_together_where_there_are_enough(
     members: int, problems: int, shards: int
 ) -> None:
-    found = [[shard_of(m, p, members, problems, shards) for p in range(problems)] for m in range(members)]
-    counts = [sum(row.count(shard) for row in found) for shard in range(shards)]
-    assert sum(counts) == members * problems
-    assert max(counts) - min(counts) <= 1
-    if members % shards == 0:
-        assert all(len(set(row)) == 1 for row in found)
+    asked = [(problem, mind) for problem in range(problems) for mind in range(members)]
+    for read in ([(mind, problem) for problem, mind in asked], [("one for all", problem) for problem, _ in asked]):
+        order = together(read)
+        assert sorted(order) == [*range(len(asked))]
+        found = dict(zip(order, cut([1] * len(order), shards), strict=True))
+        counts = [[*found.values()].count(shard) for shard in range(shards)]
+        assert sum(counts) == members * problems
+        assert max(counts) - min(counts) <= 1
+        # What is read is read by one shard, or two where a border lies across it.
+        readings = {(found[i], *read[i]) for i in order}
+        assert len(readings) <= len({*read}) + shards - 1
+        if members % shards == 0 and read[0][0] == 0:
+            assert len({(found[i], asked[i][1]) for i in order}) == members
+
+
+@given(st.lists(st.integers(1, 1000), min_size=1, max_size=60), st.sampled_from([1, 2, 4, 8, 64]))
+def test_shards_lie_side_by_side_and_none_costs_more_than_its_share_and_an_item(costs: list[int], shards: int) -> None:
+    found = cut(costs, shards)
+    assert found == sorted(found)
+    assert set(found) <= {*range(shards)}
+    for shard in set(found):
+        spent = sum(cost for cost, each in zip(costs, found, strict=True) if each == shard)
+        assert spent <= sum(costs) / shards + max(costs)
 
 
 def test_shards_that_a_run_begins_with() -> None:

@@ -30,7 +30,7 @@ from ttrl_pop.model.replicas import tell
 from ttrl_pop.packing.budget import learner_tokens
 from ttrl_pop.ranks.orders import Counted, Differentiate, Learn
 from ttrl_pop.ranks.ranks import ALONE, Ranks
-from ttrl_pop.ranks.shards import shard_of, total
+from ttrl_pop.ranks.shards import cut, together, total
 from ttrl_pop.report.estimators import mean
 from ttrl_pop.types import Mind, Rollout, Tally, Update
 
@@ -227,17 +227,25 @@ class Learner:
         lengths = torch.tensor([len(rollout.completion_ids) for rollout, *_ in entries])
         token_weights = grpo.token_weights(lengths, options.loss, self.config.sampling.max_new_tokens).tolist()
         kept = [
-            (Sample(rollout, advantage, weight, self._shard(place, tallies)), place)
+            (Sample(rollout, advantage, weight), place)
             for (rollout, advantage, keep, place), weight in zip(entries, token_weights, strict=True)
             if keep and rollout.completion_ids
         ]
+        samples = [sample for sample, _ in kept]
+        self._share_out(samples)
         if self.ranks.leads:
             self.ranks.tell(Learn(self._described(kept, tallies)))
-        return [sample for sample, _ in kept], used, skipped
+        return samples, used, skipped
 
-    def _shard(self, place: Place, tallies: Sequence[Tally]) -> int:
-        number, member = place
-        return shard_of(member, number, len(tallies[0].group.rollouts_G), len(tallies), self.shards)
+    def _share_out(self, samples: Sequence[Sample]) -> None:
+        """Give each sample its shard: shards have about as many tokens to read, of prompts and completions."""
+        read = [(self._reader(sample), sample.rollout.prompt_ids) for sample in samples]
+        order, met, costs = together(read), set(), []
+        for i in order:
+            costs.append(len(samples[i].rollout.completion_ids) + (0 if read[i] in met else len(read[i][1])))
+            met.add(read[i])
+        for i, shard in zip(order, cut(costs, self.shards), strict=True):
+            samples[i].shard = shard
 
     def _described(
         self, kept: Sequence[tuple[Sample, Place]], tallies: Sequence[Tally]

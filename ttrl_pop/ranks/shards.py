@@ -1,10 +1,11 @@
 """A step, cut into shards, and their sums. Neither depends on how many processes there are.
 
-A shard holds some minds' rollouts of every problem. What is added over shards is added in one fixed binary tree, whose
-numbers are the same to the bit whoever adds which of them: a process owns one whole subtree.
+Rollouts that share a prompt and who reads it lie together, so that it is read by one shard. What is added over shards
+is added in one fixed binary tree, whose numbers are the same to the bit whoever adds which of them: a process owns one
+whole subtree.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar
 
 Part = TypeVar("Part")
@@ -15,14 +16,26 @@ def enough_for(size: int) -> int:
     return int(2 ** (size - 1).bit_length())
 
 
-def shard_of(member: int, problem: int, members: int, problems: int, shards: int) -> int:
-    """The shard of a rollout: minds are shared out before problems, as prompts of a mind are read together.
+def together(read: Sequence[tuple[Hashable, Hashable]]) -> list[int]:
+    """An order of rollouts in which those with one reader stand together, and of these those with one prompt.
 
     Args:
-        member: place of the rollout among the `members` of its group, which stand mind by mind.
-        problem: place of its problem among the `problems` of the step.
+        read: reader and prompt of each rollout.
     """
-    return (member * problems + problem) * shards // (members * problems)
+    readers = {reader: number for number, reader in enumerate(dict.fromkeys(reader for reader, _ in read))}
+    prompts = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompt for _, prompt in read))}
+    return sorted(range(len(read)), key=lambda i: (readers[read[i][0]], prompts[read[i][1]]))
+
+
+def cut(costs: Sequence[int], shards: int) -> list[int]:
+    """The shard of each item, all of which cost something: items that lie side by side, of about as much cost in all
+    for each shard."""
+    found, before, whole = [], 0, sum(costs)
+    for cost in costs:
+        # By the middle of an item: the one that lies across a border goes where more of it lies.
+        found.append((2 * before + cost) * shards // (2 * whole))
+        before += cost
+    return found
 
 
 def owned(rank: int, size: int, shards: int) -> range:

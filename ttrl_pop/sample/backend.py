@@ -90,6 +90,10 @@ class Backend(ABC):
         call for. An engine that shares the learner's weights and code calls for nothing."""
         return {}
 
+    def reader(self, request: Request) -> Mind | None:
+        """Who reads its prompt: of requests with one reader and one prompt it is read once, where the engine can."""
+        return None if request.mind is None else self.policy.population.reader(request.mind)
+
     def ended(self, ids: Sequence[int]) -> bool:
         """Whether a completion of these tokens has come to its end; its beginnings had not."""
         if ids[-1] in self.policy.model.eos_ids:

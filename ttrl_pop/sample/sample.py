@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from ttrl_pop.ranks.ranks import ALONE, Ranks
-from ttrl_pop.ranks.shards import shard_of
+from ttrl_pop.ranks.shards import cut, together
 from ttrl_pop.sample.backend import Backend, Request, Weights
 from ttrl_pop.types import Group, Mind, Problem, Rollout
 
@@ -43,10 +43,7 @@ def sample(
         for s in range(samples_per_mind)
     ]
     size = len(minds) * samples_per_mind
-    parts: list[list[int]] = [[] for _ in range(shards)]
-    for index in range(len(requests)):
-        number, member = divmod(index, size)
-        parts[shard_of(member, number, size, len(problems), shards)].append(index)
+    parts = _parts(backend, requests, shards)
     written = _written(backend, requests, [parts[shard] for shard in ranks.owned(shards)], weights)
     done = 0
     waiting: dict[int, dict[int, Rollout]] = {}
@@ -60,6 +57,15 @@ def sample(
             del waiting[number]
     if done < len(problems):
         raise RuntimeError(f"the backend left {len(problems) - done} of {len(problems)} problems without all rollouts")
+
+
+def _parts(backend: Backend, requests: Sequence[Request], shards: int) -> list[list[int]]:
+    """Numbers of the requests of each shard, in order. How long a rollout becomes nobody knows: all count alike."""
+    order = together([(backend.reader(request), request.prompt_ids) for request in requests])
+    parts: list[list[int]] = [[] for _ in range(shards)]
+    for index, shard in sorted(zip(order, cut([1] * len(order), shards), strict=True)):
+        parts[shard].append(index)
+    return parts
 
 
 def _written(

@@ -153,11 +153,8 @@ class HfBackend(Backend):
         attention, and the order of requests keeps the rollouts of a problem together."""
         trees: dict[tuple[object, ...], list[Writing]] = {}
         for writing in writings:
-            trees.setdefault((writing.request.prompt_ids, self._reader(writing.request)), []).append(writing)
+            trees.setdefault((writing.request.prompt_ids, self.reader(writing.request)), []).append(writing)
         return deque(sorted(trees.values(), key=lambda tree: (len(tree[0].request.prompt_ids), tree[0].index)))
-
-    def _reader(self, request: Request) -> Mind | None:
-        return None if request.mind is None else self.policy.population.reader(request.mind)
 
     def _write(self, waiting: deque[list[Writing]], slots: int, longest: int) -> Iterator[tuple[int, Rollout]]:
         """Write all of a wave, in `slots` slots of `longest` tokens; yield what is finished. After a failure what was
@@ -209,7 +206,7 @@ class HfBackend(Backend):
         taken: dict[Mind | None, list[list[Writing]]] = {}
         while waiting and len(waiting[0]) <= free:
             tree = waiting.popleft()
-            taken.setdefault(self._reader(tree[0].request), []).append(tree)
+            taken.setdefault(self.reader(tree[0].request), []).append(tree)
             free -= len(tree)
         return deque(chain(*taken.values()))
 
@@ -219,7 +216,7 @@ class HfBackend(Backend):
         trees: list[list[Writing]] = []
         while entering:
             request = entering[0][0].request
-            prompt = request.prompt_ids, self._reader(request)
+            prompt = request.prompt_ids, self.reader(request)
             if trees and not budget.fits(*prompt):
                 break
             budget.take(*prompt)
@@ -232,7 +229,7 @@ class HfBackend(Backend):
     ) -> tuple[Int[Tensor, "B 1"], Float[Tensor, "B 1"]]:
         """Read the prompts of `trees` into the slots from `first` on, and draw the first token of each rollout."""
         prompts = [tree[0].request for tree in trees]
-        packed = pack([Tree(request.prompt_ids, self._reader(request)) for request in prompts], self.policy.device)
+        packed = pack([Tree(request.prompt_ids, self.reader(request)) for request in prompts], self.policy.device)
         slots = []
         for tree in trees:
             slots.append(range(first, first + len(tree)))
