@@ -27,7 +27,7 @@ pytestmark = [
 
 def readme_commands() -> list[str]:
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    return [line for block in blocks for line in block.splitlines() if line.strip()]
+    return [line for block in blocks for line in block.splitlines() if line.strip() and not line.startswith("#")]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def rows(text: str) -> list[dict[str, Any]]:
 
 
 def test_a_real_model_improves_without_labels(place: Path) -> None:
-    run = place / "runs" / "times-table-1"
+    run = place / "runs" / "first"
     before, after = (rows((run / name).read_text()) for name in ("baseline.jsonl", "answers.jsonl"))
     assert rows((place / "answers.jsonl").read_text()) == after
     assert len(before) == len(after) == 24
@@ -74,12 +74,12 @@ def test_a_real_model_improves_without_labels(place: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 def test_where_memory_runs_out_the_same_is_written_and_learned(place: Path) -> None:
-    first = next(command for command in readme_commands() if command.startswith("ttrl-pop run")).split(" > ")[0]
+    first = next(command for command in readme_commands() if command.startswith("ttrl-pop run")).split(" --out")[0]
     flags = f"--gold examples/times-table.gold.jsonl{SMALL} --set learn.token_budget=4096 --out runs/limited"
     # 2 GB of it are gone once the model is loaded.
     done = shell(f"ulimit -v 2300000; {first} {flags}", place)
     assert done.returncode == 0, done.stderr
-    whole, limited = place / "runs" / "times-table-1", place / "runs" / "limited"
+    whole, limited = place / "runs" / "first", place / "runs" / "limited"
     assert (limited / "answers.jsonl").read_text() == (whole / "answers.jsonl").read_text()
     (expected,), (got,) = (rows((run / "metrics.jsonl").read_text()) for run in (whole, limited))
     assert got["learn/token_budget"] < 4096
