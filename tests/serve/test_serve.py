@@ -37,24 +37,35 @@ class Inner:
         self.cancelled = 0
         self.left = 0
         """Requests that had been cancelled soon after the reply, before the loop ended."""
+        self.key = b"Bearer k"
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if dict(scope["headers"])[b"authorization"] != self.key:
+            await send({"type": "http.response.start", "status": 401, "headers": []})
+            await send({"type": "http.response.body", "body": b'{"error": "Unauthorized"}'})
+            return
+        # Like vLLM: what is done for a request ends when its client leaves, not when whoever waits is cancelled.
+        handler = asyncio.ensure_future(self._handle(scope, receive, send))
+        await asyncio.wait((handler,))
+        if not handler.cancelled():
+            handler.result()
+
+    async def _handle(self, scope: Any, receive: Any, send: Any) -> None:
         content = b""
         if scope["method"] == "POST":
             message = await receive()
             content = message["body"]
             assert dict(scope["headers"])[b"content-length"] == str(len(content)).encode()
         body = json.loads(content or b"{}")
-        self.asked.append((scope["path"], body))
+        if scope["method"] == "POST":
+            self.asked.append((scope["path"], body))
         if body.get("prompt") == "wait":
-            try:
-                await receive()
-            except asyncio.CancelledError:
-                self.cancelled += 1
-                raise
+            assert (await receive())["type"] == "http.disconnect"
+            self.cancelled += 1
         status, row = self.answer(scope["path"], body)
         whole = json.dumps(row, separators=(",", ":")).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(whole)).encode())]
+        headers.append((b"access-control-allow-origin", b"*"))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         # As a stream has it: in parts.
         parts = (body.get("stream") and [whole[:20], whole[20:]]) or [whole]
@@ -67,7 +78,8 @@ def echo(path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     if path == "/v1/models":
         cards = [{"id": "sums/base", "parent": None, "max_model_len": 64}, {"id": POLICY, "parent": "sums/base"}]
         return 200, {"data": cards}
-    mind = (body.get("vllm_xargs") or {}).get("mind", 0)
+    extra = body.get("vllm_xargs")
+    mind = extra.get("mind", 0) if isinstance(extra, dict) else 0
     said = f"it is {mind % 2}"
     usage = {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
     if path == CHAT:
@@ -115,6 +127,8 @@ def ask(
     asyncio.run(answered())
     if not sent:
         return 0, None
+    if getattr(inner, "key", b"") == b"Bearer k":
+        assert dict(sent[0]["headers"]).get(b"access-control-allow-origin") == b"*"
     whole = b"".join(message["body"] for message in sent[1:])
     lengths = [value for key, value in sent[0]["headers"] if key == b"content-length"]
     assert lengths in ([], [str(len(whole)).encode()])
@@ -221,6 +235,8 @@ def test_the_reply_is_what_the_surest_of_the_majority_has_written(certain: int) 
     count = iter(range(8))
 
     def answer(path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if path != TEXT:
+            return echo(path, body)
         number = next(count)
         logprobs = {"token_logprobs": [0.0 if number == certain else -0.5]}
         return 200, {"choices": [{"text": f"{number}: 7", "logprobs": logprobs, "finish_reason": "stop"}]}
@@ -245,6 +261,9 @@ def test_a_vote_takes_the_settings_of_its_request() -> None:
         ({"prompt": "", "n": 2}, "leave n out"),
         ({"prompt": ["a", "b"]}, "one prompt"),
         ({"prompt": "", "seed": "x"}, "seed must be an integer"),
+        ({"prompt": "", "echo": True}, "leave echo out"),
+        ({"prompt": "", "vllm_xargs": "mind=7"}, "vllm_xargs must be an object"),
+        ({"prompt": "", "use_beam_search": True}, "leave use_beam_search out"),
     ],
 )
 def test_what_a_vote_cannot_give_is_refused(body: dict[str, Any], message: str) -> None:
@@ -254,8 +273,63 @@ def test_what_a_vote_cannot_give_is_refused(body: dict[str, Any], message: str) 
     assert message in row["error"]["message"]
 
 
+@pytest.mark.parametrize("name", ["sums", "sums/mind-7"])
+@pytest.mark.parametrize("wrong", [{"vllm_xargs": [7]}, {"vllm_xargs": "mind=7"}, {"use_beam_search": True, "n": 2}])
+def test_what_would_leave_a_mind_out_is_refused(name: str, wrong: dict[str, Any]) -> None:
+    inner = Inner(echo)
+    assert ask(inner, TEXT, {"model": name, "prompt": "", **wrong})[0] == 400
+    assert not inner.asked
+    assert ask(inner, TEXT, {"model": "sums/base", "prompt": "", **wrong})[0] == 200
+    assert inner.asked[0][1] == {"model": "sums/base", "prompt": "", **wrong}
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+def test_minds_write_by_the_runs_sampling_and_not_by_what_a_model_brings_along(path: str) -> None:
+    inner = Inner(echo)
+    assert ask(inner, path, {"model": "sums/vote", "prompt": "", "top_k": 5})[0] == 200
+    for _, body in inner.asked:
+        assert (body["top_k"], body["min_p"], body["repetition_penalty"], body["top_p"]) == (5, 0.0, 1.0, 1.0)
+    ask(inner, path, {"model": "sums/vote", "prompt": ""})
+    assert inner.asked[-1][1]["top_k"] == 0
+
+
+@pytest.mark.parametrize(("path", "asked"), [(CHAT, True), (TEXT, 5), (TEXT, 0)])
+def test_logprobs_are_given_to_those_who_ask(path: str, asked: Any) -> None:
+    inner = Inner(echo)
+    _, row = ask(inner, path, {"model": "sums/vote", "prompt": "", "logprobs": asked})
+    assert row["choices"][0]["logprobs"]
+    assert {body["logprobs"] for _, body in inner.asked} == {asked}
+    for nothing in ({}, {"logprobs": False}, {"logprobs": None}):
+        _, row = ask(inner, path, {"model": "sums/vote", "prompt": "", **nothing})
+        assert row["choices"][0]["logprobs"] is None
+        assert inner.asked[-1][1]["logprobs"] == (True if path == CHAT else 0)
+
+
+def test_what_an_engine_left_off_writing_has_no_vote() -> None:
+    def answer(path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        status, row = echo(path, body)
+        if path == TEXT and body["seed"] % 2:
+            row["choices"][0]["finish_reason"] = "abort"
+        return status, row
+
+    inner = Inner(answer)
+    status, row = ask(inner, TEXT, {"model": "sums/vote", "prompt": ""})
+    assert any(body["seed"] % 2 for _, body in inner.asked)
+    assert (status, row["error"]["type"]) == (503, "ServiceUnavailableError")
+
+
+@pytest.mark.parametrize("path", ["/v1/models", CHAT, TEXT, "/v1/messages", "/tokenize"])
+@pytest.mark.parametrize("body", [{"model": "x"}, {"model": "sums/vote", "n": 3}, b"a" * 100])
+def test_who_has_no_key_is_told_nothing(path: str, body: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "LARGEST", 10)
+    inner = Inner(echo)
+    inner.key = b"Bearer another"
+    assert ask(inner, path, None if path == "/v1/models" else body) == (401, {"error": "Unauthorized"})
+    assert not inner.asked
+
+
 def test_a_refusal_of_one_mind_is_the_votes() -> None:
-    inner = Inner(lambda path, body: (400, {"error": {"message": "too long"}}))
+    inner = Inner(lambda path, body: (400, {"error": {"message": "too long"}}) if path == TEXT else echo(path, body))
     assert ask(inner, TEXT, {"model": "sums/vote", "prompt": ""}) == (400, {"error": {"message": "too long"}})
 
 
@@ -279,8 +353,10 @@ def test_what_is_no_request_goes_to_vllm_which_says_so(content: bytes) -> None:
     seen: list[bytes] = []
 
     async def inner(scope: Any, receive: Any, send: Any) -> None:
-        seen.append((await receive())["body"])
-        await send({"type": "http.response.start", "status": 400, "headers": []})
+        if scope["method"] == "POST":
+            seen.append((await receive())["body"])
+        status = 400 if scope["method"] == "POST" else 200
+        await send({"type": "http.response.start", "status": status, "headers": []})
         await send({"type": "http.response.body", "body": b"{}"})
 
     assert ask(inner, TEXT, content) == (400, {})  # type: ignore[arg-type]

@@ -1,8 +1,8 @@
 """`ttrl-pop serve`: a run behind the OpenAI protocol, by vLLM's own server."""
 
 import importlib.util
+import json
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,7 +57,7 @@ def serve(
     place = folder or run_dir.path / FOLDER
     check_writable(place.absolute().parent, f"--folder {place}")
     from ttrl_pop.serve.app import SETTINGS
-    from ttrl_pop.serve.prepare import prepare
+    from ttrl_pop.serve.prepare import prepare, shown
 
     prepared = prepare(
         run_dir,
@@ -67,10 +67,11 @@ def serve(
         folder_of(place),
         ["--host", host, "--port", str(port), *more],
     )
-    shown = prepared.served.name
-    notice(f"serving {shown}, {shown}/vote, {shown}/base and {shown}/mind-SEED at http://{host}:{port}/v1")
-    notice(shlex.join(prepared.command))
-    os.environ[SETTINGS] = str(prepared.settings)
+    served = prepared.served
+    names = [served.name, f"{served.name}/vote", f"{served.name}/base", *([f"{served.name}/mind-SEED"] * served.noisy)]
+    notice(f"serving {', '.join(names)} at http://{host}:{port}/v1")
+    notice(shown(prepared.command))
+    os.environ[SETTINGS] = json.dumps(served.row())
     # vLLM reports to its makers unless told otherwise; that is for the user to ask for.
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     sys.stderr.flush()

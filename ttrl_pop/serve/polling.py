@@ -28,11 +28,25 @@ class Ballots:
     bodies: tuple[dict[str, Any], ...]
     minds: tuple[Mind, ...]
     chat: bool
+    logprobs: bool
+    """Whether the client asked for those of the reply."""
 
 
 def rules_of(served: Served) -> Rules:
     """How answers are voted on: as in the run, with nothing rewarded."""
     return build_rules(served.config.vote, rewards=False)
+
+
+def check_mindful(body: dict[str, Any]) -> None:
+    """What a request may not have that a mind is to answer.
+
+    Raises:
+        ValueError: with it no mind would.
+    """
+    if not isinstance(extra := body.get("vllm_xargs"), dict | None):
+        raise ValueError(f"vllm_xargs must be an object, got {extra!r}")
+    if body.get("use_beam_search"):
+        raise ValueError("beam search knows no minds; leave use_beam_search out, or ask NAME/base")
 
 
 def ballots(served: Served, body: dict[str, Any], chat: bool) -> Ballots:
@@ -45,6 +59,9 @@ def ballots(served: Served, body: dict[str, Any], chat: bool) -> Ballots:
         raise ValueError("a vote has no answer before all minds have written; leave stream out")
     if body.get("n") not in (None, 1):
         raise ValueError("a vote has one answer; leave n out")
+    if body.get("echo"):
+        raise ValueError("answers are read from what minds write, not from the prompt; leave echo out")
+    check_mindful(body)
     if not chat and not _is_one(body.get("prompt")):
         raise ValueError("a vote answers one prompt; send each prompt by itself")
     config = served.config
@@ -57,14 +74,20 @@ def ballots(served: Served, body: dict[str, Any], chat: bool) -> Ballots:
     problem = str(metadata["id"]) if isinstance(metadata, dict) and "id" in metadata else ASKED
     sampling = config.sampling
     longest = {"max_completion_tokens", "max_tokens"} & body.keys()
+    # A chat says whether, a completion how many.
+    asked = body.get("logprobs", False) is not False
     whole = {
+        # A model's own settings would stand in their place.
+        "top_k": 0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         **({} if longest else {"max_tokens": sampling.max_new_tokens}),
         **({"stop": list(sampling.stop)} if sampling.stop else {}),
         **{key: value for key, value in body.items() if key not in ("n", "stream", "seed", "metadata", "model")},
         # For votes that count as sure as they are.
-        "logprobs": True if chat else 0,
+        **({} if asked else {"logprobs": True if chat else 0}),
     }
     bodies, owners = [], []
     for each in spawned(seed, randomness.OUTSIDE_TRAINING, config.population.minds):
@@ -76,7 +99,12 @@ def ballots(served: Served, body: dict[str, Any], chat: bool) -> Ballots:
                 {**whole, "model": who.model, "seed": randomness.seed(*key), **({"vllm_xargs": extra} if extra else {})}
             )
             owners.append(each)
-    return Ballots(tuple(bodies), tuple(owners), chat)
+    return Ballots(tuple(bodies), tuple(owners), chat, asked)
+
+
+def given_up(answers: Sequence[dict[str, Any]]) -> bool:
+    """Whether the engine has left off in the middle of what a mind wrote, as one that is stopped or paused does."""
+    return any(answer["choices"][0]["finish_reason"] == "abort" for answer in answers)
 
 
 def tally(rules: Rules, given: Ballots, answers: Sequence[dict[str, Any]]) -> Tally:
@@ -91,7 +119,7 @@ def tally(rules: Rules, given: Ballots, answers: Sequence[dict[str, Any]]) -> Ta
     return vote(Group(problem, rollouts), rules)
 
 
-def answer(served: Served, told: Tally, answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def answer(served: Served, given: Ballots, told: Tally, answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The reply: what the surest of the majority has written, with the votes beside it; of all, where nobody has an
     answer."""
     rollouts = told.group.rollouts_G
@@ -100,8 +128,8 @@ def answer(served: Served, told: Tally, answers: Sequence[dict[str, Any]]) -> di
     chosen = max(majority, key=lambda member: (sure[member], -member))
     reply: dict[str, Any] = json.loads(json.dumps(answers[chosen]))
     reply["model"] = f"{served.name}/vote"
-    # Asked for here, not by the client.
-    reply["choices"][0]["logprobs"] = None
+    if not given.logprobs:
+        reply["choices"][0]["logprobs"] = None
     usages = [each.get("usage") or {} for each in answers]
     reply["usage"] = {
         key: sum(int(usage.get(key) or 0) for usage in usages)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,19 +10,19 @@ from pathlib import Path
 
 from ttrl_pop.config import Config
 from ttrl_pop.errors import UsageError
+from ttrl_pop.population.base import NoPopulation
 from ttrl_pop.population.norm_noise import NormNoise
 from ttrl_pop.sample.vllm import policy_files
-from ttrl_pop.sample.vllm.backend import GAPS, noisy_sites
+from ttrl_pop.sample.vllm.backend import GAPS
 from ttrl_pop.sample.vllm.options import room_for
-from ttrl_pop.sample.vllm.plugin import SETTINGS
+from ttrl_pop.sample.vllm.plugin import SETTINGS, WORKER
 from ttrl_pop.serve.names import Served
 from ttrl_pop.store import identity
 from ttrl_pop.store.directory import RunDirectory
-from ttrl_pop.store.files import write_atomic
 from ttrl_pop.store.trained import trained_policy
 
-SERVED = "served.json"
-"""File of what is served, in the folder of policies."""
+SETTLED = ("--model", "--served-model-name", "--additional-config", "--worker-cls", "--middleware", "--lora-modules")
+"""Arguments of vLLM by which minds and their names are served."""
 
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)
 
@@ -31,8 +32,6 @@ class Prepared:
     """What a server starts with."""
 
     served: Served
-    settings: Path
-    """File for `ttrl_pop.serve.app`."""
     command: list[str]
     """Python, and vLLM's server with its arguments."""
 
@@ -48,35 +47,61 @@ def prepare(
         more: further arguments of vLLM, which win over ours.
 
     Raises:
-        UsageError: the run's minds or its dtype are none that vLLM knows here, or its model is another one.
+        UsageError: the run's minds or its dtype are none that vLLM knows here, its model is another one, or one of
+            `more` is not to be given.
     """
+    for argument in more:
+        if argument.split("=")[0].replace("_", "-") in SETTLED:
+            raise UsageError(f"{argument} is what serve serves minds by; leave it out")
     if not _NAME.fullmatch(name):
         raise UsageError(f"--name must be letters, digits and . _ - between slashes, got {name!r}")
     policy = trained_policy(run, checkpoint, config, identity.load(run).model, "cpu")
-    noisy_sites(policy.population)
+    noise = policy.population if isinstance(policy.population, NormNoise) else None
+    if noise is not None and (noise.options.level, noise.options.scope) != ("sequence", "sequence"):
+        raise UsageError(
+            'serve knows minds whose noise is one for the whole sequence (level and scope "sequence"), got level '
+            f'"{noise.options.level}", scope "{noise.options.scope}"; ask this run by ttrl-pop sample'
+        )
+    if noise is None and not isinstance(policy.population, NoPopulation):
+        raise UsageError(f"serve knows the populations norm-noise and none, got {type(policy.population).__name__}")
     if policy.dtype_name not in GAPS:
         raise UsageError(f"serve runs models in {' or '.join(GAPS)}, got dtype {policy.dtype_name}")
-    noise = policy.population if isinstance(policy.population, NormNoise) else None
     lora = None if policy.adapter is None else policy.adapter.peft_config["default"].r
     known = noise is not None or lora is not None
     named = policy_files.publish(folder, policy.adapter, noise) if known else None
     served = Served(name, f"{name}/base", named, lora is not None, noise is not None, config)
-    settings = folder / SERVED
-    write_atomic(settings, (json.dumps(served.row(), indent=1) + "\n").encode())
     assert policy.model.source is not None
-    arguments = [
-        *("--model", policy.model.source, "--served-model-name", served.base, "--dtype", policy.dtype_name),
-        *("--middleware", "ttrl_pop.serve.app.Names", "--enable-prompt-tokens-details"),
-    ]
-    if noise is not None:
-        arguments += ["--additional-config", json.dumps({SETTINGS: {"folder": str(folder)}})]
-    if lora is not None:
-        arguments += [
-            "--enable-lora",
-            "--max-lora-rank",
-            str(room_for(lora)),
-            "--lora-modules",
-            f"{named}={folder / str(named)}",
-        ]
+    arguments = arguments_of(served, policy.model.source, policy.dtype_name, folder, lora)
     command = [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server", *arguments, *more]
-    return Prepared(served, settings, command)
+    return Prepared(served, command)
+
+
+def arguments_of(served: Served, model: str, dtype: str, folder: Path, rank: int | None) -> list[str]:
+    """What vLLM's server is started with.
+
+    Args:
+        rank: of the adapter; None without one.
+    """
+    found = [
+        *("--model", model, "--served-model-name", served.base, "--dtype", dtype),
+        *("--middleware", "ttrl_pop.serve.app.Names", "--enable-prompt-tokens-details"),
+        # Those that tokens are drawn from, as in a run.
+        *("--logprobs-mode", "processed_logprobs"),
+    ]
+    if served.noisy:
+        # Named here, the worker says so where vLLM did not load the plug-in that it needs.
+        found += ["--additional-config", json.dumps({SETTINGS: {"folder": str(folder)}}), "--worker-cls", WORKER]
+    if rank is not None:
+        found += ["--enable-lora", "--max-lora-rank", str(room_for(rank))]
+        found += ["--lora-modules", f"{served.policy}={folder / str(served.policy)}"]
+    return found
+
+
+def shown(command: Sequence[str]) -> str:
+    """A command as a shell takes it, without its keys."""
+    found, key = list[str](), False
+    for argument in command:
+        key = not argument.startswith("--") and key
+        found.append("***" if key else re.sub(r"^(--api[-_]key=).*", r"\1***", argument, flags=re.DOTALL))
+        key = key or argument in ("--api-key", "--api_key")
+    return shlex.join(found)
