@@ -1,5 +1,8 @@
 """`ttrl-pop demo`: the run of the example, from what comes with the program."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +35,32 @@ def test_it_trains_on_its_own_problems_with_its_own_settings(
     planned = rows_of(ttrl("demo", "--model", model, *small, "--plan", "--json", "--quiet").stdout)
     work = {row["part"]: row["rollouts"] for row in planned if row["kind"] == "work"}
     assert work == {"baseline": 48, "steps": 48, "answers": 48, "all": 144}
+
+
+@pytest.mark.slow
+def test_two_processes_answer_as_one_with_as_many_shards(place: Path, tmp_path: Path) -> None:
+    model = save_tiny(tmp_path / "tiny")
+    small = ["--model", model, "--steps", 1, "--minds", 2, "--set", "population.options.sigma=0.3"]
+    answers = []
+    for more in (["--set", "shards=2"], ["--ranks", 2]):
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "ttrl_pop",
+            "demo",
+            *small,
+            *more,
+            "--quiet",
+            "--out",
+            tmp_path / more[0],
+        ]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([*map(str, command)], cwd=tmp_path, env=environment, capture_output=True, timeout=300)
+        assert done.returncode == 0, done.stderr.decode()
+        answers.append(done.stdout)
+    assert answers[0] == answers[1]
+    assert answers[0].count(b"\n") == 24
 
 
 def test_where_the_model_is_missing_one_line_says_how_to_get_it(

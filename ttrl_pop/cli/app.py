@@ -298,10 +298,11 @@ def fit(
 
 
 @app.command(short_help="A small model teaches itself the times table.")
-@takes("model", "minds", "steps", "out", "seed", "set", "plan", "json", "quiet")
+@takes("model", "minds", "steps", "out", "seed", "set", "ranks", "plan", "json", "quiet")
 def demo(
     given: Given,
     out: Out = None,
+    ranks: Ranks = None,
     plan: Plan = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -311,6 +312,8 @@ def demo(
     Train the built-in model on 24 questions of the times table without their answers: a run like any other, of which
     problems, gold answers and settings come with the program. Minutes on a CPU.
     """
+    if ranks is not None and not plan:
+        launch.start(ranks)
     from ttrl_pop import demo as data
 
     # What a user has typed wins over the demo's own file.
