@@ -115,7 +115,7 @@ def test_minds_that_the_worker_could_not_draw_are_refused(
 
 def test_a_population_without_spread_or_of_some_norms_is_one(tmp_path: Path) -> None:
     still = of(lambda noise: noise.set_scale(0.0))
-    for noise in (still, norm_noise(0.3, sites="final"), norm_noise(0.3, spread="dim")):
+    for noise in (still, norm_noise(0.3, sites="last-third"), norm_noise(0.3, spread="dim")):
         if not noise.sites:
             noise.attach(tiny_network("llama"))
         name = policy_files.publish(tmp_path, None, noise)
