@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 
 from ttrl_pop.population.norm_noise import NormNoise
 from ttrl_pop.sample.vllm import policy_files
-from ttrl_pop.sample.vllm.plugin import Norms, by_seed, mind_of, norms_of
+from ttrl_pop.sample.vllm.plugin import Norms, by_seed, check_adapter, mind_of, norms_of
 
 NAME = "policy-" + "0" * 32
 
@@ -76,6 +77,19 @@ def test_the_files_of_a_policy_are_read_through_once_and_a_withdrawn_one_is_gone
     policy_files.withdraw(tmp_path, name)
     with pytest.raises(ValueError, match="does the server see the folder"):
         mind_of({"mind": 0, "population": name}, {"folder": str(tmp_path)}, norms)
+
+
+def test_an_adapter_that_has_been_withdrawn_is_refused(tmp_path: Path) -> None:
+    name = policy_files.publish(tmp_path, tiny_policy().adapter, None)
+    own, other = (SimpleNamespace(lora_path=str(path)) for path in (tmp_path / name, tmp_path / "other" / name))
+    settings = {"folder": str(tmp_path)}
+    check_adapter(own, settings)
+    policy_files.withdraw(tmp_path, name)
+    with pytest.raises(ValueError, match=f"{name} has been withdrawn"):
+        check_adapter(own, settings)
+    # What is not in the folder is not ours to judge.
+    for lora, given in ((None, settings), (other, settings), (own, {"sigma": 0.1})):
+        check_adapter(lora, given)
 
 
 def of(change: Callable[[NormNoise], object], family: str = "llama", width: int = 16) -> NormNoise:

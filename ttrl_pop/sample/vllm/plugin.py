@@ -109,6 +109,25 @@ def _check(folder: Path, name: str, norms: Norms) -> None:
         )
 
 
+def check_adapter(lora: Any, settings: dict[str, Any]) -> None:
+    """Look for the files of the adapter that a request names: where another one has taken its room, vLLM reads them
+    again, and an error would then end the engine for everybody.
+
+    Args:
+        lora: vLLM's request for an adapter, or None.
+
+    Raises:
+        ValueError: it has been withdrawn.
+    """
+    from ttrl_pop.sample.vllm.policy_files import is_there
+
+    if lora is None or "folder" not in settings:
+        return
+    path = Path(lora.lora_path)
+    if path.parent == Path(settings["folder"]) and not is_there(path.parent, path.name):
+        raise ValueError(f"{path.name} has been withdrawn from the folder of policies")
+
+
 def _configured(original: Any) -> Any:
     """vLLM's making of a configuration, which then goes with minds."""
 
@@ -148,6 +167,8 @@ def _told_apart(original: Any) -> Any:
 
         try:
             mind = None if settings is None else mind_of(getattr(params, "extra_args", None), settings, norms)
+            if settings is not None:
+                check_adapter(kwargs.get("lora_request"), settings)
         except ValueError as error:
             # What vLLM takes for the client's fault and answers with 400.
             raise VLLMValidationError(str(error)) from error

@@ -22,8 +22,8 @@ CONNECTING = 10.0
 
 NO_ADAPTER = (
     "it takes no adapter of this run; is it vLLM of the run's model, started with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, "
-    "--enable-lora, --max-lora-rank of learn.lora.rank or more, and --additional-config with the folder of policies "
-    "(docs/VLLM.md)?"
+    "--enable-lora, --max-lora-rank of learn.lora.rank or more, and --additional-config with the folder of policies, "
+    "whose files it may read (docs/VLLM.md)?"
 )
 
 
