@@ -46,8 +46,8 @@ class Ranks:
     """Number of this process; the first, 0, leads."""
     size = 1
     """How many there are."""
-    name = secrets.token_hex(8)
-    """A word that is the same in all of them, and another in every other run that goes on."""
+    name = ""
+    """A word that several of them share and no other run has; empty where one is alone."""
     held: bytes | None = None
     """Digest of the trained weights that the others hold, as the first one knows it."""
 
@@ -94,7 +94,7 @@ class Group(Ranks):
     def __init__(self, rank: int, size: int, store: Any) -> None:
         self.rank = rank
         self.size = size
-        self.name = store.compare_set(NAME, "", self.name).decode()
+        self.name = store.compare_set(NAME, "", secrets.token_hex(8)).decode()
         self._store = store
 
     def tell(self, message: Any) -> None:

@@ -92,9 +92,11 @@ def test_an_adapter_that_has_been_withdrawn_is_refused(tmp_path: Path) -> None:
         check_adapter(lora, given)
 
 
-def of(change: Callable[[NormNoise], object], family: str = "llama", width: int = 16) -> NormNoise:
+def of(
+    change: Callable[[NormNoise], object], family: str = "llama", width: int = 16, spread: str = "site"
+) -> NormNoise:
     """A population of a tiny model, changed."""
-    noise = norm_noise(0.3)
+    noise = norm_noise(0.3, spread=spread)
     noise.attach(tiny_network(family, width=width))
     with torch.no_grad():
         change(noise)
@@ -107,7 +109,13 @@ def of(change: Callable[[NormNoise], object], family: str = "llama", width: int 
         (None, "has no population"),
         (of(lambda noise: None, width=8), "norms 8 wide, those of this server's model are 16 wide"),
         (of(lambda noise: None, "gemma3"), "is no norm of this server's model"),
-        (of(lambda noise: setattr(noise, "sites", noise.sites[1:])), "no mu and sigma for each of its norms"),
+        *(
+            (
+                of(lambda noise: setattr(noise, "sites", noise.sites[1:]), spread=spread),
+                "no mu and sigma for each of its norms",
+            )
+            for spread in ("site", "dim")
+        ),
         (
             of(lambda noise: setattr(noise, "log_sigma", nn.Parameter(noise.log_sigma[1:]))),
             "no mu and sigma for each of its norms",

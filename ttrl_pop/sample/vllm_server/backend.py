@@ -69,7 +69,7 @@ class VllmServerBackend(Backend):
             raise UsageError(f"backend vllm-server runs in {' or '.join(GAPS)}, got dtype {policy.dtype_name}")
         self.folder = policy_files.folder_of(self.options.folder)
         # Processes of one run share what they publish, where each has opened as many backends.
-        self.owner = f"{current().name}-{next(_numbers)}"
+        self.owner = f"{current().name or secrets.token_hex(8)}-{next(_numbers)}"
         self.servers = Servers.reached(self.options.urls, self.options.timeout)
         self.cached_tokens = 0
         """Prompt tokens of the last call of `rollouts` that servers had read before, where they say so."""
