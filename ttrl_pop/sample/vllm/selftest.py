@@ -43,13 +43,13 @@ class Remedies:
     """What a user can do about each fault that the test may find in a backend."""
 
     backend: str
-    """Its name."""
+    """Name of the backend."""
     model: str
-    """The engine runs other weights."""
+    """Where the engine runs other weights."""
     minds: str
-    """Its minds do not act."""
+    """Where minds do not act."""
     cache: str
-    """One mind reads prompts that another has cached."""
+    """Where one mind reads prompts that another has cached."""
 
 
 @runtime_checkable
