@@ -21,6 +21,7 @@ from ttrl_pop.model.policy import Policy
 from ttrl_pop.sample.backend import Request
 from ttrl_pop.sample.hf.backend import HfBackend
 from ttrl_pop.sample.vllm import policy_files
+from ttrl_pop.sample.vllm.plugin import Norms, mind_of
 from ttrl_pop.types import Mind
 
 BASE = "tiny"
@@ -37,6 +38,8 @@ class FakeVllm:
         self.asked: list[dict[str, Any]] = []
         """Requests for completions, in the order in which they came."""
         self.answered = 0
+        self.no_adapters = False
+        """Started without VLLM_ALLOW_RUNTIME_LORA_UPDATING."""
         self._read: set[str] = set()
         """Prompts in the cache, each with who has read it."""
         self.hold: Callable[[], object] = lambda: None
@@ -62,6 +65,10 @@ class FakeVllm:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                if fake.no_adapters and body["model"] != BASE:
+                    said = f"The model `{body['model']}` does not exist. Valid aliases: {BASE}."
+                    self.reply(404, {"error": {"message": said}})
+                    return
                 try:
                     answer = fake.complete(body)
                 except ValueError as error:
@@ -112,15 +119,17 @@ class FakeVllm:
         adapted = body["model"] != BASE
         if adapted:
             path = policy_files.find(self.folder, body["model"])
-            peft.set_peft_model_state_dict(
-                policy.adapter, safetensors.torch.load_file(path / "adapter_model.safetensors")
-            )
+            weights = safetensors.torch.load_file(path / "adapter_model.safetensors")
+            try:
+                peft.set_peft_model_state_dict(policy.adapter, weights)
+            except RuntimeError as error:
+                raise ValueError(f"LoRA adapter '{path.name}' was found but could not be loaded.") from error
         extra = body.get("vllm_xargs") or {}
         mind = None
-        if "mind" in extra:
+        norms = Norms(getattr(policy.population, "sites", ()), policy.network.config.hidden_size)
+        if mind_of(extra, {"folder": str(self.folder)}, lambda: norms):
             mind = Mind(extra["mind"])
             noise = policy_files.read_population(self.folder, extra["population"])
-            assert noise.sites == policy.population.sites
             with torch.no_grad():
                 policy.population.mu.copy_(noise.mu)
                 policy.population.log_sigma.copy_(noise.log_sigma)

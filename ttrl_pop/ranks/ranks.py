@@ -7,6 +7,7 @@ What is sent is pickled: the processes of a job trust each other, and its ports 
 import json
 import os
 import pickle
+import secrets
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,7 @@ SIGNAL_ON_ITS_WAY = 1.0
 """Seconds to wait, after another process has ended, for the signal that may have ended it."""
 
 LAST_WORD = "ttrl-pop/last-word"
+NAME = "ttrl-pop/name"
 
 
 class Ranks:
@@ -44,6 +46,8 @@ class Ranks:
     """Number of this process; the first, 0, leads."""
     size = 1
     """How many there are."""
+    name = ""
+    """A word that several of them share and no other run has; empty where one is alone."""
     held: bytes | None = None
     """Digest of the trained weights that the others hold, as the first one knows it."""
 
@@ -90,6 +94,7 @@ class Group(Ranks):
     def __init__(self, rank: int, size: int, store: Any) -> None:
         self.rank = rank
         self.size = size
+        self.name = store.compare_set(NAME, "", secrets.token_hex(8)).decode()
         self._store = store
 
     def tell(self, message: Any) -> None:

@@ -1,6 +1,8 @@
 """The backend vllm-server against servers that are real but for their engine."""
 
+import http.client
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from ttrl_pop.model.policy import Policy
 from ttrl_pop.population.base import NoPopulation, Population
 from ttrl_pop.sample.backend import Request
 from ttrl_pop.sample.vllm_server.backend import VllmServerBackend
+from ttrl_pop.sample.vllm_server.client import CONNECTING, Client, ServerDown
 from ttrl_pop.sample.vllm_server.options import VllmServerOptions
 from ttrl_pop.types import Mind, Rollout
 
@@ -94,11 +97,18 @@ def _logprobs(policy: Policy, rollout: Rollout, mind: Mind | None) -> torch.Tens
     return logprobs(policy, [rollout], mind)
 
 
-def test_another_run_of_the_same_policy_finds_servers_that_know_its_minds(servers: list[FakeVllm]) -> None:
+def test_another_run_of_the_same_policy_writes_the_same_and_takes_nothing_away(servers: list[FakeVllm]) -> None:
     first, second = (backend(servers, made()) for _ in range(2))
     whole = said(dict(first.rollouts(REQUESTS)))
     assert said(dict(second.rollouts(REQUESTS))) == whole
-    assert second.cached_tokens > 0
+    # Requests of the first have its policy's name already when the second ends.
+    go_on = threading.Event()
+    servers[0].hold = servers[1].hold = go_on.wait
+    running = first.rollouts(REQUESTS)
+    threading.Timer(0.3, lambda: (second.close(), go_on.set())).start()
+    assert said(dict(running)) == whole
+    first.close()
+    assert not list(servers[0].folder.iterdir())
 
 
 def test_a_mind_that_reads_what_another_has_cached_is_refused(servers: list[FakeVllm]) -> None:
@@ -110,7 +120,9 @@ def test_a_mind_that_reads_what_another_has_cached_is_refused(servers: list[Fake
         return {**answer, "usage": {"prompt_tokens_details": {"cached_tokens": 4 * known}}}
 
     servers[1]._written = written  # type: ignore[method-assign]
-    with pytest.raises(EngineError, match=r"4 cached tokens of one mind were read by another"):
+    with pytest.raises(
+        EngineError, match=r"4 cached tokens of one mind were read by another; start it with --no-enable"
+    ):
         backend(servers, made())
 
 
@@ -127,6 +139,60 @@ def test_requests_go_to_whoever_has_least_to_do(servers: list[FakeVllm]) -> None
             rest.set()
     assert len(written) == len(REQUESTS)
     assert servers[0].answered - before[0] == SAMPLING.max_rows
+
+
+def test_a_completion_that_a_server_gave_up_is_written_by_another(servers: list[FakeVllm]) -> None:
+    engine = backend(servers, made())
+    whole = said(dict(engine.rollouts(REQUESTS)))
+
+    def aborted(answer: dict[str, Any]) -> dict[str, Any]:
+        (choice,) = answer["choices"]
+        cut = {"token_ids": choice["token_ids"][:1], "logprobs": {"token_logprobs": [0.0]}, "finish_reason": "abort"}
+        return {**answer, "choices": [cut]}
+
+    servers[0].change = aborted
+    with pytest.warns(UserWarning, match=f"{servers[0].url} ended a completion by 'abort'; its requests go to"):
+        assert said(dict(engine.rollouts(REQUESTS))) == whole
+
+
+def test_a_connection_that_is_made_after_all_was_given_up_asks_nothing(servers: list[FakeVllm]) -> None:
+    client = Client(servers[0].url, 20.0)
+    begun, go_on = threading.Event(), threading.Event()
+    patience: list[float] = []
+    own = http.client.HTTPConnection.connect
+
+    def slow(self: http.client.HTTPConnection) -> None:
+        patience.append(self.timeout)
+        begun.set()
+        go_on.wait()
+        own(self)
+
+    found: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            client.complete({"model": "tiny", "prompt": [5]})
+        except ServerDown as error:
+            found.append(error)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(http.client.HTTPConnection, "connect", slow)
+        thread = threading.Thread(target=ask)
+        thread.start()
+        begun.wait()
+        client.give_up()
+        go_on.set()
+        thread.join()
+    assert "no longer asked" in str(found[0])
+    assert patience == [CONNECTING]
+    assert not servers[0].asked
+
+
+def test_an_answer_has_longer_than_a_connection(servers: list[FakeVllm], monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = backend(servers, made())
+    monkeypatch.setattr("ttrl_pop.sample.vllm_server.client.CONNECTING", 0.5)
+    servers[0].hold = servers[1].hold = lambda: time.sleep(0.7)
+    assert len(dict(engine.rollouts(REQUESTS[:2]))) == 2
 
 
 def test_what_a_dead_server_leaves_is_written_by_the_others_as_it_would_have_been(servers: list[FakeVllm]) -> None:
@@ -170,7 +236,32 @@ def test_a_server_that_is_back_is_proved_before_it_writes(servers: list[FakeVllm
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_server_with_other_weights_is_refused_at_the_start(number: int, servers: list[FakeVllm]) -> None:
     servers[number].policy = made(seed=1)
-    with pytest.raises(EngineError, match=f"{servers[number].url}: self-test .*the engine runs another model"):
+    message = "self-test of backend vllm-server: .*runs another model; start it with the run's model"
+    with pytest.raises(EngineError, match=f"{servers[number].url}: {message}"):
+        backend(servers, made())
+    assert not list(servers[0].folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("family", "width", "lora", "message"),
+    [
+        ("llama", 8, None, "shifts norms 8 wide, those of this server's model are 16 wide"),
+        ("gemma3", 16, None, "shifts '.*layernorm', which is no norm of this server's model"),
+        ("llama", 8, LoraConfig(rank=2, alpha=4), "could not be loaded: .* is it vLLM of the run's model"),
+    ],
+)
+def test_a_policy_of_another_model_is_the_clients_fault(
+    family: str, width: int, lora: LoraConfig | None, message: str, servers: list[FakeVllm]
+) -> None:
+    model = tiny_model(family, dtype=torch.float32, width=width)
+    with pytest.raises(EngineError, match=rf"refuses /v1/completions \(400\): .*{message}"):
+        backend(servers, Policy(model, norm_noise(0.3), lora, seed=1))
+
+
+def test_a_server_that_takes_no_adapters_is_told_how_to_start(servers: list[FakeVllm]) -> None:
+    servers[0].no_adapters = True
+    message = r"\(404\): The model `policy-.*VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, --enable-lora"
+    with pytest.raises(EngineError, match=message):
         backend(servers, made())
 
 
@@ -183,7 +274,9 @@ def test_a_server_with_other_minds_is_refused_at_the_start(wrong: str, servers: 
         return own({**body, "vllm_xargs": {**extra, "mind": extra["mind"] ^ 2}} if extra and wrong == "mind" else body)
 
     servers[1]._written = written  # type: ignore[method-assign]
-    with pytest.raises(EngineError, match=f"{servers[1].url}: self-test .*its minds do not act"):
+    with pytest.raises(
+        EngineError, match=f"{servers[1].url}: self-test .*its minds do not act; start it with --additional-config"
+    ):
         backend(servers, made())
 
 
@@ -284,6 +377,11 @@ def test_what_cannot_be_asked_is_said(servers: list[FakeVllm]) -> None:
     [
         ({"urls": ("127.0.0.1:8000",)}, "named by its address"),
         ({"urls": ("http://",)}, "named by its address"),
+        ({"urls": ("http://localhost:80O0",)}, "named by its address"),
+        ({"urls": ("http://localhost:80000",)}, "named by its address"),
+        ({"urls": ("http://[::1",)}, "named by its address"),
+        ({"urls": ("http://:8000",)}, "named by its address"),
+        ({"urls": ("http://me:key@localhost:8000",)}, "named by its address"),
         ({"urls": ("http://a:1", "http://a:1/")}, "named once"),
         ({"timeout": 0}, "greater than 0"),
     ],

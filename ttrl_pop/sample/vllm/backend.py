@@ -19,7 +19,7 @@ from ttrl_pop.population.base import NoPopulation, Population
 from ttrl_pop.population.norm_noise import NormNoise
 from ttrl_pop.sample.backend import Backend, Request, Weights
 from ttrl_pop.sample.vllm.options import VllmOptions
-from ttrl_pop.sample.vllm.selftest import self_test
+from ttrl_pop.sample.vllm.selftest import Remedies, self_test
 from ttrl_pop.types import FinishReason, Mind, Rollout
 
 GAPS = {"float32": 1e-3, "bfloat16": 0.05}
@@ -31,6 +31,12 @@ class VllmBackend(Backend):
 
     Options: ClassVar[type[Section]] = VllmOptions
     options: VllmOptions
+    remedies: ClassVar[Remedies] = Remedies(
+        backend="vllm",
+        model="pass --backend hf",
+        minds="pass --set backend_options.minds=serial, or --backend hf",
+        cache="pass --set backend_options.engine.enable_prefix_caching=false, or --backend hf",
+    )
 
     def __init__(self, policy: Policy, sampling: SamplingConfig, options: Any = None) -> None:
         """Start an engine and prove that minds reach its tokens.
@@ -207,10 +213,10 @@ def noisy_sites(population: Population) -> tuple[str, ...]:
         return ()
     if not isinstance(population, NormNoise):
         raise UsageError(
-            f"backend vllm knows the populations norm-noise and none, got {type(population).__name__}; use --backend hf"
+            f"vLLM knows the populations norm-noise and none, got {type(population).__name__}; use --backend hf"
         )
     if population.options.level != "sequence":
-        raise UsageError('backend vllm knows noise of level "sequence" only; use --backend hf for "token"')
+        raise UsageError('vLLM knows noise of level "sequence" only; use --backend hf for "token"')
     if population.options.scope != "sequence":
-        raise UsageError('backend vllm knows noise of scope "sequence" only; use --backend hf for "completion"')
+        raise UsageError('vLLM knows noise of scope "sequence" only; use --backend hf for "completion"')
     return population.sites

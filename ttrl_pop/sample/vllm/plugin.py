@@ -3,15 +3,16 @@
 It changes nothing of an engine whose `--additional-config` does not name minds by their seeds. Of one that does,
 
 1. the worker is the one that draws minds, and log-probabilities are those that tokens were drawn from;
-2. a request that names no mind that there could be is refused before it reaches the engine;
+2. a request that names no mind that there could be, of this model, is refused before it reaches the engine;
 3. cached prompts are shared within one mind of one population only: both are part of the salt of the cache;
 4. an adapter that is not loaded yet is found in the folder of policies by its name, and only if it is what its name
    says.
 """
 
+from collections.abc import Callable
 from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 SETTINGS = "ttrl_pop"
 """Key of our settings in vLLM's `additional_config`, which is part of the key of its compile cache."""
@@ -24,6 +25,13 @@ REFUSED = (
     *("kv_transfer_config", "ubatch_size", "enable_hc_sp"),
 )
 """Settings of vLLM that do not go with minds (`ttrl_pop.sample.vllm.options` says why of each)."""
+
+
+class Norms(NamedTuple):
+    """The norms of a model that minds can shift."""
+
+    sites: tuple[str, ...]
+    width: int
 
 
 def register() -> None:
@@ -42,8 +50,13 @@ def by_seed(additional: Any) -> dict[str, Any] | None:
     return settings if isinstance(settings, dict) and settings.keys() & {"sigma", "folder"} else None
 
 
-def mind_of(extra: dict[str, Any] | None, settings: dict[str, Any]) -> tuple[str, int] | None:
+def mind_of(
+    extra: dict[str, Any] | None, settings: dict[str, Any], norms: Callable[[], Norms]
+) -> tuple[str, int] | None:
     """The population and the seed that a request names; None where it names no mind.
+
+    Args:
+        norms: those of the server's model, asked for where there is a population to hold against them.
 
     Raises:
         ValueError: there can be no such mind.
@@ -64,18 +77,55 @@ def mind_of(extra: dict[str, Any] | None, settings: dict[str, Any]) -> tuple[str
         raise ValueError("a mind of this server needs a population: the name of a policy in its folder")
     if not isinstance(name, str):
         raise ValueError(f"a policy is named by a text, got {name!r}")
+    from ttrl_pop.sample.vllm.policy_files import is_there
+
     folder = Path(settings["folder"])
     # What has been withdrawn is looked for again, and not found.
-    found = _found if (folder / name).is_dir() else _found.__wrapped__
-    return found(folder, name).name, seed
+    check = _check if is_there(folder, name) else _check.__wrapped__
+    check(folder, name, norms())
+    return name, seed
 
 
 @lru_cache(16)
-def _found(folder: Path, name: str) -> Path:
-    """The folder of a policy, whose files are read through once, and not for each of its requests."""
-    from ttrl_pop.sample.vllm.policy_files import find
+def _check(folder: Path, name: str, norms: Norms) -> None:
+    """Find a policy and its minds, once and not for each of their requests: in the worker, where they are drawn, an
+    error would end the engine for everybody.
 
-    return find(folder, name)
+    Raises:
+        ValueError: it is not what its name says, or none of this model.
+    """
+    from ttrl_pop.sample.vllm.policy_files import read_population
+
+    noise = read_population(folder, name)
+    foreign = [site for site in noise.sites if site not in norms.sites]
+    if foreign:
+        raise ValueError(
+            f"{name} shifts {foreign[0]!r}, which is no norm of this server's model; start it with the run's model"
+        )
+    if (width := noise.mu.shape[1]) != norms.width:
+        raise ValueError(
+            f"{name} shifts norms {width} wide, those of this server's model are {norms.width} wide; start it with the "
+            "run's model"
+        )
+
+
+def check_adapter(lora: Any, settings: dict[str, Any]) -> None:
+    """Look for the files of the adapter that a request names: where another one has taken its room, vLLM reads them
+    again, and an error would then end the engine for everybody.
+
+    Args:
+        lora: vLLM's request for an adapter, or None.
+
+    Raises:
+        ValueError: it has been withdrawn.
+    """
+    from ttrl_pop.sample.vllm.policy_files import is_there
+
+    if lora is None or "folder" not in settings:
+        return
+    path = Path(lora.lora_path)
+    if path.parent == Path(settings["folder"]) and not is_there(path.parent, path.name):
+        raise ValueError(f"{path.name} has been withdrawn from the folder of policies")
 
 
 def _configured(original: Any) -> Any:
@@ -108,8 +158,17 @@ def _told_apart(original: Any) -> Any:
     @wraps(original)
     def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
         settings = by_seed(self.vllm_config.additional_config)
+
+        def norms() -> Norms:
+            if not hasattr(self, "mind_norms"):
+                self.mind_norms = norms_of(self.vllm_config.model_config.hf_config)
+            found: Norms = self.mind_norms
+            return found
+
         try:
-            mind = None if settings is None else mind_of(getattr(params, "extra_args", None), settings)
+            mind = None if settings is None else mind_of(getattr(params, "extra_args", None), settings, norms)
+            if settings is not None:
+                check_adapter(kwargs.get("lora_request"), settings)
         except ValueError as error:
             # What vLLM takes for the client's fault and answers with 400.
             raise VLLMValidationError(str(error)) from error
@@ -119,6 +178,14 @@ def _told_apart(original: Any) -> Any:
         return request
 
     return process_inputs
+
+
+def norms_of(config: Any) -> Norms:
+    """The norms of models of `config`."""
+    from ttrl_pop.sample.vllm.worker.seeds import noise_of
+
+    noise = noise_of(config, 0.0)
+    return Norms(noise.sites, noise.mu.shape[1])
 
 
 def _find_adapters(folder: Path) -> None:

@@ -8,7 +8,8 @@ or in wrong slots, and for other weights. A prompt must not be read from the cac
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 
@@ -37,10 +38,25 @@ DOUBLINGS = 12
 """Times that sigma is doubled to put minds far enough apart."""
 
 
+@dataclass(frozen=True, slots=True)
+class Remedies:
+    """What a user can do about each fault that the test may find in a backend."""
+
+    backend: str
+    """Name of the backend."""
+    model: str
+    """Where the engine runs other weights."""
+    minds: str
+    """Where minds do not act."""
+    cache: str
+    """Where one mind reads prompts that another has cached."""
+
+
 @runtime_checkable
 class Probe(Protocol):
     """What the test needs of a backend."""
 
+    remedies: ClassVar[Remedies]
     policy: Policy
     sampling: SamplingConfig
     cached_tokens: int
@@ -67,12 +83,12 @@ def self_test(backend: Probe, nonce: str = "") -> None:
     Raises:
         EngineError: the engine does not write what the learner reads.
     """
-    policy, block = backend.policy, backend.block
+    policy, block, remedies = backend.policy, backend.block, backend.remedies
     prompts = [made_up(policy, length) for length in (2 * block + 3, 5, block + 1)]
     minds = [Mind(randomness.seed("self-test", nonce, i)) for i in range(4)]
     noisy = isinstance(policy.population, NormNoise)
     probe = backend.with_sampling(SamplingConfig(max_new_tokens=TOKENS, max_rows=backend.sampling.max_rows))
-    with far_apart(policy, prompts[0], minds[:2]) if noisy else nullcontext():
+    with far_apart(policy, prompts[0], minds[:2], remedies) if noisy else nullcontext():
         asked = (None, minds[0], minds[1], minds[0]) if noisy else (None, MEAN)
         requests = [
             Request(prompt, mind, ("self-test", p, i))
@@ -82,12 +98,12 @@ def self_test(backend: Probe, nonce: str = "") -> None:
         written = dict(probe.rollouts(requests))
         for mind in dict.fromkeys(asked):
             mine = [written[i] for i, request in enumerate(requests) if request.mind == mind]
-            check_gap(policy, mine, mind)
+            check_gap(policy, mine, mind, remedies)
         if noisy:
             check_cache(probe, prompts[0], minds[2:])
 
 
-def check_gap(policy: Policy, rollouts: Sequence[Rollout], mind: Mind | None) -> None:
+def check_gap(policy: Policy, rollouts: Sequence[Rollout], mind: Mind | None, remedies: Remedies) -> None:
     """Hold the engine's log-probabilities of what it wrote under `mind` against the learner's.
 
     Raises:
@@ -97,14 +113,14 @@ def check_gap(policy: Policy, rollouts: Sequence[Rollout], mind: Mind | None) ->
     engine = torch.tensor([value for rollout in rollouts for value in rollout.logprobs], dtype=learner.dtype)
     gap, close = float((learner - engine).abs().mean()), CLOSE[policy.dtype_name]
     if not gap <= close:
-        found, advice = (
-            ("without a mind", "the engine runs another model. Pass --backend hf")
+        found, reason = (
+            ("without a mind", f"the engine runs another model; {remedies.model}")
             if mind is None
-            else ("of one mind", "its minds do not act. Pass --set backend_options.minds=serial, or --backend hf")
+            else ("of one mind", f"its minds do not act; {remedies.minds}")
         )
         raise EngineError(
-            f"self-test of backend vllm: log-probabilities {found} differ by {gap:.2g} nats per token from the "
-            f"learner's (rounding: {close:g}); {advice}"
+            f"self-test of backend {remedies.backend}: log-probabilities {found} differ by {gap:.2g} nats per token "
+            f"from the learner's (rounding: {close:g}): {reason}"
         )
 
 
@@ -118,13 +134,13 @@ def check_cache(probe: Probe, prompt: tuple[int, ...], minds: Sequence[Mind]) ->
         for _ in probe.rollouts([Request(prompt, mind, ("self-test", "cache", mind.seed))]):
             if probe.cached_tokens:
                 raise EngineError(
-                    f"self-test of backend vllm: {probe.cached_tokens} cached tokens of one mind were read by another; "
-                    "pass --set backend_options.engine.enable_prefix_caching=false, or --backend hf"
+                    f"self-test of backend {probe.remedies.backend}: {probe.cached_tokens} cached tokens of one mind "
+                    f"were read by another; {probe.remedies.cache}"
                 )
 
 
 @contextmanager
-def far_apart(policy: Policy, prompt: tuple[int, ...], minds: Sequence[Mind]) -> Iterator[None]:
+def far_apart(policy: Policy, prompt: tuple[int, ...], minds: Sequence[Mind], remedies: Remedies) -> Iterator[None]:
     """While active, the population's minds are so far apart that one cannot be taken for the other.
 
     Raises:
@@ -143,7 +159,9 @@ def far_apart(policy: Policy, prompt: tuple[int, ...], minds: Sequence[Mind]) ->
             if min(float((one - other).abs().mean()) for one, other in pairs) >= APART:
                 break
         else:
-            raise EngineError("self-test of backend vllm: no noise tells minds of this model apart; use --backend hf")
+            raise EngineError(
+                f"self-test of backend {remedies.backend}: no noise tells minds of this model apart; use --backend hf"
+            )
         yield
     finally:
         population.load_state_dict(before)

@@ -9,6 +9,7 @@ What differs from `vllm`:
    it the same rollout, as far as rounding lets it.
 """
 
+import itertools
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
@@ -19,16 +20,20 @@ from ttrl_pop.config import SamplingConfig, Section
 from ttrl_pop.errors import EngineError, UsageError
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.population.norm_noise import NormNoise
+from ttrl_pop.ranks.ranks import current
 from ttrl_pop.sample.backend import Backend, Request, Weights
 from ttrl_pop.sample.vllm import policy_files
 from ttrl_pop.sample.vllm.backend import GAPS, noisy_sites
-from ttrl_pop.sample.vllm.selftest import self_test
+from ttrl_pop.sample.vllm.selftest import Remedies, self_test
 from ttrl_pop.sample.vllm_server.options import VllmServerOptions
 from ttrl_pop.sample.vllm_server.servers import Server, Servers
 from ttrl_pop.types import FinishReason, Rollout
 
 KEPT = 2
 """Policies that stay in the folder: the one that writes, and the one before."""
+
+_numbers = itertools.count()
+"""Numbers of the backends of this process."""
 
 BLOCK = 64
 """Tokens of the blocks that the self-test's prompts should span, where no server says how long its own are."""
@@ -39,6 +44,12 @@ class VllmServerBackend(Backend):
 
     Options: ClassVar[type[Section]] = VllmServerOptions
     options: VllmServerOptions
+    remedies: ClassVar[Remedies] = Remedies(
+        backend="vllm-server",
+        model="start it with the run's model and dtype",
+        minds="start it with --additional-config and the folder of policies, where ttrl-pop is installed beside vLLM",
+        cache="start it with --no-enable-prefix-caching",
+    )
 
     def __init__(self, policy: Policy, sampling: SamplingConfig, options: Any = None) -> None:
         """Reach all servers and prove each of them.
@@ -57,6 +68,8 @@ class VllmServerBackend(Backend):
         if policy.dtype_name not in GAPS:
             raise UsageError(f"backend vllm-server runs in {' or '.join(GAPS)}, got dtype {policy.dtype_name}")
         self.folder = policy_files.folder_of(self.options.folder)
+        # Processes of one run share what they publish, where each has opened as many backends.
+        self.owner = f"{current().name or secrets.token_hex(8)}-{next(_numbers)}"
         self.servers = Servers.reached(self.options.urls, self.options.timeout)
         self.cached_tokens = 0
         """Prompt tokens of the last call of `rollouts` that servers had read before, where they say so."""
@@ -65,8 +78,12 @@ class VllmServerBackend(Backend):
         self._published: list[str] = []
         self._held: tuple[object, ...] | None = None
         self._version = policy.version
-        for server in self.servers.servers:
-            self._prove(server)
+        try:
+            for server in self.servers.servers:
+                self._prove(server)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def block(self) -> int:
@@ -119,10 +136,10 @@ class VllmServerBackend(Backend):
         """Name of the policy as it is now, written to the folder if it has changed."""
         policy = self.policy
         now = (policy.version, *((tensor.data_ptr(), tensor._version) for tensor in self._watched))
-        # Somebody else's run may have written, and withdrawn, the same one.
+        # Another process of this run may have withdrawn the same one.
         if now != self._held or not self._published or not (self.folder / self._published[-1]).is_dir():
             population = policy.population if isinstance(policy.population, NormNoise) else None
-            name = policy_files.publish(self.folder, policy.adapter, population)
+            name = policy_files.publish(self.folder, policy.adapter, population, self.owner)
             # Not by its place: the self-test comes back to a policy that was there before.
             if name in self._published:
                 self._published.remove(name)

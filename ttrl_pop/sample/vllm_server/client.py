@@ -17,6 +17,15 @@ KEY = "VLLM_API_KEY"
 LARGEST = 2**28
 """Bytes of an answer that are read."""
 
+CONNECTING = 10.0
+"""Seconds that a server has to take a connection; while one is made, nothing can be given up."""
+
+NO_ADAPTER = (
+    "it takes no adapter of this run; is it vLLM of the run's model, started with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, "
+    "--enable-lora, --max-lora-rank of learn.lora.rank or more, and --additional-config with the folder of policies, "
+    "whose files it may read (docs/VLLM.md)?"
+)
+
 
 class ServerDown(TtrlPopError):
     """A server that does not answer, or not as one that works; its requests go elsewhere."""
@@ -49,10 +58,17 @@ class Client:
         """The answer to a request for one completion.
 
         Raises:
-            ServerDown: the server does not answer.
+            ServerDown: the server does not answer, or stopped before the completion had ended.
             EngineError: it refuses.
         """
-        return self._ask("POST", "/v1/completions", body, self.timeout)
+        answer = self._ask("POST", "/v1/completions", body, self.timeout)
+        choices = answer.get("choices")
+        for choice in choices if isinstance(choices, list) else ():
+            reason = choice.get("finish_reason") if isinstance(choice, dict) else None
+            # What is no choice at all is for others to say.
+            if reason not in ("stop", "length", None):
+                raise ServerDown(f"{self.url} ended a completion by {shown(str(reason))!r}")
+        return answer
 
     def give_up(self) -> None:
         """Drop the requests that are under way; the server then stops to write them."""
@@ -70,7 +86,8 @@ class Client:
     def _ask(self, method: str, path: str, body: dict[str, Any] | None, timeout: float) -> dict[str, Any]:
         parts = urlsplit(self.url)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        connection = kind(parts.netloc, timeout=timeout)
+        assert parts.hostname is not None
+        connection = kind(parts.hostname, parts.port, timeout=min(timeout, CONNECTING))
         with self._lock:
             if self.given_up:
                 raise ServerDown(f"{self.url}: no longer asked")
@@ -79,10 +96,15 @@ class Client:
         if key := os.environ.get(KEY):
             headers["Authorization"] = f"Bearer {key}"
         try:
+            connection.connect()
+            with self._lock:
+                if self.given_up:
+                    raise ServerDown(f"{self.url}: no longer asked")
+                connection.sock.settimeout(timeout)
             connection.request(method, parts.path + path, None if body is None else json.dumps(body), headers)
             answer = connection.getresponse()
             content = answer.read(LARGEST)
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, UnicodeError, http.client.HTTPException) as error:
             raise ServerDown(f"{self.url} does not answer ({str(error) or type(error).__name__})") from error
         finally:
             with self._lock:
@@ -91,7 +113,10 @@ class Client:
         if answer.status >= http.client.INTERNAL_SERVER_ERROR:
             raise ServerDown(f"{self.url} failed: {_said(content) or answer.reason}")
         if answer.status != http.client.OK:
-            raise EngineError(f"{self.url} refuses {path} ({answer.status}): {_said(content) or answer.reason}")
+            said = _said(content) or answer.reason
+            if "policy-" in said and (answer.status == http.client.NOT_FOUND or "could not be loaded" in said):
+                said = f"{said.rstrip('.')}: {NO_ADAPTER}"
+            raise EngineError(f"{self.url} refuses {path} ({answer.status}): {said}")
         try:
             found = json.loads(content)
         except ValueError as error:

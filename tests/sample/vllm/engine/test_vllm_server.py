@@ -1,6 +1,7 @@
 """The backend vllm-server with real servers of vLLM: what they write, and what becomes of it when one dies."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -110,6 +111,35 @@ def test_what_is_no_mind_is_refused_and_the_server_goes_on(
     status, row = servers[0].ask("/v1/completions", {**body, "vllm_xargs": xargs})
     assert (status, message in json.dumps(row)) == (400, True), row
     assert servers[0].ask("/v1/completions", body)[0] == 200
+
+
+def test_a_policy_that_would_end_the_engine_is_refused_and_the_server_goes_on(
+    servers: list[Serving], folder: Path, models: Models, tmp_path: Path
+) -> None:
+    place = folder / "policies"
+    policy = models.policy("llama")
+    alone = policy_files.publish(place, policy.adapter, None)
+    foreign = []
+    for family, width in (("llama", WIDTH // 2), ("gemma3", WIDTH)):
+        other = load_model(str(save_tiny(tmp_path / family, family, width=width)), "cpu", "float32")
+        foreign.append(policy_files.publish(place, None, Policy(other, norm_noise(0.3), None, seed=1).population))
+    body = {"model": models.path("llama"), "prompt": [5, 6], "max_tokens": 1}
+    for name, message in (
+        (alone, "has no population"),
+        (foreign[0], "norms .* wide"),
+        (foreign[1], "no norm of this server's model"),
+    ):
+        status, row = servers[0].ask("/v1/completions", {**body, "vllm_xargs": {"mind": 1, "population": name}})
+        assert status == 400, row
+        assert re.search(message, json.dumps(row)), row
+    # One that the server has known, whose room another has taken.
+    changed(policy, 7, 0.05)
+    names = [alone, policy_files.publish(place, policy.adapter, None)]
+    assert [servers[0].ask("/v1/completions", {**body, "model": name})[0] for name in names] == [200, 200]
+    policy_files.withdraw(place, alone)
+    status, row = servers[0].ask("/v1/completions", {**body, "model": alone})
+    assert (status, "has been withdrawn" in json.dumps(row)) == (400, True), row
+    assert servers[0].ask("/v1/completions", {**body, "model": names[1]})[0] == 200
 
 
 def test_a_server_with_other_weights_is_refused(servers: list[Serving], folder: Path, tmp_path: Path) -> None:
