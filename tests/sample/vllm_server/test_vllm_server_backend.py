@@ -1,8 +1,11 @@
 """The backend vllm-server against servers that are real but for their engine."""
 
+import gc
 import http.client
+import socket
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -186,6 +189,31 @@ def test_a_connection_that_is_made_after_all_was_given_up_asks_nothing(servers: 
     assert "no longer asked" in str(found[0])
     assert patience == [CONNECTING]
     assert not servers[0].asked
+
+
+@pytest.mark.parametrize("gives_up", [True, False])
+def test_half_an_answer_is_none_and_leaves_nothing_open(gives_up: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        client = Client(f"http://127.0.0.1:{listening.getsockname()[1]}", 20.0)
+
+        def serve() -> None:
+            taken, _ = listening.accept()
+            with taken:
+                taken.recv(2**16)
+                taken.sendall(b'HTTP/1.0 200 OK\r\nContent-Length: 100\r\n\r\n{"choices"')
+                if gives_up:
+                    time.sleep(0.2)
+                    client.give_up()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            with pytest.raises(ServerDown, match="broke off in the middle of an answer"):
+                client.complete({"model": "tiny", "prompt": [5]})
+            gc.collect()
+        thread.join()
+    assert [each for each in seen if each.category is ResourceWarning] == []
 
 
 def test_an_answer_has_longer_than_a_connection(servers: list[FakeVllm], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,8 +102,10 @@ class Client:
                     raise ServerDown(f"{self.url}: no longer asked")
                 connection.sock.settimeout(timeout)
             connection.request(method, parts.path + path, None if body is None else json.dumps(body), headers)
-            answer = connection.getresponse()
-            content = answer.read(LARGEST)
+            with connection.getresponse() as answer:
+                content = answer.read(LARGEST)
+                if answer.length:
+                    raise ServerDown(f"{self.url} broke off in the middle of an answer")
         except (OSError, UnicodeError, http.client.HTTPException) as error:
             raise ServerDown(f"{self.url} does not answer ({str(error) or type(error).__name__})") from error
         finally:
