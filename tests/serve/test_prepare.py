@@ -62,20 +62,19 @@ def test_noise_that_begins_behind_the_prompt_is_refused_in_the_words_of_serve(
             prepare(RunDirectory(tmp_path), tmp_path, CONFIG, "sums", tmp_path)
         return str(error.value)
 
-    for options in ({"scope": "completion"}, {"level": "token"}):
-        text = refused(norm_noise(**options))
-        assert text.startswith("serve knows minds whose noise is one for the whole sequence")
-        assert "--backend" not in text
+    for option, value in (("scope", "completion"), ("level", "token")):
+        text = refused(norm_noise(**{option: value}))
+        assert text == f'vLLM knows noise of {option} "sequence" only; ask this run by ttrl-pop sample for "{value}"'
 
 
 @pytest.mark.parametrize(
     ("command", "text"),
     [
-        (["python", "--api-key", "s3cret", "--port", "80"], "python --api-key *** --port 80"),
-        (["python", "--api-key", "s3cret", "t0o", "--port", "80"], "python --api-key *** *** --port 80"),
-        (["python", "--api-key=s3cret", "a b"], "python --api-key=*** 'a b'"),
-        (["python", "--api_key", "s3cret"], "python --api_key ***"),
+        (["python", "--api-key", "s3cret", "--port", "80"], "python --api-key KEY --port 80"),
+        (["python", "--api-key", "s3cret", "t0o", "--port", "80"], "python --api-key KEY KEY --port 80"),
+        (["python", "--api-key=s3cret", "a b"], "python --api-key=KEY 'a b'"),
+        (["python", "--api_key", "s3cret"], "python --api_key KEY"),
     ],
 )
 def test_a_command_is_shown_without_its_keys(command: list[str], text: str) -> None:
-    assert shown(command).replace("'***'", "***").replace("'--api-key=***'", "--api-key=***") == text
+    assert shown(command) == text

@@ -10,10 +10,9 @@ from pathlib import Path
 
 from ttrl_pop.config import Config
 from ttrl_pop.errors import UsageError
-from ttrl_pop.population.base import NoPopulation
 from ttrl_pop.population.norm_noise import NormNoise
 from ttrl_pop.sample.vllm import policy_files
-from ttrl_pop.sample.vllm.backend import GAPS
+from ttrl_pop.sample.vllm.backend import GAPS, noisy_sites
 from ttrl_pop.sample.vllm.options import room_for
 from ttrl_pop.sample.vllm.plugin import SETTINGS, WORKER
 from ttrl_pop.serve.names import Served
@@ -21,7 +20,7 @@ from ttrl_pop.store import identity
 from ttrl_pop.store.directory import RunDirectory
 from ttrl_pop.store.trained import trained_policy
 
-SETTLED = ("--model", "--served-model-name", "--additional-config", "--worker-cls", "--middleware", "--lora-modules")
+SETTLED = ("--model", "--served-model-name", "--additional-config", "--worker-cls", "--lora-modules")
 """Arguments of vLLM by which minds and their names are served."""
 
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)
@@ -56,14 +55,8 @@ def prepare(
     if not _NAME.fullmatch(name):
         raise UsageError(f"--name must be letters, digits and . _ - between slashes, got {name!r}")
     policy = trained_policy(run, checkpoint, config, identity.load(run).model, "cpu")
+    noisy_sites(policy.population, "ask this run by ttrl-pop sample")
     noise = policy.population if isinstance(policy.population, NormNoise) else None
-    if noise is not None and (noise.options.level, noise.options.scope) != ("sequence", "sequence"):
-        raise UsageError(
-            'serve knows minds whose noise is one for the whole sequence (level and scope "sequence"), got level '
-            f'"{noise.options.level}", scope "{noise.options.scope}"; ask this run by ttrl-pop sample'
-        )
-    if noise is None and not isinstance(policy.population, NoPopulation):
-        raise UsageError(f"serve knows the populations norm-noise and none, got {type(policy.population).__name__}")
     if policy.dtype_name not in GAPS:
         raise UsageError(f"serve runs models in {' or '.join(GAPS)}, got dtype {policy.dtype_name}")
     lora = None if policy.adapter is None else policy.adapter.peft_config["default"].r
@@ -102,6 +95,6 @@ def shown(command: Sequence[str]) -> str:
     found, key = list[str](), False
     for argument in command:
         key = not argument.startswith("--") and key
-        found.append("***" if key else re.sub(r"^(--api[-_]key=).*", r"\1***", argument, flags=re.DOTALL))
+        found.append("KEY" if key else re.sub(r"^(--api[-_]key=).*", r"\1KEY", argument, flags=re.DOTALL))
         key = key or argument in ("--api-key", "--api_key")
     return shlex.join(found)

@@ -203,8 +203,11 @@ class VllmBackend(Backend):
             yield index, self.rollout(requests[index], written.ids, written.logprobs, reason, self._version)
 
 
-def noisy_sites(population: Population) -> tuple[str, ...]:
+def noisy_sites(population: Population, remedy: str = "use --backend hf") -> tuple[str, ...]:
     """The norms that minds of this population shift; none without noise.
+
+    Args:
+        remedy: what to do with a population whose minds are something else.
 
     Raises:
         UsageError: a population whose minds are something else.
@@ -212,11 +215,9 @@ def noisy_sites(population: Population) -> tuple[str, ...]:
     if isinstance(population, NoPopulation):
         return ()
     if not isinstance(population, NormNoise):
-        raise UsageError(
-            f"vLLM knows the populations norm-noise and none, got {type(population).__name__}; use --backend hf"
-        )
+        raise UsageError(f"vLLM knows the populations norm-noise and none, got {type(population).__name__}; {remedy}")
     if population.options.level != "sequence":
-        raise UsageError('vLLM knows noise of level "sequence" only; use --backend hf for "token"')
+        raise UsageError(f'vLLM knows noise of level "sequence" only; {remedy} for "token"')
     if population.options.scope != "sequence":
-        raise UsageError('vLLM knows noise of scope "sequence" only; use --backend hf for "completion"')
+        raise UsageError(f'vLLM knows noise of scope "sequence" only; {remedy} for "completion"')
     return population.sites
