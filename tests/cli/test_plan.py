@@ -148,7 +148,8 @@ def test_what_can_not_be_measured_is_said_to_be_unknown(place: Path, monkeypatch
     monkeypatch.setattr("ttrl_pop.plan.forecast.thin", refuse)
     result = ttrl("run", place / "p.jsonl", "--config", place / "c.toml", "--plan", "--json")
     rows = rows_of(result.stdout)
-    assert {row["seconds"] for row in rows if row["kind"] == "work"} == {None}
+    unknown = {row["part"] for row in rows if row["kind"] == "work" and row["seconds"] is None}
+    assert unknown == {"steps", "answers", "all"}
     assert "are not known: the model does not take 2 layers (one layer less)" in result.stderr
 
 
@@ -157,11 +158,30 @@ def test_a_run_and_its_base_model_are_both_asked_where_they_are_compared(
 ) -> None:
     one = planned("eval", place / "p.jsonl", "--run", trained[0])
     both = planned("eval", place / "p.jsonl", "--run", trained[0], "--compare")
-    assert [*one["work"]] == ["run", "all"]
-    assert [*both["work"]] == ["base", "run", "all"]
+    assert [*one["work"]] == ["start", "run", "all"]
+    assert [*both["work"]] == ["start", "base", "run", "all"]
     assert both["work"]["all"]["rollouts"] == 2 * one["work"]["all"]["rollouts"] == 2 * 6 * 3
     assert one["memory"]["adapter, population, optimizer"]["bytes"] > 0
-    assert [*planned("sample", place / "p.jsonl", "--config", place / "c.toml")["work"]] == ["rollouts", "all"]
+    assert [*planned("sample", place / "p.jsonl", "--config", place / "c.toml")["work"]] == ["start", "rollouts", "all"]
+
+
+def test_the_start_is_what_it_has_taken_so_far_and_each_byte_of_the_weights_once(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ttrl_pop.plan.forecast.time.process_time", lambda: 1000.0)
+    monkeypatch.setattr("ttrl_pop.plan.forecast.copying", lambda size: 1.0)
+    found = planned("run", place / "p.jsonl", "--config", place / "c.toml")
+    weights = sum(found["memory"][part]["bytes"] for part in ("weights", "merged weights", "laid out weights"))
+    assert found["work"]["start"]["seconds"] == 1000 + weights
+    others = sum(row["seconds"] for part, row in found["work"].items() if part not in ("start", "all"))
+    assert found["work"]["all"]["seconds"] == pytest.approx(1000 + weights + others)
+
+
+def test_a_study_loads_a_model_for_each_run_and_starts_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ttrl_pop.plan.forecast.time.process_time", lambda: 1e6)
+    monkeypatch.setattr("ttrl_pop.plan.forecast.copying", lambda size: 0.0)
+    found = planned("study", "controls", place / "p.jsonl", "--config", place / "c.toml", "--seeds", "2")
+    assert all(row["seconds"] < 1e6 for row in found["work"].values())
 
 
 @pytest.mark.parametrize("name", NAMES)

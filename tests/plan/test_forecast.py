@@ -51,7 +51,7 @@ def test_of_what_is_large_a_part_is_measured(
     assert _measured_part(model, torch.device("cuda")) == (min(2, layers), vocabulary)
 
 
-@pytest.mark.parametrize(("name", "states"), [("baseline", 64), ("calibration", 64 + 13 * 64 * 2 * 5)])
+@pytest.mark.parametrize(("name", "states"), [("baseline", 64), ("calibration", 64 + 17 * 64 * 2 * 5)])
 def test_the_output_layer_is_read_for_each_part_of_the_states(name: str, states: int) -> None:
     nothing = Line(0.0, 0.0)
     speed = Speed(nothing, nothing, Line(16.0, 0.5), None, None, update=0.0, cache_bytes=0, kept_bytes=0.0)

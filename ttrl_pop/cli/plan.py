@@ -37,7 +37,7 @@ def plan_run(given: RunInputs, as_json: bool, quiet: bool) -> None:
         UsageError: it would refuse this.
     """
     held = len(given.held.problems) if given.held else 0
-    _print(_forecasts().forecast_training(given.config, given.problems, held), as_json, quiet)
+    _print(_forecasts().forecast_training(given.config, given.problems, held, starts=True), as_json, quiet)
 
 
 def plan_study(study: Study, problems: ProblemSet, as_json: bool, quiet: bool) -> None:
@@ -100,7 +100,9 @@ def plan_sample(given: ReadingInputs, as_json: bool, quiet: bool) -> None:
 
 def _print_survey(given: ReadingInputs, parts: Sequence[str], as_json: bool, quiet: bool) -> None:
     adapter = given.run is not None
-    found = _forecasts().forecast_survey(given.config, given.problems, parts, adapter, given.noise, given.rewards)
+    found = _forecasts().forecast_survey(
+        given.config, given.problems, parts, adapter, given.noise, given.rewards, starts=True
+    )
     _print(found, as_json, quiet)
 
 

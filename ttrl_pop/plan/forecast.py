@@ -1,11 +1,12 @@
 """Configuration and problems → what a command would do, as rows: work, memory and disk, each by part.
 
-Seconds are those of the engine `hf` at completions of full length, without the start of the program and the loading of
-weights; of another engine's rollouts nothing is known here.
+Seconds are those of the engine `hf` at completions of full length; of another engine's rollouts nothing is known here.
+Loading is taken to write each byte of the weights, and of what is made of them, once, from a file that memory holds.
 """
 
 import resource
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,7 @@ from ttrl_pop.model.size import policy_size
 from ttrl_pop.model.thin import thin
 from ttrl_pop.packing.budget import learner_tokens, prefill_tokens
 from ttrl_pop.plan import footprint, work
-from ttrl_pop.plan.probe import LAYERS, Speed, measure_speed
+from ttrl_pop.plan.probe import LAYERS, Speed, copying, measure_speed
 from ttrl_pop.plan.work import Forwards, Part
 from ttrl_pop.plugins import load
 from ttrl_pop.population.base import Population
@@ -40,8 +41,8 @@ from ttrl_pop.vote.rules import build_rules
 ENCODED = 256
 """Problems whose prompts are counted, evenly spaced over the input."""
 
-EVALUATIONS = 3
-"""Sigmas that a calibration tries, about."""
+EVALUATIONS = 4
+"""Sigmas that a calibration tries, about (dev/LOG.md)."""
 
 ROOM = 2**27
 """Bytes of layers that are measured on a CPU, and half as many of embeddings: well above what a cache holds, and made
@@ -85,21 +86,28 @@ class Forecast:
                 yield {"kind": kind, "part": name, "bytes": sum(parts.values())}
 
 
-def forecast_training(config: Config, problems: ProblemSet, held: int = 0) -> Forecast:
+def forecast_training(config: Config, problems: ProblemSet, held: int = 0, starts: bool = False) -> Forecast:
     """What `run` would do.
 
     Args:
         held: problems held out.
+        starts: whether this process has just been started for it, as it will be.
 
     Raises:
         UsageError: it would refuse this.
     """
     check_trainable(config)
-    return _forecast(config, problems, None, adapter=True, noise=True, held=held)
+    return _forecast(config, problems, None, adapter=True, noise=True, held=held, starts=starts)
 
 
 def forecast_survey(
-    config: Config, problems: ProblemSet, parts: Sequence[str], adapter: bool, noise: bool, rewards: bool
+    config: Config,
+    problems: ProblemSet,
+    parts: Sequence[str],
+    adapter: bool,
+    noise: bool,
+    rewards: bool,
+    starts: bool = False,
 ) -> Forecast:
     """What `eval` and `sample` would do, which ask all problems once for each of `parts`.
 
@@ -107,11 +115,12 @@ def forecast_survey(
         adapter: whether there is a LoRA adapter to load.
         noise: whether the minds differ.
         rewards: whether rollouts are rewarded.
+        starts: whether this process has just been started for it, as it will be.
 
     Raises:
         UsageError: they would refuse this.
     """
-    return _forecast(config, problems, parts, adapter, noise, rewards)
+    return _forecast(config, problems, parts, adapter, noise, rewards, starts=starts)
 
 
 def _forecast(
@@ -122,6 +131,7 @@ def _forecast(
     noise: bool,
     rewards: bool = True,
     held: int = 0,
+    starts: bool = False,
 ) -> Forecast:
     rules = build_rules(config.vote, problems.answers, rewards=rewards)
     kind: type[Population] = load("population", config.population.name)
@@ -134,6 +144,8 @@ def _forecast(
     prompts = Prompts(outline, asked, config.sampling.max_new_tokens, config.problems.date)
     step = max(1, len(asked) // ENCODED)
     ids = [prompts[problem.id] for problem in asked[::step]]
+    # Libraries are loaded and problems read, and nothing has been measured yet.
+    begun = time.process_time() if starts else 0.0
     # Before the outline is changed: a few layers are made of it.
     program = 0 if device.type == "cuda" else _resident_bytes()
     small = _small_policy(outline, kind(options), config, adapter, device)
@@ -169,7 +181,7 @@ def _forecast(
         slots = min(most, slots_in(memory, longest, per_token, config.sampling.max_rows))
         speed = measure_speed(small, config, forwards, size, chunk, slots, learns)
     rollouts = sum(part.rollouts for part in parts)
-    rows = tuple(
+    rows = [
         {
             "part": part.name,
             "problems": part.problems,
@@ -180,9 +192,10 @@ def _forecast(
             "seconds": None if speed is None else round(seconds(part, config, forwards, packed, speed, slots), 1),
         }
         for part in parts
-    )
+    ]
+    loading = copying(ROOM) * (size.weights + size.merged + size.laid_out)
     return Forecast(
-        work=rows,
+        work=(_start(begun + loading), *rows),
         memory=footprint.memory(
             config,
             size,
@@ -197,6 +210,12 @@ def _forecast(
         disk=footprint.disk(config, size, len(asked), sum(p.rollouts for p in parts if p.learns)) if learns else {},
         notices=tuple(notices),
     )
+
+
+def _start(seconds: float) -> dict[str, Any]:
+    """All that comes before the first rollout is written or read."""
+    nothing = dict.fromkeys(("problems", "votes", "rollouts", "prompt_tokens", "new_tokens"), 0)
+    return {"part": "start", **nothing, "share": 0.0, "seconds": round(seconds, 1)}
 
 
 def seconds(part: Part, config: Config, forwards: Forwards, prompts: work.Prompts, speed: Speed, slots: int) -> float:

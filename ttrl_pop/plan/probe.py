@@ -138,6 +138,12 @@ def measure_speed(
     )
 
 
+def copying(size: int) -> float:
+    """Seconds of a byte that is copied to memory that nobody has used yet, from a copy of `size` bytes."""
+    values = torch.ones(size, dtype=torch.uint8)
+    return _timed(values.clone, values.device) / size
+
+
 def measured(
     make: Callable[[int], tuple[int, Callable[[], object]]], most: int, seconds: float | int, device: torch.device
 ) -> Line:
