@@ -28,7 +28,7 @@ lint: .venv/.test
 check: lint test  ## format, lint, types, tests
 
 bench: .venv-bench/.done  ## the short form; benchmarks/README.md has the long one
-	for name in step rollouts learner scaling vote; do .venv-bench/bin/python -m benchmarks.$$name --quick || exit; done
+	for name in step rollouts learner scaling ranks vote; do .venv-bench/bin/python -m benchmarks.$$name --quick || exit; done
 
 DEVICE ?= cuda
 # On a GPU machine without a network its own Python, with what .gpu brings; on a CPU the test environment, tiny sizes.

@@ -8,7 +8,8 @@ Simplifications:
 2. Every step has the same prompts.
 3. Where `--lengths` plans them, no completion ends by itself, and each ends where planned.
 
-Loading the model is not counted. Run in a process of its own, which prints one JSON line:
+Loading the model is not counted. Run in a process of its own, which prints one JSON line; started by torchrun, several
+processes do it together, the first of which prints:
 
     python -m benchmarks.ours MODEL_FOLDER --problems 16 --minds 16 --samples 1 --new-tokens 4 --steps 2
 """
@@ -24,10 +25,12 @@ from torch import Tensor
 
 from benchmarks.machine import now, peak_bytes, tell
 from benchmarks.workload import EXAMPLES, QUESTIONS, completion_lengths, distinct_work, times_table
+from ttrl_pop.cli.launch import take_part
 from ttrl_pop.config import Config
 from ttrl_pop.learn.learner import Learner
 from ttrl_pop.packing.radix import alike
 from ttrl_pop.population.base import NoPopulation
+from ttrl_pop.ranks import launched
 from ttrl_pop.run.session import Session, check_trainable, open_session
 from ttrl_pop.sample.hf.backend import HfBackend, Writing
 from ttrl_pop.types import AnswerKey, FinishReason, Group, Mind, Problem, ProblemSet, Rollout, Tally, Update
@@ -50,14 +53,16 @@ class Silent(NoPopulation):
 class Planned(HfBackend):
     """Every completion has the length that is planned for its request, whatever the model would do."""
 
-    lengths: Sequence[int]
+    lengths: Sequence[int] | None = None
+    """By request; None plans all that `max_new_tokens` allows."""
 
     def _extend(self, rows: Sequence[Writing], tokens_BT: Tensor, logprobs_BT: Tensor) -> None:
         for writing, tokens, logprobs in zip(rows, tokens_BT.tolist(), logprobs_BT.tolist(), strict=True):
-            room = self.lengths[writing.index] - len(writing.ids)
+            planned = self.lengths[writing.index] if self.lengths else self.sampling.max_new_tokens
+            room = planned - len(writing.ids)
             writing.ids += tokens[:room]
             writing.logprobs += logprobs[:room]
-            if len(writing.ids) == self.lengths[writing.index]:
+            if len(writing.ids) == planned:
                 writing.reason = "length"
 
 
@@ -96,7 +101,7 @@ def configuration(given: argparse.Namespace) -> Config:
 def time_steps(session: Session, steps: int) -> Record:
     """Train for `steps` steps on all problems; of each the seconds of the whole, of its rollouts and of its learner,
     and the largest resident set up to its end."""
-    learner = Learner(session.policy, session.config)
+    learner = Learner(session.policy, session.config, session.ranks)
     spent: Record = {"seconds": [], "rollouts": [], "learner": [], "peaks": [], **{key: [] for key in WORK}}
     for step in range(1, steps + 1):
         began = now()
@@ -232,7 +237,7 @@ def opened(given: argparse.Namespace) -> Session:
     prompts = times_table(given.problems, given.examples)
     problems = tuple(Problem(str(i), prompt, i) for i, prompt in enumerate(prompts))
     session = open_session(config, ProblemSet(problems, AnswerKey(), ""), adapter=True)
-    if given.lengths != "own":
+    if given.lengths == "mixed":
         rows = given.problems * config.group_size
         session.backend.lengths = completion_lengths(given.lengths, rows, given.new_tokens)
     return session
@@ -242,6 +247,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parsed(arguments)
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
+    if launched.size() > 1:
+        take_part(lambda: print_seconds(given))
+    return print_seconds(given)
+
+
+def print_seconds(given: argparse.Namespace) -> int:
     session = opened(given)
     prompt_ids = [session.prompts[problem.id] for problem in session.problems]
     spent = PARTS[given.part](session, given.steps)

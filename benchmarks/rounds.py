@@ -83,10 +83,18 @@ class Measured:
         return next(records[0] for records in self.runs.values() if "alike" in records[0])
 
 
-def measure(sides: Sequence[Side], model: str, rounds: int, threads: int | None, only: str | None = None) -> Measured:
+def measure(
+    sides: Sequence[Side],
+    model: str,
+    rounds: int,
+    threads: int | None,
+    only: str | None = None,
+    same_threads: bool = True,
+) -> Measured:
     """
     Args:
         only: a regular expression; sides whose names it is not found in are left out.
+        same_threads: whether all sides must have one number of threads.
 
     Raises:
         SystemExit: a process failed, not all had one number of threads, or no side is left that tells of its prompts.
@@ -111,7 +119,7 @@ def measure(sides: Sequence[Side], model: str, rounds: int, threads: int | None,
             runs[side.name].append(record)
             print(f"  {side.name}: {seconds(record):.2f} s", file=sys.stderr)
     counts = {record["threads"] for records in [*runs.values(), machines] for record in records}
-    if len(counts) > 1:
+    if same_threads and len(counts) > 1:
         raise SystemExit(f"all processes must have one number of threads, got {sorted(counts)}; pass --threads")
     rates = ("layer_flops_per_second", "head_flops_per_second")
     machine = machines[0] | {key: median(record[key] for record in machines) for key in rates}

@@ -240,6 +240,18 @@ def test_the_benchmark_of_growth_runs(model: str) -> None:
 
 
 @pytest.mark.slow
+def test_the_benchmark_of_processes_runs_and_all_write_the_same(model: str) -> None:
+    measured = output("benchmarks.ranks", "--model", model, "--new-tokens", "3")
+    assert list(measured["sides"]) == ["1 process × 2 threads", "2 processes × 1 thread", "1 process × 1 thread"]
+    for side in measured["sides"].values():
+        assert all(second > 0 for part in ("seconds", "rollouts", "learner") for second in side[part]["rounds"])
+    one, *others = measured["layer_tokens"].values()
+    # The same minds write the same texts, of three tokens each: warm-up and one repeat.
+    assert others == [one, one]
+    assert len(one) == 2
+
+
+@pytest.mark.slow
 def test_the_benchmark_of_votes_runs_and_its_graders_find_the_planted_clusters() -> None:
     measured = output("benchmarks.vote")
     assert measured["sides"]["math"]["right"] == measured["sides"]["math-verify"]["right"] == measured["problems"]
