@@ -5,6 +5,10 @@ Golden rows and messages are in cases/rollouts.json.
 
 import io
 import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +19,9 @@ from hypothesis import strategies as st
 
 from ttrl_pop.errors import UsageError
 from ttrl_pop.read.finish import COUNT_FIELDS, CUT_FLAGS, END_FLAGS, LIMIT_FIELDS, REASON_FIELDS, WRAPPERS
+from ttrl_pop.read.logs import read_logged
 from ttrl_pop.read.rollouts import TEXT_FIELDS, Layout, read_rollouts
-from ttrl_pop.read.rows import ID_FIELDS
+from ttrl_pop.read.rows import ID_FIELDS, Row, read_rows
 from ttrl_pop.types import Group
 
 CASES = json.loads((ROOT / "tests/cases" / "rollouts.json").read_text(encoding="utf-8"))
@@ -43,6 +48,24 @@ def outcome(raw: bytes, shuffled: bool) -> list[Group] | str:
 def described(group: Group, columns: set[str]) -> dict[str, Any]:
     found = {name: [of(rollout) for rollout in group.rollouts_G] for name, of in COLUMNS.items() if name in columns}
     return {"id": group.problem.id, "raw": not group.problem.is_chat, **found}
+
+
+@pytest.mark.parametrize("read", [read_logged, read_rows])
+def test_no_row_of_a_pipe_with_a_name_is_lost(read: Callable[[str], Iterator[Row]], tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    def write() -> None:
+        # As a slow program does: what is read ahead of a pipe, and not given on, is gone.
+        with pipe.open("wb", buffering=0) as file:
+            for number in range(4):
+                file.write(json.dumps({"id": number, "output": "x"}).encode() + b"\n")
+                time.sleep(0.05)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    assert [int(row.fields["id"]) for row in read(str(pipe))] == [0, 1, 2, 3]
+    writer.join()
 
 
 @pytest.mark.parametrize("case", CASES["read"], ids=lambda case: case["name"])

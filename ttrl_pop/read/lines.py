@@ -79,6 +79,11 @@ def read_lines(source: str, stdin: ByteStream | None = None) -> Iterator[bytes]:
             raise UsageError(f"{name}: not valid UTF-16 ({error}). Save the file as UTF-8.") from None
 
 
+def is_stored(source: str) -> bool:
+    """Whether a source is a file that can be opened twice: what is read of a pipe is gone."""
+    return source != "-" and Path(source).is_file()
+
+
 def source_name(source: object) -> str:
     """A source as errors name it; one that is no text is rows in memory."""
     if not isinstance(source, str):

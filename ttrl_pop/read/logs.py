@@ -9,7 +9,8 @@ first of its filters alone, as it stands once under each. Of inspect each sample
 
 Simplifications:
 
-1. inspect's logs are read from files, not from standard input: an archive has its table of contents at its end.
+1. inspect's logs are read from files, not from standard input or a pipe: an archive has its table of contents at its
+   end.
 """
 
 import io
@@ -21,7 +22,7 @@ from typing import Any, BinaryIO
 import zstandard
 
 from ttrl_pop.errors import UsageError
-from ttrl_pop.read.lines import LINE_LIMIT, ByteStream, source_name
+from ttrl_pop.read.lines import LINE_LIMIT, ByteStream, is_stored, source_name
 from ttrl_pop.read.rows import ARRAY_LIMIT, Refuse, Row, Source, parsed, read_rows, refuse, rows_of
 
 ZIP = b"PK\x03\x04"
@@ -46,7 +47,7 @@ def read_logged(
     Args:
         once: of a log's samples, give the first of each id alone.
     """
-    samples = _inspect(source) if isinstance(source, str) and source != "-" else None
+    samples = _inspect(source) if isinstance(source, str) and is_stored(source) else None
     if samples is not None:
         if once:
             samples = _first_of_each(samples)

@@ -156,7 +156,7 @@ def read_rows(source: Source, stdin: ByteStream | None = None, refused: Refuse =
     file = source_name(source)
     if not isinstance(source, str):
         return rows_of(_written(source, file, refused), file, "row", refused)
-    if source != "-" and is_parquet(source):
+    if is_parquet(source):
         return rows_of(enumerate(parquet_values(source, Number), 1), file, "row", refused)
     lines = enumerate(read_lines(source, stdin), 1)
     filled = ((number, line) for number, line in lines if not line.isspace())

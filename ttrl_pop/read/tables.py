@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ttrl_pop.errors import UsageError
-from ttrl_pop.read.lines import LINE_LIMIT, source_name
+from ttrl_pop.read.lines import LINE_LIMIT, is_stored, source_name
 from ttrl_pop.text import shown
 
 JSON_CELLS = (
@@ -41,7 +41,9 @@ _SUFFIX = re.compile(r"\.[ct]sv(\.\w+)?", re.IGNORECASE)
 
 
 def is_parquet(source: str) -> bool:
-    """Whether the file `source` is one of Parquet; what cannot be opened is none."""
+    """Whether `source` is a file of Parquet; a pipe is none, nor is what cannot be opened."""
+    if not is_stored(source):
+        return False
     try:
         with Path(source).open("rb") as file:
             return file.read(len(PARQUET)) == PARQUET
