@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli.commands import ended, final
+from cli.commands import ended, final, write_lines
 from safetensors.torch import load_file
 
 from ttrl_pop.store import checkpoint, files
@@ -122,6 +122,26 @@ def test_any_number_of_processes_gives_the_same_bytes(
     for job in jobs[1:]:
         assert job.outs[0].read_bytes() == printed
         assert all(path.read_bytes() == b"" for path in (*job.outs[1:], *job.errs[1:]))
+
+
+def test_problems_held_out_may_have_the_ids_of_others(place: Path, start: START, tmp_path: Path) -> None:
+    # Rows without ids are known by their numbers, in both files.
+    rows = [json.loads(line) for line in (place / "p.jsonl").read_text().splitlines()]
+    for name, part in (("train", rows[:4]), ("held", rows[4:])):
+        write_lines(tmp_path / f"{name}.jsonl", [{"prompt": row["prompt"]} for row in part])
+    settings = ("holdout=" + str(tmp_path / "held.jsonl"), "eval_every=1", "baseline=true")
+    alone, two = (
+        Job(
+            *(start, size, tmp_path / f"{size}", "run", tmp_path / "train.jsonl"),
+            *arguments(place, tmp_path / f"run-{size}", *settings)[2:],
+        )
+        for size in (1, 2)
+    )
+    assert (alone.codes(), two.codes()) == ([0], [0, 0]), two.said()
+    wanted, found = (whole(tmp_path / f"run-{size}") for size in (1, 2))
+    assert [name for name in wanted if found[name] != wanted[name]] == []
+    held = [(tmp_path / f"run-{size}" / "holdout.answers.jsonl").read_text() for size in (1, 2)]
+    assert held[0] == held[1] != ""
 
 
 def test_standard_input_is_read_once_and_eval_and_sample_say_the_same(

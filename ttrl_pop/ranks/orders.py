@@ -24,6 +24,8 @@ class Open:
 class Write:
     """Write the rollouts of your shards."""
 
+    is_held_out: bool
+    """Whether the problems are those held out: both kinds may have the same ids."""
     problems: tuple[str, ...]
     """Ids."""
     minds: tuple[Mind | None, ...]
@@ -39,6 +41,7 @@ class Write:
 class Vote:
     """Vote on your share of these problems, of whose rollouts you know."""
 
+    is_held_out: bool
     problems: tuple[str, ...]
     """Ids."""
     labels: dict[str, str | None] | None

@@ -1,7 +1,7 @@
 """A process that is not the first of a run: it does what the first tells, and writes no file."""
 
 import gc
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from ttrl_pop.learn.learner import Learner
 from ttrl_pop.learn.micro_batches import Sample
@@ -50,9 +50,6 @@ class Follower:
             order.config, order.problems, adapter=order.adapter, rewards=order.rewards, settled=True, held=order.held
         )
         self.learner = Learner(self.session.policy, self.session.config, self.session.ranks)
-        sessions = (self.session, *([self.session.held] if self.session.held else ()))
-        self._problems = {problem.id: (problem, session) for session in sessions for problem in session.problems}
-        """Each with the session that it is asked in."""
         self._groups: Mapping[str, Group] = {}
         """What was written last."""
         self._samples: list[Sample] = []
@@ -60,9 +57,9 @@ class Follower:
     def do(self, order: Order) -> None:
         """Do what takes no weights."""
         match order:
-            case Vote(ids, labels):
+            case Vote(is_held_out, ids, labels):
                 groups = [self._groups[name] for name in ids]
-                vote_together(groups, self._asked_in(ids).rules, labels, self.session.ranks)
+                vote_together(groups, self._asked_in(is_held_out).rules, labels, self.session.ranks)
             case Learn(shards):
                 own = self.session.ranks.owned(len(shards))
                 self._samples = [sample for shard in own for sample in self._found(shard, shards[shard])]
@@ -74,11 +71,13 @@ class Follower:
         if told.follow:
             session.backend.refresh()
         match told.order:
-            case Write(ids, minds, samples_per_mind, step, purpose, weights, limits):
+            case Write(is_held_out, ids, minds, samples_per_mind, step, purpose, weights, limits):
                 if limits:
                     session.backend.restore_limits(limits)
-                problems = [self._problems[name][0] for name in ids]
-                groups = self._asked_in(ids).sample(problems, minds, samples_per_mind, step, purpose, weights)
+                asked_in = self._asked_in(is_held_out)
+                known = {problem.id: problem for problem in asked_in.problems}
+                problems = [known[name] for name in ids]
+                groups = asked_in.sample(problems, minds, samples_per_mind, step, purpose, weights)
                 self._groups = {group.problem.id: group for group in groups}
             case Differentiate(first, token_budget):
                 self.learner.token_budget = token_budget
@@ -86,9 +85,12 @@ class Follower:
                     sample.old = None
                 self.learner.differentiate(self._samples)
 
-    def _asked_in(self, ids: Sequence[str]) -> Session:
-        """The session of problems that are asked together."""
-        return self._problems[ids[0]][1] if ids else self.session
+    def _asked_in(self, is_held_out: bool) -> Session:
+        """The session of the problems that are trained on, or of those held out."""
+        if not is_held_out:
+            return self.session
+        assert self.session.held is not None
+        return self.session.held
 
     def _found(self, shard: int, counted: Iterable[Counted]) -> Iterable[Sample]:
         """Samples of a shard, with the rollouts that are known here."""

@@ -54,6 +54,8 @@ class Session:
     """The processes that sample, vote and learn together."""
     held: "Session | None" = None
     """The same on problems that are measured by and never trained on; no rollout of theirs is rewarded."""
+    is_held_out: bool = False
+    """Whether this is one on such problems."""
 
     @property
     def grader(self) -> Grader:
@@ -80,7 +82,8 @@ class Session:
         config, ranks = self.config, self.ranks
         if ranks.leads:
             ids = tuple(problem.id for problem in problems)
-            order = Write(ids, tuple(minds), samples_per_mind, step, purpose, weights, self.backend.limits())
+            limits = self.backend.limits()
+            order = Write(self.is_held_out, ids, tuple(minds), samples_per_mind, step, purpose, weights, limits)
             tell(ranks, self.policy, order)
         yield from sample(
             self.backend,
@@ -110,7 +113,8 @@ class Session:
         held = list(groups)
         if self.ranks.leads:
             ids = tuple(group.problem.id for group in held)
-            self.ranks.tell(Vote(ids, None if labels is None else {name: labels[name] for name in ids}))
+            elected = None if labels is None else {name: labels[name] for name in ids}
+            self.ranks.tell(Vote(self.is_held_out, ids, elected))
         yield from vote_together(held, self.rules, labels, self.ranks)
 
 
@@ -186,7 +190,9 @@ def _held(session: Session, held: ProblemSet, settled: bool) -> Session:
     check_apart(session.problems, asked)
     prompts = Prompts(model, asked, config.sampling.max_new_tokens, config.problems.date)
     rules = replace(session.rules, reward=None)
-    return replace(session, problems=asked, gold=held.answers, prompts=prompts, rules=rules, notices=())
+    return replace(
+        session, problems=asked, gold=held.answers, prompts=prompts, rules=rules, notices=(), is_held_out=True
+    )
 
 
 def as_asked(problems: Sequence[Problem], config: Config, tokenizer: Any) -> tuple[Problem, ...]:
