@@ -350,6 +350,9 @@ def test_a_policy_that_no_update_has_changed_is_not_asked_again(
     assert "no update has changed the policy" in said.stderr
     reused = made.answers.read_bytes()
     assert reused == made.baseline.read_bytes()
+    spent, before = (json.loads(made.spent(path).read_text()) for path in (made.answers, made.baseline))
+    assert spent == before
+    assert spent["rollouts"] == 18
     made.answers.unlink()
     files.remove(made.baseline)
     ttrl("run", "--resume", made.path)

@@ -145,9 +145,12 @@ def _work(prepared: PreparedRun, display: Display, quiet: bool, texts: TextRows 
         text, path = "problems held out: answering", run_dir.holdout_answers
         _record(run_dir, path, _survey(session.held, run_dir, path, display, text))
     if config.answers and not _has(run_dir, run_dir.answers, display.notice):
-        if session.policy.version == 0 and _has(run_dir, run_dir.baseline):
+        if session.policy.version == 0 and texts is None and _has(run_dir, run_dir.baseline):
             # The same minds of the same policy, and each rollout has a stream of its own: they would say it again.
             display.notice("no update has changed the policy: its answers are those from before training")
+            # What they stand for is what they would have taken.
+            spent = reading.read_bytes(run_dir.spent(run_dir.baseline))
+            identity.record(run_dir, run_dir.spent(run_dir.answers).name, spent)
             identity.record(run_dir, run_dir.answers.name, reading.read_bytes(run_dir.baseline, reading.LARGE))
         else:
             text = "after training: answering" if config.steps else "answering"
@@ -353,6 +356,12 @@ def _accuracy(session: Session, tally: Tally) -> dict[str, float]:
     return {} if accuracy is None else {"accuracy": accuracy}
 
 
+def _answering_step(run_dir: RunDirectory) -> int | None:
+    """The step whose weights have answered: after a collapse not the last one; None where nothing is saved."""
+    verdict = reading.read_object(run_dir.verdict) if run_dir.verdict.exists() else {}
+    return verdict.get("answers_of_step") or checkpoint.latest(run_dir)
+
+
 def _print_summary(prepared: PreparedRun) -> None:
     """Before and after, and where everything is, on stderr."""
     run_dir = prepared.run
@@ -382,7 +391,7 @@ def _print_summary(prepared: PreparedRun) -> None:
     console.print(summary_table(title, known, *heads))
     if any(outcomes.values()):
         console.print(outcomes_line(outcomes))
-    saved = checkpoint.latest(run_dir)
+    saved = _answering_step(run_dir)
     paths = [run_dir.metrics, run_dir.answers, run_dir.checkpoint(saved) / "adapter" if saved else None]
     for path in paths:
         if path is not None and path.exists():

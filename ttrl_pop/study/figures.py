@@ -78,7 +78,7 @@ def figures_of(run: RunDirectory, gold: Mapping[str, str], same: Same) -> Figure
 
 
 def _spent(run: RunDirectory, known: identity.Identity, survey: str) -> tuple[int, int]:
-    """Rollouts and tokens of a survey; none of one that was not needed."""
+    """Rollouts and tokens of a survey; none where there was none."""
     path = run.spent(run.path / f"{survey}.jsonl")
     if path.name not in known.files:
         return 0, 0
