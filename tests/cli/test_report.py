@@ -19,7 +19,7 @@ from report.page.made import learner, made_run, questions
 from ttrl_pop.cli.recorded import Recorder
 from ttrl_pop.errors import TtrlPopError
 from ttrl_pop.report.page.intervals import FIGURES
-from ttrl_pop.store import files
+from ttrl_pop.store import files, identity
 
 STEPS = 3
 NEEDED = ("identity.json", "config.toml", "problems.jsonl", "gold.jsonl")
@@ -221,3 +221,28 @@ def test_a_page_is_made_without_torch(run: Path):
         ".record(); import sys; assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize(
+    ("steps", "answers", "finished"), [(STEPS, True, True), (STEPS - 1, True, False), (STEPS, False, False)]
+)
+def test_a_run_that_was_settled_before_its_last_step_is_finished(
+    tmp_path: Path, steps: int, answers: bool, finished: bool
+) -> None:
+    problems, gold = questions(2)
+    write = learner(0, STEPS, gold)
+    made = made_run(tmp_path / "run", problems, gold, write, done=STEPS, surveys=answers, steps=9, answers=True)
+    verdict = {"verdict": "learning", "why": "", "steps": steps, "answers_of_step": steps}
+    identity.record(made, made.verdict.name, json.dumps(verdict).encode())
+    assert Recorder(made.path).record().finished is finished
+
+
+def test_another_run_in_its_place_has_its_own_questions(tmp_path: Path):
+    for number, count in enumerate((2, 3)):
+        problems, gold = questions(count)
+        made_run(tmp_path / str(number), problems, gold, learner(0, STEPS, gold), done=STEPS)
+    recorder = Recorder(tmp_path / "0")
+    assert len(recorder.record().problems) == 2
+    (tmp_path / "0").rename(tmp_path / "old")
+    (tmp_path / "1").rename(tmp_path / "0")
+    assert [problem.gold for problem in recorder.record().problems] == ["0", "2", "6"]

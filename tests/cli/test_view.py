@@ -3,6 +3,7 @@
 import http.client
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -118,6 +119,26 @@ def test_a_run_that_breaks_is_told_on_the_page(runs: Path):
         told = next_event(stream)
         assert "identity.json" in told["trouble"]
         assert told["runs"] == []
+
+
+def test_a_run_that_is_gone_leaves_the_others_and_the_last_one_a_word(runs: Path, capfd: pytest.CaptureFixture[str]):
+    with served(runs / "run-1", runs / "run-2") as port:
+        shutil.rmtree(runs / "run-2")
+        data = data_of(asked(port, "/").read().decode())
+        assert [run["name"] for run in data["runs"]] == ["run-1"]
+        shutil.rmtree(runs / "run-1")
+        data = data_of(asked(port, "/").read().decode())
+        assert (data["runs"], data["trouble"]) == ([], "no run is left where there were some")
+    assert capfd.readouterr().err == ""
+
+
+def test_browsers_leave_out_the_port_of_http(runs: Path, monkeypatch: pytest.MonkeyPatch):
+    with served(runs) as port:
+        pass
+    monkeypatch.setattr("ttrl_pop.cli.view.HTTP_PORT", port)
+    server = serve(Shelf([runs]), port)
+    server.server_close()
+    assert server.RequestHandlerClass.hosts == ("127.0.0.1", "localhost")  # type: ignore[attr-defined]
 
 
 def test_ctrl_c_ends_it_in_silence(runs: Path):

@@ -30,7 +30,7 @@ from ttrl_pop.report.page.intervals import step_intervals
 from ttrl_pop.report.page.record import Answer, Interval, ProblemRecord, RunRecord, Visit, Voice, cut
 from ttrl_pop.store import files, identity, reading
 from ttrl_pop.store.directory import find
-from ttrl_pop.store.identity import CONFIG, Identity
+from ttrl_pop.store.identity import CONFIG, GOLD, Identity
 from ttrl_pop.types import Group, Mind, Problem, Rollout, Tally
 from ttrl_pop.vote.clusters import cluster_answers
 from ttrl_pop.vote.rules import Rules, build_grader
@@ -92,9 +92,15 @@ class Recorder:
             DamagedError: what no run can be without is damaged.
         """
         self.run, _ = find(path)
-        known = identity.load(self.run)
+        self._trust = trust
+        self._begin(identity.load(self.run))
+
+    def _begin(self, known: Identity) -> None:
+        """Read what a run keeps as long as it is the same."""
+        self._made_of = _made_of(known)
         config = self._config(known)
-        check_trusted(self.run, config, Given(trust=trust), unused=foreign(config).keys() - {"vote.grader"})
+        trust = Given(trust=self._trust)
+        check_trusted(self.run, config, trust, unused=foreign(config).keys() - {"vote.grader"})
         self._problems = stored_problems(self.run, known)
         self._rules = Rules(build_grader(config.vote), None, weight=config.vote.weight)
         self._steps: dict[int, _Step] = {}
@@ -112,6 +118,9 @@ class Recorder:
             DamagedError: what no run can be without is damaged.
         """
         known = identity.load(self.run)
+        if _made_of(known) != self._made_of:
+            # Another run stands in its place, or this one goes on with other settings.
+            self._begin(known)
         config = self._config(known)
         notices: list[str] = []
         metrics = tuple(self._metrics(notices))
@@ -134,11 +143,20 @@ class Recorder:
                 )
                 for problem in self._problems.problems
             ),
-            finished=len(metrics) >= config.steps and (bool(after) or not config.answers),
+            finished=self._has_ended(known, len(metrics), config.steps) and (bool(after) or not config.answers),
             seed=config.seed,
             notices=tuple(notices),
             intervals=_by_figure(steps),
         )
+
+    def _has_ended(self, known: Identity, done: int, steps: int) -> bool:
+        """Whether training came to its end, which may be before the last step (`guard.until_settled`)."""
+        verdict = self.run.verdict
+        if done >= steps:
+            return True
+        if verdict.name not in known.files or identity.flaw(self.run, known, verdict.name):
+            return False
+        return reading.read_object(verdict).get("steps") == done
 
     def _config(self, known: Identity) -> Config:
         return load_config(self.run.config, {}, identity.read(self.run, known, CONFIG))
@@ -232,6 +250,11 @@ class Recorder:
         if (a, b) not in self._same:
             self._same[a, b] = self._rules.grader.same(a, b)
         return self._same[a, b]
+
+
+def _made_of(known: Identity) -> tuple[object, ...]:
+    """What tells a run, and the settings it goes on with, from another one in its place."""
+    return known.model, known.problems, *(known.files.get(name) for name in (CONFIG, GOLD))
 
 
 def _groups(path: Path) -> Iterator[tuple[Group, list[str | None]]]:

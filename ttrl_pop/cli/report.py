@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -10,7 +10,7 @@ from typing import Any, cast
 from ttrl_pop.cli.inputs import flat, notices
 from ttrl_pop.cli.recorded import Recorder
 from ttrl_pop.config import Config
-from ttrl_pop.errors import UsageError
+from ttrl_pop.errors import DamagedError, UsageError
 from ttrl_pop.report.page.data import page_data
 from ttrl_pop.report.page.html import page
 from ttrl_pop.report.page.record import RunRecord
@@ -39,7 +39,8 @@ def report(paths: Sequence[Path], output: Path | None, trust: bool, quiet: bool)
     for record in records:
         for text in record.notices:
             notices(quiet)(f"{record.name}: {text}")
-    text = page(page_data(records, DEFAULTS, places([recorder.run for recorder in shown])))
+    where = places([recorder.run for recorder in shown], notices(quiet))
+    text = page(page_data(records, DEFAULTS, where))
     if output is None:
         # As the page itself says, whatever the terminal's is.
         cast(Any, sys.stdout).reconfigure(encoding="utf-8")
@@ -66,13 +67,20 @@ def runs_of(path: Path) -> list[Path]:
     return found
 
 
-def places(runs: Sequence[RunDirectory]) -> list[list[list[float]]] | None:
+def places(runs: Sequence[RunDirectory], notice: Callable[[str], object]) -> list[list[list[float]]] | None:
     """Where the texts of each run are drawn; None where no run keeps them.
 
-    Raises:
-        DamagedError: they are not as a run wrote them.
+    Args:
+        notice: is told of texts that are not as a run wrote them, which are left out.
     """
-    rows = {str(run.path): texts_of(run) if run.texts.exists() else [] for run in runs}
+    rows: dict[str, list[Any]] = {}
+    for run in runs:
+        rows[str(run.path)] = []
+        if run.texts.exists():
+            try:
+                rows[str(run.path)] = texts_of(run)
+            except DamagedError as error:
+                notice(f"{error}: its texts are not shown")
     return [*projected(rows, TEXTS).values()] if any(rows.values()) else None
 
 

@@ -9,7 +9,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from http import HTTPStatus
+from http.client import HTTP_PORT
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,8 @@ class Shelf:
     """Runs to choose from, read as they grow. Threads of the server share one."""
 
     def __init__(self, paths: Sequence[Path], trust: bool = False) -> None:
+        for path in paths:
+            _runs_at(path)
         self._paths = paths
         self._trust = trust
         self._recorders: dict[str, Recorder] = {}
@@ -64,11 +68,7 @@ class Shelf:
         self._lock = threading.Lock()
 
     def names(self) -> list[str]:
-        """Every run by its path, the one that changed last first.
-
-        Raises:
-            UsageError: a path is neither a run nor a folder with runs.
-        """
+        """Every run that is still there by its path, the one that changed last first."""
         return sorted(self._found(), key=lambda name: -_changed(Path(name)))
 
     def chosen(self, asked: Sequence[str]) -> list[str]:
@@ -88,8 +88,10 @@ class Shelf:
         """Data of the page with these runs.
 
         Raises:
-            UsageError: a run cannot be told.
+            UsageError: a run cannot be told, or none is left.
         """
+        if not names:
+            raise UsageError("no run is left where there were some")
         with self._lock:
             for name in names:
                 if name not in self._recorders:
@@ -120,13 +122,24 @@ class Shelf:
         """Path of each run → whether it was named itself, and not the folder that it is in."""
         found: dict[str, bool] = {}
         for path in self._paths:
-            if os.path.lexists(RunDirectory(path).identity):
-                found[str(path)] = True
-            elif inside := [folder for folder in _folders(path) if os.path.lexists(RunDirectory(folder).identity)]:
-                found |= {str(folder): False for folder in inside if str(folder) not in found}
-            else:
-                found[str(find(path)[0].path)] = True
+            # One that was there at the start may be gone.
+            with suppress(UsageError):
+                for name, alone in _runs_at(path).items():
+                    found[name] = alone or found.get(name, False)
         return found
+
+
+def _runs_at(path: Path) -> dict[str, bool]:
+    """Path of each run that `path` stands for → whether it was named itself, and not the folder that it is in.
+
+    Raises:
+        UsageError: it is neither a run nor a folder with runs.
+    """
+    if os.path.lexists(RunDirectory(path).identity):
+        return {str(path): True}
+    if inside := [folder for folder in _folders(path) if os.path.lexists(RunDirectory(folder).identity)]:
+        return {str(folder): False for folder in inside}
+    return {str(find(path)[0].path): True}
 
 
 def serve(shelf: Shelf, port: int) -> ThreadingHTTPServer:
@@ -136,7 +149,9 @@ def serve(shelf: Shelf, port: int) -> ThreadingHTTPServer:
         OSError: the port cannot be had.
     """
     server = _Server(("127.0.0.1", port), _Handler)
-    hosts = tuple(f"{name}:{server.server_port}" for name in ("127.0.0.1", "localhost"))
+    # Browsers leave out the port that is HTTP's own.
+    end = f":{server.server_port}" if server.server_port != HTTP_PORT else ""
+    hosts = tuple(f"{name}{end}" for name in ("127.0.0.1", "localhost"))
     server.RequestHandlerClass = type("Handler", (_Handler,), {"shelf": shelf, "hosts": hosts})
     return server
 
