@@ -1,5 +1,7 @@
 """`--resume-or-new`: the same command again, whatever stopped it."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,19 @@ def test_what_a_killed_process_left_before_there_was_a_run_is_removed(place: Pat
     run(place, out, code=2)
     run(place, out, "--resume-or-new", "--steps", 1)
     assert RunDirectory(out).identity.exists()
+
+
+def test_all_that_is_written_before_there_is_a_run_is_known_to_be_its_beginning(place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run(place, out, "--gold", place / "gold.jsonl", "--set", "holdout=0.5", "--steps", 0)
+    known = json.loads((out / "identity.json").read_text())["files"]
+    begun = {name for name in known if not name.startswith(("answers", "holdout.answers", "verdict"))}
+    assert {"config.toml", "holdout.jsonl", "holdout.gold.jsonl", "environment.json"} <= begun
+    for path in out.iterdir():
+        if path.name not in begun:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    clear_unfinished(out)
+    assert [*out.iterdir()] == []
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "checkpoints"])

@@ -122,6 +122,17 @@ def test_a_tracker_that_comes_later_gets_all_steps(made: RunDirectory) -> None:
     assert logged() == [1, 2, 3, 4]
 
 
+def test_a_tracker_that_takes_no_chart_up_again_gets_all_steps_and_the_settings(
+    made: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ttrl_pop.cli.trackers.RENEWED", ("fake",))
+    work(made, 0, 2)
+    Fake.given.clear()
+    work(made, 2, 3)
+    assert logged() == [1, 2, 3]
+    assert "settings" in [entry[0] for entry in Fake.given]
+
+
 @pytest.mark.parametrize("what", ["init", "start", "settings", "log", "finish"])
 def test_a_tracker_that_fails_is_said_once_and_gets_later_what_it_missed(made: RunDirectory, what: str) -> None:
     Fake.fails.add(what)

@@ -3,8 +3,8 @@
 A tracker is given the numbers of each row of metrics.jsonl, once. What it was given, and the name of its chart, stand
 in RUN/tracking.json, so that a run that goes on goes on in the same chart. After a kill nobody knows whether the last
 row arrived: TensorBoard then drops what it holds from there on, trackio's chart is written anew, and W&B takes a step
-that it has for the same one. A tracker that fails stops nothing: that is said once, and what it has missed is given to
-it when the run goes on.
+that it has for the same one. MLflow, Aim and ClearML begin a new chart at every start, and get all steps. A tracker
+that fails stops nothing: that is said once, and what it has missed is given to it when the run goes on.
 """
 
 import atexit
@@ -36,6 +36,9 @@ FILE = "tracking.json"
 
 PACKAGES = {"comet_ml": "comet-ml"}
 """Package of a tracker, where it has another name."""
+
+RENEWED = ("mlflow", "aim", "clearml")
+"""Trackers that accelerate begins a new chart of at every start, which is given all steps."""
 
 _CHART = re.compile(r"[0-9a-f]{32}")
 
@@ -101,8 +104,8 @@ class _Trackers:
             with self._guarded(name):
                 if not _is_installed(name):
                     raise ModuleNotFoundError("its package is not installed")
-                begun = name in self._given
                 held = self._held(name, done)
+                begun = name in self._given
                 kind = LOGGER_TYPE_TO_CLASS[name]
                 tracker = kind(*_place(kind, name, self._run), **self._arguments(name, held))
                 tracker.start()
@@ -146,8 +149,10 @@ class _Trackers:
             return min(given, done)
         if name == "trackio" and (given > done or not self._is_clean):
             _delete_from_trackio(self._name)
-            return 0
-        return given
+            self._given.pop(name, None)
+        elif name in RENEWED:
+            self._given.pop(name, None)
+        return self._given.get(name, 0)
 
     @property
     def _name(self) -> str:

@@ -184,12 +184,12 @@ class Learner:
             remedy = (
                 "Let the population's noise be a pure function of the mind's seed"
                 if self.config.backend == "hf"
-                else "Go on with --backend hf"
+                else "Start a new run with --backend hf"
             )
             raise SamplerMismatchError(
                 f"step {step}: log-probabilities of sampler and learner differ by {gap:.2g} nats per token, more than "
                 f"learn.max_logprob_gap {limit:.2g}; the engine wrote with other minds or weights than the learner's. "
-                f"{remedy}, or raise the limit if rounding explains it"
+                f"{remedy}, or with a higher limit if rounding explains it"
             )
 
     def _samples(

@@ -173,7 +173,7 @@ def clear_unfinished(path: Path) -> None:
     Raises:
         UsageError: another process works there.
     """
-    names = {"config.toml", "problems.jsonl", "gold.jsonl", ENVIRONMENT}
+    names = {"config.toml", "problems.jsonl", "gold.jsonl", HOLDOUT, HOLDOUT_GOLD, ENVIRONMENT}
     left = {*names, *(f".{name}.tmp" for name in (*names, IDENTITY)), ".lock"}
     run = RunDirectory(path)
     if not path.is_dir() or not {file.name for file in path.iterdir()} <= left:
