@@ -360,6 +360,14 @@ def test_a_policy_that_no_update_has_changed_is_not_asked_again(
     assert made.answers.read_bytes() == reused, "asked again, it says the same"
 
 
+def test_the_last_lines_name_the_weights_that_answered(copied: Path) -> None:
+    made = RunDirectory(copied)
+    assert run_command._answering_step(made) == STEPS
+    row = {"verdict": "collapsing", "why": "", "steps": STEPS, "answers_of_step": 1}
+    identity.record(made, made.verdict.name, json.dumps(row).encode())
+    assert run_command._answering_step(made) == 1
+
+
 def test_a_policy_that_has_learned_is_asked_again(trained: tuple[Path, Result]) -> None:
     made = RunDirectory(trained[0])
     assert made.baseline.read_bytes() != made.answers.read_bytes()

@@ -3,8 +3,9 @@
 A text has log2 57 = 5.8 bits of place and 64 · 0.337 = 21.6 bits of noise, and κ free bits a token make 65 κ a text. So
 1/64 leaves room for nothing, 1/8 for the place, 1 for place and noise, 8 for the text itself.
 
-What is trained at κ = 1/8 from the start finds no use for its code, and is dead. So κ comes from above: where the code
-has found the place, and not yet the noise.
+Where little is free from the start a code finds no use, or half of what it could tell. So κ comes from above, from where
+it is found within some hundred steps on every seed: all that a text holds is told then, and what stays as κ falls is what
+tells most.
 """
 
 import math
@@ -66,8 +67,8 @@ class Regime:
 
 REGIMES = (
     Regime(1 / 64, steps=600),
-    Regime(1 / 8, steps=2500, first=1.0, hold=0.08, until=0.35),
-    Regime(1.0, steps=3000),
+    Regime(1 / 8, steps=3000, first=8.0, hold=0.1, until=0.6),
+    Regime(1.0, steps=7000, first=8.0, hold=0.05, until=0.6),
     Regime(8.0, steps=1000),
 )
 """One for each row of the paper's figure 4."""
