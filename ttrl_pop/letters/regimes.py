@@ -3,9 +3,9 @@
 A text has log2 57 = 5.8 bits of place and 64 · 0.337 = 21.6 bits of noise, and κ free bits a token make 65 κ a text. So
 1/64 leaves room for nothing, 1/8 for the place, 1 for place and noise, 8 for the text itself.
 
-Where little is free from the start a code finds no use, or half of what it could tell. So κ comes from above, from where
-it is found within some hundred steps on every seed: all that a text holds is told then, and what stays as κ falls is what
-tells most.
+Where little is free from the start a code finds no use, or tells half of what it could. So κ comes from above, where
+it is found within some hundred steps on every seed: all that a text holds is told then, and as κ falls what tells most
+stays.
 """
 
 import math
