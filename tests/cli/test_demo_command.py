@@ -34,7 +34,7 @@ def test_it_trains_on_its_own_problems_with_its_own_settings(
     assert (made.steps, made.population.minds) == (1, 2)
     planned = rows_of(ttrl("demo", "--model", model, *small, "--plan", "--json", "--quiet").stdout)
     work = {row["part"]: row["rollouts"] for row in planned if row["kind"] == "work"}
-    assert work == {"baseline": 48, "steps": 48, "answers": 48, "all": 144}
+    assert work == {"start": 0, "baseline": 48, "steps": 48, "answers": 48, "all": 144}
 
 
 @pytest.mark.slow

@@ -53,16 +53,6 @@ def report(step: int, groups: int = 2, **causes: int) -> StepReport:
     return StepReport(step, {**figures, "learn/groups_used": 0, "learn/groups_skipped": groups})
 
 
-@pytest.mark.parametrize("given", [tally(["4", "4"]), tally(["4", "5"], rewards=[0.0, 0.0]), tally([None, None])])
-def test_a_pull_to_the_base_model_teaches_whatever_was_voted(given: Tally) -> None:
-    assert cause_of(given, 1.0, LearnConfig()) is not None
-    assert cause_of(given, 1.0, LearnConfig(kl=0.01)) is None
-
-
-def test_nothing_of_what_is_cut_off_is_pulled() -> None:
-    assert cause_of(tally(["4", "5"], cut=2), 1.0, LearnConfig(kl=0.01)) == "cut_off"
-
-
 def test_a_step_says_why_and_once_what_to_set() -> None:
     lessons = Lessons(CONFIG)
     first = lessons.see(report(1, cut_off=2))

@@ -81,7 +81,11 @@ def read_lines(source: str, stdin: ByteStream | None = None) -> Iterator[bytes]:
 
 def is_stored(source: str) -> bool:
     """Whether a source is a file that can be opened twice: what is read of a pipe is gone."""
-    return source != "-" and Path(source).is_file()
+    try:
+        return source != "-" and Path(source).is_file()
+    except (OSError, ValueError):
+        # What is wrong with it is said where it is opened.
+        return False
 
 
 def source_name(source: object) -> str:

@@ -54,9 +54,6 @@ def cause_of(tally: Tally, weight: float, learn: LearnConfig) -> str | None:
     cut = [rollout.finish_reason == "length" for rollout in tally.group.rollouts_G[: learn.rollouts]]
     if learn.mask_truncated and all(cut):
         return "cut_off"
-    if learn.kl > 0:
-        # Whatever its rewards are, each rollout is pulled to the base model.
-        return None
     if tally.label is None and not tally.clusters:
         return "unanswered"
     if weight <= 0:
