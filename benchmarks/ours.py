@@ -85,6 +85,8 @@ def configuration(given: argparse.Namespace) -> Config:
             "dtype": given.dtype,
             "backend": "hf" if given.lengths == "own" else "benchmarks.ours:Planned",
             "backend_options": {"graphs": given.graphs},
+            # As peers have them: texts, and no turns of a chat.
+            "problems": {"form": "raw"},
             "population": population | ({"options": {"sigma": SIGMA}} if given.population == "norm-noise" else {}),
             "sampling": {"max_new_tokens": given.new_tokens},
             "vote": {"extract": "benchmarks.ours:one_answer", "reward": "benchmarks.ours:alternating"},

@@ -97,7 +97,8 @@ def measure(
         same_threads: whether all sides must have one number of threads.
 
     Raises:
-        SystemExit: a process failed, not all had one number of threads, or no side is left that tells of its prompts.
+        SystemExit: a process failed, not all had one number of threads or the same prompts, or no side is left that
+            tells of its prompts.
     """
     sides = [side for side in sides if only is None or re.search(only, side.name)]
     if not sides:
@@ -121,6 +122,9 @@ def measure(
     counts = {record["threads"] for records in [*runs.values(), machines] for record in records}
     if same_threads and len(counts) > 1:
         raise SystemExit(f"all processes must have one number of threads, got {sorted(counts)}; pass --threads")
+    prompts = {tuple(record["prompt_tokens"]) for records in runs.values() for record in records if "alike" in record}
+    if len(prompts) > 1:
+        raise SystemExit(f"all sides must read the same prompts, got {sorted(map(sum, prompts))} tokens")
     rates = ("layer_flops_per_second", "head_flops_per_second")
     machine = machines[0] | {key: median(record[key] for record in machines) for key in rates}
     return Measured(load, machine, runs)

@@ -13,7 +13,7 @@ import torch
 from fakes import ROOT, norm_noise, save_tiny, tiny_policy, tiny_session, tiny_tokenizer
 
 from benchmarks import rounds, scaling
-from benchmarks.ours import WORK, Planned, Silent, made_groups, note_work, sampled_groups
+from benchmarks.ours import WORK, Planned, Silent, made_groups, note_work, opened, parsed, sampled_groups
 from benchmarks.workload import (
     EXAMPLES,
     QUESTIONS,
@@ -69,12 +69,36 @@ def test_a_choice_that_leaves_no_side_is_refused_before_anything_runs() -> None:
             rounds.measure(sides, "no such model", 1, None, choice)
 
 
+def test_sides_that_read_other_prompts_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = {"threads": 2, "layer_flops_per_second": 1.0, "head_flops_per_second": 1.0}
+
+    def record(side: rounds.Side, threads: int | None) -> dict[str, Any]:
+        return (
+            rates
+            | {"seconds": [1.0, 1.0]}
+            | ({"prompt_tokens": [int(side.name)], "alike": 0} if side.name != "machine" else {})
+        )
+
+    monkeypatch.setattr(rounds, "run", record)
+    sides = [rounds.Side(name, ["benchmarks.ours"]) for name in ("46", "95")]
+    with pytest.raises(SystemExit, match=r"must read the same prompts, got \[46, 95\] tokens"):
+        rounds.measure(sides, "model", 1, None)
+    assert rounds.measure(sides[:1], "model", 1, None).prompt_tokens == [46]
+
+
 def test_work_by_hand() -> None:
     # Two prompts of 5 and 7 tokens, the first four read once, two readers: 16. Completions: 0 + 3 + 1 + 0 decoded.
     work = forward_work([5, 7], 4, 2, [1, 4, 2, 1])
     assert work == Work(layer_tokens=20, head_positions=8)
     assert work.times(3) == Work(60, 24)
     assert work.seconds(MACHINE) == pytest.approx(2 * 100 * 20 / 1000 + 2 * 10 * 8 / 100)
+
+
+def test_ours_reads_the_texts_that_peers_read(model: str) -> None:
+    given = parsed([model, "--problems", "2", "--minds", "2", "--examples", "1", "--lengths", "even"])
+    session = opened(given)
+    read = session.policy.model.tokenizer
+    assert [session.prompts[p.id] for p in session.problems] == [tuple(read(t)["input_ids"]) for t in times_table(2, 1)]
 
 
 def test_a_form_without_noise_has_the_work_of_one_sample_of_each_mind() -> None:

@@ -145,7 +145,8 @@ def _work(prepared: PreparedRun, display: Display, quiet: bool, texts: TextRows 
         text, path = "problems held out: answering", run_dir.holdout_answers
         _record(run_dir, path, _survey(session.held, run_dir, path, display, text))
     if config.answers and not _has(run_dir, run_dir.answers, display.notice):
-        if session.policy.version == 0 and texts is None and _has(run_dir, run_dir.baseline):
+        same = session.policy.version == 0 and texts is None
+        if same and all(_has(run_dir, path) for path in (run_dir.baseline, run_dir.spent(run_dir.baseline))):
             # The same minds of the same policy, and each rollout has a stream of its own: they would say it again.
             display.notice("no update has changed the policy: its answers are those from before training")
             # What they stand for is what they would have taken.
