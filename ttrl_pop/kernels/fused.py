@@ -106,10 +106,12 @@ def gated_mlp(x: Float[Tensor, "*B D"], gate: Projection, up: Projection, down: 
 
     What `down` reads is not kept for the backward pass, but computed again there.
     """
+    if not torch.is_grad_enabled():
+        rows = x.reshape(-1, x.shape[-1])
+        opened = nn.functional.silu(gate.times(rows), inplace=True).mul_(up.times(rows))
+        return down.times(opened).view(*x.shape[:-1], -1)
     adapters = [matrix for layer in (gate, up, down) for matrix in (layer.down, layer.up)]
-    # Within a function gradients are always off.
-    learns = torch.is_grad_enabled()
-    y: Tensor = _GatedMlp.apply(x, (gate, up, down), learns, *adapters)  # type: ignore[no-untyped-call]
+    y: Tensor = _GatedMlp.apply(x, (gate, up, down), *adapters)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -137,16 +139,15 @@ class _Linear(torch.autograd.Function):
 class _GatedMlp(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, layers: tuple[Projection, Projection, Projection], learns: bool, *adapters: Tensor | None
+        ctx: Any, x: Tensor, layers: tuple[Projection, Projection, Projection], *adapters: Tensor | None
     ) -> Tensor:
         gate, up, down = layers
         rows = x.reshape(-1, x.shape[-1])
         gates, ups = gate.times(rows), up.times(rows)
-        y = down.times(nn.functional.silu(gates, inplace=not learns).mul_(ups))
-        if learns:
-            ctx.settings = [(layer.scale, layer.merged is not None) for layer in layers]
-            factors = [matrix for layer in layers for matrix in layer.factors() or (None, None)]
-            ctx.save_for_backward(rows, gates, ups, *(layer.multiplier() for layer in layers), *factors)
+        y = down.times(nn.functional.silu(gates).mul_(ups))
+        ctx.settings = [(layer.scale, layer.merged is not None) for layer in layers]
+        factors = [matrix for layer in layers for matrix in layer.factors() or (None, None)]
+        ctx.save_for_backward(rows, gates, ups, *(layer.multiplier() for layer in layers), *factors)
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
@@ -177,7 +178,7 @@ class _GatedMlp(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x = up.input_grad(grad_ups, narrow_ups, onto=gate.input_grad(grad_gates, narrow_gates))
             grad_x = grad_x.view(*grad.shape[:-1], rows.shape[-1])
-        return grad_x, None, None, *of_gate, *of_up, *of_down
+        return grad_x, None, *of_gate, *of_up, *of_down
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,15 @@ Gain = Literal["weight", "one plus weight"]
 
 def rms_norm(x: Float[Tensor, "*B D"], weight: Float[Tensor, "D"], eps: float, gain: Gain) -> Float[Tensor, "*B D"]:
     """x / √(mean(x²) + eps) · gain (arXiv 1910.07467), computed in float32 or wider."""
-    y: Tensor = _RmsNorm.apply(x, weight, eps, gain)  # type: ignore[no-untyped-call]
-    return y
+    if torch.is_grad_enabled():
+        y: Tensor = _RmsNorm.apply(x, weight, eps, gain)  # type: ignore[no-untyped-call]
+        return y
+    if has_kernels(x):
+        return _by_kernel(x, weight, eps, gain, False)[0].view(x.shape)
+    normed, _ = _normed(x, eps)
+    if gain == "weight":
+        return normed.to(x.dtype).mul_(weight)
+    return normed.mul_(1.0 + weight.to(normed.dtype)).to(x.dtype)
 
 
 def offset_rows(
@@ -49,25 +56,31 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+def _by_kernel(x: Tensor, weight: Tensor, eps: float, gain: Gain, learns: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The norm of the rows of x, those rows, and where it `learns` what they were divided by, inverted."""
+    from ttrl_pop.kernels import norm_kernels
+
+    rows = x.reshape(-1, x.shape[-1]).contiguous()
+    y, inverse = norm_kernels.norm_forward(rows, weight, eps, gain != "weight", learns)
+    return y, rows, inverse
+
+
+def _normed(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x / √(mean(x²) + eps) in float32 or wider, and what x was multiplied by."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(eps))
+    return wide * inverse, inverse
+
+
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, gain: Gain) -> Tensor:
-        learns = ctx.needs_input_grad[0]
         ctx.gain, ctx.by_kernel = gain, has_kernels(x)
         if ctx.by_kernel:
-            from ttrl_pop.kernels import norm_kernels
-
-            rows = x.reshape(-1, x.shape[-1]).contiguous()
-            y, inverse = norm_kernels.norm_forward(rows, weight, eps, gain != "weight", learns)
-            if learns:
-                ctx.save_for_backward(rows, inverse, weight)
+            y, rows, inverse = _by_kernel(x, weight, eps, gain, True)
+            ctx.save_for_backward(rows, inverse, weight)
             return y.view(x.shape)
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(eps))
-        normed = wide * inverse
-        if not learns:
-            factor = weight if gain == "weight" else 1.0 + weight.to(normed.dtype)
-            return normed.to(x.dtype).mul_(factor) if gain == "weight" else normed.mul_(factor).to(x.dtype)
+        normed, inverse = _normed(x, eps)
         ctx.save_for_backward(normed, inverse, weight)
         if gain == "weight":
             return weight * normed.to(x.dtype)
