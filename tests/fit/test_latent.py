@@ -15,7 +15,7 @@ from ttrl_pop.fit.codes import Codes, CompletionEncoder
 from ttrl_pop.fit.completions import numbered, readings
 from ttrl_pop.fit.kept import FIGURES, TENSORS, keep, load_kept
 from ttrl_pop.fit.latent import LatentFigures, fit_latent
-from ttrl_pop.fit.prepare import fit_codes, prepare
+from ttrl_pop.fit.prepare import fit_codes, prepare, shortfall
 from ttrl_pop.latent.codes import kl_to_uniform
 from ttrl_pop.model.forward import recompute_layers
 from ttrl_pop.model.logprobs import token_logprobs
@@ -108,7 +108,7 @@ def test_codes_of_no_size_predict_as_the_base_model_does() -> None:
     population, groups = latent_of(session), groups_of(session)
     (reading,) = readings(numbered(groups), 10_000, session.policy.device)
     rollouts = [each.rollout for each in reading.completions_B]
-    with torch.no_grad(), population.encoding(lambda states_ND, normed_ND: torch.zeros_like(states_ND)):
+    with torch.no_grad(), population.encoding(lambda states_ND: torch.zeros_like(states_ND)):
         hidden_KD = session.policy.hidden(reading.packed)[reading.sources_K]
         logits = torch.log_softmax(session.policy.logits(hidden_KD), -1)
         found = logits.gather(1, reading.targets_K[:, None])[:, 0]
@@ -165,6 +165,26 @@ def test_too_few_problems_and_a_gap_that_is_too_small_are_refused() -> None:
         fitted(alone)
     with pytest.raises(UsageError, match="no code steers this model"):
         prepare(session_of(least_gap=100.0), lambda line: None)
+
+
+def test_a_fit_whose_codes_spoil_the_model_is_refused_however_large_its_gap() -> None:
+    """As one of SmolLM2 did at a tenfold rate: codes drawn by chance spoil most, and that alone makes a gap."""
+    spoilt = LatentFigures(
+        kappa=3.4,
+        gap_bits=5.1,
+        kl_bits=2.5,
+        live_bits=8,
+        base_bits=8.2,
+        prior_bits=14.1,
+        posterior_bits=9.0,
+        bound_bits=11.5,
+        tokens=4.0,
+        step=138,
+    )
+    assert "9.00 bits under the code that was read off it, and 8.20 without one" in str(shortfall(spoilt, 0.1))
+    assert shortfall(replace(spoilt, posterior_bits=7.4), 0.1) is None
+    assert "no code steers" in str(shortfall(replace(spoilt, posterior_bits=7.4, gap_bits=0.05), 0.1))
+    assert shortfall(spoilt, 0.0) is None
 
 
 def test_prepare_fits_and_tells_it_in_a_line(tmp_path: Path) -> None:

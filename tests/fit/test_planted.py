@@ -8,7 +8,7 @@ import torch
 import transformers
 from fakes import ALPHABET, SPECIAL, tiny_session, tiny_tokenizer
 
-from ttrl_pop.fit.latent import fit_latent
+from ttrl_pop.fit.latent import LatentFigures, fit_latent
 from ttrl_pop.model.load import LoadedModel
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.population.latent import Latent
@@ -22,10 +22,10 @@ pytestmark = pytest.mark.slow
 LETTERS, CLASSES = "abcdefghijklmnopqrstuvwxyz", "+*=#"
 
 
-def planted(steps: int = 600) -> LoadedModel:
+def planted(world: int, steps: int = 600) -> LoadedModel:
     """A model of texts such as `+a?3b?7`, which has learned the answer of every letter in each of four classes; where
     the sign in front is left out it gives each of four answers a fourth."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(world)
     tokenizer = tiny_tokenizer()
     answers = np.stack([random.permutation(10)[:4] for _ in LETTERS])
     letters, classes, digits = (np.array(tokenizer(text)["input_ids"]) for text in (LETTERS, CLASSES, "0123456789"))
@@ -43,7 +43,7 @@ def planted(steps: int = 600) -> LoadedModel:
         tie_word_embeddings=True,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(world)
         network = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
     for step in range(steps):
@@ -73,17 +73,26 @@ def surveyed(session: Session, samples: int, temperature: float) -> list[Tally]:
     ]
 
 
-def test_codes_come_to_decide_what_the_model_leaves_open() -> None:
-    """Weaker than was hoped for (METHOD.md 9.4), and far from what minds that are copies give."""
+def fitted(world: int, kappa: float) -> tuple[Session, LatentFigures]:
     problems = [Problem(letter, f"{letter}?", index) for index, letter in enumerate(LETTERS)]
-    policy = Policy(planted(), Latent(LatentOptions(kappa=2.0)))
+    policy = Policy(planted(world), Latent(LatentOptions(kappa=kappa, steps=600)))
     session = tiny_session(policy, problems, sampling__max_new_tokens=1, vote__extract="first-number")
-    groups = [*session.sample(problems, [None], 8, 0, "fit", weights="base")]
-    figures = fit_latent(policy, groups, 1.0, 1024, 0)
+    groups = [*session.sample(problems, [None], 32, 0, "fit", weights="base")]
+    return session, fit_latent(policy, groups, 1.0, 4096, 0)
+
+
+@pytest.mark.parametrize("world", [0, 1, 2])
+def test_codes_come_to_decide_what_the_model_leaves_open(world: int) -> None:
+    session, figures = fitted(world, kappa=2.0)
     assert 1.7 < figures.base_bits < 2.4, "of four answers the model knows each to be as likely"
-    assert figures.gap_bits > 0.3
+    assert figures.gap_bits >= 1.0
     pairs = [agreement(tally) for tally in surveyed(session, 4, 1.0)]
     same, other = (float(np.mean(values)) for values in zip(*pairs, strict=True))  # type: ignore[arg-type]
-    assert same > other + 0.05
+    assert same > other + 0.15, "0.4 was hoped for (METHOD.md 9.4); minds that are copies have none"
     distinct = [len(tally.clusters) for tally in surveyed(session, 1, 0.0)]
-    assert np.mean(np.array(distinct) >= 3) >= 0.7
+    assert np.mean(np.array(distinct) >= 3) >= 0.8
+
+
+def test_codes_of_no_free_bits_decide_nothing() -> None:
+    _, figures = fitted(0, kappa=0.0)
+    assert abs(figures.gap_bits) <= 0.05

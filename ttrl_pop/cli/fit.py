@@ -11,7 +11,7 @@ from ttrl_pop.cli.opening import opened_for_reading
 from ttrl_pop.cli.printing import print_row
 from ttrl_pop.errors import UsageError
 from ttrl_pop.fit.kept import keep
-from ttrl_pop.fit.prepare import fit_codes, told
+from ttrl_pop.fit.prepare import fit_codes, shortfall, told
 from ttrl_pop.population.latent import Latent
 from ttrl_pop.types import Load
 
@@ -37,9 +37,6 @@ def fit(given: ReadingInputs, out: Path, quiet: bool) -> None:
         figures = fit_codes(session, fitted, display.phase)
         keep(out, fitted, session.policy.model.fingerprint, figures)
         display.notice(told(figures, fitted.options.bits))
-        if figures.gap_bits < fitted.options.least_gap:
-            display.warning(
-                f"no code steers this model on these problems: below population.options.least_gap = "
-                f"{fitted.options.least_gap:g}, runs refuse the fit"
-            )
+        if fault := shortfall(figures, fitted.options.least_gap):
+            display.warning(f"runs refuse this fit: {fault}")
     print_row({"fitted": str(out), **asdict(figures)})

@@ -45,7 +45,7 @@ def offsets_of(population: Population, mind: Mind) -> dict[str, Tensor]:
     if isinstance(population, Latent):
         if mind != MEAN:
             raise UsageError(
-                "a mind of latent changes what keys and values of one layer are read from, which no model folder does; "
+                "a mind of latent adds to what one layer reads, which no model folder does; "
                 "leave --mind out for the mean mind"
             )
         return {}

@@ -23,18 +23,22 @@ ROTARY_BASE = 100.0
 class CompletionEncoder(nn.Module):
     """The encoder of the Free Transformer, over the completion and the last token of its prompt."""
 
+    sizes_D: Tensor
+
     def __init__(self, source_width: int, width: int, bits: int) -> None:
         super().__init__()
         self.head_width = width // HEADS
         self.encoder = Encoder(source_width, width, HEADS, bits, ROTARY_BASE)
+        # A few dimensions of a model are often tens of times as large as the others, and would be all that is read.
+        self.register_buffer("sizes_D", torch.ones(source_width))
         with torch.no_grad():
             self.encoder.readout.weight.mul_(CERTAINTY)
 
     def forward(self, states_ND: Tensor, reading: Reading) -> Float[Tensor, "B T H"]:
-        """Bit logits of each token of the windows, of hidden states behind a norm."""
+        """Bit logits of each token of the windows, of hidden states, each dimension in units of its `sizes_D`."""
         positions = rotary(reading.window_BT.shape[1], self.head_width, ROTARY_BASE)
         turns = positions[0].to(states_ND), positions[1].to(states_ND)
-        logits_BTH: Tensor = self.encoder(states_ND[reading.window_BT], turns, reading.real_BT)
+        logits_BTH: Tensor = self.encoder((states_ND / self.sizes_D)[reading.window_BT], turns, reading.real_BT)
         return logits_BTH
 
 

@@ -29,6 +29,7 @@ from ttrl_pop.errors import UsageError
 from ttrl_pop.fit.codes import Codes, CompletionEncoder
 from ttrl_pop.fit.completions import Completion, Reading, numbered, readings
 from ttrl_pop.latent.codes import BIT, beyond_free
+from ttrl_pop.latent.layers import EPSILON
 from ttrl_pop.model.logprobs import selected_logprobs
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.population.latent import Latent
@@ -57,8 +58,9 @@ CLIP = 1.0
 """Largest norm of the encoder's gradient."""
 CHECKS = 8
 """Looks at the held-out problems."""
-PRIOR_DRAWS = 4
-"""Codes of the prior under which each held-out completion is read."""
+DRAWS = 3
+"""Codes of the encoder and of the prior under which each held-out completion is read. Both are drawn from the same
+uniform numbers: what the encoder has not told is the same code then, and adds no noise to the gap."""
 LIVE_BIT = 0.01
 """Bits of KL from which on a bit of the code counts as used."""
 
@@ -179,8 +181,12 @@ class _Fitting:
         """Find how large hidden states are where codes enter, and begin with directions of a share of that."""
         sizes: list[Tensor] = []
 
-        def measured(states_ND: Tensor, normed_ND: Tensor) -> Tensor:
-            sizes.append(states_ND.to(self.first_HD.dtype).square().mean(-1).sqrt())
+        squares: list[Tensor] = []
+
+        def measured(states_ND: Tensor) -> Tensor:
+            wide_ND = states_ND.to(self.first_HD.dtype)
+            sizes.append(wide_ND.square().mean(-1).sqrt())
+            squares.append(wide_ND[reading.window_BT[reading.real_BT]].square())
             return torch.zeros_like(states_ND)
 
         for reading in readings(problems, self.token_budget, self.policy.device):
@@ -188,6 +194,7 @@ class _Fitting:
                 self.policy.hidden(reading.packed)
         # Not their mean: the first token of a text is often a hundred times as large as all others.
         self.rms_x = float(torch.cat(sizes).median())
+        self.encoder.sizes_D.copy_(torch.cat(squares).mean(0).sqrt().clamp(min=EPSILON))
         self.population.directions.copy_(self.first_HD * (LOUDNESS * self.rms_x / len(self.first_HD) ** 0.5))
 
     def learn(self, problems: Sequence[Sequence[Completion]], step: int, free: float, rate: float) -> None:
@@ -215,12 +222,11 @@ class _Fitting:
         prior = posterior = 0.0
         kls: list[Tensor] = []
         for reading in readings(problems, self.token_budget, self.policy.device):
-            codes = self._codes(reading, self.encoder, "fit-judge", 0)
-            posterior -= float(self._logprobs(reading, codes).sum())
-            kls.append(codes.kl_CH())
-            for draw in range(1, PRIOR_DRAWS + 1):
-                codes = self._codes(reading, None, "fit-judge", draw)
-                prior -= float(self._logprobs(reading, codes).sum()) / PRIOR_DRAWS
+            for draw in range(DRAWS):
+                told, drawn = (self._codes(reading, by, "fit-judge", draw) for by in (self.encoder, None))
+                posterior -= float(self._logprobs(reading, told).sum()) / DRAWS
+                prior -= float(self._logprobs(reading, drawn).sum()) / DRAWS
+            kls.append(told.kl_CH())
         rollouts = [each.rollout for part in problems for each in part]
         kl_CH = torch.cat(kls)
         beyond = float(beyond_free(kl_CH.sum(-1), kappa * BIT).sum())
@@ -249,8 +255,8 @@ class _Fitting:
             stay: takes over what has to last until the backward pass, where layers are computed again.
         """
 
-        def injected(states_ND: Tensor, normed_ND: Tensor) -> Tensor:
-            return codes.signs(normed_ND).to(self.first_HD.dtype) @ self.population.directions
+        def injected(states_ND: Tensor) -> Tensor:
+            return codes.signs(states_ND).to(self.first_HD.dtype) @ self.population.directions
 
         with ExitStack() as own:
             active = stay or own

@@ -85,10 +85,30 @@ def fit_codes(session: Session, population: Latent, phase: PhaseSink) -> LatentF
 def told(figures: LatentFigures, bits: int) -> str:
     """A fit in one line."""
     return (
-        f"codes decide {figures.gap_bits:.2f} of the {figures.base_bits:.2f} bits of a held-out completion "
+        f"codes decide {figures.gap_bits:.2f} bits of a held-out completion, which takes {figures.base_bits:.2f} "
+        f"without them, {figures.posterior_bits:.2f} with its own and {figures.prior_bits:.2f} with any "
         f"(KL {figures.kl_bits:.2f}, free {figures.kappa:.2f}; {figures.live_bits} of {bits} bits in use; bound "
         f"{figures.bound_bits:.2f})"
     )
+
+
+def shortfall(figures: LatentFigures, least_gap: float) -> str | None:
+    """Why minds of this fit are not to be used, and what to try; None where nothing is wrong with it."""
+    if not least_gap:
+        return None
+    if figures.gap_bits < least_gap:
+        return (
+            f"no code steers this model on these problems (gap {figures.gap_bits:.2f} bits, "
+            f"population.options.least_gap is {least_gap:g}), its minds would be copies; fit longer with "
+            "population.options.steps"
+        )
+    if figures.posterior_bits >= figures.base_bits:
+        return (
+            f"codes spoil what this model writes: a held-out completion takes {figures.posterior_bits:.2f} bits under "
+            f"the code that was read off it, and {figures.base_bits:.2f} without one; give more problems, or lower "
+            "population.options.lr"
+        )
+    return None
 
 
 def _find_lack(
@@ -115,12 +135,8 @@ def _find_lack(
         case "fit" if isinstance(population, Latent):
             figures = _fit_kept(session, population, notice, phase, kept)
             notice(told(figures, population.options.bits))
-            if figures.gap_bits < population.options.least_gap:
-                raise UsageError(
-                    f"population latent: no code steers this model on these problems (gap {figures.gap_bits:.2f} "
-                    f"bits, population.options.least_gap is {population.options.least_gap:g}), its minds would be "
-                    "copies; use --population norm-noise, or fit longer with population.options.steps"
-                )
+            if fault := shortfall(figures, population.options.least_gap):
+                raise UsageError(f"population latent: {fault}; use --population norm-noise")
             return asdict(figures)
         case "fit":
             raise UsageError(

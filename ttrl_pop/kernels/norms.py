@@ -56,7 +56,7 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def _by_kernel(x: Tensor, weight: Tensor, eps: float, gain: Gain, learns: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _by_kernel(x: Tensor, weight: Tensor, eps: float, gain: Gain, learns: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     """The norm of the rows of x, those rows, and where it `learns` what they were divided by, inverted."""
     from ttrl_pop.kernels import norm_kernels
 

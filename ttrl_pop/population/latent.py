@@ -2,17 +2,18 @@ r"""Latent minds: a code of random bits, drawn once per mind, that enters a pret
 
     R = Σ_h (2 b_h − 1) W_h,   b_h ~ Bernoulli(1/2) a pure function of the mind's seed
 
-The layer's queries are those of the base model; its keys and values are read from Norm(X + R) in place of Norm(X),
-where X are the hidden states that come in (the injection of the Free Transformer, arXiv 2510.17558). Below that layer
-all minds are the base model.
+The layer reads X + R in place of X, the hidden states that come in. Below it all minds are the base model.
 
-Departures from the paper:
+Departures from the Free Transformer (arXiv 2510.17558):
 1. The model is a pretrained one and stays as it is. W alone is fitted, on what the base model itself writes
    (`ttrl_pop.fit.latent`), and learns on with the adapter.
 2. A mind has one code for the whole sequence, its prompt included, and was fitted so. `level = "token"` is the paper's
    way: a new code for every token.
 3. Codes become vectors by a sum over their bits, not by a table, so that the mean over all codes is zero: the mean mind
    is the base model.
+4. R goes into the stream that all layers above read and add to. In the paper the keys and values of that one layer are
+   all that it reaches, and the model learns to look there; a frozen one does not, and is steered half as far
+   (docs/METHOD.md 9.4).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -31,8 +32,11 @@ from ttrl_pop.population.norm_noise import hidden_size
 from ttrl_pop.population.options import LatentOptions
 from ttrl_pop.types import Metrics, Mind
 
-Injection = Callable[[Tensor, Tensor], Tensor]
-"""Hidden states (N, D) before and behind the middle layer's norm → what is added to those before it, R (N, D)."""
+Injection = Callable[[Tensor], Tensor]
+"""Hidden states (N, D) that come into the middle layer → what is added to them, R (N, D)."""
+
+STATES = "hidden_states"
+"""Name that layers of transformers give to what comes into them."""
 
 
 class Latent(Population):
@@ -53,12 +57,8 @@ class Latent(Population):
         super().__init__(options)
         self.split = 0
         """Index of the layer that codes enter at."""
-        self._layer: list[Any] = []
-        """The layer that codes enter at; in a list, as it is no part of this module."""
         self._injection: Injection | None = None
         self._encoding: Injection | None = None
-        self._source: Tensor | None = None
-        """What the layer's keys and values are read from while it is computed; None: what its queries are."""
         self._fit_seen = -1
         """Version of `rms_x` when it was last looked at."""
         self._is_fitted = False
@@ -88,10 +88,9 @@ class Latent(Population):
         """Find the middle layer and allocate the directions.
 
         Raises:
-            UsageError: the layer has no norm of its own before linear layers of its own for keys and values.
+            UsageError: the network's layers are not to be found.
         """
         self.split, layer = middle_layer(network)
-        self._layer = [layer]
         weight = next(network.parameters())
         made: dict[str, Any] = {
             "dtype": torch.promote_types(weight.dtype, torch.float32),
@@ -102,14 +101,7 @@ class Latent(Population):
         self.register_buffer("directions0", torch.zeros(shape, **made))
         self.register_buffer("rms_x", torch.tensor(torch.nan, **made))
         self.register_buffer("gap_bits", torch.tensor(torch.nan, **made))
-        layer.input_layernorm.register_forward_hook(self._inject)
-        layer.self_attn.register_forward_hook(self._forget)
-
-    def settle(self, network: nn.Module) -> None:
-        """Hook what reads keys and values: an adapter has wrapped the layers that stood there before."""
-        (layer,) = self._layer
-        for projection in (layer.self_attn.k_proj, layer.self_attn.v_proj):
-            projection.register_forward_pre_hook(self._replace)
+        layer.register_forward_pre_hook(self._inject, with_kwargs=True)
 
     def spawn(self, run_seed: int, step: int, count: int) -> tuple[Mind, ...]:
         """The `count` minds of a step, a pure function of its arguments. No two have one code until codes run out."""
@@ -147,7 +139,6 @@ class Latent(Population):
             yield
         finally:
             self._injection = outer
-            self._source = None
 
     @contextmanager
     def encoding(self, injection: Injection) -> Iterator[None]:
@@ -184,7 +175,7 @@ class Latent(Population):
             length = 1 << int(positions_N.max()).bit_length()
             row_N = mind_N * length + positions_N
         table_RD = self._vectors(minds_M, length)
-        return lambda states_ND, normed_ND: table_RD.index_select(0, row_N)
+        return lambda states_ND: table_RD.index_select(0, row_N)
 
     def _vectors(self, minds_M: tuple[Mind, ...], length: int) -> Tensor:
         """R of each mind and position, [M · L, D]."""
@@ -198,28 +189,18 @@ class Latent(Population):
             self._table = (key, vectors_RD)
         return vectors_RD
 
-    def _inject(self, norm: Any, inputs: Any, output: Tensor) -> None:
-        """Behind the layer's norm: make what its keys and values are read from."""
+    def _inject(self, layer: nn.Module, inputs: Any, named: Any) -> Any:
+        """Before the middle layer: let it read X + R."""
         if self._injection is None:
-            return
-        (states,) = inputs
+            return None
+        states = inputs[0] if inputs else named[STATES]
         wide = states.to(self.directions.dtype)
-        injected = self._injection(states.flatten(0, -2), output.flatten(0, -2)).view(states.shape)
-        # The norm's own forward: a call would come back here.
-        source = norm.forward(wide + injected)
-        if states.dtype != wide.dtype:
-            # Only what R changes: a norm of wider numbers rounds in another way, and without R this is the base model.
-            source = output + (source - norm.forward(wide))
-        self._source = source.to(output.dtype)
-
-    def _replace(self, projection: nn.Module, inputs: Any) -> Any:
-        return None if self._source is None else (self._source, *inputs[1:])
-
-    def _forget(self, attention: nn.Module, inputs: Any, output: Any) -> None:
-        self._source = None
+        # In the wider type: most of a small R would be rounded away in bf16 before it is added.
+        read = (wide + self._injection(states.flatten(0, -2)).view(states.shape)).to(states.dtype)
+        return ((read, *inputs[1:]), named) if inputs else (inputs, named | {STATES: read})
 
 
-def middle_layer(network: nn.Module) -> tuple[int, Any]:
+def middle_layer(network: nn.Module) -> tuple[int, nn.Module]:
     """Index of the first layer of the upper half, and that layer.
 
     Raises:
@@ -230,12 +211,8 @@ def middle_layer(network: nn.Module) -> tuple[int, Any]:
     index = count // 2
     for module in network.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
-            layer: Any = module[index]
-            attention = getattr(layer, "self_attn", None)
-            if hasattr(layer, "input_layernorm") and hasattr(attention, "k_proj") and hasattr(attention, "v_proj"):
-                return index, layer
+            return index, module[index]
     raise UsageError(
-        f"population latent needs layers with a norm before them and linear layers of their own for keys and values "
-        f"(input_layernorm, self_attn.k_proj, self_attn.v_proj); {type(network).__name__} has none. "
-        "Use --population norm-noise"
+        f"population latent needs one list of the {count} layers that config.json tells of; {type(network).__name__} "
+        "has none. Use --population norm-noise"
     )

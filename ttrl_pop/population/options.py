@@ -49,9 +49,10 @@ class LatentOptions(Section):
     """Fit: completions of the base model for each problem."""
     steps: Annotated[int, Field(ge=1)] = 200
     """Fit: steps."""
-    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.03
     """Fit: learning rate, in units of the hidden states' size for what a code adds to them."""
     encoder_width: Annotated[int, Field(ge=16, le=1024, multiple_of=16)] = 128
     """Fit: width of the encoder, which is needed for the fit alone."""
     least_gap: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
-    """Bits of a completion that codes must decide on held-out problems; a fit that falls short is refused."""
+    """Bits of a completion that codes must decide on held-out problems. A fit that falls short is refused, and one by
+    which a completion is less likely under its own code than under the base model; 0 refuses none."""
