@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import PROBLEMS, tiny_model, tiny_session
+from fakes import FAMILIES, PROBLEMS, tiny_model, tiny_session
 
 from ttrl_pop.errors import DamagedError, UsageError
+from ttrl_pop.fit import lower_half
 from ttrl_pop.fit.codes import Codes, CompletionEncoder
 from ttrl_pop.fit.completions import numbered, readings
 from ttrl_pop.fit.kept import FIGURES, TENSORS, keep, load_kept
@@ -75,6 +76,27 @@ def test_a_fit_does_not_depend_on_how_many_completions_a_forward_holds() -> None
     few, many = (fit_latent(s.policy, groups, 1.0, tokens, 0) for s, tokens in ((one, 150), (other, 10_000)))
     torch.testing.assert_close(latent_of(one).directions, latent_of(other).directions, rtol=0, atol=1e-9)
     assert asdict(few) == pytest.approx(asdict(many), abs=1e-9)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("room", [1.0, 0.0, 0.4], ids=["all", "nothing", "a part"])
+def test_a_fit_is_the_same_whatever_is_kept_of_the_lower_half(
+    family: str, room: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = LatentOptions(bits=3, steps=4, rollouts=4, encoder_width=16, least_gap=0.0)
+    session, plain = (tiny_session(Policy(tiny_model(family), Latent(options), None)) for _ in range(2))
+    groups = groups_of(session)
+    size = sum(len(r.prompt_ids) + len(r.completion_ids) for group in groups for r in group.rollouts_G) * 16 * 8
+    monkeypatch.setattr(lower_half, "limit_bytes", lambda device: room * size / lower_half.SHARE)
+    ran: list[int] = []
+    norm = next(m for m in latent_of(session).below[0].modules() if "norm" in type(m).__name__.lower())
+    norm.register_forward_hook(lambda *_: ran.append(1))
+    kept = fit_latent(session.policy, groups, 1.0, 10_000, 0)
+    monkeypatch.setattr(lower_half, "limit_bytes", lambda device: 0)
+    assert asdict(kept) == pytest.approx(asdict(fit_latent(plain.policy, groups, 1.0, 10_000, 0)), abs=1e-9)
+    torch.testing.assert_close(latent_of(session).directions, latent_of(plain).directions, rtol=0, atol=1e-9)
+    # Once for what is learned from and once for what is held out; else at every step, and at every look for each draw.
+    assert len(ran) == 2 if room == 1 else len(ran) > 6
 
 
 def test_layers_that_are_computed_again_give_the_same_fit() -> None:

@@ -28,6 +28,7 @@ from ttrl_pop import randomness
 from ttrl_pop.errors import UsageError
 from ttrl_pop.fit.codes import Codes, CompletionEncoder
 from ttrl_pop.fit.completions import Completion, Reading, numbered, readings
+from ttrl_pop.fit.lower_half import LowerHalf
 from ttrl_pop.latent.codes import BIT, beyond_free
 from ttrl_pop.latent.layers import EPSILON
 from ttrl_pop.model.logprobs import selected_logprobs
@@ -123,7 +124,7 @@ def fit_latent(
     count = max(1, len(written) // HELD_OUT)
     held, learned = ([written[i] for i in sorted(part)] for part in (order[:count], order[count:]))
     fitting = _Fitting(policy, population, temperature, token_budget, seed)
-    fitting.begin(learned)
+    fitting.begin(learned, held)
     kappa = _kappa(options.kappa, options.level, learned)
     batches = randomness.batches(seed, len(learned), max(1, round(BATCH / len(written[0]))))
     looks = {math.ceil(options.steps * (1 - DECAY * look / CHECKS)) for look in range(CHECKS)}
@@ -170,6 +171,7 @@ class _Fitting:
             torch.manual_seed(randomness.seed("fit-weights", seed))
             self.encoder = CompletionEncoder(width, self.options.encoder_width, bits).to(population.directions)
             self.first_HD = torch.randn(bits, width).to(population.directions)
+        self.lower = LowerHalf(policy, population)
         self.rms_x = 1.0
         self.encoders = list(self.encoder.parameters())
         self.optimizer = torch.optim.Adam(
@@ -177,21 +179,16 @@ class _Fitting:
         )
 
     @torch.no_grad()
-    def begin(self, problems: Sequence[Sequence[Completion]]) -> None:
+    def begin(self, learned: Sequence[Sequence[Completion]], held: Sequence[Sequence[Completion]]) -> None:
         """Find how large hidden states are where codes enter, and begin with directions of a share of that."""
         sizes: list[Tensor] = []
-
         squares: list[Tensor] = []
-
-        def measured(states_ND: Tensor) -> Tensor:
-            wide_ND = states_ND.to(self.first_HD.dtype)
+        for reading in readings(learned, self.token_budget, self.policy.device):
+            wide_ND = self.lower.computed(reading).to(self.first_HD.dtype)
             sizes.append(wide_ND.square().mean(-1).sqrt())
             squares.append(wide_ND[reading.window_BT[reading.real_BT]].square())
-            return torch.zeros_like(states_ND)
-
-        for reading in readings(problems, self.token_budget, self.policy.device):
-            with self.policy.as_base(), self.population.encoding(measured):
-                self.policy.hidden(reading.packed)
+        for reading in readings(held, self.token_budget, self.policy.device):
+            self.lower.computed(reading)
         # Not their mean: the first token of a text is often a hundred times as large as all others.
         self.rms_x = float(torch.cat(sizes).median())
         self.encoder.sizes_D.copy_(torch.cat(squares).mean(0).sqrt().clamp(min=EPSILON))
@@ -261,7 +258,7 @@ class _Fitting:
         with ExitStack() as own:
             active = stay or own
             active.enter_context(self.policy.as_base())
-            active.enter_context(self.population.encoding(injected))
+            active.enter_context(self.population.encoding(injected, self.lower.known(reading)))
             hidden_KD = self.policy.hidden(reading.packed, active).index_select(0, reading.sources_K)
         each_K = torch.arange(len(reading.sources_K), device=hidden_KD.device)
         return selected_logprobs(self.policy.network, hidden_KD, each_K, reading.targets_K, self.temperature)

@@ -57,8 +57,12 @@ class Latent(Population):
         super().__init__(options)
         self.split = 0
         """Index of the layer that codes enter at."""
+        self.below: list[nn.Module] = []
+        """The layers below that one; in a list, as they are no part of this module."""
         self._injection: Injection | None = None
         self._encoding: Injection | None = None
+        self._states: Tensor | None = None
+        """What the layer reads in place of what comes in."""
         self._fit_seen = -1
         """Version of `rms_x` when it was last looked at."""
         self._is_fitted = False
@@ -90,7 +94,8 @@ class Latent(Population):
         Raises:
             UsageError: the network's layers are not to be found.
         """
-        self.split, layer = middle_layer(network)
+        self.split, layers = middle_layer(network)
+        self.below, layer = [*layers[: self.split]], layers[self.split]
         weight = next(network.parameters())
         made: dict[str, Any] = {
             "dtype": torch.promote_types(weight.dtype, torch.float32),
@@ -141,14 +146,24 @@ class Latent(Population):
             self._injection = outer
 
     @contextmanager
-    def encoding(self, injection: Injection) -> Iterator[None]:
+    def encoding(self, injection: Injection, states_ND: Tensor | None = None) -> Iterator[None]:
         """While active, `injection` says what is added in a forward with minds, whichever they are: for the fit, where
-        an encoder reads the codes off the text."""
-        self._encoding = injection
+        an encoder reads the codes off the text.
+
+        Args:
+            states_ND: what the forward's tokens are known to have come to at the middle layer; the layers below are
+                passed over then.
+        """
+        self._encoding, self._states = injection, states_ND
+        passed = self.below if states_ND is not None else []
+        for layer in passed:
+            layer.forward = _pass_over
         try:
             yield
         finally:
-            self._encoding = None
+            self._encoding = self._states = None
+            for layer in passed:
+                del layer.forward
 
     def kl_to_prior(self) -> Float[Tensor, ""]:
         """Zero: codes are drawn from their prior, whatever is learned."""
@@ -194,24 +209,29 @@ class Latent(Population):
         if self._injection is None:
             return None
         states = inputs[0] if inputs else named[STATES]
+        if self._states is not None:
+            states = self._states.view(states.shape)
         wide = states.to(self.directions.dtype)
         # In the wider type: most of a small R would be rounded away in bf16 before it is added.
         read = (wide + self._injection(states.flatten(0, -2)).view(states.shape)).to(states.dtype)
         return ((read, *inputs[1:]), named) if inputs else (inputs, named | {STATES: read})
 
 
-def middle_layer(network: nn.Module) -> tuple[int, nn.Module]:
-    """Index of the first layer of the upper half, and that layer.
+def _pass_over(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+    return hidden_states
+
+
+def middle_layer(network: nn.Module) -> tuple[int, nn.ModuleList]:
+    """Index of the first layer of the upper half, and all layers.
 
     Raises:
-        UsageError: codes cannot enter there.
+        UsageError: there is no list of them.
     """
     config: Any = network.config
     count = int(config.get_text_config().num_hidden_layers)
-    index = count // 2
     for module in network.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
-            return index, module[index]
+            return count // 2, module
     raise UsageError(
         f"population latent needs one list of the {count} layers that config.json tells of; {type(network).__name__} "
         "has none. Use --population norm-noise"
