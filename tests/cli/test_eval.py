@@ -19,6 +19,19 @@ def test_eval_measures_with_intervals(place: Path) -> None:
     assert not any("@" in key for key in row["intervals"])
 
 
+def test_eval_tells_how_much_of_an_answer_the_mind_decides(place: Path) -> None:
+    """Where minds have several rollouts: much under loud noise, and no more than by chance where all are one mind."""
+    given = ("eval", place / "p.jsonl", "--config", place / "c.toml", "--quiet", "--minds", 6, "--extract", "regex:.")
+    (single,) = rows_of(ttrl(*given).stdout)
+    assert "information" not in single
+    several = (*given, "--samples-per-mind", 4)
+    (loud,) = rows_of(ttrl(*several, "--set", "population.options.sigma=3.0").stdout)
+    (silent,) = rows_of(ttrl(*several, "--population", "none").stdout)
+    assert loud["information"]["p"] < 0.02
+    assert loud["information"]["bits"] > loud["information"]["null"] + 0.2
+    assert silent["information"]["p"] > 0.05
+
+
 def test_eval_with_gold_measures_accuracy(place: Path) -> None:
     gold = ("--gold", place / "gold.jsonl")
     (row,) = rows_of(ttrl("eval", place / "p.jsonl", "--config", place / "c.toml", "--quiet", *gold).stdout)

@@ -75,7 +75,7 @@ def surveyed(session: Session, samples: int, temperature: float) -> list[Tally]:
 
 def fitted(world: int, kappa: float) -> tuple[Session, LatentFigures]:
     problems = [Problem(letter, f"{letter}?", index) for index, letter in enumerate(LETTERS)]
-    policy = Policy(planted(world), Latent(LatentOptions(kappa=kappa, steps=600)))
+    policy = Policy(planted(world), Latent(LatentOptions(kappa=kappa, steps=600, lr=0.03)))
     session = tiny_session(policy, problems, sampling__max_new_tokens=1, vote__extract="first-number")
     groups = [*session.sample(problems, [None], 32, 0, "fit", weights="base")]
     return session, fit_latent(policy, groups, 1.0, 4096, 0)

@@ -14,6 +14,7 @@ from ttrl_pop.fit.prepare import prepare
 from ttrl_pop.report.estimators import bootstrap_difference
 from ttrl_pop.report.gold import label_correct, outcome_table
 from ttrl_pop.report.measures import Measures
+from ttrl_pop.report.minds import information
 from ttrl_pop.run.lessons import CutOff
 from ttrl_pop.run.session import Session
 from ttrl_pop.run.survey import summarise, survey
@@ -39,19 +40,22 @@ def evaluate(given: ReadingInputs, compare: bool, quiet: bool) -> None:
         for text in (*session.notices, *opened.notices):
             display.notice(text)
         if folder is None or compare:
-            measured["base"] = _measure(session, display, "base", noise, weights="base")
-            rows.append(_measures_row("base", 0, session, measured["base"], noise))
+            measured["base"], minds = _measure(session, display, "base", noise, weights="base")
+            rows.append(_measures_row("base", 0, session, measured["base"], noise) | minds)
         if folder is not None:
             checkpoint.load_policy(folder, session.policy)
-            measured["run"] = _measure(session, display, "run", noise)
+            measured["run"], minds = _measure(session, display, "run", noise)
             step = checkpoint.load_state(folder)["step"]
-            rows.append(_measures_row("run", step, session, measured["run"], noise))
+            rows.append(_measures_row("run", step, session, measured["run"], noise) | minds)
     if compare:
         rows.append(_difference_row(session, measured["base"], measured["run"]))
     print_rows(rows, measures_table)
 
 
-def _measure(session: Session, display: Display, name: str, noise: bool, weights: Weights = "policy") -> Measures:
+def _measure(
+    session: Session, display: Display, name: str, noise: bool, weights: Weights = "policy"
+) -> tuple[Measures, dict[str, Any]]:
+    """Figures of one pass, and where minds have several rollouts how much of the answer the mind tells."""
     prepare(session, display.notice, display.phase)
     display.phase(f"{name}: sampling", len(session.problems) * session.config.group_size, "survey")
     tallies, cut_off = [], CutOff(session.config.sampling.max_new_tokens)
@@ -62,7 +66,10 @@ def _measure(session: Session, display: Display, name: str, noise: bool, weights
         cut_off.see(tally)
     if told := cut_off.notice():
         display.warning(f"{name}: {told}")
-    return summarise(session, tallies)
+    config, minds = session.config, {}
+    if config.population.samples_per_mind > 1:
+        minds["information"] = information(tallies, config.seed)._asdict()
+    return summarise(session, tallies), minds
 
 
 def _measures_row(name: str, step: int, session: Session, measures: Measures, noise: bool) -> dict[str, Any]:

@@ -47,9 +47,9 @@ class LatentOptions(Section):
     """Fit: bits of a code that are free; `auto`: half of what a completion of the base model tells, at most 4."""
     rollouts: Annotated[int, Field(ge=2)] = 8
     """Fit: completions of the base model for each problem."""
-    steps: Annotated[int, Field(ge=1)] = 200
+    steps: Annotated[int, Field(ge=1)] = 100
     """Fit: steps."""
-    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.03
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01
     """Fit: learning rate, in units of the hidden states' size for what a code adds to them."""
     encoder_width: Annotated[int, Field(ge=16, le=1024, multiple_of=16)] = 128
     """Fit: width of the encoder, which is needed for the fit alone."""

@@ -15,8 +15,8 @@ from ttrl_pop.types import Tally
 ABSTAINED = -1
 """Stands for no answer where answers are counted."""
 
-PERMUTATIONS = 1000
-"""Draws of the null."""
+PERMUTATIONS = 200
+"""Draws of the null: some seconds for hundreds of problems."""
 
 
 class Agreement(NamedTuple):
