@@ -84,29 +84,27 @@ def fit_codes(session: Session, population: Latent, phase: PhaseSink) -> LatentF
 
 def told(figures: LatentFigures, bits: int) -> str:
     """A fit in one line."""
-    return (
+    line = (
         f"codes decide {figures.gap_bits:.2f} bits of a held-out completion, which takes {figures.base_bits:.2f} "
         f"without them, {figures.posterior_bits:.2f} with its own and {figures.prior_bits:.2f} with any "
         f"(KL {figures.kl_bits:.2f}, free {figures.kappa:.2f}; {figures.live_bits} of {bits} bits in use; bound "
         f"{figures.bound_bits:.2f})"
     )
+    if figures.posterior_bits < figures.base_bits:
+        return line
+    return (
+        f"{line}; it is no likelier under its own code than without one, so minds may write worse than the base model: "
+        "give more problems, or lower population.options.lr"
+    )
 
 
 def shortfall(figures: LatentFigures, least_gap: float) -> str | None:
     """Why minds of this fit are not to be used, and what to try; None where nothing is wrong with it."""
-    if not least_gap:
-        return None
-    if figures.gap_bits < least_gap:
+    if least_gap and figures.gap_bits < least_gap:
         return (
             f"no code steers this model on these problems (gap {figures.gap_bits:.2f} bits, "
             f"population.options.least_gap is {least_gap:g}), its minds would be copies; fit longer with "
             "population.options.steps"
-        )
-    if figures.posterior_bits >= figures.base_bits:
-        return (
-            f"codes spoil what this model writes: a held-out completion takes {figures.posterior_bits:.2f} bits under "
-            f"the code that was read off it, and {figures.base_bits:.2f} without one; give more problems, or lower "
-            "population.options.lr"
         )
     return None
 

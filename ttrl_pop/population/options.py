@@ -54,5 +54,5 @@ class LatentOptions(Section):
     encoder_width: Annotated[int, Field(ge=16, le=1024, multiple_of=16)] = 128
     """Fit: width of the encoder, which is needed for the fit alone."""
     least_gap: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
-    """Bits of a completion that codes must decide on held-out problems. A fit that falls short is refused, and one by
-    which a completion is less likely under its own code than under the base model; 0 refuses none."""
+    """Bits of a completion that codes must decide on held-out problems; a fit that falls short is refused. 0 refuses
+    none."""
