@@ -16,6 +16,7 @@ from ttrl_pop.fit.codes import Codes, CompletionEncoder
 from ttrl_pop.fit.completions import numbered, readings
 from ttrl_pop.fit.kept import FIGURES, TENSORS, keep, load_kept
 from ttrl_pop.fit.latent import LatentFigures, fit_latent
+from ttrl_pop.fit.lower_half import LowerHalf
 from ttrl_pop.fit.prepare import fit_codes, prepare, shortfall, told
 from ttrl_pop.latent.codes import kl_to_uniform
 from ttrl_pop.model.forward import recompute_layers
@@ -99,11 +100,20 @@ def test_a_fit_is_the_same_whatever_is_kept_of_the_lower_half(
     assert len(ran) == 2 if room == 1 else len(ran) > 6
 
 
+def test_lower_layers_whose_keys_upper_ones_read_are_never_passed_over() -> None:
+    session = session_of()
+    assert LowerHalf(session.policy, latent_of(session)).room > 0
+    session.policy.network.config.num_kv_shared_layers = 1
+    assert LowerHalf(session.policy, latent_of(session)).room == 0
+
+
 def test_layers_that_are_computed_again_give_the_same_fit() -> None:
     plain, again = session_of(steps=2), session_of(steps=2)
     recompute_layers(again.policy.network)
+    wrapped = [vars(layer).get("forward") for layer in latent_of(again).below]
     assert asdict(fitted(plain)) == pytest.approx(asdict(fitted(again)), abs=1e-9)
     torch.testing.assert_close(latent_of(plain).directions, latent_of(again).directions, rtol=0, atol=1e-9)
+    assert [vars(layer).get("forward") for layer in latent_of(again).below] == wrapped
 
 
 def test_the_model_is_left_as_it_was() -> None:
@@ -252,6 +262,10 @@ def test_a_named_fit_of_another_model_or_other_codes_is_refused(tmp_path: Path) 
         load_kept(folder, latent_of(session_of(bits=4)), "a model")
     with pytest.raises(UsageError, match="level 'sequence', this is 'token'"):
         load_kept(folder, latent_of(session_of(level="token")), "a model")
+    row = json.loads((folder / FIGURES).read_text())
+    (folder / FIGURES).write_text(json.dumps({key: value for key, value in row.items() if key != "enters"}))
+    with pytest.raises(UsageError, match="enters None, this is 'stream'; fit it again"):
+        load_kept(folder, latent_of(session_of()), "a model")
     row = json.loads((folder / FIGURES).read_text())
     (folder / FIGURES).write_text(json.dumps(row | {"kappa": "much"}))
     with pytest.raises(DamagedError, match="numbers only"):

@@ -251,6 +251,15 @@ def test_no_two_minds_of_a_step_have_one_code_until_codes_run_out() -> None:
     assert len(set(Latent(LatentOptions(level="token")).spawn(0, 1, 300))) == 300
 
 
+def test_layers_that_read_more_than_one_row_are_refused_in_one_line() -> None:
+    """As those of Gemma 3n, which read four streams."""
+    policy = policy_of()
+    owner = torch.zeros(9, dtype=torch.long)
+    with pytest.raises(UsageError, match=r"reads \(4, 1, 9, 16\)") as error:
+        injected(policy, torch.zeros(4, 1, 9, 16).double(), (Mind(11),), owner, torch.arange(9))
+    assert "\n" not in str(error.value)
+
+
 def test_codes_of_every_token_are_those_of_seed_and_position() -> None:
     policy = policy_of(level="token")
     population = policy.population

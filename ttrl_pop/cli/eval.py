@@ -67,8 +67,9 @@ def _measure(
     if told := cut_off.notice():
         display.warning(f"{name}: {told}")
     config, minds = session.config, {}
-    if config.population.samples_per_mind > 1:
-        minds["information"] = information(tallies, config.seed)._asdict()
+    if noise and config.population.samples_per_mind > 1:
+        found = information(tallies, config.seed)
+        minds = {"information": found.bits, "information_null": found.null, "information_p": found.p}
     return summarise(session, tallies), minds
 
 

@@ -17,6 +17,8 @@ TENSORS, FIGURES = "latent.safetensors", "fit.json"
 
 LARGEST = 2**26
 """Bytes that the tensors of a fit can have: 16 directions of a million numbers."""
+ENTERS = "stream"
+"""Where codes enter: earlier fits were of a layer's keys and values, and mean something else."""
 
 
 def keep(folder: Path, population: Latent, model: str, figures: LatentFigures) -> None:
@@ -28,13 +30,14 @@ def keep(folder: Path, population: Latent, model: str, figures: LatentFigures) -
     Raises:
         TtrlPopError: something else stands in its place.
     """
-    tensors = {"directions": population.directions0, "rms_x": population.rms_x}
+    tensors = {"directions": population.directions0, "rms_x": population.size_x}
     content = safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
     write_atomic(folder / TENSORS, content)
     row = {
         "model": model,
         "split": population.split,
         "level": population.options.level,
+        "enters": ENTERS,
         **asdict(figures),
         "seal": reading.seal(content),
     }
@@ -61,7 +64,7 @@ def load_kept(folder: Path, population: Latent, model: str) -> LatentFigures:
     if not all(type(value) in (int, float) for value in values.values()):
         raise DamagedError(folder / FIGURES, "must hold numbers only")
     figures = LatentFigures(**values)
-    own = {"model": model, "split": population.split, "level": population.options.level}
+    own = {"model": model, "split": population.split, "level": population.options.level, "enters": ENTERS}
     for name, value in own.items():
         if row.get(name) != value:
             raise UsageError(f"{folder}: the fit is one of {name} {row.get(name)!r}, this is {value!r}; fit it again")

@@ -82,8 +82,8 @@ class LatentFigures:
     """−log2 p of the base model."""
     prior_bits: float
     posterior_bits: float
-    """The same under codes of the prior, and of the encoder, who has seen the completion: the last is never to be
-    compared with a model without codes."""
+    """The same under codes of the prior, and of the encoder, who has seen the completion: that the last is below
+    `base_bits` proves nothing; that it is not means that codes spoil the model."""
     bound_bits: float
     """The bound of the autoencoder, posterior and KL; beside `base_bits` it shows what codes cost."""
     tokens: float
@@ -182,16 +182,18 @@ class _Fitting:
     def begin(self, learned: Sequence[Sequence[Completion]], held: Sequence[Sequence[Completion]]) -> None:
         """Find how large hidden states are where codes enter, and begin with directions of a share of that."""
         sizes: list[Tensor] = []
-        squares: list[Tensor] = []
+        squares_D, count = self.first_HD.new_zeros(self.first_HD.shape[1]), 0
         for reading in readings(learned, self.token_budget, self.policy.device):
             wide_ND = self.lower.computed(reading).to(self.first_HD.dtype)
             sizes.append(wide_ND.square().mean(-1).sqrt())
-            squares.append(wide_ND[reading.window_BT[reading.real_BT]].square())
+            seen_ND = wide_ND[reading.window_BT[reading.real_BT]]
+            squares_D += seen_ND.square().sum(0)
+            count += len(seen_ND)
         for reading in readings(held, self.token_budget, self.policy.device):
             self.lower.computed(reading)
         # Not their mean: the first token of a text is often a hundred times as large as all others.
         self.rms_x = float(torch.cat(sizes).median())
-        self.encoder.sizes_D.copy_(torch.cat(squares).mean(0).sqrt().clamp(min=EPSILON))
+        self.encoder.sizes_D.copy_((squares_D / count).sqrt().clamp(min=EPSILON))
         self.population.directions.copy_(self.first_HD * (LOUDNESS * self.rms_x / len(self.first_HD) ** 0.5))
 
     def learn(self, problems: Sequence[Sequence[Completion]], step: int, free: float, rate: float) -> None:

@@ -12,6 +12,9 @@ from ttrl_pop.population.latent import Latent
 SHARE = 1 / 16
 """Share of the memory of a process that these states may take. What has no room is computed at every step."""
 
+SHARED = ("num_kv_shared_layers", "kv_sharing_modes")
+"""Settings of models whose upper layers read keys and values of lower ones, which must be computed then."""
+
 
 class LowerHalf:
     """Hidden states of completions at the layer that codes enter, kept by the completion's number."""
@@ -19,6 +22,9 @@ class LowerHalf:
     def __init__(self, policy: Policy, population: Latent) -> None:
         self.policy, self.population = policy, population
         self.room = int(SHARE * limit_bytes(policy.device))
+        config = policy.network.config.get_text_config()
+        if any(getattr(config, name, None) for name in SHARED):
+            self.room = 0
         self._kept: dict[int, Tensor] = {}
 
     @torch.no_grad()

@@ -109,7 +109,8 @@ def gated_mlp(x: Float[Tensor, "*B D"], gate: Projection, up: Projection, down: 
     if not torch.is_grad_enabled():
         rows = x.reshape(-1, x.shape[-1])
         opened = nn.functional.silu(gate.times(rows), inplace=True).mul_(up.times(rows))
-        return down.times(opened).view(*x.shape[:-1], -1)
+        rows = down.times(opened)
+        return rows.view(*x.shape[:-1], rows.shape[-1])
     adapters = [matrix for layer in (gate, up, down) for matrix in (layer.down, layer.up)]
     y: Tensor = _GatedMlp.apply(x, (gate, up, down), *adapters)  # type: ignore[no-untyped-call]
     return y

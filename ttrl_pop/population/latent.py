@@ -12,7 +12,7 @@ Departures from the Free Transformer (arXiv 2510.17558):
 3. Codes become vectors by a sum over their bits, not by a table, so that the mean over all codes is zero: the mean mind
    is the base model.
 4. R goes into the stream that all layers above read and add to. In the paper the keys and values of that one layer are
-   all that it reaches, and the model learns to look there; a frozen one does not, and is steered half as far
+   all that it reaches, and the model learns to look there; a frozen one has not, and is steered less far
    (docs/METHOD.md 9.4).
 """
 
@@ -43,14 +43,14 @@ class Latent(Population):
     """Minds that differ by a code which the middle layer reads.
 
     Parameter: `directions` W [H, D] for codes of H bits, in float32 or wider. Buffers: `directions0`, as they were
-    fitted; `rms_x`, the size of the hidden states there, nan before the fit; `gap_bits`, what the fit's codes decide.
+    fitted; `size_x`, the size of the hidden states there, nan before the fit; `gap_bits`, what the fit's codes decide.
     """
 
     Options = LatentOptions
     options: LatentOptions
     directions: nn.Parameter
     directions0: Tensor
-    rms_x: Tensor
+    size_x: Tensor
     gap_bits: Tensor
 
     def __init__(self, options: LatentOptions) -> None:
@@ -64,23 +64,23 @@ class Latent(Population):
         self._states: Tensor | None = None
         """What the layer reads in place of what comes in."""
         self._fit_seen = -1
-        """Version of `rms_x` when it was last looked at."""
+        """Version of `size_x` when it was last looked at."""
         self._is_fitted = False
         self._table: tuple[object, Tensor] | None = None
 
     @property
     def lacks(self) -> Lack | None:
         # Asked for every forward, and a look at the buffer stops a GPU: looked at once for each value.
-        if self._fit_seen != self.rms_x._version:
-            self._fit_seen = self.rms_x._version
-            self._is_fitted = bool(torch.isfinite(self.rms_x))
+        if self._fit_seen != self.size_x._version:
+            self._fit_seen = self.size_x._version
+            self._is_fitted = bool(torch.isfinite(self.size_x))
         return None if self._is_fitted else "fit"
 
     @torch.no_grad()
-    def set_fit(self, directions_HD: Float[Tensor, "H D"], rms_x: float, gap_bits: float) -> None:
+    def set_fit(self, directions_HD: Float[Tensor, "H D"], size_x: float, gap_bits: float) -> None:
         """Begin from what was fitted."""
         self.directions0.copy_(directions_HD)
-        self.rms_x.fill_(rms_x)
+        self.size_x.fill_(size_x)
         self.gap_bits.fill_(gap_bits)
         self.restart()
 
@@ -104,7 +104,7 @@ class Latent(Population):
         shape = self.options.bits, hidden_size(network)
         self.directions = nn.Parameter(torch.zeros(shape, **made))
         self.register_buffer("directions0", torch.zeros(shape, **made))
-        self.register_buffer("rms_x", torch.tensor(torch.nan, **made))
+        self.register_buffer("size_x", torch.tensor(torch.nan, **made))
         self.register_buffer("gap_bits", torch.tensor(torch.nan, **made))
         layer.register_forward_pre_hook(self._inject, with_kwargs=True)
 
@@ -155,15 +155,19 @@ class Latent(Population):
                 passed over then.
         """
         self._encoding, self._states = injection, states_ND
-        passed = self.below if states_ND is not None else []
-        for layer in passed:
+        # A layer may have a forward of its own already, as one that is computed again in the backward pass.
+        passed = [(layer, vars(layer).get("forward")) for layer in self.below if states_ND is not None]
+        for layer, _ in passed:
             layer.forward = _pass_over
         try:
             yield
         finally:
             self._encoding = self._states = None
-            for layer in passed:
-                del layer.forward
+            for layer, own in passed:
+                if own is None:
+                    del layer.forward
+                else:
+                    layer.forward = own
 
     def kl_to_prior(self) -> Float[Tensor, ""]:
         """Zero: codes are drawn from their prior, whatever is learned."""
@@ -178,7 +182,7 @@ class Latent(Population):
         with torch.no_grad():
             # The signs of a code are independent and have mean zero: its square is the sum of the squares.
             size = (self.directions.square().sum() / self.directions.shape[1]).sqrt()
-            return {"population/reach": float(size / self.rms_x), "population/gap_bits": float(self.gap_bits)}
+            return {"population/reach": float(size / self.size_x), "population/gap_bits": float(self.gap_bits)}
 
     def _by_code(self, minds_M: tuple[Mind, ...], mind_N: Tensor, positions_N: Tensor) -> Injection:
         if self.lacks:
@@ -209,6 +213,11 @@ class Latent(Population):
         if self._injection is None:
             return None
         states = inputs[0] if inputs else named[STATES]
+        if states.ndim != 3:
+            raise UsageError(
+                f"population latent needs layers that read one row of hidden states, {type(layer).__name__} reads "
+                f"{tuple(states.shape)}. Use --population norm-noise"
+            )
         if self._states is not None:
             states = self._states.view(states.shape)
         wide = states.to(self.directions.dtype)
