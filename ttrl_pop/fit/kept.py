@@ -30,7 +30,7 @@ def keep(folder: Path, population: Latent, model: str, figures: LatentFigures) -
     Raises:
         TtrlPopError: something else stands in its place.
     """
-    tensors = {"directions": population.directions0, "rms_x": population.size_x}
+    tensors = {"directions": population.directions0, "size_x": population.size_x}
     content = safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
     write_atomic(folder / TENSORS, content)
     row = {
@@ -55,24 +55,24 @@ def load_kept(folder: Path, population: Latent, model: str) -> LatentFigures:
     content = reading.read_bytes(folder / TENSORS, LARGEST)
     if row.get("seal") != reading.seal(content):
         raise DamagedError(folder / TENSORS, "has other bytes than were written")
+    own = {"model": model, "split": population.split, "level": population.options.level, "enters": ENTERS}
+    for name, value in own.items():
+        if row.get(name) != value:
+            raise UsageError(f"{folder}: the fit is one of {name} {row.get(name)!r}, this is {value!r}; fit it again")
     try:
         tensors = safetensors.torch.load(content)
         values = {field.name: row[field.name] for field in fields(LatentFigures)}
-        directions_HD, rms_x = tensors["directions"], float(tensors["rms_x"])
+        directions_HD, size_x = tensors["directions"], float(tensors["size_x"])
     except (SafetensorError, KeyError, ValueError) as error:
         raise DamagedError(folder / FIGURES, f"is no fit that was written ({error})") from None
     if not all(type(value) in (int, float) for value in values.values()):
         raise DamagedError(folder / FIGURES, "must hold numbers only")
     figures = LatentFigures(**values)
-    own = {"model": model, "split": population.split, "level": population.options.level, "enters": ENTERS}
-    for name, value in own.items():
-        if row.get(name) != value:
-            raise UsageError(f"{folder}: the fit is one of {name} {row.get(name)!r}, this is {value!r}; fit it again")
     if directions_HD.shape != population.directions.shape:
         shape = tuple(directions_HD.shape)
         raise UsageError(
             f"{folder}: the fit has {shape[0]} bits of {shape[-1]} numbers, asked for are "
             f"{tuple(population.directions.shape)}; set population.options.bits, or fit it again"
         )
-    population.set_fit(directions_HD.to(population.directions), rms_x, figures.gap_bits)
+    population.set_fit(directions_HD.to(population.directions), size_x, figures.gap_bits)
     return figures

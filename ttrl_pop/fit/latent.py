@@ -139,7 +139,7 @@ def fit_latent(
                 best = objective, figures, population.directions.detach().clone()
     assert best is not None
     _, figures, directions_HD = best
-    population.set_fit(directions_HD, fitting.rms_x, figures.gap_bits)
+    population.set_fit(directions_HD, fitting.size_x, figures.gap_bits)
     return figures
 
 
@@ -172,7 +172,7 @@ class _Fitting:
             self.encoder = CompletionEncoder(width, self.options.encoder_width, bits).to(population.directions)
             self.first_HD = torch.randn(bits, width).to(population.directions)
         self.lower = LowerHalf(policy, population)
-        self.rms_x = 1.0
+        self.size_x = 1.0
         self.encoders = list(self.encoder.parameters())
         self.optimizer = torch.optim.Adam(
             [{"params": [population.directions]}, {"params": self.encoders}], betas=(0.9, 0.98)
@@ -192,9 +192,9 @@ class _Fitting:
         for reading in readings(held, self.token_budget, self.policy.device):
             self.lower.computed(reading)
         # Not their mean: the first token of a text is often a hundred times as large as all others.
-        self.rms_x = float(torch.cat(sizes).median())
+        self.size_x = float(torch.cat(sizes).median())
         self.encoder.sizes_D.copy_((squares_D / count).sqrt().clamp(min=EPSILON))
-        self.population.directions.copy_(self.first_HD * (LOUDNESS * self.rms_x / len(self.first_HD) ** 0.5))
+        self.population.directions.copy_(self.first_HD * (LOUDNESS * self.size_x / len(self.first_HD) ** 0.5))
 
     def learn(self, problems: Sequence[Sequence[Completion]], step: int, free: float, rate: float) -> None:
         """One step, with so many free nats a code."""
@@ -211,7 +211,7 @@ class _Fitting:
                 loss.backward(inputs=[self.population.directions, *self.encoders])  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.encoders, CLIP)
         directions, encoder = self.optimizer.param_groups
-        directions["lr"], encoder["lr"] = rate * self.rms_x, rate * ENCODER_RATE
+        directions["lr"], encoder["lr"] = rate * self.size_x, rate * ENCODER_RATE
         self.optimizer.step()
         self.optimizer.zero_grad()
 
