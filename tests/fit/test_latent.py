@@ -266,7 +266,6 @@ def test_a_named_fit_of_another_model_or_other_codes_is_refused(tmp_path: Path) 
     (folder / FIGURES).write_text(json.dumps({key: value for key, value in row.items() if key != "enters"}))
     with pytest.raises(UsageError, match="enters None, this is 'stream'; fit it again"):
         load_kept(folder, latent_of(session_of()), "a model")
-    row = json.loads((folder / FIGURES).read_text())
     (folder / FIGURES).write_text(json.dumps(row | {"kappa": "much"}))
     with pytest.raises(DamagedError, match="numbers only"):
         load_kept(folder, latent_of(session_of()), "a model")
