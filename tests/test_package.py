@@ -15,7 +15,7 @@ def test_every_file_that_is_no_code_is_packed() -> None:
     found = [
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
-        if path.is_file() and path.suffix not in (".py", ".pyc")
+        if path.is_file() and path.suffix != ".py" and "__pycache__" not in path.parts
     ]
     assert found
     assert [path for path in found if not any(fnmatch.fnmatch(path, pattern) for pattern in patterns)] == []

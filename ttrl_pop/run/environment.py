@@ -17,7 +17,7 @@ from ttrl_pop.store.directory import ENVIRONMENT, RunDirectory
 from ttrl_pop.text import shown
 
 PACKAGES = (
-    *("torch", "transformers", "tokenizers", "peft", "accelerate", "safetensors", "numpy"),
+    *("torch", "transformers", "tokenizers", "peft", "accelerate", "safetensors", "numpy", "numba"),
     *("math-verify", "latex2sympy2_extended", "sympy", "mpmath", "regex"),
 )
 """Distributions of which a rollout, an update or a vote may depend on the version."""
