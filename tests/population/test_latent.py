@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ttrl_pop.config import LoraConfig
 from ttrl_pop.errors import UsageError
-from ttrl_pop.kernels import matmul
+from ttrl_pop.kernels import loops, matmul
 from ttrl_pop.model.forward import recompute_layers
 from ttrl_pop.model.logprobs import token_logprobs
 from ttrl_pop.model.policy import Policy
@@ -301,6 +301,7 @@ def test_reach_is_the_size_of_what_codes_add() -> None:
 
 def test_outside_of_embody_the_model_is_as_transformers_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matmul, "_kind", lambda: None)
+    monkeypatch.setattr(loops, "_kernels", lambda: None)
     policy = policy_of("qwen2", torch.float32)
     with torch.no_grad():
         plain = tiny_network("qwen2", dtype=torch.float32)(input_ids=IDS, use_cache=False).logits

@@ -8,7 +8,7 @@ from fakes import FAMILIES, logits_of, norm_noise, tallies_of, tiny_model, tiny_
 
 from ttrl_pop.config import LoraConfig
 from ttrl_pop.errors import UsageError
-from ttrl_pop.kernels import matmul
+from ttrl_pop.kernels import loops, matmul
 from ttrl_pop.learn.learner import Learner
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.population.base import MEAN, NoPopulation
@@ -60,8 +60,9 @@ def test_norms_of_queries_and_keys_are_no_sites_even_at_full_width() -> None:
 def test_without_spread_the_logits_are_the_base_models_to_the_bit(
     family: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Products by another library than the model's own round in another way.
+    # Products by another library than the model's own round in another way, and so do loops of ours.
     monkeypatch.setattr(matmul, "_kind", lambda: None)
+    monkeypatch.setattr(loops, "_kernels", lambda: None)
     policy = Policy(tiny_model(family, dtype=dtype), norm_noise(0.0))
     with torch.no_grad():
         plain = tiny_network(family, dtype=dtype)(input_ids=IDS, use_cache=False).logits

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ttrl_pop.kernels import loops
 from ttrl_pop.kernels.matmul import LaidOutWeight, product
 from ttrl_pop.kernels.norms import has_kernels
 
@@ -108,7 +109,11 @@ def gated_mlp(x: Float[Tensor, "*B D"], gate: Projection, up: Projection, down: 
     """
     if not torch.is_grad_enabled():
         rows = x.reshape(-1, x.shape[-1])
-        opened = nn.functional.silu(gate.times(rows), inplace=True).mul_(up.times(rows))
+        gates, ups = gate.times(rows), up.times(rows)
+        if loops.are_for(gates):
+            opened = loops.open_gates(gates, ups)
+        else:
+            opened = nn.functional.silu(gates, inplace=True).mul_(ups)
         rows = down.times(opened)
         return rows.view(*x.shape[:-1], rows.shape[-1])
     adapters = [matrix for layer in (gate, up, down) for matrix in (layer.down, layer.up)]

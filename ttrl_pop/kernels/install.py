@@ -18,7 +18,7 @@ import torch
 from peft.tuners import lora
 from torch import Tensor, nn
 
-from ttrl_pop.kernels import matmul, rotary
+from ttrl_pop.kernels import loops, matmul, rotary
 from ttrl_pop.kernels.fused import Projection, gated_mlp, linear
 from ttrl_pop.kernels.matmul import LaidOutWeight
 from ttrl_pop.kernels.memory import limit_bytes
@@ -37,7 +37,8 @@ GATED = ("gate_proj", "up_proj", "down_proj")
 def fuse(network: nn.Module) -> None:
     """Give the layers of `network` that are known here their faster forward. Their frozen weights get no gradient.
 
-    Where there is a GPU, also the function by which all models of its family turn queries and keys: it has no layer.
+    Where there are kernels or loops for it, also the function by which all models of its family turn queries and keys:
+    it has no layer.
     """
     projections = _projections(network)
     for module, projection in projections.items():
@@ -172,8 +173,11 @@ def _fuse_rotary(module: Any) -> None:
     family = sys.modules[type(module).__module__]
     own = getattr(family, ROTARY, None)
     weight = next(module.parameters(), None)
-    if own is None or weight is None or not has_kernels(weight) or hasattr(own, "own"):
+    if own is None or weight is None or hasattr(own, "own"):
         return
+    with torch.no_grad():
+        if not (has_kernels(weight) or loops.are_for(weight)):
+            return
     faster = rotary.fused(own)
     q, k, cos, sin = (
         torch.linspace(-1, 1, heads * 16, dtype=weight.dtype, device=weight.device).view(1, heads, 2, 8)

@@ -1,8 +1,9 @@
 """RMSNorm, and the sum of states with a row of offsets for each: with gradients of their own, in one pass over memory
 where there is a CUDA GPU (`ttrl_pop.kernels.norm_kernels`).
 
-Values of norms are those of transformers' (to the bit on a CPU in float32 and bf16), but for float64, in which those
-pass through float32 and these do not.
+Without gradients float32 on a CPU has loops of its own (`ttrl_pop.kernels.loops`). But for these, values of norms are
+those of transformers' (to the bit on a CPU in float32 and bf16), and but for float64, in which those pass through
+float32 and these do not.
 """
 
 import importlib.util
@@ -13,6 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from ttrl_pop.kernels import loops
 
 FEW_ROWS = 256
 """Rows of offsets up to which their gradient is a product."""
@@ -28,6 +31,8 @@ def rms_norm(x: Float[Tensor, "*B D"], weight: Float[Tensor, "D"], eps: float, g
         return y
     if has_kernels(x):
         return _by_kernel(x, weight, eps, gain, False)[0].view(x.shape)
+    if loops.are_for(x) and weight.dtype == x.dtype:
+        return loops.rms_norm(x, weight, eps, 0.0 if gain == "weight" else 1.0)
     normed, _ = _normed(x, eps)
     if gain == "weight":
         return normed.to(x.dtype).mul_(weight)
@@ -42,6 +47,8 @@ def offset_rows(
     if has_kernels(x_ND):
         y: Tensor = _OffsetRows.apply(x_ND, offsets_MD, row_N)  # type: ignore[no-untyped-call]
         return y
+    if loops.are_for(x_ND) and offsets_MD.dtype == x_ND.dtype:
+        return loops.offset_rows(x_ND, offsets_MD, row_N)
     # Added to the copies themselves: in place on a view of them the backward pass would copy its gradient.
     return offsets_MD.index_select(0, row_N).add_(x_ND).to(x_ND.dtype)
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ttrl_pop.kernels import loops
 from ttrl_pop.kernels.memory import transfer, zeros
 from ttrl_pop.kernels.norms import has_kernels
 from ttrl_pop.packing.attention import Plan, bias_of, single
@@ -118,11 +119,14 @@ class Decode(Plan):
         scale: float,
         window: int | None,
     ) -> Float[Tensor, "N H D"]:
-        if has_kernels(queries_NHD) and keys_NKD.shape == values_NKD.shape:
-            from ttrl_pop.kernels.attention_kernels import attend_newest
+        if keys_NKD.shape == values_NKD.shape:
+            given = (queries_NHD, keys_NKD, values_NKD, self.cache.buffers(layer, keys_NKD, values_NKD))
+            if loops.are_for(queries_NHD):
+                return loops.attend_newest(*given, self.positions_N, self.columns, scale, window)
+            if has_kernels(queries_NHD):
+                from ttrl_pop.kernels.attention_kernels import attend_newest
 
-            buffers = self.cache.buffers(layer, keys_NKD, values_NKD)
-            return attend_newest(queries_NHD, keys_NKD, values_NKD, buffers, self.positions_N, scale, window)
+                return attend_newest(*given, self.positions_N, scale, window)
         self.cache.write(layer, self._cells, keys_NKD, values_NKD)
         keys_NKSD, values_NKSD = self.cache.read(layer, len(queries_NHD), self.columns)
         return single(queries_NHD, keys_NKSD, values_NKSD, scale, self._bias(window, queries_NHD))

@@ -1,0 +1,296 @@
+"""Loops over float32 on a CPU against torch's operations that they stand for."""
+
+import importlib
+import math
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from fakes import FAMILIES, requests, tiny_policy
+from torch import Tensor
+from transformers.models.llama import modeling_llama
+
+from ttrl_pop.config import SamplingConfig
+from ttrl_pop.kernels import fused, loops, norms, rotary
+from ttrl_pop.kernels.fused import Projection, gated_mlp
+from ttrl_pop.model.policy import Policy
+from ttrl_pop.sample.hf.backend import HfBackend
+from ttrl_pop.sample.hf.cache import Decode, KeyValueCache
+from ttrl_pop.types import Rollout
+
+NUMBA = pytest.mark.skipif(loops._kernels() is None, reason="takes numba: extra fast")
+POSITIONS = [0, 5, 63, 64, 130]
+
+
+def drawn(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+@pytest.fixture
+def by_torch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], Any]:
+    """What a function gives without the loops."""
+
+    def without(function: Callable[[], Any]) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(loops, "_kernels", lambda: None)
+            return function()
+
+    return without
+
+
+def attended(
+    heads: int, key_heads: int, width: int, window: int | None = None, rows: list[int] | None = None, **given: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What newest tokens see, and the keys and values then held. `rows`: those of the batch that are there."""
+    held = [given.get(name, drawn(len(POSITIONS) + 1, key_heads, 140, width) + n) for n, name in enumerate(("k", "v"))]
+    chosen = list(range(len(POSITIONS))) if rows is None else rows
+    newest = [drawn(len(POSITIONS), count, width)[chosen] + n for n, count in enumerate((heads, key_heads, key_heads))]
+    cache = KeyValueCache(len(chosen) + 1, 140)
+    cache.layers[0] = tuple(states[[*chosen, len(POSITIONS)]] for states in held)  # type: ignore[assignment]
+    plan = Decode(cache, torch.tensor(POSITIONS)[chosen], 131, even=False)
+    with torch.no_grad():
+        out = plan.attend(0, *newest, 0.3, window)
+    return out, *cache.layers[0]
+
+
+@NUMBA
+@pytest.mark.parametrize("window", [None, 1, 3, 70])
+@pytest.mark.parametrize(("heads", "key_heads", "width"), [(9, 3, 64), (2, 2, 10), (4, 1, 16), (6, 2, 33)])
+def test_a_token_sees_its_slot_up_to_itself(
+    heads: int, key_heads: int, width: int, window: int | None, by_torch: Callable[[Callable[[], Any]], Any]
+) -> None:
+    out, *held = attended(heads, key_heads, width, window)
+    expected, *expected_held = by_torch(lambda: attended(heads, key_heads, width, window))
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    assert all(map(torch.equal, held, expected_held))
+
+
+@NUMBA
+def test_what_lies_behind_a_token_or_before_its_window_is_not_read() -> None:
+    keys, values = (drawn(len(POSITIONS) + 1, 3, 140, 8) + n for n in range(2))
+    expected = attended(6, 3, 8, 3, k=keys.clone(), v=values.clone())[0]
+    for row, position in enumerate(POSITIONS):
+        for states in (keys, values):
+            states[row, :, position + 1 :] = math.nan
+            states[row, :, : max(0, position - 2)] = math.nan
+    assert torch.equal(attended(6, 3, 8, 3, k=keys, v=values)[0], expected)
+
+
+@NUMBA
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("which", ["k", "v"])
+def test_what_is_no_number_stays_in_its_row_and_head_and_is_there_what_it_is_in_torch(
+    odd: float, which: str, by_torch: Callable[[Callable[[], Any]], Any]
+) -> None:
+    states = drawn(len(POSITIONS) + 1, 3, 140, 8) + 1
+    states[3, 1, 17] = odd
+    out = attended(6, 3, 8, **{which: states.clone()})[0]
+    expected = by_torch(lambda: attended(6, 3, 8, **{which: states.clone()}))[0]
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
+    assert not out[3, 2:4].isfinite().any()
+    out[3, 2:4] = 0
+    assert out.isfinite().all()
+
+
+@NUMBA
+def test_a_position_outside_of_its_slot_is_an_error_and_not_memory_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loops, "GRAIN", 1)
+    expected = attended(4, 2, 8)[0]
+    for position in (-1, 140):
+        for threads in (1, 5):
+            with monkeypatch.context() as patch:
+                patch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+                patch.setattr(f"{__name__}.POSITIONS", [position, *POSITIONS[1:]])
+                with pytest.raises(IndexError, match="outside of its slot"):
+                    attended(4, 2, 8)
+    assert torch.equal(attended(4, 2, 8)[0], expected)
+    with torch.no_grad(), pytest.raises(IndexError, match="row of offsets"):
+        norms.offset_rows(drawn(2, 3), drawn(2, 3), torch.tensor([0, 2]))
+
+
+def made(rows: list[int]) -> list[Tensor]:
+    """What each loop makes of these of eleven rows."""
+    x, wide, heads = drawn(11, 37)[rows], drawn(11, 4, 10)[rows], drawn(11, 2, 10)[rows]
+    turned = loops.rotate(
+        *(states.transpose(0, 1)[None] for states in (wide, heads)),
+        *(angles[None] for angles in (drawn(11, 10)[rows], drawn(11, 11)[rows, 1:])),
+    )
+    return [
+        loops.rms_norm(x, drawn(37), 1e-5, 1.0),
+        loops.offset_rows(x, drawn(3, 37), torch.arange(11)[rows] % 3),
+        loops.open_gates(x.clone(), x + 1),
+        *(states[0].transpose(0, 1) for states in turned),
+    ]
+
+
+@NUMBA
+@torch.no_grad()
+def test_a_row_alone_is_what_it_is_among_others_with_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loops, "GRAIN", 1)
+    expected, seen = made([*range(11)]), attended(9, 3, 64)[0]
+    for threads in (1, 2, 3, 16):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert all(map(torch.equal, made([*range(11)]), expected))
+        assert torch.equal(attended(9, 3, 64)[0], seen)
+        for row in (0, 7):
+            assert all(map(torch.equal, made([row]), [whole[[row]] for whole in expected]))
+        for row in range(len(POSITIONS)):
+            assert torch.equal(attended(9, 3, 64, rows=[row])[0], seen[[row]])
+
+
+@NUMBA
+@torch.no_grad()
+@pytest.mark.parametrize("odd", [0.0, -0.0, math.nan, math.inf, -math.inf, 1e30])
+@pytest.mark.parametrize("shape", [(5, 37), (2, 3, 64), (0, 8)])
+def test_norms_and_offsets_are_those_of_torch(
+    shape: tuple[int, ...], odd: float, by_torch: Callable[[Callable[[], Any]], Any]
+) -> None:
+    x, weight = drawn(*shape), drawn(shape[-1]).requires_grad_()
+    if x.numel():
+        x.view(-1, shape[-1])[1, 3] = odd
+    for gain in ("weight", "one plus weight"):
+        found, expected = norms.rms_norm(x, weight, 1e-5, gain), by_torch(lambda: norms.rms_norm(x, weight, 1e-5, gain))  # noqa: B023
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
+    rows, offsets = x.view(-1, shape[-1]), drawn(3, shape[-1])
+    row_N = torch.arange(len(rows)) % 3
+    found, expected = (
+        norms.offset_rows(rows, offsets, row_N),
+        by_torch(lambda: norms.offset_rows(rows, offsets, row_N)),
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@NUMBA
+@torch.no_grad()
+def test_gates_open_as_torch_opens_them_up_to_infinity(by_torch: Callable[[Callable[[], Any]], Any]) -> None:
+    gates = torch.cat([torch.linspace(-130, 130, 5000), torch.tensor([math.nan, math.inf, -math.inf])]).repeat(2, 1)
+    found, expected = loops.open_gates(gates.clone(), torch.ones_like(gates)), torch.nn.functional.silu(gates.double())
+    torch.testing.assert_close(found.double(), expected, rtol=2e-6, atol=1e-35, equal_nan=True)
+    layers = [Projection(drawn(*shape)) for shape in ((7, 5), (7, 5), (5, 7))]
+    x = drawn(2, 3, 5)
+    torch.testing.assert_close(gated_mlp(x, *layers), by_torch(lambda: gated_mlp(x, *layers)))
+
+
+@NUMBA
+@torch.no_grad()
+@pytest.mark.parametrize(("heads", "key_heads", "width"), [(9, 3, 64), (4, 1, 10), (2, 2, 16)])
+def test_turned_as_transformers_turns(heads: int, key_heads: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = getattr(modeling_llama.apply_rotary_pos_emb, "own", modeling_llama.apply_rotary_pos_emb)
+    q, k = (drawn(1, 7, count, width).transpose(1, 2) for count in (heads, key_heads))
+    cos, sin = drawn(1, 7, width), drawn(1, 7, width).flip(-1)
+    calls: list[int] = []
+    turn = loops.rotate
+    monkeypatch.setattr(loops, "rotate", lambda *given: [calls.append(1), turn(*given)][1])
+    for given in ((q, k), (q.contiguous(), k.contiguous())):
+        for found, expected in zip(rotary.fused(own)(*given, cos, sin), own(*given, cos, sin), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    assert len(calls) == 2
+
+
+def written(policy: Policy) -> list[Rollout]:
+    results = dict(HfBackend(policy, SamplingConfig(max_new_tokens=7, max_rows=5)).rollouts(requests(policy, 3, 2)))
+    return [results[index] for index in range(len(results))]
+
+
+@NUMBA
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_writes_what_it_writes_without_them(
+    family: str, monkeypatch: pytest.MonkeyPatch, by_torch: Callable[[Callable[[], Any]], Any]
+) -> None:
+    policy = tiny_policy(family, dtype=torch.float32)
+    used: set[str] = set()
+    over = loops._over
+    monkeypatch.setattr(loops, "_over", lambda kernel, *given: [used.add(kernel.__name__), over(kernel, *given)][1])
+    found = written(policy)
+    own = {"attend", "offset_rows"} if family == "gpt2" else {"attend", "rms_norm", "rotate"}
+    assert own <= used
+    assert ("open_gates" in used) == (family in ("llama", "qwen2", "qwen3", "mistral"))
+    used.clear()
+    expected = by_torch(lambda: written(policy))
+    assert not used
+    assert [rollout.completion_ids for rollout in found] == [rollout.completion_ids for rollout in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+
+
+def test_without_numba_with_gradients_and_in_other_types_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = drawn(2, 4)
+    assert not loops.are_for(x)
+    with torch.no_grad():
+        assert loops.are_for(x) == (loops._kernels() is not None)
+        assert not loops.are_for(x.double())
+        assert not loops.are_for(x.bfloat16())
+        assert not loops.are_for(x.to("meta"))
+        # As where it is not installed, and where it refuses the numpy that is.
+        monkeypatch.setitem(sys.modules, "numba", None)
+        monkeypatch.delitem(sys.modules, "ttrl_pop.kernels.loop_kernels", raising=False)
+        monkeypatch.delattr("ttrl_pop.kernels.loop_kernels", raising=False)
+        loops._kernels.cache_clear()
+        try:
+            assert not loops.are_for(x)
+            assert norms.rms_norm(x, torch.ones(4), 1e-5, "weight").isfinite().all()
+            assert attended(4, 2, 8)[0].isfinite().all()
+        finally:
+            loops._kernels.cache_clear()
+    assert fused.loops is loops
+
+
+@NUMBA
+def test_where_nothing_can_be_kept_they_are_compiled_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    numba, kernels = map(importlib.import_module, ("numba", "ttrl_pop.kernels.loop_kernels"))
+    own, asked = numba.njit, []
+
+    def refusing(*given: Any, **options: Any) -> Any:
+        asked.append(options.get("cache", False))
+        if options.get("cache"):
+            raise RuntimeError("cannot cache function: no locator available")
+        return own(*given, **options)
+
+    monkeypatch.setattr(numba, "njit", refusing)
+    doubled = kernels._compiled({"contract"})(lambda x: 2 * x)
+    assert doubled(3) == 6
+    assert asked[:2] == [True, False]
+
+
+@NUMBA
+def test_a_full_disk_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = importlib.import_module("ttrl_pop.kernels.loop_kernels")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(importlib.import_module("numba.core.caching").FunctionCache, "save_overload", full)
+    tripled = kernels._compiled({"contract"})(lambda x: 3 * x)
+    assert tripled(3) == 9
+
+
+@NUMBA
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="takes fork")
+@torch.no_grad()
+def test_a_fork_has_threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loops, "GRAIN", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    expected = made([*range(11)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        os._exit(0 if all(map(torch.equal, made([*range(11)]), expected)) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@NUMBA
+@torch.no_grad()
+def test_a_call_beside_another_goes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loops, "GRAIN", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    expected = made([*range(11)])
+    with loops._IN_USE:
+        assert all(map(torch.equal, made([*range(11)]), expected))
+    assert not loops._IN_USE.locked()

@@ -1,0 +1,170 @@
+"""Loops over float32 on a CPU, compiled by numba when they are first called.
+
+Each runs over the rows `begin` to `end` of what it is given, one after another and each by itself: what comes of a row
+depends neither on the rows beside it nor on how the rows are dealt out to threads. Sums may be taken in another order
+than they are written in; infinities and NaN mean what they mean.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any, no_type_check
+
+import numba
+import numpy as np
+
+_CONTRACTED = {"contract"}
+_SUMMED = {"contract", "reassoc"}
+_ONE, _HALF, _ZERO = np.float32(1), np.float32(0.5), np.float32(0)
+_INFINITY = np.float32(np.inf)
+# Of exp, as in Cephes' expf. Beyond this range, in which 2 to a whole power is a plain float32, it is 0 or infinite.
+_LEAST, _MOST = np.float32(-87.3), np.float32(88.0)
+_LOG2_E, _LN_2_HIGH, _LN_2_LOW = np.float32(1.44269504), np.float32(0.693359375), np.float32(-2.12194440e-4)
+_C0, _C1, _C2 = np.float32(1.9875691500e-4), np.float32(1.3981999507e-3), np.float32(8.3334519073e-3)
+_C3, _C4, _C5 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.float32(5.0000001201e-1)
+
+
+def _compiled(flags: set[str]) -> Callable[[Callable[..., Any]], Any]:
+    """numba's decorator, which keeps what it compiles for later processes where that can be kept: beside this file, in
+    the user's cache, or where `NUMBA_CACHE_DIR` says."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        options: dict[str, Any] = {"nogil": True, "fastmath": flags, "error_model": "numpy"}
+        try:
+            compiled = numba.njit(cache=True, **options)(function)
+        except RuntimeError:
+            # None of these can be written to.
+            return numba.njit(**options)(function)
+        kept = getattr(compiled, "_cache", None)
+        if kept is not None:
+            kept.save_overload = partial(_try, kept.save_overload)
+        return compiled
+
+    return decorate
+
+
+def _try(save: Callable[..., None], *given: Any) -> None:
+    """A full disk is no reason not to compute."""
+    with suppress(OSError):
+        save(*given)
+
+
+@_compiled(_CONTRACTED)
+@no_type_check
+def _exp(x):
+    inside = x if x > _LEAST else _LEAST
+    inside = inside if inside < _MOST else _MOST
+    power = np.floor(inside * _LOG2_E + _HALF)
+    rest = inside - power * _LN_2_HIGH
+    rest = rest - power * _LN_2_LOW
+    y = _C0
+    y = y * rest + _C1
+    y = y * rest + _C2
+    y = y * rest + _C3
+    y = y * rest + _C4
+    y = y * rest + _C5
+    y = y * rest * rest + rest + _ONE
+    y = y * np.int32((np.int32(power) + 127) << 23).view(np.float32)
+    y = _ZERO if x < _LEAST else y
+    y = _INFINITY if x > _MOST else y
+    return y if x == x else x
+
+
+@_compiled(_SUMMED)
+@no_type_check
+def attend(queries_NHD, keys_NKD, values_NKD, kept_keys, kept_values, positions_N, scale, window, out_NHD, begin, end):
+    key_heads, width = keys_NKD.shape[1], keys_NKD.shape[2]
+    shared = queries_NHD.shape[1] // key_heads
+    factor = np.float32(scale)
+    scores, totals = np.empty((shared, kept_keys.shape[2]), np.float32), np.empty(shared, np.float32)
+    for row in range(begin, end):
+        n, head = row // key_heads, row % key_heads
+        position = positions_N[n]
+        if position < 0 or position >= kept_keys.shape[2]:
+            raise IndexError("a token's position lies outside of its slot")
+        first = max(position - window + 1, 0)
+        count = position - first + 1
+        keys, values = kept_keys[n, head, first : position + 1], kept_values[n, head, first : position + 1]
+        for d in range(width):
+            keys[count - 1, d] = keys_NKD[n, head, d]
+            values[count - 1, d] = values_NKD[n, head, d]
+        queries = queries_NHD[n, head * shared : (head + 1) * shared]
+        out = out_NHD[n, head * shared : (head + 1) * shared]
+        for t in range(count):
+            for h in range(shared):
+                total = _ZERO
+                for d in range(width):
+                    total += queries[h, d] * keys[t, d]
+                scores[h, t] = total * factor
+        for h in range(shared):
+            largest = scores[h, 0]
+            for t in range(count):
+                largest = scores[h, t] if scores[h, t] > largest else largest
+            total = _ZERO
+            for t in range(count):
+                weight = _exp(scores[h, t] - largest)
+                scores[h, t] = weight
+                total += weight
+            totals[h] = total
+            for d in range(width):
+                out[h, d] = _ZERO
+        for t in range(count):
+            for h in range(shared):
+                weight = scores[h, t]
+                for d in range(width):
+                    out[h, d] += weight * values[t, d]
+        for h in range(shared):
+            for d in range(width):
+                out[h, d] /= totals[h]
+
+
+@_compiled(_SUMMED)
+@no_type_check
+def rms_norm(x_BD, weight_D, eps, added, y_BD, begin, end):
+    width = x_BD.shape[1]
+    for b in range(begin, end):
+        total = _ZERO
+        for d in range(width):
+            total += x_BD[b, d] * x_BD[b, d]
+        inverse = _ONE / np.sqrt(total / np.float32(width) + np.float32(eps))
+        for d in range(width):
+            y_BD[b, d] = x_BD[b, d] * inverse * (weight_D[d] + np.float32(added))
+
+
+@_compiled(_CONTRACTED)
+@no_type_check
+def offset_rows(x_ND, offsets_MD, row_N, y_ND, begin, end):
+    for n in range(begin, end):
+        if row_N[n] < 0 or row_N[n] >= offsets_MD.shape[0]:
+            raise IndexError("a row of offsets that is not there")
+        offset = offsets_MD[row_N[n]]
+        for d in range(x_ND.shape[1]):
+            y_ND[n, d] = x_ND[n, d] + offset[d]
+
+
+@_compiled(_CONTRACTED)
+@no_type_check
+def open_gates(gates_NI, ups_NI, begin, end):
+    for n in range(begin, end):
+        for i in range(gates_NI.shape[1]):
+            gate = gates_NI[n, i]
+            gates_NI[n, i] = gate / (_ONE + _exp(-gate)) * ups_NI[n, i]
+
+
+@_compiled(_CONTRACTED)
+@no_type_check
+def _rotate_token(x_HD, cos_D, sin_D, y_HD):
+    half = x_HD.shape[1] // 2
+    for h in range(x_HD.shape[0]):
+        for d in range(half):
+            left, right = x_HD[h, d], x_HD[h, d + half]
+            y_HD[h, d] = left * cos_D[d] - right * sin_D[d]
+            y_HD[h, d + half] = right * cos_D[d + half] + left * sin_D[d + half]
+
+
+@_compiled(_CONTRACTED)
+@no_type_check
+def rotate(q_NHD, k_NKD, cos_ND, sin_ND, turned_q_NHD, turned_k_NKD, begin, end):
+    for n in range(begin, end):
+        _rotate_token(q_NHD[n], cos_ND[n], sin_ND[n], turned_q_NHD[n])
+        _rotate_token(k_NKD[n], cos_ND[n], sin_ND[n], turned_k_NKD[n])
