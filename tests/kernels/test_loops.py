@@ -82,6 +82,13 @@ def test_what_lies_behind_a_token_or_before_its_window_is_not_read() -> None:
 
 
 @NUMBA
+def test_scores_that_are_far_apart_do_not_overflow(by_torch: Callable[[Callable[[], Any]], Any]) -> None:
+    keys = 300 * drawn(len(POSITIONS) + 1, 3, 140, 8)
+    out = attended(6, 3, 8, k=keys.clone())[0]
+    torch.testing.assert_close(out, by_torch(lambda: attended(6, 3, 8, k=keys.clone()))[0], rtol=1e-4, atol=1e-4)
+
+
+@NUMBA
 @pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("which", ["k", "v"])
 def test_what_is_no_number_stays_in_its_row_and_head_and_is_there_what_it_is_in_torch(
