@@ -140,7 +140,7 @@ def test_codes_of_no_size_predict_as_the_base_model_does() -> None:
     population, groups = latent_of(session), groups_of(session)
     (reading,) = readings(numbered(groups), 10_000, session.policy.device)
     rollouts = [each.rollout for each in reading.completions_B]
-    with torch.no_grad(), population.encoding(lambda states_ND: torch.zeros_like(states_ND)):
+    with torch.no_grad(), population.encoding(lambda states_ND: states_ND.new_zeros(len(states_ND), 3)):
         hidden_KD = session.policy.hidden(reading.packed)[reading.sources_K]
         logits = torch.log_softmax(session.policy.logits(hidden_KD), -1)
         found = logits.gather(1, reading.targets_K[:, None])[:, 0]
@@ -175,6 +175,26 @@ def test_the_code_of_a_completion_does_not_depend_on_what_lies_beside_it(level: 
         torch.testing.assert_close(together[number][0], rows[0], rtol=0, atol=1e-12)
     if level == "sequence":
         assert all((rows[0] == rows[0][0]).all() for rows in together.values())
+
+
+@pytest.mark.parametrize("level", ["sequence", "token"])
+def test_completions_that_are_not_told_are_read_under_codes_of_the_prior(level: Any) -> None:
+    session = session_of(level=level)
+    (reading,) = readings(numbered(groups_of(session)), 10**6, session.policy.device)
+    torch.manual_seed(0)
+    encoder = CompletionEncoder(16, 16, 3).double()
+    states = 3 * torch.randn(len(reading.owner_N), 16, dtype=torch.float64, requires_grad=True)
+
+    def signs(by: CompletionEncoder | None, untold: set[int]) -> torch.Tensor:
+        return Codes(reading, by, level, 3, "test", 0, untold=untold).signs(states)
+
+    all_told, none_told, some = signs(encoder, set()), signs(None, set()), signs(encoder, {0, 5})
+    owners = reading.owner_N.tolist()
+    untold = torch.tensor([reading.completions_B[owner].number in (0, 5) for owner in owners])
+    assert 0 < untold.sum() < len(untold)
+    assert torch.equal(some[untold], none_told[untold])
+    assert torch.equal(some[~untold], all_told[~untold])
+    assert not torch.equal(none_told[untold], all_told[untold])
 
 
 def test_codes_are_balanced_over_the_completions_of_each_problem() -> None:
@@ -264,7 +284,7 @@ def test_a_named_fit_of_another_model_or_other_codes_is_refused(tmp_path: Path) 
         load_kept(folder, latent_of(session_of(level="token")), "a model")
     row = json.loads((folder / FIGURES).read_text())
     (folder / FIGURES).write_text(json.dumps({key: value for key, value in row.items() if key != "enters"}))
-    with pytest.raises(UsageError, match="enters None, this is 'stream'; fit it again"):
+    with pytest.raises(UsageError, match="enters None, this is 'stream, end'; fit it again"):
         load_kept(folder, latent_of(session_of()), "a model")
     (folder / FIGURES).write_text(json.dumps(row | {"kappa": "much"}))
     with pytest.raises(DamagedError, match="numbers only"):

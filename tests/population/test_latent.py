@@ -19,7 +19,7 @@ from ttrl_pop.model.policy import Policy
 from ttrl_pop.packing.attention import Plan
 from ttrl_pop.packing.pack import Tree, pack
 from ttrl_pop.population.base import MEAN
-from ttrl_pop.population.latent import Latent
+from ttrl_pop.population.latent import MIDDLE, Latent
 from ttrl_pop.population.options import LatentOptions
 from ttrl_pop.types import Mind
 
@@ -123,7 +123,7 @@ def test_codes_reach_what_the_middle_layer_reads_and_nothing_below(family: str) 
         assert (one[split][part] - base[split][part]).abs().max() > 0.1
 
 
-def test_the_middle_layer_reads_the_sum_of_states_and_injection() -> None:
+def test_the_middle_layer_and_the_last_norm_read_the_sum_of_states_and_injection() -> None:
     """Against the same layers asked by hand, without an adapter."""
     policy = tiny_policy(population=latent(), lora=None)
     network, mind = policy.network, Mind(11)
@@ -136,8 +136,10 @@ def test_the_middle_layer_reads_the_sum_of_states_and_injection() -> None:
         turns = plain.rotary_emb(plain.embed_tokens(ids), positions)
         mask = torch.full((1, 1, 9, 9), -torch.inf, dtype=torch.float64).triu(1)
         states = plain.layers[0](plain.embed_tokens(ids), attention_mask=mask, position_embeddings=turns)
-        states = states + torch.from_numpy(policy.population.code(mind)).double() @ policy.population.directions
-        states = plain.layers[1](states, attention_mask=mask, position_embeddings=turns)
+        middle, end = torch.from_numpy(policy.population.code(mind)).double() @ policy.population.directions.transpose(
+            0, 1
+        )
+        states = plain.layers[1](states + middle, attention_mask=mask, position_embeddings=turns) + end
     assert len(network.model.layers) == 2
     # Norms of transformers pass through float32.
     torch.testing.assert_close(found, plain.norm(states)[0].detach(), rtol=0, atol=1e-5)
@@ -160,7 +162,7 @@ def test_narrow_numbers_are_added_to_in_wider_ones() -> None:
     policy = policy_of("llama", torch.bfloat16)
     states = torch.full((1, 1, 16), 100.0, dtype=torch.bfloat16)
     offset = 0.2505
-    big = torch.zeros(policy.population.options.bits, 16)
+    big = torch.zeros_like(policy.population.directions)
     big[0] = offset
     policy.population.set_fit(big, 1.0, 0.5)
     sign = float(policy.population.code(Mind(11))[0, 0])
@@ -274,7 +276,7 @@ def test_codes_of_every_token_are_those_of_seed_and_position() -> None:
         ]
     )
     with torch.no_grad():
-        expected = x + codes.double() @ population.directions
+        expected = x + codes.double() @ population.directions[:, MIDDLE]
     torch.testing.assert_close(injected(policy, x, minds, owner, positions), expected, rtol=0, atol=1e-12)
 
 
@@ -283,7 +285,7 @@ def test_minds_cannot_be_embodied_before_the_fit() -> None:
     assert policy.population.lacks == "fit"
     with pytest.raises(UsageError, match="has not been fitted"):
         logits_of(policy, IDS, MINDS)
-    policy.population.set_fit(torch.ones(8, 16), 2.0, 0.5)
+    policy.population.set_fit(torch.ones(8, 2, 16), 2.0, 0.5)
     assert policy.population.lacks is None
     figures = policy.population.metrics()
     # Eight signs of length one each, in every dimension: root of 8, against hidden states of 2.
@@ -295,7 +297,7 @@ def test_reach_is_the_size_of_what_codes_add() -> None:
     policy = policy_of(bits=4)
     population = policy.population
     codes = torch.stack([torch.from_numpy(population.code(mind)[0]) for mind in population.spawn(0, 0, 16)])
-    added = codes.double() @ population.directions
+    added = codes.double() @ population.directions[:, MIDDLE]
     assert population.metrics()["population/reach"] == pytest.approx(float(added.detach().square().mean().sqrt()))
 
 

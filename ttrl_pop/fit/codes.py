@@ -1,5 +1,6 @@
 """Codes of completions in the fit of latent minds: read off by an encoder, or drawn from the prior."""
 
+from collections.abc import Collection
 from itertools import accumulate
 from typing import Literal
 
@@ -53,11 +54,13 @@ class Codes:
         level: Literal["sequence", "token"],
         bits: int,
         *purpose: int | str,
+        untold: Collection[int] = (),
     ) -> None:
         """
         Args:
             encoder: None draws from the prior.
             purpose: keys the draw, with the completion's number.
+            untold: numbers of completions that are read under codes of the prior, whatever the encoder says.
         """
         self.reading, self.encoder, self.level = reading, encoder, level
         device = reading.owner_N.device
@@ -70,17 +73,19 @@ class Codes:
             for random, tokens in zip(streams, reading.tokens_B, strict=True):
                 drawn = torch.from_numpy(random.random((len(tokens), bits), dtype="float32"))
                 self.uniforms[torch.tensor(tokens, device=device)] = drawn.to(device)
+        self.is_untold_B = torch.tensor([each.number in untold for each in reading.completions_B], device=device)
         self.logits_CH: Tensor | None = None
 
     def signs(self, states_ND: Tensor) -> Float[Tensor, "N H"]:
         """Bits of every token's code as −1 and 1; the gradient is that of the encoder's logits."""
         states_ND = states_ND.to(torch.promote_types(states_ND.dtype, torch.float32))
         if self.level == "sequence":
-            logits_BH = self._read(states_ND)
+            logits_BH = self._read(states_ND).masked_fill(self.is_untold_B[:, None], 0.0)
             return signs(logits_BH, draw_bits(logits_BH, self.uniforms)).index_select(0, self.reading.owner_N)
         # Tokens of a prompt but its last have codes of the prior: at logits of 0 each bit is on half of the time.
         logits_NH = states_ND.new_zeros(self.uniforms.shape)
         logits_NH = logits_NH.index_copy(0, self.reading.sources_K, self._read(states_ND))
+        logits_NH = logits_NH.masked_fill(self.is_untold_B[self.reading.owner_N, None], 0.0)
         return signs(logits_NH, draw_bits(logits_NH, self.uniforms))
 
     def kl_CH(self) -> Float[Tensor, "C H"]:

@@ -15,10 +15,10 @@ from ttrl_pop.store.files import write_atomic
 
 TENSORS, FIGURES = "latent.safetensors", "fit.json"
 
-LARGEST = 2**26
-"""Bytes that the tensors of a fit can have: 16 directions of a million numbers."""
-ENTERS = "stream"
-"""Where codes enter: earlier fits were of a layer's keys and values, and mean something else."""
+LARGEST = 2**27
+"""Bytes that the tensors of a fit can have: 16 bits of a million numbers at two places."""
+ENTERS = "stream, end"
+"""Where codes enter: fits of other places mean something else."""
 
 
 def keep(folder: Path, population: Latent, model: str, figures: LatentFigures) -> None:
@@ -62,17 +62,17 @@ def load_kept(folder: Path, population: Latent, model: str) -> LatentFigures:
     try:
         tensors = safetensors.torch.load(content)
         values = {field.name: row[field.name] for field in fields(LatentFigures)}
-        directions_HD, size_x = tensors["directions"], float(tensors["size_x"])
+        directions_HPD, size_x = tensors["directions"], float(tensors["size_x"])
     except (SafetensorError, KeyError, ValueError) as error:
         raise DamagedError(folder / FIGURES, f"is no fit that was written ({error})") from None
     if not all(type(value) in (int, float) for value in values.values()):
         raise DamagedError(folder / FIGURES, "must hold numbers only")
     figures = LatentFigures(**values)
-    if directions_HD.shape != population.directions.shape:
-        shape = tuple(directions_HD.shape)
+    if directions_HPD.shape != population.directions.shape:
+        shape = tuple(directions_HPD.shape)
         raise UsageError(
             f"{folder}: the fit has {shape[0]} bits of {shape[-1]} numbers, asked for are "
             f"{tuple(population.directions.shape)}; set population.options.bits, or fit it again"
         )
-    population.set_fit(directions_HD.to(population.directions), size_x, figures.gap_bits)
+    population.set_fit(directions_HPD.to(population.directions), size_x, figures.gap_bits)
     return figures

@@ -12,11 +12,12 @@ or looked at. In use the encoder is gone, and codes are drawn from the uniform p
 1. Codes are balanced over the completions of one problem: what a code tells must not be the problem, which the model
    reads anyway.
 2. κ falls to its value from above: a code that is never free to say anything is never listened to.
-3. A fifth of the problems is held out. The step that does best on them counts, and all figures are theirs.
+3. Some completions are read under a code drawn from the prior: in use all are, and minds are to keep their sense.
+4. A fifth of the problems is held out. The step that does best on them counts, and all figures are theirs.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -48,6 +49,8 @@ FROM_ABOVE = 4.0
 """κ at the first step, in units of the last."""
 FALL = 0.5
 """Share of the steps in which κ falls."""
+UNTOLD = 1 / 8
+"""Share of the completions of a step that are read under a code of the prior."""
 WARM_UP = 0.05
 DECAY = 0.5
 """Shares of the steps over which the learning rate rises from nothing, and at the end falls to it."""
@@ -138,8 +141,8 @@ def fit_latent(
             if best is None or objective < best[0]:
                 best = objective, figures, population.directions.detach().clone()
     assert best is not None
-    _, figures, directions_HD = best
-    population.set_fit(directions_HD, fitting.size_x, figures.gap_bits)
+    _, figures, directions_HPD = best
+    population.set_fit(directions_HPD, fitting.size_x, figures.gap_bits)
     return figures
 
 
@@ -165,12 +168,13 @@ class _Fitting:
         self.policy, self.population = policy, population
         self.temperature, self.token_budget, self.seed = temperature, token_budget, seed
         self.options = population.options
-        bits, width = population.directions.shape
+        width = population.directions.shape[-1]
         # Layers draw their first weights from the process's generator: the caller's is left as it was.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(randomness.seed("fit-weights", seed))
-            self.encoder = CompletionEncoder(width, self.options.encoder_width, bits).to(population.directions)
-            self.first_HD = torch.randn(bits, width).to(population.directions)
+            encoder = CompletionEncoder(width, self.options.encoder_width, self.options.bits)
+            self.encoder = encoder.to(population.directions)
+            self.first_HPD = torch.randn(population.directions.shape).to(population.directions)
         self.lower = LowerHalf(policy, population)
         self.size_x = 1.0
         self.encoders = list(self.encoder.parameters())
@@ -182,9 +186,9 @@ class _Fitting:
     def begin(self, learned: Sequence[Sequence[Completion]], held: Sequence[Sequence[Completion]]) -> None:
         """Find how large hidden states are where codes enter, and begin with directions of a share of that."""
         sizes: list[Tensor] = []
-        squares_D, count = self.first_HD.new_zeros(self.first_HD.shape[1]), 0
+        squares_D, count = self.first_HPD.new_zeros(self.first_HPD.shape[-1]), 0
         for reading in readings(learned, self.token_budget, self.policy.device):
-            wide_ND = self.lower.computed(reading).to(self.first_HD.dtype)
+            wide_ND = self.lower.computed(reading).to(self.first_HPD.dtype)
             sizes.append(wide_ND.square().mean(-1).sqrt())
             seen_ND = wide_ND[reading.window_BT[reading.real_BT]]
             squares_D += seen_ND.square().sum(0)
@@ -194,14 +198,20 @@ class _Fitting:
         # Not their mean: the first token of a text is often a hundred times as large as all others.
         self.size_x = float(torch.cat(sizes).median())
         self.encoder.sizes_D.copy_((squares_D / count).sqrt().clamp(min=EPSILON))
-        self.population.directions.copy_(self.first_HD * (LOUDNESS * self.size_x / len(self.first_HD) ** 0.5))
+        bits, places, _ = self.first_HPD.shape
+        self.population.directions.copy_(self.first_HPD * (LOUDNESS * self.size_x / (bits * places) ** 0.5))
 
     def learn(self, problems: Sequence[Sequence[Completion]], step: int, free: float, rate: float) -> None:
         """One step, with so many free nats a code."""
         self.optimizer.zero_grad()
         tokens = sum(len(each.rollout.completion_ids) for part in problems for each in part)
         for reading in readings(problems, self.token_budget, self.policy.device):
-            codes = self._codes(reading, self.encoder, "fit-bits", step)
+            untold = {
+                each.number
+                for each in reading.completions_B
+                if randomness.stream("fit-drop", self.seed, step, each.number).random() < UNTOLD
+            }
+            codes = self._codes(reading, self.encoder, "fit-bits", step, untold)
             with ExitStack() as stay:
                 told = -self._logprobs(reading, codes, stay).sum()
                 loss = (told + beyond_free(codes.kl_CH().sum(-1), free).sum()) / tokens
@@ -244,8 +254,16 @@ class _Fitting:
         )
         return figures, (posterior + beyond) / bits
 
-    def _codes(self, reading: Reading, encoder: CompletionEncoder | None, purpose: str, number: int) -> Codes:
-        return Codes(reading, encoder, self.options.level, self.options.bits, purpose, self.seed, number)
+    def _codes(
+        self,
+        reading: Reading,
+        encoder: CompletionEncoder | None,
+        purpose: str,
+        number: int,
+        untold: Collection[int] = (),
+    ) -> Codes:
+        level, bits = self.options.level, self.options.bits
+        return Codes(reading, encoder, level, bits, purpose, self.seed, number, untold=untold)
 
     def _logprobs(self, reading: Reading, codes: Codes, stay: ExitStack | None = None) -> Float[Tensor, "K"]:
         """log p of each completion token under the codes.
@@ -253,14 +271,10 @@ class _Fitting:
         Args:
             stay: takes over what has to last until the backward pass, where layers are computed again.
         """
-
-        def injected(states_ND: Tensor) -> Tensor:
-            return codes.signs(states_ND).to(self.first_HD.dtype) @ self.population.directions
-
         with ExitStack() as own:
             active = stay or own
             active.enter_context(self.policy.as_base())
-            active.enter_context(self.population.encoding(injected, self.lower.known(reading)))
+            active.enter_context(self.population.encoding(codes.signs, self.lower.known(reading)))
             hidden_KD = self.policy.hidden(reading.packed, active).index_select(0, reading.sources_K)
         each_K = torch.arange(len(reading.sources_K), device=hidden_KD.device)
         return selected_logprobs(self.policy.network, hidden_KD, each_K, reading.targets_K, self.temperature)

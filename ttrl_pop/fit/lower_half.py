@@ -34,7 +34,7 @@ class LowerHalf:
 
         def seen(states_ND: Tensor) -> Tensor:
             found.append(states_ND)
-            return torch.zeros_like(states_ND)
+            return states_ND.new_zeros(len(states_ND), self.population.options.bits)
 
         with self.policy.as_base(), self.population.encoding(seen):
             self.policy.hidden(reading.packed)

@@ -2,7 +2,8 @@ r"""Latent minds: a code of random bits, drawn once per mind, that enters a pret
 
     R = Σ_h (2 b_h − 1) W_h,   b_h ~ Bernoulli(1/2) a pure function of the mind's seed
 
-The layer reads X + R in place of X, the hidden states that come in. Below it all minds are the base model.
+The layer reads X + R in place of X, the hidden states that come in. Below it all minds are the base model. The same
+code enters once more, by directions of its own, behind the last layer.
 
 Departures from the Free Transformer (arXiv 2510.17558):
 1. The model is a pretrained one and stays as it is. W alone is fitted, on what the base model itself writes
@@ -11,9 +12,9 @@ Departures from the Free Transformer (arXiv 2510.17558):
    way: a new code for every token.
 3. Codes become vectors by a sum over their bits, not by a table, so that the mean over all codes is zero: the mean mind
    is the base model.
-4. R goes into the stream that all layers above read and add to. In the paper the keys and values of that one layer are
-   all that it reaches, and the model learns to look there; a frozen one has not, and is steered less far
-   (docs/METHOD.md 9.4).
+4. R goes into the stream that all layers above read and add to, and what they add cannot undo what enters behind them.
+   In the paper the keys and values of that one layer are all that it reaches, and the model learns to look there; a
+   frozen one has not, and is steered less far (docs/METHOD.md 9.4).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -32,18 +33,24 @@ from ttrl_pop.population.norm_noise import hidden_size
 from ttrl_pop.population.options import LatentOptions
 from ttrl_pop.types import Metrics, Mind
 
-Injection = Callable[[Tensor], Tensor]
-"""Hidden states (N, D) that come into the middle layer → what is added to them, R (N, D)."""
+Reader = Callable[[Tensor], Tensor]
+"""Hidden states (N, D) that come into the middle layer → the code of each token, as −1 and 1 (N, H)."""
+Injection = Callable[[int, Tensor], Tensor]
+"""One of `PLACES` and hidden states there (N, D) → what is added to them, R (N, D)."""
+
+PLACES = MIDDLE, END = 0, 1
+"""Where codes enter: before the middle layer, and behind the last one."""
 
 STATES = "hidden_states"
 """Name that layers of transformers give to what comes into them."""
 
 
 class Latent(Population):
-    """Minds that differ by a code which the middle layer reads.
+    """Minds that differ by a code which the middle layer reads, and the norm before the LM head.
 
-    Parameter: `directions` W [H, D] for codes of H bits, in float32 or wider. Buffers: `directions0`, as they were
-    fitted; `size_x`, the size of the hidden states there, nan before the fit; `gap_bits`, what the fit's codes decide.
+    Parameter: `directions` W [H, P, D] for codes of H bits and P places, in float32 or wider. Buffers: `directions0`,
+    as they were fitted; `size_x`, the size of the hidden states at the middle layer, nan before the fit; `gap_bits`,
+    what the fit's codes decide.
     """
 
     Options = LatentOptions
@@ -60,7 +67,7 @@ class Latent(Population):
         self.below: list[nn.Module] = []
         """The layers below that one; in a list, as they are no part of this module."""
         self._injection: Injection | None = None
-        self._encoding: Injection | None = None
+        self._reader: Reader | None = None
         self._states: Tensor | None = None
         """What the layer reads in place of what comes in."""
         self._fit_seen = -1
@@ -77,9 +84,9 @@ class Latent(Population):
         return None if self._is_fitted else "fit"
 
     @torch.no_grad()
-    def set_fit(self, directions_HD: Float[Tensor, "H D"], size_x: float, gap_bits: float) -> None:
+    def set_fit(self, directions_HPD: Float[Tensor, "H P D"], size_x: float, gap_bits: float) -> None:
         """Begin from what was fitted."""
-        self.directions0.copy_(directions_HD)
+        self.directions0.copy_(directions_HPD)
         self.size_x.fill_(size_x)
         self.gap_bits.fill_(gap_bits)
         self.restart()
@@ -89,7 +96,7 @@ class Latent(Population):
         self.directions.copy_(self.directions0)
 
     def attach(self, network: nn.Module) -> None:
-        """Find the middle layer and allocate the directions.
+        """Find the middle layer and the last one, and allocate the directions.
 
         Raises:
             UsageError: the network's layers are not to be found.
@@ -101,12 +108,13 @@ class Latent(Population):
             "dtype": torch.promote_types(weight.dtype, torch.float32),
             "device": weight.device,
         }
-        shape = self.options.bits, hidden_size(network)
+        shape = self.options.bits, len(PLACES), hidden_size(network)
         self.directions = nn.Parameter(torch.zeros(shape, **made))
         self.register_buffer("directions0", torch.zeros(shape, **made))
         self.register_buffer("size_x", torch.tensor(torch.nan, **made))
         self.register_buffer("gap_bits", torch.tensor(torch.nan, **made))
-        layer.register_forward_pre_hook(self._inject, with_kwargs=True)
+        layer.register_forward_pre_hook(self._enter, with_kwargs=True)
+        layers[-1].register_forward_hook(self._leave)
 
     def spawn(self, run_seed: int, step: int, count: int) -> tuple[Mind, ...]:
         """The `count` minds of a step, a pure function of its arguments. No two have one code until codes run out."""
@@ -139,22 +147,25 @@ class Latent(Population):
         self, minds_M: Sequence[Mind], mind_N: Int[Tensor, "N"], positions_N: Int[Tensor, "N"]
     ) -> Iterator[None]:
         outer = self._injection
-        self._injection = self._encoding or self._by_code(tuple(minds_M), mind_N, positions_N)
+        if self._reader is not None:
+            self._injection = self._by_reader(self._reader)
+        else:
+            self._injection = self._by_code(tuple(minds_M), mind_N, positions_N)
         try:
             yield
         finally:
             self._injection = outer
 
     @contextmanager
-    def encoding(self, injection: Injection, states_ND: Tensor | None = None) -> Iterator[None]:
-        """While active, `injection` says what is added in a forward with minds, whichever they are: for the fit, where
-        an encoder reads the codes off the text.
+    def encoding(self, reader: Reader, states_ND: Tensor | None = None) -> Iterator[None]:
+        """While active, `reader` says what codes are in a forward with minds, whichever they are: for the fit, where an
+        encoder reads them off the text.
 
         Args:
             states_ND: what the forward's tokens are known to have come to at the middle layer; the layers below are
                 passed over then.
         """
-        self._encoding, self._states = injection, states_ND
+        self._reader, self._states = reader, states_ND
         # A layer may have a forward of its own already, as one that is computed again in the backward pass.
         passed = [(layer, vars(layer).get("forward")) for layer in self.below if states_ND is not None]
         for layer, _ in passed:
@@ -162,7 +173,7 @@ class Latent(Population):
         try:
             yield
         finally:
-            self._encoding = self._states = None
+            self._reader = self._states = None
             for layer, own in passed:
                 if own is None:
                     del layer.forward
@@ -177,12 +188,23 @@ class Latent(Population):
         return self._table
 
     def metrics(self) -> Metrics:
-        """`population/reach`: size of what codes add, as a share of what it is added to; `population/gap_bits`: bits of
-        a completion that codes decided when they were fitted."""
+        """`population/reach`: size of what codes add at the middle layer, as a share of what it is added to;
+        `population/gap_bits`: bits of a completion that codes decided when they were fitted."""
         with torch.no_grad():
             # The signs of a code are independent and have mean zero: its square is the sum of the squares.
-            size = (self.directions.square().sum() / self.directions.shape[1]).sqrt()
+            size = (self.directions[:, MIDDLE].square().sum() / self.directions.shape[-1]).sqrt()
             return {"population/reach": float(size / self.size_x), "population/gap_bits": float(self.gap_bits)}
+
+    def _by_reader(self, reader: Reader) -> Injection:
+        signs_NH = self.directions.new_zeros(0, self.options.bits)
+
+        def added(place: int, states_ND: Tensor) -> Tensor:
+            nonlocal signs_NH
+            if place == MIDDLE:
+                signs_NH = reader(states_ND).to(self.directions.dtype)
+            return signs_NH @ self.directions[:, place]
+
+        return added
 
     def _by_code(self, minds_M: tuple[Mind, ...], mind_N: Tensor, positions_N: Tensor) -> Injection:
         if self.lacks:
@@ -193,22 +215,23 @@ class Latent(Population):
             # A power of two: the table is made anew when a sequence has doubled, not for each of its tokens.
             length = 1 << int(positions_N.max()).bit_length()
             row_N = mind_N * length + positions_N
-        table_RD = self._vectors(minds_M, length)
-        return lambda states_ND: table_RD.index_select(0, row_N)
+        table_PRD = self._vectors(minds_M, length)
+        return lambda place, states_ND: table_PRD[place].index_select(0, row_N)
 
     def _vectors(self, minds_M: tuple[Mind, ...], length: int) -> Tensor:
-        """R of each mind and position, [M · L, D]."""
+        """R of each place, mind and position, [P, M · L, D]."""
         # In-place updates raise a tensor's version: vectors are computed once for each setting of the parameters.
         key = (minds_M, length, self.directions._version)
         if not torch.is_grad_enabled() and self._table is not None and self._table[0] == key:
             return self._table[1]
         codes = torch.from_numpy(np.concatenate([self.code(mind, length) for mind in minds_M]))
-        vectors_RD = codes.to(self.directions.device, self.directions.dtype) @ self.directions
+        codes = codes.to(self.directions.device, self.directions.dtype)
+        vectors_PRD = codes @ self.directions.transpose(0, 1)
         if not torch.is_grad_enabled():
-            self._table = (key, vectors_RD)
-        return vectors_RD
+            self._table = (key, vectors_PRD)
+        return vectors_PRD
 
-    def _inject(self, layer: nn.Module, inputs: Any, named: Any) -> Any:
+    def _enter(self, layer: nn.Module, inputs: Any, named: Any) -> Any:
         """Before the middle layer: let it read X + R."""
         if self._injection is None:
             return None
@@ -220,10 +243,21 @@ class Latent(Population):
             )
         if self._states is not None:
             states = self._states.view(states.shape)
-        wide = states.to(self.directions.dtype)
-        # In the wider type: most of a small R would be rounded away in bf16 before it is added.
-        read = (wide + self._injection(states.flatten(0, -2)).view(states.shape)).to(states.dtype)
+        read = _sum(states, self._injection(MIDDLE, states.flatten(0, -2)))
         return ((read, *inputs[1:]), named) if inputs else (inputs, named | {STATES: read})
+
+    def _leave(self, layer: nn.Module, inputs: Any, output: Any) -> Any:
+        """Behind the last layer: let the norm before the LM head read X + R."""
+        if self._injection is None:
+            return output
+        states = output if isinstance(output, Tensor) else output[0]
+        read = _sum(states, self._injection(END, states.flatten(0, -2)))
+        return read if isinstance(output, Tensor) else (read, *output[1:])
+
+
+def _sum(states: Tensor, added_ND: Tensor) -> Tensor:
+    # In the wider type: most of a small R would be rounded away in bf16 before it is added.
+    return (states.to(added_ND.dtype) + added_ND.view(states.shape)).to(states.dtype)
 
 
 def _pass_over(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
