@@ -6,8 +6,14 @@ import math
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from inspect import unwrap
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -229,9 +235,13 @@ def test_every_family_writes_what_it_writes_without_them(
 @NUMBA
 def test_beside_vllm_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     loops._kernels.cache_clear()
-    monkeypatch.setattr(importlib.util, "find_spec", {"vllm": object()}.get)
+    monkeypatch.setattr(importlib.util, "find_spec", {"vllm": SimpleNamespace(origin="vllm/__init__.py")}.get)
     try:
-        assert loops._kernels() is None
+        assert not loops.are_there()
+        # A folder of that name in the working directory is no vLLM.
+        monkeypatch.setattr(importlib.util, "find_spec", {"vllm": SimpleNamespace(origin=None)}.get)
+        loops._kernels.cache_clear()
+        assert loops.are_there()
     finally:
         loops._kernels.cache_clear()
 
@@ -305,10 +315,112 @@ def test_a_fork_has_threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @NUMBA
 @torch.no_grad()
-def test_a_call_beside_another_goes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_callers_beside_each_other_each_get_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loops, "GRAIN", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     expected = made([*range(11)])
-    with loops._IN_USE:
-        assert all(map(torch.equal, made([*range(11)]), expected))
-    assert not loops._IN_USE.locked()
+
+    def again(_: int) -> bool:
+        with torch.no_grad():
+            return all(all(map(torch.equal, made([*range(11)]), expected)) for _ in range(20))
+
+    with ThreadPoolExecutor(4) as callers:
+        assert all(callers.map(again, range(8)))
+
+
+@NUMBA
+@torch.no_grad()
+def test_threads_are_as_many_as_were_needed_at_once_and_their_errors_come_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loops, "GRAIN", 1)
+    monkeypatch.setattr(loops, "_helpers", cache(loops._helpers.__wrapped__))
+    taken: list[tuple[int, int]] = []
+    ended = []
+
+    def kernel(begin: int, end: int) -> None:
+        taken.append((begin, end))
+        if end == 12:
+            raise IndexError("of the last")
+        if begin == 0:
+            raise KeyboardInterrupt
+        ended.append(begin)
+
+    before = threading.active_count()
+    for threads in (2, 4, 3, 6):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        loops._over(lambda begin, end: taken.append((begin, end)), 12, 1)
+    assert threading.active_count() - before == 5
+    assert sorted(row for begin, end in taken for row in range(begin, end)) == sorted([*range(12)] * 4)
+    with pytest.raises(KeyboardInterrupt):
+        loops._over(kernel, 12, 1)
+    assert sorted(ended) == [2, 4, 6, 8], "all others have ended by then"
+    with pytest.raises(IndexError, match="of the last"):
+        loops._over(lambda begin, end: kernel(begin + 1, end), 12, 1)
+
+    monkeypatch.setattr(loops, "_helpers", cache(loops._helpers.__wrapped__))
+    monkeypatch.setattr(loops, "Thread", raising(RuntimeError("can't start new thread")))
+    taken.clear()
+    loops._over(lambda begin, end: taken.append((begin, end)), 12, 1)
+    assert taken == [(0, 12)]
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def raised(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return raised
+
+
+@NUMBA
+@torch.no_grad()
+def test_sizes_that_do_not_agree_are_errors_and_not_memory_of_others() -> None:
+    x = drawn(4, 8)
+    # As outside of the tests, in which annotations are checked as well.
+    norm, offset, gates, rotate = map(unwrap, (loops.rms_norm, loops.offset_rows, loops.open_gates, loops.rotate))
+    for call in (
+        lambda: norm(x, torch.ones(7), 1e-5, 0.0),
+        lambda: offset(x, drawn(2, 8), torch.zeros(3, dtype=torch.long)),
+        lambda: offset(x, drawn(2, 1), torch.zeros(4, dtype=torch.long)),
+        lambda: gates(x, drawn(4, 1)),
+        lambda: rotate(drawn(1, 2, 4, 8), drawn(1, 1, 5, 8), drawn(1, 4, 8), drawn(1, 4, 8)),
+        lambda: attended(4, 3, 8),
+    ):
+        with pytest.raises(ValueError, match="must agree in their sizes"):
+            call()
+
+
+@NUMBA
+def test_files_that_were_left_half_written_are_compiled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    numba, kernels = map(importlib.import_module, ("numba", "ttrl_pop.kernels.loop_kernels"))
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    source = tmp_path / "quadrupled.py"
+    source.write_text("def quadrupled(x):\n    return 4 * x\n")
+    spec = importlib.util.spec_from_file_location("quadrupled", source)
+    assert spec is not None
+    assert spec.loader is not None
+    for _ in range(2):
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        assert kernels._compiled({"contract"})(module.quadrupled)(3) == 12
+        kept = [*tmp_path.rglob("*.nb*")]
+        assert len(kept) >= 2
+        for file in kept:
+            file.write_bytes(b"")
+
+
+def test_where_numba_does_not_load_or_compile_torch_computes_and_a_warning_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Broken:
+        def __getattr__(self, name: str) -> Any:
+            raise OSError("libLLVM cannot be loaded")
+
+    monkeypatch.setitem(sys.modules, "numba", Broken())  # type: ignore[arg-type]
+    monkeypatch.delitem(sys.modules, "ttrl_pop.kernels.loop_kernels", raising=False)
+    monkeypatch.delattr("ttrl_pop.kernels.loop_kernels", raising=False)
+    monkeypatch.setattr(loops, "_is_installed", lambda name: False)
+    loops._kernels.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="slower without it: libLLVM"):
+            assert not loops.are_there()
+    finally:
+        loops._kernels.cache_clear()

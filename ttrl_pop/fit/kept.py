@@ -69,10 +69,10 @@ def load_kept(folder: Path, population: Latent, model: str) -> LatentFigures:
         raise DamagedError(folder / FIGURES, "must hold numbers only")
     figures = LatentFigures(**values)
     if directions_HPD.shape != population.directions.shape:
-        shape = tuple(directions_HPD.shape)
+        (bits, *_, width), (asked, *_, wanted) = directions_HPD.shape, population.directions.shape
         raise UsageError(
-            f"{folder}: the fit has {shape[0]} bits of {shape[-1]} numbers, asked for are "
-            f"{tuple(population.directions.shape)}; set population.options.bits, or fit it again"
+            f"{folder}: the fit has {bits} bits of {width} numbers, asked for are {asked} of {wanted}; "
+            "set population.options.bits, or fit it again"
         )
     population.set_fit(directions_HPD.to(population.directions), size_x, figures.gap_bits)
     return figures

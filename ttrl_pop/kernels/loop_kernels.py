@@ -29,24 +29,26 @@ def _compiled(flags: set[str]) -> Callable[[Callable[..., Any]], Any]:
     the user's cache, or where `NUMBA_CACHE_DIR` says."""
 
     def decorate(function: Callable[..., Any]) -> Any:
+        if numba.config.DISABLE_JIT:
+            return function
         options: dict[str, Any] = {"nogil": True, "fastmath": flags, "error_model": "numpy"}
         try:
             compiled = numba.njit(cache=True, **options)(function)
         except RuntimeError:
             # None of these can be written to.
             return numba.njit(**options)(function)
-        kept = getattr(compiled, "_cache", None)
-        if kept is not None:
-            kept.save_overload = partial(_try, kept.save_overload)
+        kept = compiled._cache
+        kept.save_overload, kept.load_overload = partial(_try, kept.save_overload), partial(_try, kept.load_overload)
         return compiled
 
     return decorate
 
 
-def _try(save: Callable[..., None], *given: Any) -> None:
-    """A full disk is no reason not to compute."""
-    with suppress(OSError):
-        save(*given)
+def _try(call: Callable[..., Any], *given: Any) -> Any:
+    """A full disk, or a file that a lost machine left half written, is no reason not to compute: it compiles again."""
+    with suppress(Exception):
+        return call(*given)
+    return None
 
 
 @_compiled(_CONTRACTED)
@@ -140,6 +142,13 @@ def offset_rows(x_ND, offsets_MD, row_N, y_ND, begin, end):
         offset = offsets_MD[row_N[n]]
         for d in range(x_ND.shape[1]):
             y_ND[n, d] = x_ND[n, d] + offset[d]
+
+
+# One that is small: what keeps numba from compiling at all, as a system that forbids it, shows when this is imported.
+_PROBE = np.zeros((1, 1), np.float32)
+offset_rows(_PROBE, _PROBE, np.zeros(1, np.int64), _PROBE, 0, 1)
+IS_COMPILED = not numba.config.DISABLE_JIT
+"""Whether there is machine code: a debugger can ask numba for none, and loops would take minutes then."""
 
 
 @_compiled(_CONTRACTED)

@@ -1,6 +1,6 @@
-"""What a forward without gradients does between its products, as loops over float32 on a CPU, where numba is there
-(`ttrl_pop.kernels.loop_kernels`): one pass over memory each, where torch makes two to seven, and of a slot no more is
-read than its newest token sees.
+"""What a forward without gradients does between its products, as loops over float32 on a CPU, where numba is there and
+vLLM is not (`ttrl_pop.kernels.loop_kernels`): one pass over memory each, where torch makes two to seven, and of a slot
+no more is read than its newest token sees.
 
 Results are torch's up to rounding, and a row's depend neither on the rows beside it nor on the number of threads.
 Threads are our own: numba's would come from a second OpenMP, and take seconds to compile for.
@@ -8,14 +8,16 @@ Threads are our own: numba's would come from a second OpenMP, and take seconds t
 
 import importlib.util
 import os
+import warnings
 from collections.abc import Callable
 from functools import cache, partial
+from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 GRAIN = 2**16
 """Numbers that a thread must find to read before another one is woken to share them."""
@@ -23,8 +25,15 @@ GRAIN = 2**16
 
 def are_for(x: Tensor) -> bool:
     """Whether what is made of tensors like `x`, here and now, is made by these loops."""
-    is_plain = x.dtype == torch.float32 and x.device.type == "cpu"
-    return is_plain and not torch.is_grad_enabled() and _kernels() is not None
+    is_plain = x.dtype == torch.float32 and x.device.type == "cpu" and type(x) in (Tensor, nn.Parameter)
+    if not is_plain or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    return _kernels() is not None
+
+
+def are_there() -> bool:
+    """Whether this process has loops at all."""
+    return _kernels() is not None
 
 
 def attend_newest(
@@ -48,6 +57,17 @@ def attend_newest(
         IndexError: a position lies outside of its slot.
     """
     tokens, key_heads, width = keys_NKD.shape
+    slots, *slot = held[0].shape
+    _must_agree(
+        "queries, keys, values and slots",
+        (values_NKD.shape, keys_NKD.shape),
+        (queries_NHD.shape[::2], keys_NKD.shape[::2]),
+        (queries_NHD.shape[1] % key_heads, 0),
+        (held[1].shape, held[0].shape),
+        (slot[::2], [key_heads, width]),
+        (slots >= tokens, True),
+        (len(positions_N), tokens),
+    )
     out_NHD = _like(queries_NHD)
     given = (*map(_array, (queries_NHD, keys_NKD, values_NKD)), *(x.numpy() for x in held), _array(positions_N))
     _over(_kernels().attend, tokens * key_heads, 2 * columns * width, *given, scale, window or columns, out_NHD.numpy())
@@ -56,6 +76,7 @@ def attend_newest(
 
 def rms_norm(x: Float[Tensor, "*B D"], weight: Float[Tensor, "D"], eps: float, added: float) -> Float[Tensor, "*B D"]:
     """x / √(mean(x²) + eps) · (weight + added)."""
+    _must_agree("states and weights", (weight.shape, x.shape[-1:]))
     x_BD = x.reshape(-1, x.shape[-1])
     y_BD = _like(x_BD)
     _over(_kernels().rms_norm, *x_BD.shape, _array(x_BD), _array(weight), eps, added, y_BD.numpy())
@@ -70,6 +91,7 @@ def offset_rows(
     Raises:
         IndexError: there is no such row.
     """
+    _must_agree("states, rows and offsets", (offsets_MD.shape[1:], x_ND.shape[1:]), (row_N.shape, x_ND.shape[:1]))
     y_ND = _like(x_ND)
     _over(_kernels().offset_rows, *x_ND.shape, *map(_array, (x_ND, offsets_MD, row_N)), y_ND.numpy())
     return y_ND
@@ -77,6 +99,7 @@ def offset_rows(
 
 def open_gates(gates_NI: Float[Tensor, "N I"], ups_NI: Float[Tensor, "N I"]) -> Float[Tensor, "N I"]:
     """silu(gates) ∘ ups, in the memory of `gates`."""
+    _must_agree("gates and what they open for", (ups_NI.shape, gates_NI.shape))
     _over(_kernels().open_gates, *gates_NI.shape, gates_NI.numpy(), _array(ups_NI))
     return gates_NI
 
@@ -88,6 +111,13 @@ def rotate(
     sin_1ND: Float[Tensor, "1 N D"],
 ) -> tuple[Float[Tensor, "1 H N D"], Float[Tensor, "1 K N D"]]:
     """Queries and keys turned by their positions. In memory they lie token by token, as attention reads them."""
+    _must_agree(
+        "queries, keys and their positions",
+        (k_1KND.shape[::2], q_1HND.shape[::2]),
+        (k_1KND.shape[3], q_1HND.shape[3]),
+        (cos_1ND.shape, q_1HND.shape[:1] + q_1HND.shape[2:]),
+        (sin_1ND.shape, cos_1ND.shape),
+    )
     q_NHD, k_NKD = (x[0].transpose(0, 1) for x in (q_1HND, k_1KND))
     turned_NHD, turned_NKD = _like(q_NHD), _like(k_NKD)
     tokens, heads, width = q_NHD.shape
@@ -98,16 +128,29 @@ def rotate(
 
 @cache
 def _kernels() -> Any:
-    """The loops, imported when first asked for; None where numba is not there or not for this numpy, and beside
-    vLLM."""
+    """The loops, imported when first asked for; None where numba is not there or does not work, and beside vLLM."""
     # Its engine for CPUs (0.32) looks at an attribute of all that is in any module, and fails on one of numba's LLVM.
-    if importlib.util.find_spec("vllm") is not None:
+    if _is_installed("vllm"):
         return None
     try:
         from ttrl_pop.kernels import loop_kernels
     except ImportError:
         return None
-    return loop_kernels
+    except Exception as error:
+        # As where its LLVM does not load: nothing depends on it but time.
+        warnings.warn(f"numba does not work here, and decoding is slower without it: {error}", stacklevel=2)
+        return None
+    return loop_kernels if loop_kernels.IS_COMPILED else None
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        found = importlib.util.find_spec(name)
+    except ValueError:
+        # A module that somebody put in its place.
+        return True
+    # A folder of that name in the working directory has no origin.
+    return found is not None and found.origin is not None
 
 
 def _array(x: Tensor) -> Any:
@@ -119,67 +162,79 @@ def _like(x: Tensor) -> Tensor:
     return torch.empty_like(x, requires_grad=False, memory_format=torch.contiguous_format)
 
 
-class _Helper:
-    """A thread that does one job at a time beside the thread that asks for it."""
-
-    def __init__(self) -> None:
-        self._asked, self._done = Lock(), Lock()
-        self._asked.acquire()
-        self._done.acquire()
-        self._job: Callable[[], None] | None = None
-        self._error: BaseException | None = None
-        Thread(target=self._work, name="ttrl-pop-loops", daemon=True).start()
-
-    def begin(self, job: Callable[[], None]) -> None:
-        self._job = job
-        self._asked.release()
-
-    def end(self) -> None:
-        """Wait for the job, and raise what it has raised."""
-        self._done.acquire()
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
-
-    def _work(self) -> None:
-        while True:
-            self._asked.acquire()
-            assert self._job is not None
-            try:
-                self._job()
-            except BaseException as error:
-                self._error = error
-            # What the job holds must not live until the next one.
-            self._job = None
-            self._done.release()
+def _must_agree(what: str, *pairs: tuple[object, object]) -> None:
+    """Loops do not look whether there is memory where they read."""
+    for found, wanted in pairs:
+        if found != wanted:
+            raise ValueError(f"{what} must agree in their sizes, got {found} where {wanted} is needed")
 
 
-_IN_USE = Lock()
+class _Job:
+    """Rows of a loop for another thread."""
+
+    __slots__ = ("done", "error", "work")
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.work = work
+        self.error: BaseException | None = None
+        self.done = Lock()
+        self.done.acquire()
+
+
+def _help(jobs: "SimpleQueue[_Job]") -> None:
+    while True:
+        job = jobs.get()
+        try:
+            job.work()
+        except BaseException as error:
+            job.error = error
+        job.done.release()
+        # What it holds must not live until the next one.
+        del job
 
 
 def _over(kernel: Callable[..., None], rows: int, width: int, *given: Any) -> None:
     """`kernel` over all rows, each of which reads some `width` numbers, dealt out to as many threads as torch has."""
     threads = min(torch.get_num_threads(), rows, rows * width // GRAIN)
-    # Of two callers at the same time one does without helpers.
-    if threads < 2 or not _IN_USE.acquire(blocking=False):
+    helpers = _helpers(os.getpid())
+    if threads < 2 or not helpers.enough(threads - 1):
         kernel(*given, 0, rows)
         return
+    bounds = [(rows * number // threads, rows * (number + 1) // threads) for number in range(threads)]
+    jobs = [_Job(partial(kernel, *given, *bound)) for bound in bounds[1:]]
+    for job in jobs:
+        helpers.jobs.put(job)
     try:
-        helpers = _helpers(os.getpid(), threads - 1)
-        for number, helper in enumerate(helpers):
-            helper.begin(partial(kernel, *given, rows * number // threads, rows * (number + 1) // threads))
-        kernel(*given, rows * len(helpers) // threads, rows)
-        for helper in helpers:
-            helper.end()
-    except BaseException:
-        # One of them may still be at its job, as after Ctrl-C: the next call takes others.
-        _helpers.cache_clear()
-        raise
+        kernel(*given, *bounds[0])
     finally:
-        _IN_USE.release()
+        # Also where this thread's own part fails: they write to memory of the caller.
+        for job in jobs:
+            job.done.acquire()
+    for job in jobs:
+        if job.error is not None:
+            raise job.error
+
+
+class _Helpers:
+    """Threads of this process that take jobs, whoever asks; they stay for the next loop."""
+
+    def __init__(self) -> None:
+        self.jobs: SimpleQueue[_Job] = SimpleQueue()
+        self._count = 0
+
+    def enough(self, count: int) -> bool:
+        """Whether there is a thread to take jobs, after having seen to so many."""
+        while self._count < count:
+            try:
+                Thread(target=_help, args=(self.jobs,), name="ttrl-pop-loops", daemon=True).start()
+            except RuntimeError:
+                # No more are allowed: those that there are take all jobs.
+                break
+            self._count += 1
+        return self._count > 0
 
 
 @cache
-def _helpers(process: int, number: int) -> list[_Helper]:
-    """Helpers of this process: a fork has none of its parent's threads."""
-    return [_Helper() for _ in range(number)]
+def _helpers(process: int) -> _Helpers:
+    """Those of a process: a fork has none of its parent's threads."""
+    return _Helpers()

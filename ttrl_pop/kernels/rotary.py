@@ -21,6 +21,7 @@ def fused(own: Rotary) -> Rotary:
 
     def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *others: Any, **named: Any) -> tuple[Tensor, Tensor]:
         fits = q.ndim == 4 and len(q) == 1 and cos.shape == sin.shape == (1, q.shape[2], q.shape[3])
+        fits = fits and k.dtype == q.dtype and k.shape[::2] == q.shape[::2] and k.shape[3] == q.shape[3]
         if others or named or not fits or q.shape[3] % 2 or cos.dtype != q.dtype:
             return own(q, k, cos, sin, *others, **named)
         if loops.are_for(q):

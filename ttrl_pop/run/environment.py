@@ -12,12 +12,13 @@ import torch
 
 from ttrl_pop import __version__
 from ttrl_pop.errors import DamagedError
+from ttrl_pop.kernels import loops
 from ttrl_pop.store import identity, reading
 from ttrl_pop.store.directory import ENVIRONMENT, RunDirectory
 from ttrl_pop.text import shown
 
 PACKAGES = (
-    *("torch", "transformers", "tokenizers", "peft", "accelerate", "safetensors", "numpy", "numba"),
+    *("torch", "transformers", "tokenizers", "peft", "accelerate", "safetensors", "numpy"),
     *("math-verify", "latex2sympy2_extended", "sympy", "mpmath", "regex"),
 )
 """Distributions of which a rollout, an update or a vote may depend on the version."""
@@ -31,7 +32,7 @@ def environment(backend: str) -> Environment:
     Args:
         backend: name of the engine: the version of one that is not used changes nothing.
     """
-    packages = [*PACKAGES, "vllm"] if backend == "vllm" else PACKAGES
+    packages = [*PACKAGES, *(["vllm"] if backend == "vllm" else []), *(["numba"] if loops.are_there() else [])]
     return {
         "python": platform.python_version(),
         "os": " ".join([platform.system(), platform.machine(), *platform.libc_ver()]).strip(),

@@ -218,7 +218,10 @@ def _load_population(folder: Path, policy: Policy) -> None:
     try:
         policy.population.load_state_dict(_tensors(folder / "population.safetensors"))
     except RuntimeError as error:
-        raise CheckpointError(f"{folder}: population does not fit: {_last_line(error)}") from error
+        raise CheckpointError(
+            f"{folder}: population does not fit: {_last_line(error)}. A run of an earlier version cannot go on with "
+            "another population; start a new one"
+        ) from error
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:

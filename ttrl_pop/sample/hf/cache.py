@@ -121,7 +121,7 @@ class Decode(Plan):
     ) -> Float[Tensor, "N H D"]:
         if keys_NKD.shape == values_NKD.shape:
             given = (queries_NHD, keys_NKD, values_NKD, self.cache.buffers(layer, keys_NKD, values_NKD))
-            if loops.are_for(queries_NHD):
+            if loops.are_for(queries_NHD) and keys_NKD.dtype == values_NKD.dtype == queries_NHD.dtype:
                 return loops.attend_newest(*given, self.positions_N, self.columns, scale, window)
             if has_kernels(queries_NHD):
                 from ttrl_pop.kernels.attention_kernels import attend_newest
