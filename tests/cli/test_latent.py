@@ -61,7 +61,7 @@ def test_a_run_fits_replays_and_goes_on_to_the_byte(
     # The mean mind is the base model with the adapter; another one is no model folder.
     ttrl("export", whole, "-o", tmp_path / "model", "--quiet")
     refused = ttrl("export", whole, "--mind", 1, "-o", tmp_path / "mind", code=2).stderr
-    assert "a mind of latent adds to what one layer reads" in refused
+    assert "a mind of latent adds to what layers read" in refused
 
 
 def test_a_fit_serves_other_runs(place: Path, config: Path, tmp_path: Path) -> None:

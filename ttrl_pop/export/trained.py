@@ -45,7 +45,7 @@ def offsets_of(population: Population, mind: Mind) -> dict[str, Tensor]:
     if isinstance(population, Latent):
         if mind != MEAN:
             raise UsageError(
-                "a mind of latent adds to what one layer reads, which export does not write; "
+                "a mind of latent adds to what layers read, which export does not write; "
                 "leave --mind out for the mean mind"
             )
         return {}

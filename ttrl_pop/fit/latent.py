@@ -1,8 +1,8 @@
 r"""Fit latent minds: find what each bit of a code must add for codes to decide what the base model leaves open.
 
 The base model answers some problems several times. An encoder reads a code off each completion, in the middle of the
-model, where the code then enters; the upper half writes the completion under it. Nothing of the model changes: the
-directions W and the encoder are fitted to
+model, where the code then enters, and again behind the last layer; the upper half writes the completion under it.
+Nothing of the model changes: the directions W and the encoder are fitted to
 
     −log p(completion | prompt, code) + max(0, KL(code ‖ uniform) − κ)
 
@@ -50,12 +50,12 @@ FROM_ABOVE = 4.0
 FALL = 0.5
 """Share of the steps in which κ falls."""
 UNTOLD = 1 / 8
-"""Share of the completions of a step that are read under a code of the prior."""
+"""Share of the completions of a step that are read under a code of the prior. The KL of theirs counts all the same."""
 WARM_UP = 0.05
 DECAY = 0.5
 """Shares of the steps over which the learning rate rises from nothing, and at the end falls to it."""
 LOUDNESS = 0.1
-"""Size of what codes add at the start, as a share of the hidden states'."""
+"""Size of what codes add at the start, at both places together, as a share of the hidden states' at the middle."""
 ENCODER_RATE = 0.1
 """Learning rate of the encoder, as a share of the directions', which is in units of the hidden states' size."""
 CLIP = 1.0
@@ -184,7 +184,7 @@ class _Fitting:
 
     @torch.no_grad()
     def begin(self, learned: Sequence[Sequence[Completion]], held: Sequence[Sequence[Completion]]) -> None:
-        """Find how large hidden states are where codes enter, and begin with directions of a share of that."""
+        """Find how large hidden states are at the middle layer, and begin with directions of a share of that."""
         sizes: list[Tensor] = []
         squares_D, count = self.first_HPD.new_zeros(self.first_HPD.shape[-1]), 0
         for reading in readings(learned, self.token_budget, self.policy.device):

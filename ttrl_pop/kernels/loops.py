@@ -236,5 +236,5 @@ class _Helpers:
 
 @cache
 def _helpers(process: int) -> _Helpers:
-    """Those of a process: a fork has none of its parent's threads."""
+    """Threads of a process: a fork has none of its parent's."""
     return _Helpers()

@@ -50,7 +50,7 @@ class LatentOptions(Section):
     steps: Annotated[int, Field(ge=1)] = 100
     """Fit: steps."""
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01
-    """Fit: learning rate, in units of the hidden states' size for what a code adds to them."""
+    """Fit: learning rate, in units of the hidden states' size at the middle layer for what a code adds."""
     encoder_width: Annotated[int, Field(ge=16, le=1024, multiple_of=16)] = 128
     """Fit: width of the encoder, which is needed for the fit alone."""
     least_gap: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
