@@ -39,10 +39,11 @@ def test_a_run_fits_replays_and_goes_on_to_the_byte(
     rows = list(files.read_lines(RunDirectory(whole).metrics))
     figures = json.loads((whole / "fit" / "fit.json").read_text())
     assert all(row["population/gap_bits"] == pytest.approx(figures["gap_bits"], rel=1e-6) for row in rows)
-    # A step of which no group teaches replays nothing.
-    gaps = [row["learn/logprob_gap"] for row in rows if row["learn/logprob_gap"] is not None]
-    assert gaps
-    assert all(gap <= 1e-5 for gap in gaps)
+    # A step of which no group teaches replays nothing, and no other has none.
+    taught = [row for row in rows if row["learn/groups_used"]]
+    assert taught
+    assert [row for row in rows if row["learn/logprob_gap"] is not None] == taught
+    assert all(row["learn/logprob_gap"] <= 1e-5 for row in taught)
     assert len({row["population/reach"] for row in rows}) > 1, "what codes add is learned"
     # Killed inside the fit, then after a step.
     parts = tmp_path / "parts"

@@ -19,7 +19,7 @@ from ttrl_pop.model.policy import Policy
 from ttrl_pop.packing.attention import Plan
 from ttrl_pop.packing.pack import Tree, pack
 from ttrl_pop.population.base import MEAN
-from ttrl_pop.population.latent import MIDDLE, Latent
+from ttrl_pop.population.latent import MIDDLE, PLACES, Latent
 from ttrl_pop.population.options import LatentOptions
 from ttrl_pop.types import Mind
 
@@ -136,9 +136,8 @@ def test_the_middle_layer_and_the_last_norm_read_the_sum_of_states_and_injection
         turns = plain.rotary_emb(plain.embed_tokens(ids), positions)
         mask = torch.full((1, 1, 9, 9), -torch.inf, dtype=torch.float64).triu(1)
         states = plain.layers[0](plain.embed_tokens(ids), attention_mask=mask, position_embeddings=turns)
-        middle, end = torch.from_numpy(policy.population.code(mind)).double() @ policy.population.directions.transpose(
-            0, 1
-        )
+        code = torch.from_numpy(policy.population.code(mind)).double()
+        middle, end = (code @ policy.population.directions[:, place] for place in PLACES)
         states = plain.layers[1](states + middle, attention_mask=mask, position_embeddings=turns) + end
     assert len(network.model.layers) == 2
     # Norms of transformers pass through float32.
