@@ -28,6 +28,7 @@ from ttrl_pop.kernels.fused import Projection, gated_mlp
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.sample.hf.backend import HfBackend
 from ttrl_pop.sample.hf.cache import Decode, KeyValueCache
+from ttrl_pop.sample.hf.draw import draw
 from ttrl_pop.types import Rollout
 
 NUMBA = pytest.mark.skipif(loops._kernels() is None, reason="takes numba: extra fast")
@@ -138,6 +139,7 @@ def made(rows: list[int]) -> list[Tensor]:
         loops.rms_norm(x, drawn(37), 1e-5, 1.0),
         loops.offset_rows(x, drawn(3, 37), torch.arange(11)[rows] % 3),
         loops.open_gates(x.clone(), x + 1),
+        *loops.draw(7 * drawn(11, 700)[rows], torch.linspace(0, 0.99, 11)[rows], 0.7),
         *(states[0].transpose(0, 1) for states in turned),
     ]
 
@@ -188,6 +190,52 @@ def test_gates_open_as_torch_opens_them_up_to_infinity(by_torch: Callable[[Calla
     layers = [Projection(drawn(*shape)) for shape in ((7, 5), (7, 5), (5, 7))]
     x = drawn(2, 3, 5)
     torch.testing.assert_close(gated_mlp(x, *layers), by_torch(lambda: gated_mlp(x, *layers)))
+    both = drawn(4, 14)
+    for sides in (
+        both.split(7, dim=-1),
+        both.view(7, 8).t().split(4),
+        (both[:, :7], drawn(4, 7)),
+        (both[:0, :7], both[:0, 7:]),
+    ):
+        before = both.clone()
+        torch.testing.assert_close(loops.open_gates(*sides), torch.nn.functional.silu(sides[0]) * sides[1])
+        assert torch.equal(both, before)
+
+
+@NUMBA
+@torch.no_grad()
+@pytest.mark.parametrize("vocabulary", [2, 97, 256, 257, 5000])
+@pytest.mark.parametrize("temperature", [0.3, 1.0])
+def test_tokens_are_drawn_as_torch_draws_them(
+    vocabulary: int, temperature: float, by_torch: Callable[[Callable[[], Any]], Any]
+) -> None:
+    logits, uniforms = 3 * drawn(500, vocabulary), torch.linspace(0, 1, 501)[:500]
+    logits[:, 1::3] = -math.inf
+    (tokens, logprobs), (expected, own) = (
+        draw(logits, uniforms, temperature),
+        by_torch(lambda: draw(logits, uniforms, temperature)),
+    )
+    cdf = (logits.double() / temperature).softmax(-1).cumsum(-1)
+    ends = cdf.gather(1, torch.minimum(tokens, expected)[:, None])[:, 0]
+    # Sums in another order may find the token beside, where the point lies on the border of both.
+    assert ((tokens == expected) | ((ends - uniforms).abs() < 1e-6)).all()
+    same = tokens == expected
+    assert same.float().mean() > 0.99
+    torch.testing.assert_close(logprobs[same], own[same], rtol=1e-5, atol=1e-5)
+
+
+@NUMBA
+@torch.no_grad()
+def test_what_has_no_probability_is_never_drawn_and_odd_logits_show() -> None:
+    almost = torch.nextafter(torch.ones(()), torch.zeros(()))
+    logits = torch.full((3, 1000), -math.inf)
+    logits[0, [3, 700]], logits[1, 999], logits[2, 0] = 0.0, 5.0, -1e30
+    for point, token in ((0.0, 3), (0.499, 3), (0.501, 700), (float(almost), 700), (1.0, 700)):
+        tokens, logprobs = draw(logits, torch.full((3,), point), 1.0)
+        assert tokens.tolist() == [token, 999, 0]
+        assert logprobs.tolist() == pytest.approx([math.log(0.5), 0, 0], abs=1e-6)
+    logits[0, 500], logits[1, 500], logits[2] = math.nan, math.inf, -math.inf
+    assert draw(logits, torch.full((3,), 0.5), 1.0)[1].isnan().all()
 
 
 @NUMBA
@@ -207,7 +255,7 @@ def test_turned_as_transformers_turns(heads: int, key_heads: int, width: int, mo
 
 
 def written(policy: Policy) -> list[Rollout]:
-    results = dict(HfBackend(policy, SamplingConfig(max_new_tokens=7, max_rows=5)).rollouts(requests(policy, 3, 2)))
+    results = dict(HfBackend(policy, SamplingConfig(max_new_tokens=6, max_rows=5)).rollouts(requests(policy, 3, 2)))
     return [results[index] for index in range(len(results))]
 
 
@@ -375,12 +423,15 @@ def raising(error: Exception) -> Callable[..., Any]:
 def test_sizes_that_do_not_agree_are_errors_and_not_memory_of_others() -> None:
     x = drawn(4, 8)
     # As outside of the tests, in which annotations are checked as well.
-    norm, offset, gates, rotate = map(unwrap, (loops.rms_norm, loops.offset_rows, loops.open_gates, loops.rotate))
+    norm, offset, gates, rotate, drawing = map(
+        unwrap, (loops.rms_norm, loops.offset_rows, loops.open_gates, loops.rotate, loops.draw)
+    )
     for call in (
         lambda: norm(x, torch.ones(7), 1e-5, 0.0),
         lambda: offset(x, drawn(2, 8), torch.zeros(3, dtype=torch.long)),
         lambda: offset(x, drawn(2, 1), torch.zeros(4, dtype=torch.long)),
         lambda: gates(x, drawn(4, 1)),
+        lambda: drawing(x, torch.zeros(3), 1.0),
         lambda: rotate(drawn(1, 2, 4, 8), drawn(1, 1, 5, 8), drawn(1, 4, 8), drawn(1, 4, 8)),
         lambda: attended(4, 3, 8),
     ):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ttrl_pop.kernels import loops
+from ttrl_pop.kernels.joined import Part
 from ttrl_pop.kernels.matmul import LaidOutWeight, product
 from ttrl_pop.kernels.norms import has_kernels
 
@@ -29,8 +30,8 @@ class Projection:
     scale: float = 1.0
     merged: Float[Tensor, "O I"] | None = None
     """Memory for W' = W + scale · B · A; None where the adapter is computed beside W."""
-    laid_out: LaidOutWeight | None = None
-    """What multiplies x, W' where it is kept, else W, laid out for it."""
+    laid_out: LaidOutWeight | Part | None = None
+    """What multiplies x, W' where it is kept, else W, laid out for it, by itself or with others."""
     _merged_at: tuple[int, int] = field(default=(-1, -1), init=False)
     _factors: tuple[Tensor, ...] = field(default=(), init=False)
     _factors_at: tuple[int, int] = field(default=(-1, -1), init=False)
@@ -86,7 +87,7 @@ class Projection:
 
     def _fits_kernel(self, x: Float[Tensor, "N I"]) -> bool:
         """Whether one kernel computes W and adapter side by side, and faster."""
-        if self.down is None or self.merged is not None or self.weight.dtype != torch.bfloat16 or not has_kernels(x):
+        if self.merged is not None or self.down is None or self.weight.dtype != torch.bfloat16 or not has_kernels(x):
             return False
         from ttrl_pop.kernels import lora_kernels
 

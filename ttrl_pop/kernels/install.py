@@ -11,7 +11,7 @@ is known and there is room (`ttrl_pop.kernels.matmul`).
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ttrl_pop.kernels import loops, matmul, rotary
 from ttrl_pop.kernels.fused import Projection, gated_mlp, linear
+from ttrl_pop.kernels.joined import Joined
 from ttrl_pop.kernels.matmul import LaidOutWeight
 from ttrl_pop.kernels.memory import limit_bytes
 from ttrl_pop.kernels.norms import Gain, has_kernels, rms_norm
@@ -32,6 +33,8 @@ ROTARY = "apply_rotary_pos_emb"
 """Name of the function by which families of transformers turn queries and keys."""
 GATED = ("gate_proj", "up_proj", "down_proj")
 """Names of the linear layers in the gated feed-forward layers of transformers."""
+TOGETHER = (("q_proj", "k_proj", "v_proj"), GATED[:2])
+"""Names of linear layers of one module that read the same states, in the order in which they do."""
 
 
 def fuse(network: nn.Module) -> None:
@@ -105,16 +108,42 @@ def _projections(network: nn.Module) -> dict[nn.Module, Projection]:
         return found
 
     found: dict[nn.Module, Projection] = {}
+    first = {group[0]: group for group in _groups(network, adapted)} if merge else {}
     for module in adapted:
-        (name,) = module.active_adapters
-        weight, bias = module.base_layer.weight, module.base_layer.bias
-        down, up, scale = module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]
+        if module in found:
+            continue
+        # Where there is no room for all of a group there may be some for its first.
+        group = first.get(module, [module])
+        outputs = [member.base_layer.out_features for member in group]
+        weight = module.base_layer.weight
+        if len(group) > 1 and (whole := laid_out(weight.new_empty(sum(outputs), weight.shape[1]))):
+            joined = Joined(whole, outputs, [member.base_layer.bias for member in group])
+            for member, part in zip(group, joined.parts, strict=True):
+                found[member] = Projection(*_numbers(member), part.weight, part)
+            joined.up_to_date = [found[member].multiplier for member in group]
+            continue
         merged = torch.empty_like(weight, requires_grad=False) if merge else None
-        fast = None if merged is None else laid_out(merged)
-        found[module] = Projection(weight, bias, down, up, scale, merged, fast)
+        found[module] = Projection(*_numbers(module), merged, None if merged is None else laid_out(merged))
     for module in frozen:
         found[module] = Projection(module.weight, module.bias, laid_out=laid_out(module.weight))
     return found
+
+
+def _numbers(module: Any) -> tuple[Tensor, Tensor | None, Tensor, Tensor, float]:
+    """Weight, bias, A, B and scale of a linear layer with an adapter."""
+    (name,) = module.active_adapters
+    base, down, up = module.base_layer, module.lora_A[name].weight, module.lora_B[name].weight
+    return base.weight, base.bias, down, up, module.scaling[name]
+
+
+def _groups(network: nn.Module, adapted: list[Any]) -> Iterator[list[Any]]:
+    """Layers with adapters that read the same states."""
+    known = set(adapted)
+    for parent in network.modules():
+        for names in TOGETHER:
+            group: list[Any] = [getattr(parent, name, None) for name in names]
+            if known.issuperset(group) and len({member.base_layer.in_features for member in group}) == 1:
+                yield group
 
 
 def _fuse_linear(module: Any, projection: Projection) -> None:

@@ -15,6 +15,8 @@ import numpy as np
 
 _CONTRACTED = {"contract"}
 _SUMMED = {"contract", "reassoc"}
+_STRETCH = 256
+"""Tokens of a vocabulary whose probabilities are summed first by themselves."""
 _ONE, _HALF, _ZERO = np.float32(1), np.float32(0.5), np.float32(0)
 _INFINITY = np.float32(np.inf)
 # Of exp, as in Cephes' expf. Beyond this range, in which 2 to a whole power is a plain float32, it is 0 or infinite.
@@ -153,11 +155,56 @@ IS_COMPILED = not numba.config.DISABLE_JIT
 
 @_compiled(_CONTRACTED)
 @no_type_check
-def open_gates(gates_NI, ups_NI, begin, end):
+def open_gates(gates, gates_apart, ups, ups_apart, y_NI, begin, end):
+    width = y_NI.shape[1]
     for n in range(begin, end):
-        for i in range(gates_NI.shape[1]):
-            gate = gates_NI[n, i]
-            gates_NI[n, i] = gate / (_ONE + _exp(-gate)) * ups_NI[n, i]
+        gates_I = gates[n * gates_apart : n * gates_apart + width]
+        ups_I = ups[n * ups_apart : n * ups_apart + width]
+        for i in range(width):
+            y_NI[n, i] = gates_I[i] / (_ONE + _exp(-gates_I[i])) * ups_I[i]
+
+
+@_compiled(_SUMMED)
+@no_type_check
+def _mass(logits_V, divisor, largest):
+    total = _ZERO
+    for v in range(logits_V.shape[0]):
+        total += _exp(logits_V[v] / divisor - largest)
+    return total
+
+
+@_compiled(_SUMMED)
+@no_type_check
+def draw(logits_BV, uniforms_B, temperature, tokens_B, logprobs_B, begin, end):
+    vocabulary = logits_BV.shape[1]
+    divisor = np.float32(temperature)
+    count = -(-vocabulary // _STRETCH)
+    masses = np.empty(count, np.float64)
+    for b in range(begin, end):
+        largest = -_INFINITY
+        for v in range(vocabulary):
+            largest = logits_BV[b, v] if logits_BV[b, v] > largest else largest
+        largest = largest / divisor
+        total, last = 0.0, 0
+        for n in range(count):
+            masses[n] = _mass(logits_BV[b, n * _STRETCH : (n + 1) * _STRETCH], divisor, largest)
+            total += masses[n]
+            last = n if masses[n] > 0 else last
+        # First the stretch of the vocabulary in which the point lies, then the token: the last one that is possible,
+        # should rounding pass over it.
+        left, stretch, token = uniforms_B[b] * total, 0, vocabulary - 1
+        while stretch < last and left >= masses[stretch]:
+            left -= masses[stretch]
+            stretch += 1
+        for v in range(stretch * _STRETCH, min((stretch + 1) * _STRETCH, vocabulary)):
+            mass = _exp(logits_BV[b, v] / divisor - largest)
+            if mass > 0:
+                token = v
+                if left < mass:
+                    break
+                left -= mass
+        tokens_B[b] = token
+        logprobs_B[b] = logits_BV[b, token] / divisor - largest - np.float32(np.log(total))
 
 
 @_compiled(_CONTRACTED)

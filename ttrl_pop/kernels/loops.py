@@ -98,10 +98,24 @@ def offset_rows(
 
 
 def open_gates(gates_NI: Float[Tensor, "N I"], ups_NI: Float[Tensor, "N I"]) -> Float[Tensor, "N I"]:
-    """silu(gates) ∘ ups, in the memory of `gates`."""
+    """silu(gates) ∘ ups."""
     _must_agree("gates and what they open for", (ups_NI.shape, gates_NI.shape))
-    _over(_kernels().open_gates, *gates_NI.shape, gates_NI.numpy(), _array(ups_NI))
-    return gates_NI
+    y_NI = _like(gates_NI)
+    _over(_kernels().open_gates, *gates_NI.shape, *_rows(gates_NI), *_rows(ups_NI), y_NI.numpy())
+    return y_NI
+
+
+def draw(
+    logits_BV: Float[Tensor, "B V"], uniforms_B: Float[Tensor, "B"], temperature: float
+) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
+    """A token for each row by inverse transform sampling, and its log-probability at this temperature, which is not a
+    number where logits are not."""
+    _must_agree("logits and uniform numbers", (uniforms_B.shape, logits_BV.shape[:1]))
+    tokens_B = torch.empty(len(logits_BV), dtype=torch.long)
+    logprobs_B = torch.empty(len(logits_BV))
+    given = _array(logits_BV), _array(uniforms_B), temperature
+    _over(_kernels().draw, *logits_BV.shape, *given, tokens_B.numpy(), logprobs_B.numpy())
+    return tokens_B, logprobs_B
 
 
 def rotate(
@@ -155,6 +169,13 @@ def _is_installed(name: str) -> bool:
 
 def _array(x: Tensor) -> Any:
     return (x.detach() if x.requires_grad else x).contiguous().numpy()
+
+
+def _rows(x_NI: Float[Tensor, "N I"]) -> tuple[Any, int]:
+    """Rows that may lie apart as they follow each other in memory, and how far one begins behind the other."""
+    x_NI = x_NI.detach() if x_NI.stride(1) == 1 else x_NI.detach().contiguous()
+    (rows, width), apart = x_NI.shape, x_NI.stride(0)
+    return x_NI.as_strided(((rows - 1) * apart + width if rows else 0,), (1,)).numpy(), apart
 
 
 def _like(x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ttrl_pop.kernels import loops
 from ttrl_pop.kernels.cuda import cumulative_
 from ttrl_pop.model.forward import at_temperature
 
@@ -21,6 +22,8 @@ def draw(
     likeliest tokens that together reach it (nucleus sampling, arXiv 1904.09751), in the renormalised distribution.
     Where logits are not finite the log-probability is not a number.
     """
+    if temperature > 0 and top_p == 1 and loops.are_for(logits_BV):
+        return loops.draw(logits_BV, uniforms_B.to(logits_BV.dtype), temperature)
     tokens, logprobs = [], []
     rows = max(1, CDF_NUMBERS.get(logits_BV.device.type, 2**20) // logits_BV.shape[1])
     for logits_RV, uniforms_R in zip(torch.split(logits_BV, rows), torch.split(uniforms_B, rows), strict=True):

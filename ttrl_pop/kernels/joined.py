@@ -1,0 +1,86 @@
+"""Linear layers that read the same states, multiplied as one: queries, keys and values of an attention, gates and what
+they open for. At the width of a decode step a small product costs more than its share of a large one."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ttrl_pop.kernels.matmul import LAYOUT_ROWS, LaidOutWeight, product
+
+
+class Joined:
+    """Weights that lie one behind another in one that is laid out.
+
+    Asked for the product of the first, it makes all of them; the others are taken from there when they are asked for
+    with the same states. `up_to_date`, set once they are known, are called before: they bring each weight up to date.
+    """
+
+    def __init__(
+        self, whole: LaidOutWeight, outputs: Sequence[int], biases: Sequence[Float[Tensor, "_"] | None]
+    ) -> None:
+        """
+        Args:
+            outputs: rows of each weight.
+            biases: of each layer; they stay as they are.
+        """
+        self.whole = whole
+        self.up_to_date: Sequence[Callable[[], object]] = ()
+        # As `data` each has a version of its own: one that is made anew leaves what was kept of the others as it was.
+        self.parts = tuple(
+            Part(self, place, weight.data) for place, weight in enumerate(torch.split(whole.weight, [*outputs]))
+        )
+        self._versions: list[int] = []
+        self._outputs = [*outputs]
+        weight = whole.weight
+        given = [weight.new_zeros(rows) if b is None else b for rows, b in zip(outputs, biases, strict=True)]
+        self._bias = None if all(bias is None for bias in biases) else torch.cat(given)
+        self._x: Tensor | None = None
+        """The states that some products have not been asked for with. While they are held, their memory is theirs."""
+        self._version = -1
+        self._waiting: dict[int, Tensor] = {}
+        """Products that have not been asked for yet, by place."""
+
+    def take(self, x: Float[Tensor, "N I"], place: int) -> Float[Tensor, "N O"] | None:
+        """The product of the weight at a place, in rows that lie apart; None where it has not been made with others."""
+        if place == 0:
+            for update in self.up_to_date:
+                update()
+            versions = [part.weight._version for part in self.parts]
+            if versions != self._versions:
+                self.whole.renew()
+                self._versions = versions
+            made = torch.split(self.whole.times(x, self._bias), self._outputs, dim=-1)
+            self._waiting, self._x, self._version = dict(enumerate(made)), x, x._version
+        elif not self._is_of(x):
+            return None
+        y = self._waiting.pop(place, None)
+        if not self._waiting:
+            self._x = None
+        return y
+
+    def _is_of(self, x: Tensor) -> bool:
+        held = self._x
+        return (
+            held is not None
+            and x.data_ptr() == held.data_ptr()
+            and x._version == self._version
+            and x.shape == held.shape
+            and x.stride() == held.stride()
+        )
+
+
+class Part:
+    """One of the weights that are joined."""
+
+    def __init__(self, joined: Joined, place: int, weight: Float[Tensor, "O I"]) -> None:
+        self.weight = weight
+        self._joined, self._place = joined, place
+
+    def times(self, x: Float[Tensor, "N I"], bias: Float[Tensor, "O"] | None) -> Float[Tensor, "N O"]:
+        """x·Wᵀ + b, without gradient."""
+        x = x.detach()
+        # Many rows gain nothing, and their products had better lie by themselves: 5 % of the learner's time.
+        y = self._joined.take(x, self._place) if len(x) <= LAYOUT_ROWS else None
+        return product(x, self.weight, bias) if y is None else y
