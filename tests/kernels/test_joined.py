@@ -4,14 +4,15 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import tiny_policy
+from fakes import tiny_model, tiny_policy
 from torch import Tensor
 from torch.nn.functional import linear
 
-from ttrl_pop.kernels import matmul
+from ttrl_pop.config import LoraConfig
+from ttrl_pop.kernels import install, matmul
 from ttrl_pop.kernels.joined import Joined
 from ttrl_pop.kernels.matmul import LaidOutWeight, MklWeight, OneDnnWeight
-from ttrl_pop.model.policy import Policy
+from ttrl_pop.model.policy import Policy, with_adapter
 from ttrl_pop.packing.pack import Tree, pack
 from ttrl_pop.types import Mind
 
@@ -47,8 +48,7 @@ def test_each_has_its_own_product_and_the_whole_is_multiplied_once(
             y = part.times(x.view(-1, 5), bias)
             torch.testing.assert_close(y, linear(x, weight, bias).view(-1, len(weight)), rtol=1e-5, atol=1e-5)
         assert len(calls) == turn + 1
-        assert own._x is None, "nothing is held once all have theirs"
-        assert not own._waiting
+        assert own._made is None, "nothing is held once all have theirs"
         x += 1
 
 
@@ -74,6 +74,38 @@ def test_other_states_have_products_of_their_own(kind: type[LaidOutWeight]) -> N
     assert_right(third, weights[2], square.t())
     assert_right(first, weights[0], other)
     assert_right(third, weights[2], other)
+
+
+@kinds
+def test_a_weight_that_has_changed_since_has_no_product_of_before(kind: type[LaidOutWeight]) -> None:
+    own, weights = joined(kind)
+    first, second, _ = own.parts
+    x = drawn(4, 5)
+    first.times(x, None)
+    second.weight.mul_(-3)
+    for _ in range(2):
+        torch.testing.assert_close(second.times(x, None), linear(x, weights[1]), rtol=1e-5, atol=1e-5)
+        first.times(x, None)
+    with torch.inference_mode():
+        states = drawn(4, 5)
+        for part, weight in zip(own.parts, weights, strict=True):
+            torch.testing.assert_close(part.times(states, None), linear(states, weight), rtol=1e-5, atol=1e-5)
+
+
+def test_layers_are_counted_once_in_whatever_order_a_family_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not KINDS:
+        pytest.skip("takes weights that are laid out")
+    monkeypatch.setattr(matmul, "_kind", lambda: KINDS[0])
+    model = tiny_model("llama", dtype=torch.float32)
+    for layer in model.network.model.layers:
+        layer.self_attn._modules = dict(sorted(layer.self_attn._modules.items()))
+    with_adapter(model.network, LoraConfig(rank=2), 0)
+    assert [*model.network.model.layers[0].self_attn._modules][:2] == ["k_proj", "o_proj"]
+    asked: list[int] = []
+    lay_out = matmul.lay_out
+    monkeypatch.setattr(matmul, "lay_out", lambda weight: [asked.append(weight.numel()), lay_out(weight)][1])
+    found = install._projections(model.network)
+    assert sum(asked) == sum(projection.weight.numel() for projection in found.values())
 
 
 @pytest.mark.parametrize("count", [1, 40], ids=["joined", "many rows, each by itself"])

@@ -7,7 +7,7 @@ An adapter is taken into its weights: W' = W + scale · B · A stands beside W, 
 changed, so that a forward has no products for adapters, and a backward pass only those of their own gradients. Where
 weights are narrower than adapters, as in bf16, the sum would lose what is learned; there, and where all W' would take
 too much memory, adapters are computed beside W. W', and weights without adapters, are laid out for products where that
-is known and there is room (`ttrl_pop.kernels.matmul`).
+is known and there is room (`ttrl_pop.kernels.matmul`), those W' that read the same states as one.
 """
 
 import sys
@@ -100,29 +100,31 @@ def _projections(network: nn.Module) -> dict[nn.Module, Projection]:
     merge = _merges(adapted, limit)
     room = LAYOUT_SHARE * limit
 
-    def laid_out(weight: Tensor) -> LaidOutWeight | None:
+    def laid_out(weight: Tensor, *parts: Tensor) -> LaidOutWeight | None:
+        """A weight laid out where there is room for it, or for the parts that it holds."""
         nonlocal room
-        size = matmul.layout_bytes(weight)
+        size = sum(map(matmul.layout_bytes, parts or (weight,)))
         found = matmul.lay_out(weight) if size <= room else None
         room -= size if found else 0
         return found
 
     found: dict[nn.Module, Projection] = {}
-    first = {group[0]: group for group in _groups(network, adapted)} if merge else {}
+    # Some families name them in another order than that in which they ask.
+    groups = {min(group, key=adapted.index): group for group in _groups(network, adapted)} if merge else {}
     for module in adapted:
         if module in found:
             continue
-        # Where there is no room for all of a group there may be some for its first.
-        group = first.get(module, [module])
-        outputs = [member.base_layer.out_features for member in group]
-        weight = module.base_layer.weight
-        if len(group) > 1 and (whole := laid_out(weight.new_empty(sum(outputs), weight.shape[1]))):
+        # Where there is no room for all of a group there may be some for one of it.
+        group = groups.get(module, [module])
+        weights = [member.base_layer.weight for member in group]
+        outputs = [len(weight) for weight in weights]
+        if len(group) > 1 and (whole := laid_out(weights[0].new_empty(sum(outputs), weights[0].shape[1]), *weights)):
             joined = Joined(whole, outputs, [member.base_layer.bias for member in group])
             for member, part in zip(group, joined.parts, strict=True):
                 found[member] = Projection(*_numbers(member), part.weight, part)
             joined.up_to_date = [found[member].multiplier for member in group]
             continue
-        merged = torch.empty_like(weight, requires_grad=False) if merge else None
+        merged = torch.empty_like(module.base_layer.weight, requires_grad=False) if merge else None
         found[module] = Projection(*_numbers(module), merged, None if merged is None else laid_out(merged))
     for module in frozen:
         found[module] = Projection(module.weight, module.bias, laid_out=laid_out(module.weight))

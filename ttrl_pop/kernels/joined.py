@@ -2,6 +2,7 @@
 they open for. At the width of a decode step a small product costs more than its share of a large one."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -36,14 +37,11 @@ class Joined:
         weight = whole.weight
         given = [weight.new_zeros(rows) if b is None else b for rows, b in zip(outputs, biases, strict=True)]
         self._bias = None if all(bias is None for bias in biases) else torch.cat(given)
-        self._x: Tensor | None = None
-        """The states that some products have not been asked for with. While they are held, their memory is theirs."""
-        self._version = -1
-        self._waiting: dict[int, Tensor] = {}
-        """Products that have not been asked for yet, by place."""
+        self._made: _Made | None = None
 
     def take(self, x: Float[Tensor, "N I"], place: int) -> Float[Tensor, "N O"] | None:
         """The product of the weight at a place, in rows that lie apart; None where it has not been made with others."""
+        made = self._made
         if place == 0:
             for update in self.up_to_date:
                 update()
@@ -51,24 +49,40 @@ class Joined:
             if versions != self._versions:
                 self.whole.renew()
                 self._versions = versions
-            made = torch.split(self.whole.times(x, self._bias), self._outputs, dim=-1)
-            self._waiting, self._x, self._version = dict(enumerate(made)), x, x._version
-        elif not self._is_of(x):
+            products = torch.split(self.whole.times(x, self._bias), self._outputs, dim=-1)
+            self._made = made = _Made(x, _version(x), versions, dict(enumerate(products)))
+        elif made is None or not made.are_of(x) or made.versions[place] != self.parts[place].weight._version:
             return None
-        y = self._waiting.pop(place, None)
-        if not self._waiting:
-            self._x = None
+        y = made.waiting.pop(place, None)
+        if not made.waiting:
+            self._made = None
         return y
 
-    def _is_of(self, x: Tensor) -> bool:
-        held = self._x
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """Products of all weights with some states."""
+
+    x: Tensor
+    """The states. While they are held, their memory is theirs."""
+    version: int
+    versions: list[int]
+    """Of the weights."""
+    waiting: dict[int, Tensor]
+    """Those that have not been asked for yet, by place."""
+
+    def are_of(self, x: Tensor) -> bool:
+        """Whether `x` are those states, by whatever name."""
         return (
-            held is not None
-            and x.data_ptr() == held.data_ptr()
-            and x._version == self._version
-            and x.shape == held.shape
-            and x.stride() == held.stride()
+            x.data_ptr() == self.x.data_ptr()
+            and _version(x) == self.version
+            and x.shape == self.x.shape
+            and x.stride() == self.x.stride()
         )
+
+
+def _version(x: Tensor) -> int:
+    return 0 if x.is_inference() else x._version
 
 
 class Part:

@@ -1,4 +1,5 @@
-"""What a forward without gradients does between its products, as loops over float32 on a CPU, where numba is there and
+"""What a forward without gradients does between its products, and the draw of a token behind them, as loops over
+float32 on a CPU, where numba is there and
 vLLM is not (`ttrl_pop.kernels.loop_kernels`): one pass over memory each, where torch makes two to seven, and of a slot
 no more is read than its newest token sees.
 
@@ -111,8 +112,8 @@ def draw(
     """A token for each row by inverse transform sampling, and its log-probability at this temperature, which is not a
     number where logits are not."""
     _must_agree("logits and uniform numbers", (uniforms_B.shape, logits_BV.shape[:1]))
-    tokens_B = torch.empty(len(logits_BV), dtype=torch.long)
-    logprobs_B = torch.empty(len(logits_BV))
+    tokens_B = logits_BV.new_empty(len(logits_BV), dtype=torch.long)
+    logprobs_B = logits_BV.new_empty(len(logits_BV))
     given = _array(logits_BV), _array(uniforms_B), temperature
     _over(_kernels().draw, *logits_BV.shape, *given, tokens_B.numpy(), logprobs_B.numpy())
     return tokens_B, logprobs_B
