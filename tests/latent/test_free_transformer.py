@@ -56,6 +56,21 @@ def test_heads_of_the_encoder_begin_by_looking_ahead() -> None:
         assert seen_NTT[head, :8].argmax(-1).tolist() == [t + head + 1 for t in range(8)]
 
 
+def test_an_encoder_of_places_knows_where_what_it_reads_stands() -> None:
+    """Of a text of one sign, an encoder without places makes one code at all positions, as each mixes the same."""
+    positions = rotary(20, 16, 100.0)
+    states_1TD = torch.randn(64, generator=torch.Generator().manual_seed(1)).expand(1, 20, 64)
+    for places in (False, True):
+        torch.manual_seed(1)
+        encoder = Encoder(64, 64, 4, 3, rotary_base=100.0, places=places)
+        logits_TH = encoder(states_1TD, positions)[0]
+        spread = (logits_TH[1:] - logits_TH[:-1]).abs().amax(-1)
+        assert (spread > 1e-3).all() if places else (spread < 1e-5).all()
+        bias_NW = encoder.attention.key_bias_NW
+        assert bias_NW is not None
+        assert bool(bias_NW.any()) is not places
+
+
 def test_the_encoder_sees_the_whole_text(model: FreeTransformer, tokens_BT: Tensor) -> None:
     first = [model.encode(model.lower(tokens))[:, 0] for tokens in (tokens_BT, changed(tokens_BT, 11))]
     assert (first[0] - first[1]).abs().max() > 1e-3

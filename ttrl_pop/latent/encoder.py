@@ -23,13 +23,18 @@ class Encoder(nn.Module):
     can tell the decoder is what comes next. Left to find that by themselves they may not, and then the decoder learns
     to pass over the code before it says anything.
 
+    What is told well ahead, as where something begins, is found by none of these heads. With `places` states carry
+    their positions, and heads begin anywhere.
+
     Args:
         source_width: width of the hidden states that are read.
         width: width of the block.
         rotary_base: of the positions that it will be given.
     """
 
-    def __init__(self, source_width: int, width: int, heads: int, bits: int, rotary_base: float) -> None:
+    def __init__(
+        self, source_width: int, width: int, heads: int, bits: int, rotary_base: float, places: bool = False
+    ) -> None:
         super().__init__()
         self.zeta_D = nn.Parameter(torch.randn(width))
         self.before_queries = nn.RMSNorm(width, EPSILON)
@@ -39,8 +44,10 @@ class Encoder(nn.Module):
         self.feed_forward = SwiGlu(width)
         self.before_readout = nn.RMSNorm(width, EPSILON)
         self.readout = nn.Linear(width, bits)
+        self.place = nn.Linear(2 * (width // heads), source_width, bias=False) if places else None
         initialise(self)
-        self._look_ahead(rotary_base)
+        if not places:
+            self._look_ahead(rotary_base)
 
     def _look_ahead(self, rotary_base: float) -> None:
         """Let the keys of head n be, but for what stands there, its query turned back by n + 1 positions."""
@@ -60,6 +67,8 @@ class Encoder(nn.Module):
             real_BT: where there is a state; None where there is one everywhere.
         """
         source_BTD = self.before_source(states_BTD)
+        if self.place is not None:
+            source_BTD = source_BTD + self.place(torch.cat(positions, dim=-1))
         zeta_BTD = self.zeta_D.expand(*states_BTD.shape[:2], -1)
         states_BTD = zeta_BTD + self.attention(self.before_queries(zeta_BTD), source_BTD, positions, real_BT=real_BT)
         states_BTD = states_BTD + self.feed_forward(self.before_feed_forward(states_BTD))

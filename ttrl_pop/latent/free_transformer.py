@@ -35,6 +35,8 @@ class Shape:
     """For texts of some 60 tokens; the usual 10,000 hardly turns over such a length."""
     loudness: float = 1.0
     """Root mean square of the injection R at the start; that of X is about 1."""
+    places: bool = False
+    """Give what the encoder reads its positions, in place of heads that begin by looking ahead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,8 @@ class FreeTransformer(nn.Module):
         self.before_head = nn.RMSNorm(shape.width, EPSILON)
         self.head = nn.Linear(shape.width, shape.vocabulary, bias=False)
         initialise(self)
-        self.encoder = Encoder(shape.width, shape.width, shape.heads, shape.bits, shape.rotary_base)
+        width = shape.width
+        self.encoder = Encoder(width, width, shape.heads, shape.bits, shape.rotary_base, shape.places)
         cosines, sines = rotary(shape.length, shape.width // shape.heads, shape.rotary_base)
         self.register_buffer("cosines_TW", cosines, persistent=False)
         self.register_buffer("sines_TW", sines, persistent=False)

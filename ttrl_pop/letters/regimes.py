@@ -5,7 +5,8 @@ A text has log2 57 = 5.8 bits of place and 64 · 0.337 = 21.6 bits of noise, and
 
 Where little is free from the start a code finds no use, or tells half of what it could. So κ comes from above, where
 it is found within some hundred steps on every seed: all that a text holds is told then, and as κ falls what tells most
-stays.
+stays. At 1/8 that would be a share of the noise as well, and the place too little: there texts have no noise until κ
+has fallen, when no room is left for it.
 """
 
 import math
@@ -47,6 +48,10 @@ class Regime:
     """Share of the steps after which the free bits fall."""
     until: float = 0.0
     """Share of the steps at which they have fallen to `kappa`."""
+    quiet: float = 0.0
+    """Share of the steps in which texts have no noise."""
+    places: bool = False
+    """Whether the encoder is told positions, as `Shape` has it."""
 
     def after(self, steps: int) -> "Regime":
         """The same regime with another number of steps."""
@@ -67,7 +72,7 @@ class Regime:
 
 REGIMES = (
     Regime(1 / 64, steps=600),
-    Regime(1 / 8, steps=3000, first=8.0, hold=0.1, until=0.6),
+    Regime(1 / 8, steps=3000, first=8.0, hold=0.1, until=0.6, quiet=0.6, places=True),
     Regime(1.0, steps=7000, first=8.0, hold=0.05, until=0.6),
     Regime(8.0, steps=1000),
 )
@@ -79,11 +84,12 @@ def train(regime: Regime, seed: int) -> Iterator[FreeTransformer]:
     # Layers draw their first weights from the process's generator: the caller's is left as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("letters", "weights", seed))
-        model = FreeTransformer(Shape(len(task.SIGNS), task.PROMPT + task.BODY))
+        model = FreeTransformer(Shape(len(task.SIGNS), task.PROMPT + task.BODY, places=regime.places))
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     random = stream("letters", "train", seed)
     for step in range(1, regime.steps + 1):
-        tokens_BT = torch.from_numpy(task.texts(BATCH, random))
+        noise_rate = task.NOISE_RATE if step > regime.quiet * regime.steps else 0.0
+        tokens_BT = torch.from_numpy(task.texts(BATCH, random, noise_rate))
         shape = (*tokens_BT.shape, model.shape.bits)
         uniforms_BTH = torch.from_numpy(random.random(shape, dtype=np.float32))
         loss = model.loss(tokens_BT, uniforms_BTH).total(regime.free_bits(step) * BIT)

@@ -19,13 +19,13 @@ NOISE_RATE = 1 / 16
 Tokens = npt.NDArray[np.int64]
 
 
-def texts(count: int, generator: np.random.Generator) -> Tokens:
+def texts(count: int, generator: np.random.Generator, noise_rate: float = NOISE_RATE) -> Tokens:
     """Texts (count, 66): the letter and the place of its run are uniform, then each sign of the body may be noise."""
     letter_B = generator.integers(len(LETTERS), size=count)
     place_B = generator.integers(BODY - RUN + 1, size=count)
     offset_BT = np.arange(BODY) - place_B[:, None]
     body_BT = np.where((offset_BT >= 0) & (offset_BT < RUN), letter_B[:, None], BLANK)
-    body_BT = np.where(generator.random((count, BODY)) < NOISE_RATE, NOISE, body_BT)
+    body_BT = np.where(generator.random((count, BODY)) < noise_rate, NOISE, body_BT)
     return np.concatenate([prompts(letter_B), body_BT], axis=1)
 
 
