@@ -66,10 +66,11 @@ class _Made:
     x: Tensor
     """The states. While they are held, their memory is theirs."""
     version: int
+    """Their version."""
     versions: list[int]
-    """Of the weights."""
+    """Versions of the weights that were multiplied."""
     waiting: dict[int, Tensor]
-    """Those that have not been asked for yet, by place."""
+    """Products that have not been asked for yet, by place."""
 
     def are_of(self, x: Tensor) -> bool:
         """Whether `x` are those states, by whatever name."""
