@@ -11,6 +11,7 @@ import torch
 from fakes import FAMILIES, PROBLEMS, tiny_model, tiny_session
 
 from ttrl_pop.errors import DamagedError, UsageError
+from ttrl_pop.fit import latent as latent_fit
 from ttrl_pop.fit import lower_half
 from ttrl_pop.fit.codes import Codes, CompletionEncoder
 from ttrl_pop.fit.completions import numbered, readings
@@ -114,6 +115,23 @@ def test_layers_that_are_computed_again_give_the_same_fit() -> None:
     assert asdict(fitted(plain)) == pytest.approx(asdict(fitted(again)), abs=1e-9)
     torch.testing.assert_close(latent_of(plain).directions, latent_of(again).directions, rtol=0, atol=1e-9)
     assert [vars(layer).get("forward") for layer in latent_of(again).below] == wrapped
+
+
+@pytest.mark.parametrize("untold", [0.0, 0.125, 0.75])
+def test_a_share_of_the_completions_is_read_under_the_prior(untold: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, shares = latent_fit.Codes, []
+
+    def noted(reading: Any, encoder: Any, *given: Any, untold: Any = ()) -> Any:
+        if given[2] == "fit-bits":
+            shares.append((len(untold), len(reading.completions_B)))
+        return own(reading, encoder, *given, untold=untold)
+
+    monkeypatch.setattr(latent_fit, "Codes", noted)
+    fitted(session_of(untold=untold, steps=40))
+    told, all_of = (sum(counts) for counts in zip(*shares, strict=True))
+    assert all_of > 300
+    # Five standard errors.
+    assert abs(told / all_of - untold) <= 5 * (untold * (1 - untold) / all_of) ** 0.5
 
 
 def test_the_model_is_left_as_it_was() -> None:

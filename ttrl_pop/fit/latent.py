@@ -49,8 +49,6 @@ FROM_ABOVE = 4.0
 """κ at the first step, in units of the last."""
 FALL = 0.5
 """Share of the steps in which κ falls."""
-UNTOLD = 1 / 8
-"""Share of the completions of a step that are read under a code of the prior. The KL of theirs counts all the same."""
 WARM_UP = 0.05
 DECAY = 0.5
 """Shares of the steps over which the learning rate rises from nothing, and at the end falls to it."""
@@ -206,10 +204,11 @@ class _Fitting:
         self.optimizer.zero_grad()
         tokens = sum(len(each.rollout.completion_ids) for part in problems for each in part)
         for reading in readings(problems, self.token_budget, self.policy.device):
+            # The KL of their codes counts all the same.
             untold = {
                 each.number
                 for each in reading.completions_B
-                if randomness.stream("fit-drop", self.seed, step, each.number).random() < UNTOLD
+                if randomness.stream("fit-drop", self.seed, step, each.number).random() < self.options.untold
             }
             codes = self._codes(reading, self.encoder, "fit-bits", step, untold)
             with ExitStack() as stay:

@@ -51,6 +51,9 @@ class LatentOptions(Section):
     """Fit: steps."""
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01
     """Fit: learning rate, in units of the hidden states' size at the middle layer for what a code adds."""
+    untold: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.125
+    """Fit: share of the completions of a step that are read under a code of the prior, as all are in use. More leaves
+    each mind more of its sense, fewer set minds farther apart."""
     encoder_width: Annotated[int, Field(ge=16, le=1024, multiple_of=16)] = 128
     """Fit: width of the encoder, which is needed for the fit alone."""
     least_gap: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
