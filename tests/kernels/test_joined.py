@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 
 from ttrl_pop.config import LoraConfig
 from ttrl_pop.kernels import install, matmul
-from ttrl_pop.kernels.joined import Joined
+from ttrl_pop.kernels.joined import Joined, _Made
 from ttrl_pop.kernels.matmul import LaidOutWeight, MklWeight, OneDnnWeight
 from ttrl_pop.model.policy import Policy, with_adapter
 from ttrl_pop.packing.pack import Tree, pack
@@ -142,3 +142,23 @@ def test_adapters_that_learn_are_taken_into_all_of_them(count: int, monkeypatch:
     ]
     for one, other in zip(*slopes, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()))
+
+
+@kinds
+def test_who_asks_in_between_takes_nobody_elses_products(
+    kind: type[LaidOutWeight], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when another thread asks between a look at whose products there are and their taking."""
+    own, weights = joined(kind)
+    first, second, _ = own.parts
+    x, other = drawn(4, 5), drawn(4, 5, seed=1)
+    are_of = _Made.are_of
+
+    def interrupted(made: _Made, states: Tensor) -> bool:
+        found = are_of(made, states)
+        first.times(other, None)
+        return found
+
+    first.times(x, None)
+    monkeypatch.setattr(_Made, "are_of", interrupted)
+    torch.testing.assert_close(second.times(x, None), linear(x, weights[1]), rtol=1e-5, atol=1e-5)

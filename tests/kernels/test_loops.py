@@ -197,9 +197,9 @@ def test_gates_open_as_torch_opens_them_up_to_infinity(by_torch: Callable[[Calla
         (both[:, :7], drawn(4, 7)),
         (both[:0, :7], both[:0, 7:]),
     ):
-        before = both.clone()
-        torch.testing.assert_close(loops.open_gates(*sides), torch.nn.functional.silu(sides[0]) * sides[1])
-        assert torch.equal(both, before)
+        gates, ups = (side.clone() for side in sides)
+        torch.testing.assert_close(loops.open_gates(*sides), torch.nn.functional.silu(gates) * ups)
+        assert torch.equal(sides[1], ups), "what lies between the rows of the gates is left alone"
 
 
 @NUMBA
@@ -222,6 +222,23 @@ def test_tokens_are_drawn_as_torch_draws_them(
     same = tokens == expected
     assert same.float().mean() > 0.99
     torch.testing.assert_close(logprobs[same], own[same], rtol=1e-5, atol=1e-5)
+
+
+@NUMBA
+@torch.no_grad()
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16], ids=str)
+def test_tokens_are_drawn_whatever_type_is_the_processs_default(default: torch.dtype) -> None:
+    logits, uniforms = drawn(5, 97), torch.linspace(0, 0.9, 5)
+    tokens, logprobs = draw(logits, uniforms, 1.0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        again, same = draw(logits, uniforms, 1.0)
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(again, tokens)
+    assert same.dtype == torch.float32
+    assert torch.equal(same, logprobs)
 
 
 @NUMBA

@@ -87,7 +87,7 @@ class Projection:
 
     def _fits_kernel(self, x: Float[Tensor, "N I"]) -> bool:
         """Whether one kernel computes W and adapter side by side, and faster."""
-        if self.merged is not None or self.down is None or self.weight.dtype != torch.bfloat16 or not has_kernels(x):
+        if self.down is None or self.merged is not None or self.weight.dtype != torch.bfloat16 or not has_kernels(x):
             return False
         from ttrl_pop.kernels import lora_kernels
 

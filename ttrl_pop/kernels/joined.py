@@ -8,7 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ttrl_pop.kernels.matmul import LAYOUT_ROWS, LaidOutWeight, product
+from ttrl_pop.kernels.matmul import LaidOutWeight, product
+
+MOST_ROWS = 256
+"""Rows up to which layers are multiplied as one. More gain nothing, and had better have products that lie by
+themselves: together they cost 5 % of the learner's time (dev/LOG.md)."""
 
 
 class Joined:
@@ -33,6 +37,7 @@ class Joined:
             Part(self, place, weight.data) for place, weight in enumerate(torch.split(whole.weight, [*outputs]))
         )
         self._versions: list[int] = []
+        """Versions of the weights that the last products were made with."""
         self._outputs = [*outputs]
         weight = whole.weight
         given = [weight.new_zeros(rows) if b is None else b for rows, b in zip(outputs, biases, strict=True)]
@@ -50,8 +55,8 @@ class Joined:
                 self.whole.renew()
                 self._versions = versions
             products = torch.split(self.whole.times(x, self._bias), self._outputs, dim=-1)
-            self._made = made = _Made(x, _version(x), versions, dict(enumerate(products)))
-        elif made is None or not made.are_of(x) or made.versions[place] != self.parts[place].weight._version:
+            self._made = made = _Made(x, _version(x), dict(enumerate(products)))
+        elif made is None or not made.are_of(x) or self._versions[place] != self.parts[place].weight._version:
             return None
         y = made.waiting.pop(place, None)
         if not made.waiting:
@@ -66,9 +71,7 @@ class _Made:
     x: Tensor
     """The states. While they are held, their memory is theirs."""
     version: int
-    """Their version."""
-    versions: list[int]
-    """Versions of the weights that were multiplied."""
+    """Version of the states when they were multiplied."""
     waiting: dict[int, Tensor]
     """Products that have not been asked for yet, by place."""
 
@@ -96,6 +99,5 @@ class Part:
     def times(self, x: Float[Tensor, "N I"], bias: Float[Tensor, "O"] | None) -> Float[Tensor, "N O"]:
         """x·Wᵀ + b, without gradient."""
         x = x.detach()
-        # Many rows gain nothing, and their products had better lie by themselves: 5 % of the learner's time.
-        y = self._joined.take(x, self._place) if len(x) <= LAYOUT_ROWS else None
+        y = self._joined.take(x, self._place) if len(x) <= MOST_ROWS else None
         return product(x, self.weight, bias) if y is None else y

@@ -155,13 +155,13 @@ IS_COMPILED = not numba.config.DISABLE_JIT
 
 @_compiled(_CONTRACTED)
 @no_type_check
-def open_gates(gates, gates_apart, ups, ups_apart, y_NI, begin, end):
-    width = y_NI.shape[1]
+def open_gates(width, gates, gates_apart, ups, ups_apart, begin, end):
     for n in range(begin, end):
         gates_I = gates[n * gates_apart : n * gates_apart + width]
         ups_I = ups[n * ups_apart : n * ups_apart + width]
         for i in range(width):
-            y_NI[n, i] = gates_I[i] / (_ONE + _exp(-gates_I[i])) * ups_I[i]
+            gate = gates_I[i]
+            gates_I[i] = gate / (_ONE + _exp(-gate)) * ups_I[i]
 
 
 @_compiled(_SUMMED)

@@ -1,7 +1,6 @@
 """What a forward without gradients does between its products, and the draw of a token behind them, as loops over
-float32 on a CPU, where numba is there and
-vLLM is not (`ttrl_pop.kernels.loop_kernels`): one pass over memory each, where torch makes two to seven, and of a slot
-no more is read than its newest token sees.
+float32 on a CPU, where numba is there and vLLM is not (`ttrl_pop.kernels.loop_kernels`): one pass over memory each,
+where torch makes two to seven, and of a slot no more is read than its newest token sees.
 
 Results are torch's up to rounding, and a row's depend neither on the rows beside it nor on the number of threads.
 Threads are our own: numba's would come from a second OpenMP, and take seconds to compile for.
@@ -99,11 +98,11 @@ def offset_rows(
 
 
 def open_gates(gates_NI: Float[Tensor, "N I"], ups_NI: Float[Tensor, "N I"]) -> Float[Tensor, "N I"]:
-    """silu(gates) ∘ ups."""
+    """silu(gates) ∘ ups, in the memory of `gates`. Rows of either may lie apart."""
     _must_agree("gates and what they open for", (ups_NI.shape, gates_NI.shape))
-    y_NI = _like(gates_NI)
-    _over(_kernels().open_gates, *gates_NI.shape, *_rows(gates_NI), *_rows(ups_NI), y_NI.numpy())
-    return y_NI
+    gates_NI = _in_rows(gates_NI)
+    _over(_kernels().open_gates, *gates_NI.shape, gates_NI.shape[1], *_flat(gates_NI), *_flat(_in_rows(ups_NI)))
+    return gates_NI
 
 
 def draw(
@@ -172,9 +171,13 @@ def _array(x: Tensor) -> Any:
     return (x.detach() if x.requires_grad else x).contiguous().numpy()
 
 
-def _rows(x_NI: Float[Tensor, "N I"]) -> tuple[Any, int]:
-    """Rows that may lie apart as they follow each other in memory, and how far one begins behind the other."""
-    x_NI = x_NI.detach() if x_NI.stride(1) == 1 else x_NI.detach().contiguous()
+def _in_rows(x_NI: Float[Tensor, "N I"]) -> Float[Tensor, "N I"]:
+    """The same numbers, each row in one piece."""
+    return x_NI.detach() if x_NI.stride(1) == 1 else x_NI.detach().contiguous()
+
+
+def _flat(x_NI: Float[Tensor, "N I"]) -> tuple[Any, int]:
+    """Rows as they follow each other in memory, with what lies between, and how far one begins behind the other."""
     (rows, width), apart = x_NI.shape, x_NI.stride(0)
     return x_NI.as_strided(((rows - 1) * apart + width if rows else 0,), (1,)).numpy(), apart
 

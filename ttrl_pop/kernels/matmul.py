@@ -65,21 +65,17 @@ class LaidOutWeight(ABC):
             raise ValueError(
                 f"a product with a weight of {outputs} x {inputs} takes rows of {inputs}, got {x.shape[-1]}"
             )
-        if x.dtype != torch.float32 or not x.is_cpu:
+        if x.dtype != torch.float32 or x.device.type != "cpu":
             raise TypeError(
                 f"a product with a weight that is laid out takes float32 on the CPU, got {x.dtype} on {x.device}"
             )
-        rows = x.detach() if x.requires_grad else x
-        # A decode step has hundreds of products, and shorter ones than Python takes to ask for what is there.
-        if x.ndim != 2 or not x.is_contiguous():
-            rows = rows.reshape(-1, inputs).contiguous()
+        rows = x.detach().reshape(-1, inputs).contiguous()
         if not len(rows):
             return x.new_empty(*x.shape[:-1], outputs)
         if self.weight._version != self._laid_out_at:
             self._lay_out()
             self._laid_out_at = self.weight._version
-        y = self._product(rows, None if bias is None else bias.detach())
-        return y if x.ndim == 2 else y.view(*x.shape[:-1], outputs)
+        return self._product(rows, None if bias is None else bias.detach()).view(*x.shape[:-1], outputs)
 
     def renew(self) -> None:
         """Have the copy made anew before the next product: its memory was written to by another name."""
