@@ -48,7 +48,7 @@ but `__version__` is taken from it."""
 FACE = ROOT / "__init__.py"
 FILES = sorted(set(ROOT.rglob("*.py")) - {FACE})
 GOLD = {"ttrl_pop.report.gold", "ttrl_pop.vote.rewards.gold"}
-LAYERS = {f"ttrl_pop.kernels.{name}" for name in ("install", "fused", "matmul")}
+LAYERS = {f"ttrl_pop.kernels.{name}" for name in ("install", "fused", "plain_layer", "matmul")}
 
 
 def room(module: str) -> str:

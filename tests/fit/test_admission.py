@@ -65,11 +65,11 @@ def gain(**options: Any) -> Gain:
 
 
 def test_a_population_whose_hooks_never_run_is_refused() -> None:
-    # Fast layers read weights by themselves: none is called inside an adapter or a feed-forward block.
-    prepared(gain())
-    for options in ({"place": "up_proj"}, {"late": False}):
-        with pytest.raises(UsageError, match=r"^population Gain does not reach the model: no output depends on its"):
-            prepared(gain(**options))
+    # Fast layers read weights by themselves: what an adapter has wrapped is not called.
+    for place in ("q_proj", "up_proj", "down_proj", "act_fn"):
+        prepared(gain(place=place))
+    with pytest.raises(UsageError, match=r"^population Gain does not reach the model: no output depends on its"):
+        prepared(gain(late=False))
 
 
 def test_a_population_without_spread_or_without_parameters_reaches_as_far_as_it_should() -> None:

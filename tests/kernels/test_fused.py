@@ -88,7 +88,7 @@ def test_a_gated_mlp_has_the_values_and_slopes_of_a_plain_one(has_bias: bool, ki
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_fused_policy_computes_what_it_did(family: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     fused = tiny_policy(family, dtype=dtype)
-    monkeypatch.setattr("ttrl_pop.model.policy.fuse", lambda network: None)
+    monkeypatch.setattr("ttrl_pop.model.policy.fuse", lambda *_: None)
     plain = tiny_policy(family, dtype=dtype)
     ids, minds = torch.arange(3, 30).view(3, 9), [Mind(1), MEAN, Mind(2)]
     results = []

@@ -1,4 +1,4 @@
-"""Layers that read the same states, multiplied as one: the products of each by itself, whoever asks and when."""
+"""Layers that read the same states, multiplied as one: the products of each by itself."""
 
 from typing import Any
 
@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from ttrl_pop.config import LoraConfig
-from ttrl_pop.kernels import install, matmul
-from ttrl_pop.kernels.joined import Joined, _Made
+from ttrl_pop.kernels import install, loops, matmul
+from ttrl_pop.kernels.install import _fuse_layer
+from ttrl_pop.kernels.joined import Joined
 from ttrl_pop.kernels.matmul import LaidOutWeight, MklWeight, OneDnnWeight
 from ttrl_pop.model.policy import Policy, with_adapter
 from ttrl_pop.packing.pack import Tree, pack
@@ -41,55 +42,26 @@ def test_each_has_its_own_product_and_the_whole_is_multiplied_once(
     calls: list[int] = []
     times = kind.times
     monkeypatch.setattr(kind, "times", lambda *given: [calls.append(1), times(*given)][1])
-    x = drawn(2, 4, 5)
+    x = drawn(8, 5)
     for turn in range(2):
-        for part, weight, bias in zip(own.parts, weights, biases, strict=True):
-            # Each layer sees the states in rows, which are other tensors on the same memory.
-            y = part.times(x.view(-1, 5), bias)
-            torch.testing.assert_close(y, linear(x, weight, bias).view(-1, len(weight)), rtol=1e-5, atol=1e-5)
+        for found, weight, bias in zip(own.times(x), weights, biases, strict=True):
+            assert found.width == len(weight)
+            torch.testing.assert_close(found.states(), linear(x, weight, bias), rtol=1e-5, atol=1e-5)
         assert len(calls) == turn + 1
-        assert own._made is None, "nothing is held once all have theirs"
         x += 1
-
-
-@kinds
-def test_other_states_have_products_of_their_own(kind: type[LaidOutWeight]) -> None:
-    own, weights = joined(kind)
-    first, second, third = own.parts
-    x, other = drawn(4, 5), drawn(4, 5, seed=1)
-
-    def assert_right(part: Any, weight: Tensor, states: Tensor) -> None:
-        torch.testing.assert_close(part.times(states, None), linear(states, weight), rtol=1e-5, atol=1e-5)
-
-    assert_right(first, weights[0], x)
-    assert_right(second, weights[1], other)
-    assert_right(second, weights[1], x[:3])
-    assert_right(second, weights[1], x)
-    assert_right(second, weights[1], x)
-    assert_right(first, weights[0], x)
-    x.mul_(2)
-    assert_right(third, weights[2], x)
-    square = drawn(5, 5)
-    assert_right(first, weights[0], square)
-    assert_right(third, weights[2], square.t())
-    assert_right(first, weights[0], other)
-    assert_right(third, weights[2], other)
 
 
 @kinds
 def test_a_weight_that_has_changed_since_has_no_product_of_before(kind: type[LaidOutWeight]) -> None:
     own, weights = joined(kind)
-    first, second, _ = own.parts
     x = drawn(4, 5)
-    first.times(x, None)
-    second.weight.mul_(-3)
-    for _ in range(2):
-        torch.testing.assert_close(second.times(x, None), linear(x, weights[1]), rtol=1e-5, atol=1e-5)
-        first.times(x, None)
-    with torch.inference_mode():
-        states = drawn(4, 5)
-        for part, weight in zip(own.parts, weights, strict=True):
-            torch.testing.assert_close(part.times(states, None), linear(states, weight), rtol=1e-5, atol=1e-5)
+    own.times(x)
+    own.weights[1].mul_(-3)
+    own.up_to_date = [lambda: own.weights[2].fill_(2)]
+    for inference in (False, True):
+        with torch.inference_mode(inference):
+            for found, weight in zip(own.times(x), weights, strict=True):
+                torch.testing.assert_close(found.states(), linear(x, weight), rtol=1e-5, atol=1e-5)
 
 
 def test_layers_are_counted_once_in_whatever_order_a_family_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,11 +80,12 @@ def test_layers_are_counted_once_in_whatever_order_a_family_names_them(monkeypat
     assert sum(asked) == sum(projection.weight.numel() for projection in found.values())
 
 
-@pytest.mark.parametrize("count", [1, 40], ids=["joined", "many rows, each by itself"])
-def test_adapters_that_learn_are_taken_into_all_of_them(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("as_one", [True, False], ids=["layers are one function", "they are not"])
+def test_adapters_that_learn_are_taken_into_all_of_them(as_one: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not KINDS:
         pytest.skip("takes weights that are laid out")
     monkeypatch.setattr(matmul, "_kind", lambda: KINDS[0])
+    monkeypatch.setattr("ttrl_pop.kernels.install._fuse_layer", _fuse_layer if as_one else lambda *_: False)
     policy = tiny_policy("qwen2", dtype=torch.float32)
     monkeypatch.setattr("ttrl_pop.kernels.install._groups", lambda network, adapted: [])
     apart = tiny_policy("qwen2", dtype=torch.float32)
@@ -127,13 +100,16 @@ def test_adapters_that_learn_are_taken_into_all_of_them(count: int, monkeypatch:
 
     def states(of: Policy) -> Tensor:
         products.clear()
-        return of.hidden(pack(tuple(Tree(tuple(range(3 + n, 12 + n)), Mind(1), ()) for n in range(count)), of.device))
+        return of.hidden(pack((Tree(tuple(range(3, 12)), Mind(1), ()),), of.device))
 
+    one_function = as_one and loops.are_there()
     for seed in range(2):
         with torch.no_grad():
             found, made = states(policy), len(products)
             torch.testing.assert_close(found, states(apart), rtol=1e-4, atol=1e-4)
-            assert len(products) - made == (3 if count == 1 else 5) * policy.network.config.num_hidden_layers
+            # Gates and what they open for are one product in any case; what is asked apart is laid out apart.
+            assert made == (4 if one_function else 6) * policy.network.config.num_hidden_layers
+            assert len(products) == 7 * policy.network.config.num_hidden_layers
             for of in (policy, apart):
                 for number, parameter in enumerate(of.adapter_parameters().values()):
                     parameter.copy_(drawn(*parameter.shape, seed=100 * seed + number) / 5)
@@ -142,23 +118,3 @@ def test_adapters_that_learn_are_taken_into_all_of_them(count: int, monkeypatch:
     ]
     for one, other in zip(*slopes, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()))
-
-
-@kinds
-def test_who_asks_in_between_takes_nobody_elses_products(
-    kind: type[LaidOutWeight], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As when another thread asks between a look at whose products there are and their taking."""
-    own, weights = joined(kind)
-    first, second, _ = own.parts
-    x, other = drawn(4, 5), drawn(4, 5, seed=1)
-    are_of = _Made.are_of
-
-    def interrupted(made: _Made, states: Tensor) -> bool:
-        found = are_of(made, states)
-        first.times(other, None)
-        return found
-
-    first.times(x, None)
-    monkeypatch.setattr(_Made, "are_of", interrupted)
-    torch.testing.assert_close(second.times(x, None), linear(x, weights[1]), rtol=1e-5, atol=1e-5)

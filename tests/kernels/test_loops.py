@@ -23,8 +23,9 @@ from torch import Tensor
 from transformers.models.llama import modeling_llama
 
 from ttrl_pop.config import SamplingConfig
-from ttrl_pop.kernels import fused, loops, norms, rotary
+from ttrl_pop.kernels import fused, loops, norms
 from ttrl_pop.kernels.fused import Projection, gated_mlp
+from ttrl_pop.kernels.loops import Columns, Norm
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.sample.hf.backend import HfBackend
 from ttrl_pop.sample.hf.cache import Decode, KeyValueCache
@@ -128,19 +129,29 @@ def test_a_position_outside_of_its_slot_is_an_error_and_not_memory_of_others(mon
         norms.offset_rows(drawn(2, 3), drawn(2, 3), torch.tensor([0, 2]))
 
 
+def columns(states: Tensor, counts: list[int]) -> list[Columns]:
+    """Columns of a matrix, so many behind each other."""
+    return [Columns(states, sum(counts[:place]), count) for place, count in enumerate(counts)]
+
+
+def norm(width: int, added: float = 0.0) -> Norm:
+    return Norm(drawn(width), 1e-5, added)
+
+
 def made(rows: list[int]) -> list[Tensor]:
     """What each loop makes of these of eleven rows."""
-    x, wide, heads = drawn(11, 37)[rows], drawn(11, 4, 10)[rows], drawn(11, 2, 10)[rows]
-    turned = loops.rotate(
-        *(states.transpose(0, 1)[None] for states in (wide, heads)),
-        *(angles[None] for angles in (drawn(11, 10)[rows], drawn(11, 11)[rows, 1:])),
-    )
+    x, wide = drawn(11, 37)[rows], drawn(11, 80)[rows]
+    angles = drawn(11, 10)[rows], drawn(11, 11)[rows, 1:]
+    offsets = drawn(3, 37), torch.arange(11)[rows] % 3
     return [
-        loops.rms_norm(x, drawn(37), 1e-5, 1.0),
-        loops.offset_rows(x, drawn(3, 37), torch.arange(11)[rows] % 3),
-        loops.open_gates(x.clone(), x + 1),
+        loops.rms_norm(x, norm(37, 1.0)),
+        loops.rms_norm(x, norm(37), offsets),
+        *loops.add_rms_norm(x, x + 1, norm(37), offsets),
+        loops.offset_rows(x, *offsets),
+        loops.open_gates(*columns(wide, [40, 40])),
         *loops.draw(7 * drawn(11, 700)[rows], torch.linspace(0, 0.99, 11)[rows], 0.7),
-        *(states[0].transpose(0, 1) for states in turned),
+        *loops.turn(*columns(wide, [40, 20, 20]), *angles),
+        *loops.turn(*columns(wide, [40, 20, 20]), *angles, (norm(10), norm(10, 0.0))),
     ]
 
 
@@ -185,21 +196,24 @@ def test_norms_and_offsets_are_those_of_torch(
 @torch.no_grad()
 def test_gates_open_as_torch_opens_them_up_to_infinity(by_torch: Callable[[Callable[[], Any]], Any]) -> None:
     gates = torch.cat([torch.linspace(-130, 130, 5000), torch.tensor([math.nan, math.inf, -math.inf])]).repeat(2, 1)
-    found, expected = loops.open_gates(gates.clone(), torch.ones_like(gates)), torch.nn.functional.silu(gates.double())
+    given = Columns(gates, 0, gates.shape[1]), Columns(torch.ones_like(gates), 0, gates.shape[1])
+    found, expected = loops.open_gates(*given), torch.nn.functional.silu(gates.double())
     torch.testing.assert_close(found.double(), expected, rtol=2e-6, atol=1e-35, equal_nan=True)
     layers = [Projection(drawn(*shape)) for shape in ((7, 5), (7, 5), (5, 7))]
     x = drawn(2, 3, 5)
     torch.testing.assert_close(gated_mlp(x, *layers), by_torch(lambda: gated_mlp(x, *layers)))
-    both = drawn(4, 14)
-    for sides in (
-        both.split(7, dim=-1),
-        both.view(7, 8).t().split(4),
-        (both[:, :7], drawn(4, 7)),
-        (both[:0, :7], both[:0, 7:]),
+    both, other = drawn(4, 20), drawn(4, 9)
+    for first, second in (
+        (Columns(both, 0, 7), Columns(both, 7, 7)),
+        (Columns(both, 13, 7), Columns(both, 2, 7)),
+        (Columns(both, 3, 7), Columns(other, 2, 7)),
+        (Columns(both[:0], 0, 7), Columns(other[:0], 0, 7)),
+        (Columns(both.t().contiguous().t(), 0, 7), Columns(both[:, 3:], 0, 7)),
     ):
-        gates, ups = (side.clone() for side in sides)
-        torch.testing.assert_close(loops.open_gates(*sides), torch.nn.functional.silu(gates) * ups)
-        assert torch.equal(sides[1], ups), "what lies between the rows of the gates is left alone"
+        before = both.clone()
+        expected = torch.nn.functional.silu(first.states()) * second.states()
+        torch.testing.assert_close(loops.open_gates(first, second), expected)
+        assert torch.equal(both, before)
 
 
 @NUMBA
@@ -257,18 +271,27 @@ def test_what_has_no_probability_is_never_drawn_and_odd_logits_show() -> None:
 
 @NUMBA
 @torch.no_grad()
+@pytest.mark.parametrize("has_norms", [False, True])
 @pytest.mark.parametrize(("heads", "key_heads", "width"), [(9, 3, 64), (4, 1, 10), (2, 2, 16)])
-def test_turned_as_transformers_turns(heads: int, key_heads: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_turned_as_transformers_turns(heads: int, key_heads: int, width: int, has_norms: bool) -> None:
     own = getattr(modeling_llama.apply_rotary_pos_emb, "own", modeling_llama.apply_rotary_pos_emb)
-    q, k = (drawn(1, 7, count, width).transpose(1, 2) for count in (heads, key_heads))
-    cos, sin = drawn(1, 7, width), drawn(1, 7, width).flip(-1)
-    calls: list[int] = []
-    turn = loops.rotate
-    monkeypatch.setattr(loops, "rotate", lambda *given: [calls.append(1), turn(*given)][1])
-    for given in ((q, k), (q.contiguous(), k.contiguous())):
-        for found, expected in zip(rotary.fused(own)(*given, cos, sin), own(*given, cos, sin), strict=True):
-            torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
-    assert len(calls) == 2
+    counts = [width * count for count in (heads, key_heads, key_heads)]
+    cos, sin = drawn(7, width), drawn(7, width).flip(-1)
+    of_heads = Norm(drawn(width), 1e-2, 1.0), Norm(drawn(width) + 3, 1e-2, 1.0)
+    for given in (
+        columns(drawn(7, sum(counts)), counts),
+        [Columns(drawn(7, count + 3), 2, count) for count in counts],
+    ):
+        q, k, v = (x.states().view(7, -1, width) for x in given)
+        found = loops.turn(*given, cos, sin, of_heads if has_norms else None)
+        if has_norms:
+            q, k = (
+                norms.rms_norm(x, n.weight, n.eps, "one plus weight") for x, n in zip((q, k), of_heads, strict=True)
+            )
+        turned = own(*(x.transpose(0, 1)[None] for x in (q, k)), cos[None], sin[None])
+        for one, other in zip(found, (*(x[0].transpose(0, 1) for x in turned), v), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+            assert one.is_contiguous()
 
 
 def written(policy: Policy) -> list[Rollout]:
@@ -286,9 +309,10 @@ def test_every_family_writes_what_it_writes_without_them(
     over = loops._over
     monkeypatch.setattr(loops, "_over", lambda kernel, *given: [used.add(kernel.__name__), over(kernel, *given)][1])
     found = written(policy)
-    own = {"attend", "offset_rows"} if family == "gpt2" else {"attend", "rms_norm", "rotate"}
+    own = {"attend", "offset_rows"} if family == "gpt2" else {"attend", "rms_norm"}
     assert own <= used
-    assert ("open_gates" in used) == (family in ("llama", "qwen2", "qwen3", "mistral"))
+    is_plain = family in ("llama", "qwen2", "qwen3", "mistral")
+    assert ({"open_gates", "turn", "add_rms_norm"} <= used) == is_plain
     used.clear()
     expected = by_torch(lambda: written(policy))
     assert not used
@@ -440,16 +464,31 @@ def raising(error: Exception) -> Callable[..., Any]:
 def test_sizes_that_do_not_agree_are_errors_and_not_memory_of_others() -> None:
     x = drawn(4, 8)
     # As outside of the tests, in which annotations are checked as well.
-    norm, offset, gates, rotate, drawing = map(
-        unwrap, (loops.rms_norm, loops.offset_rows, loops.open_gates, loops.rotate, loops.draw)
+    normed, added, offset, gates, turn, drawing = map(
+        unwrap,
+        (loops.rms_norm, loops.add_rms_norm, loops.offset_rows, loops.open_gates, loops.turn, loops.draw),
     )
+    row_N, cos = torch.zeros(4, dtype=torch.long), drawn(4, 4)
+    q, k, v = columns(drawn(4, 16), [8, 4, 4])
     for call in (
-        lambda: norm(x, torch.ones(7), 1e-5, 0.0),
+        lambda: normed(x, norm(7)),
+        lambda: normed(x, norm(8), (drawn(2, 7), row_N)),
+        lambda: normed(x, norm(8), (drawn(2, 8), row_N[:3])),
+        lambda: added(x, drawn(4, 7), norm(8), None),
+        lambda: added(x, x, norm(8), (drawn(2, 8), row_N[:3])),
         lambda: offset(x, drawn(2, 8), torch.zeros(3, dtype=torch.long)),
-        lambda: offset(x, drawn(2, 1), torch.zeros(4, dtype=torch.long)),
-        lambda: gates(x, drawn(4, 1)),
+        lambda: offset(x, drawn(2, 1), row_N),
+        lambda: gates(Columns(x, 0, 8), Columns(drawn(4, 1), 0, 1)),
+        lambda: gates(Columns(x, 0, 8), Columns(drawn(3, 8), 0, 8)),
+        lambda: gates(Columns(x, 1, 8), Columns(x, 0, 8)),
+        lambda: gates(Columns(x, -1, 4), Columns(x, 0, 4)),
         lambda: drawing(x, torch.zeros(3), 1.0),
-        lambda: rotate(drawn(1, 2, 4, 8), drawn(1, 1, 5, 8), drawn(1, 4, 8), drawn(1, 4, 8)),
+        lambda: turn(q, k, v, drawn(5, 4), drawn(5, 4)),
+        lambda: turn(q, k, v, cos, drawn(4, 2)),
+        lambda: turn(q, k, v, drawn(4, 3), drawn(4, 3)),
+        lambda: turn(q, k, Columns(v.matrix, 12, 3), cos, cos),
+        lambda: turn(q, k, Columns(v.matrix, 13, 4), cos, cos),
+        lambda: turn(q, k, v, cos, cos, (norm(4), norm(3))),
         lambda: attended(4, 3, 8),
     ):
         with pytest.raises(ValueError, match="must agree in their sizes"):

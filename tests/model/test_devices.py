@@ -26,7 +26,7 @@ MINDS = (Mind(5), Mind(7))
 @pytest.fixture(params=["sequence", "completion"])
 def policy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Policy]:
     # What fused layers hold of weights cannot be exchanged afterwards; they are made of operations without a device.
-    monkeypatch.setattr("ttrl_pop.model.policy.fuse", lambda network: None)
+    monkeypatch.setattr("ttrl_pop.model.policy.fuse", lambda *_: None)
     monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
     policy = tiny_policy(population=norm_noise(0.3, scope=request.param), dtype=torch.float32)
     assert not policy.population.lacks

@@ -82,7 +82,7 @@ def test_a_size_is_what_the_policy_takes(
         with_adapter(model.network, lora, 0)
     found = install._projections(model.network).values()
     merged = sum(p.merged.numel() * p.merged.element_size() for p in found if p.merged is not None)
-    laid_out = sum(p.weight.numel() * p.weight.element_size() for p in found if p.laid_out is not None)
+    laid_out = sum(p.weight.numel() * p.weight.element_size() for p in found if p.laid_out or p.joined)
     learned = [p for p in [*model.network.parameters(), *population.parameters()] if p.requires_grad]
     bare = tiny_model(dtype=dtype)
     with torch.device("meta"):

@@ -34,7 +34,7 @@ def check_reach(policy: Policy, mind: Mind, prompt_ids: tuple[int, ...]) -> None
     if not reached:
         raise UsageError(
             f"population {type(policy.population).__name__} does not reach the model: no output depends on its "
-            "parameters. Hook linear layers in `settle`, and the feed-forward block as a whole (docs/ARCHITECTURE.md)"
+            "parameters. Hook linear layers in `settle` (docs/ARCHITECTURE.md)"
         )
 
 

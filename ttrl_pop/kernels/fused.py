@@ -3,6 +3,7 @@
 Values are those of the layers that they stand for. Frozen weights get no gradient.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ttrl_pop.kernels import loops
-from ttrl_pop.kernels.joined import Part
+from ttrl_pop.kernels.joined import Joined
+from ttrl_pop.kernels.loops import Columns
 from ttrl_pop.kernels.matmul import LaidOutWeight, product
 from ttrl_pop.kernels.norms import has_kernels
 
@@ -30,8 +32,10 @@ class Projection:
     scale: float = 1.0
     merged: Float[Tensor, "O I"] | None = None
     """Memory for W' = W + scale · B · A; None where the adapter is computed beside W."""
-    laid_out: LaidOutWeight | Part | None = None
-    """What multiplies x, W' where it is kept, else W, laid out for it, by itself or with others."""
+    laid_out: LaidOutWeight | None = None
+    """What multiplies x, W' where it is kept, else W, laid out for it."""
+    joined: Joined | None = None
+    """What multiplies x for this layer and others that read it, which `products` asks."""
     _merged_at: tuple[int, int] = field(default=(-1, -1), init=False)
     _factors: tuple[Tensor, ...] = field(default=(), init=False)
     _factors_at: tuple[int, int] = field(default=(-1, -1), init=False)
@@ -94,6 +98,13 @@ class Projection:
         return self.weight.is_contiguous() and lora_kernels.is_faster(x.shape[0], *self.weight.shape[::-1])
 
 
+def products(x: Float[Tensor, "N I"], layers: Sequence[Projection]) -> list[Columns]:
+    """What each of these layers computes, without gradient: all of them are joined with each other, or none is."""
+    if joined := layers[0].joined:
+        return joined.times(x)
+    return [Columns(y, 0, y.shape[1]) for y in (layer.times(x) for layer in layers)]
+
+
 def linear(x: Float[Tensor, "*B I"], layer: Projection) -> Float[Tensor, "*B O"]:
     """`layer` of x, with gradients for x, A and B."""
     if not torch.is_grad_enabled():
@@ -110,11 +121,11 @@ def gated_mlp(x: Float[Tensor, "*B D"], gate: Projection, up: Projection, down: 
     """
     if not torch.is_grad_enabled():
         rows = x.reshape(-1, x.shape[-1])
-        gates, ups = gate.times(rows), up.times(rows)
-        if loops.are_for(gates):
+        gates, ups = products(rows, (gate, up))
+        if loops.are_for(gates.matrix):
             opened = loops.open_gates(gates, ups)
         else:
-            opened = nn.functional.silu(gates, inplace=True).mul_(ups)
+            opened = nn.functional.silu(gates.states(), inplace=True).mul_(ups.states())
         rows = down.times(opened)
         return rows.view(*x.shape[:-1], rows.shape[-1])
     adapters = [matrix for layer in (gate, up, down) for matrix in (layer.down, layer.up)]

@@ -7,7 +7,8 @@ An adapter is taken into its weights: W' = W + scale · B · A stands beside W, 
 changed, so that a forward has no products for adapters, and a backward pass only those of their own gradients. Where
 weights are narrower than adapters, as in bf16, the sum would lose what is learned; there, and where all W' would take
 too much memory, adapters are computed beside W. W', and weights without adapters, are laid out for products where that
-is known and there is room (`ttrl_pop.kernels.matmul`), those W' that read the same states as one.
+is known and there is room (`ttrl_pop.kernels.matmul`), those W' that read the same states as one where a function asks
+for all of them. Without gradients a decoder layer of the plain form is one function (`ttrl_pop.kernels.plain_layer`).
 """
 
 import sys
@@ -18,12 +19,15 @@ import torch
 from peft.tuners import lora
 from torch import Tensor, nn
 
-from ttrl_pop.kernels import loops, matmul, rotary
+from ttrl_pop.kernels import matmul, plain_layer, rotary
 from ttrl_pop.kernels.fused import Projection, gated_mlp, linear
 from ttrl_pop.kernels.joined import Joined
+from ttrl_pop.kernels.loops import Norm
 from ttrl_pop.kernels.matmul import LaidOutWeight
 from ttrl_pop.kernels.memory import limit_bytes
-from ttrl_pop.kernels.norms import Gain, has_kernels, rms_norm
+from ttrl_pop.kernels.norms import ADDED, Gain, has_kernels, rms_norm
+from ttrl_pop.kernels.parts import Parts
+from ttrl_pop.kernels.plain_layer import GATED, PROJECTIONS
 
 MERGED_SHARE = 0.125
 """Share of the memory of a process that merged weights may take."""
@@ -31,28 +35,41 @@ LAYOUT_SHARE = 0.125
 """Share of the memory of a process that weights may take once more, laid out for products."""
 ROTARY = "apply_rotary_pos_emb"
 """Name of the function by which families of transformers turn queries and keys."""
-GATED = ("gate_proj", "up_proj", "down_proj")
-"""Names of the linear layers in the gated feed-forward layers of transformers."""
-TOGETHER = (("q_proj", "k_proj", "v_proj"), GATED[:2])
+TOGETHER = (PROJECTIONS[:3], GATED[:2])
 """Names of linear layers of one module that read the same states, in the order in which they do."""
 
 
-def fuse(network: nn.Module) -> None:
+def fuse(network: nn.Module, plan: plain_layer.Asked | None = None) -> None:
     """Give the layers of `network` that are known here their faster forward. Their frozen weights get no gradient.
 
-    Where there are kernels or loops for it, also the function by which all models of its family turn queries and keys:
-    it has no layer.
+    Where there are kernels for it, also the function by which all models of its family turn queries and keys: it has no
+    layer.
+
+    Args:
+        plan: for a look at decoder layers; without it they are left as they are.
     """
     projections = _projections(network)
+    norms: dict[nn.Module, Norm] = {}
+    gated: set[nn.Module] = set()
     for module, projection in projections.items():
         _fuse_linear(module, projection)
     for module in network.modules():
         if "rmsnorm" in type(module).__name__.lower():
-            _fuse_norm(module)
+            if norm := _fuse_norm(module):
+                norms[module] = norm
         elif "attention" in type(module).__name__.lower():
             _fuse_rotary(module)
-        elif all(getattr(module, name, None) in projections for name in GATED):
-            _fuse_mlp(module, [projections[getattr(module, name)] for name in GATED])
+        elif all(getattr(module, name, None) in projections for name in GATED) and _fuse_mlp(
+            module, [projections[getattr(module, name)] for name in GATED]
+        ):
+            gated.add(module)
+    used = {getattr(module, name) for module in gated for name in GATED}
+    for module in network.modules():
+        linears = plain_layer.parts(module, norms, gated) if plan else None
+        if plan and linears and projections.keys() >= {*linears} and _fuse_layer(module, projections, norms, plan):
+            used.update(linears)
+    for module in projections.keys() - used:
+        _part(projections[module])
 
 
 def second_weights(network: nn.Module, device: torch.device) -> tuple[int, int]:
@@ -120,8 +137,8 @@ def _projections(network: nn.Module) -> dict[nn.Module, Projection]:
         outputs = [len(weight) for weight in weights]
         if len(group) > 1 and (whole := laid_out(weights[0].new_empty(sum(outputs), weights[0].shape[1]), *weights)):
             joined = Joined(whole, outputs, [member.base_layer.bias for member in group])
-            for member, part in zip(group, joined.parts, strict=True):
-                found[member] = Projection(*_numbers(member), part.weight, part)
+            for member, weight in zip(group, joined.weights, strict=True):
+                found[member] = Projection(*_numbers(member), weight, joined=joined)
             joined.up_to_date = [found[member].multiplier for member in group]
             continue
         merged = torch.empty_like(module.base_layer.weight, requires_grad=False) if merge else None
@@ -158,10 +175,30 @@ def _fuse_linear(module: Any, projection: Projection) -> None:
     module.forward = lambda x: own(x) if module.disable_adapters else linear(x, projection)
 
 
-def _fuse_mlp(module: Any, projections: list[Projection]) -> None:
-    """Replace the forward of `module` if it computes a feed-forward layer gated by SiLU."""
+def _part(projection: Projection) -> None:
+    """Lay out a weight by itself that was joined with others, for which nobody asks together."""
+    if projection.joined and projection.merged is not None:
+        projection.joined = None
+        # As many bytes as its part of the layout of all, which goes with the last of them.
+        projection.laid_out = matmul.lay_out(projection.merged)
+
+
+def _fuse_layer(
+    module: Any, projections: dict[nn.Module, Projection], norms: dict[nn.Module, Norm], plan: plain_layer.Asked
+) -> bool:
+    """Replace the forward of `module`, which has the parts of the plain form, where that is what it computes."""
     own = module.forward
-    adapted = [layer for layer in map(module.get_submodule, GATED) if isinstance(layer, lora.Linear)]
+    layer = plain_layer.plain_layer(module, projections, norms, plan)
+    if layer:
+        module.forward = lambda x, *rest, **given: (
+            layer(x, **given) if not rest and layer.fits(x, **given) else own(x, *rest, **given)
+        )
+    return layer is not None
+
+
+def _fuse_mlp(module: Any, projections: list[Projection]) -> bool:
+    """Replace the forward of `module` if it computes a feed-forward layer gated by SiLU, and say so."""
+    own = module.forward
     weight = projections[0].weight
     # On a GPU so many rows that both sides round alike: few take a kernel of their own.
     rows = 512 if has_kernels(weight) else 2
@@ -174,19 +211,19 @@ def _fuse_mlp(module: Any, projections: list[Projection]) -> None:
             agrees = bool(gap <= 1e-5 * expected.abs().max())
     except (TypeError, ValueError, IndexError, RuntimeError):
         # Its layers fit together in another way.
-        return
+        return False
     if agrees:
-        module.forward = lambda x: (
-            own(x) if any(layer.disable_adapters for layer in adapted) else gated_mlp(x, *projections)
-        )
+        parts = Parts((module,))
+        module.forward = lambda x: gated_mlp(x, *projections) if parts.are_plain() else own(x)
+    return agrees
 
 
-def _fuse_norm(module: Any) -> None:
-    """Replace the forward of `module` if it computes an RMSNorm."""
+def _fuse_norm(module: Any) -> Norm | None:
+    """Replace the forward of `module` if it computes an RMSNorm, and say which."""
     weight = getattr(module, "weight", None)
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if not isinstance(weight, Tensor) or weight.ndim != 1 or eps is None:
-        return
+        return None
     probe = torch.linspace(-2, 3, 2 * weight.numel(), dtype=weight.dtype, device=weight.device).view(2, -1)
     gains: tuple[Gain, ...] = ("weight", "one plus weight")
     # A sum in another order may round to the number beside.
@@ -195,8 +232,10 @@ def _fuse_norm(module: Any) -> None:
         expected = module(probe)
         found = {gain: rms_norm(probe, weight, eps, gain) for gain in gains}
     fitting = [gain for gain, y in found.items() if torch.allclose(y, expected, rtol=near, atol=1e-6)]
-    if fitting:
-        module.forward = lambda x: rms_norm(x, weight, eps, fitting[0])
+    if not fitting:
+        return None
+    module.forward = lambda x: rms_norm(x, weight, eps, fitting[0])
+    return Norm(weight, eps, ADDED[fitting[0]])
 
 
 def _fuse_rotary(module: Any) -> None:
@@ -206,9 +245,8 @@ def _fuse_rotary(module: Any) -> None:
     weight = next(module.parameters(), None)
     if own is None or weight is None or hasattr(own, "own"):
         return
-    with torch.no_grad():
-        if not (has_kernels(weight) or loops.are_for(weight)):
-            return
+    if not has_kernels(weight):
+        return
     faster = rotary.fused(own)
     q, k, cos, sin = (
         torch.linspace(-1, 1, heads * 16, dtype=weight.dtype, device=weight.device).view(1, heads, 2, 8)

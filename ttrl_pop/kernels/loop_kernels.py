@@ -122,28 +122,53 @@ def attend(queries_NHD, keys_NKD, values_NKD, kept_keys, kept_values, positions_
                 out[h, d] /= totals[h]
 
 
+@_compiled(_CONTRACTED)
+@no_type_check
+def _offset_row(y_D, offsets_MD, row):
+    if row < 0 or row >= offsets_MD.shape[0]:
+        raise IndexError("a row of offsets that is not there")
+    for d in range(y_D.shape[0]):
+        y_D[d] += offsets_MD[row, d]
+
+
 @_compiled(_SUMMED)
 @no_type_check
-def rms_norm(x_BD, weight_D, eps, added, y_BD, begin, end):
-    width = x_BD.shape[1]
+def _norm_row(x_D, weight_D, eps, added, y_D):
+    width = x_D.shape[0]
+    total = _ZERO
+    for d in range(width):
+        total += x_D[d] * x_D[d]
+    inverse = _ONE / np.sqrt(total / np.float32(width) + np.float32(eps))
+    for d in range(width):
+        y_D[d] = x_D[d] * inverse * (weight_D[d] + np.float32(added))
+
+
+@_compiled(_CONTRACTED)
+@no_type_check
+def rms_norm(x_BD, weight_D, eps, added, offsets_MD, row_B, y_BD, begin, end):
     for b in range(begin, end):
-        total = _ZERO
-        for d in range(width):
-            total += x_BD[b, d] * x_BD[b, d]
-        inverse = _ONE / np.sqrt(total / np.float32(width) + np.float32(eps))
-        for d in range(width):
-            y_BD[b, d] = x_BD[b, d] * inverse * (weight_D[d] + np.float32(added))
+        _norm_row(x_BD[b], weight_D, eps, added, y_BD[b])
+        if offsets_MD.shape[0]:
+            _offset_row(y_BD[b], offsets_MD, row_B[b])
+
+
+@_compiled(_CONTRACTED)
+@no_type_check
+def add_rms_norm(x_BD, z_BD, weight_D, eps, added, offsets_MD, row_B, sum_BD, y_BD, begin, end):
+    for b in range(begin, end):
+        for d in range(x_BD.shape[1]):
+            sum_BD[b, d] = x_BD[b, d] + z_BD[b, d]
+        _norm_row(sum_BD[b], weight_D, eps, added, y_BD[b])
+        if offsets_MD.shape[0]:
+            _offset_row(y_BD[b], offsets_MD, row_B[b])
 
 
 @_compiled(_CONTRACTED)
 @no_type_check
 def offset_rows(x_ND, offsets_MD, row_N, y_ND, begin, end):
     for n in range(begin, end):
-        if row_N[n] < 0 or row_N[n] >= offsets_MD.shape[0]:
-            raise IndexError("a row of offsets that is not there")
-        offset = offsets_MD[row_N[n]]
-        for d in range(x_ND.shape[1]):
-            y_ND[n, d] = x_ND[n, d] + offset[d]
+        y_ND[n] = x_ND[n]
+        _offset_row(y_ND[n], offsets_MD, row_N[n])
 
 
 # One that is small: what keeps numba from compiling at all, as a system that forbids it, shows when this is imported.
@@ -155,13 +180,14 @@ IS_COMPILED = not numba.config.DISABLE_JIT
 
 @_compiled(_CONTRACTED)
 @no_type_check
-def open_gates(width, gates, gates_apart, ups, ups_apart, begin, end):
+def open_gates(gates, gates_first, ups, ups_first, y_NI, begin, end):
+    width = y_NI.shape[1]
     for n in range(begin, end):
-        gates_I = gates[n * gates_apart : n * gates_apart + width]
-        ups_I = ups[n * ups_apart : n * ups_apart + width]
+        gates_I = gates[n, gates_first : gates_first + width]
+        ups_I, y_I = ups[n, ups_first : ups_first + width], y_NI[n]
         for i in range(width):
             gate = gates_I[i]
-            gates_I[i] = gate / (_ONE + _exp(-gate)) * ups_I[i]
+            y_I[i] = gate / (_ONE + _exp(-gate)) * ups_I[i]
 
 
 @_compiled(_SUMMED)
@@ -209,18 +235,36 @@ def draw(logits_BV, uniforms_B, temperature, tokens_B, logprobs_B, begin, end):
 
 @_compiled(_CONTRACTED)
 @no_type_check
-def _rotate_token(x_HD, cos_D, sin_D, y_HD):
-    half = x_HD.shape[1] // 2
-    for h in range(x_HD.shape[0]):
-        for d in range(half):
-            left, right = x_HD[h, d], x_HD[h, d + half]
-            y_HD[h, d] = left * cos_D[d] - right * sin_D[d]
-            y_HD[h, d + half] = right * cos_D[d + half] + left * sin_D[d + half]
+def _turn_head(x_D, cos_D, sin_D, y_D):
+    half = x_D.shape[0] // 2
+    for d in range(half):
+        y_D[d] = x_D[d] * cos_D[d] - x_D[d + half] * sin_D[d]
+    for d in range(half):
+        y_D[d + half] = x_D[d + half] * cos_D[d + half] + x_D[d] * sin_D[d + half]
 
 
 @_compiled(_CONTRACTED)
 @no_type_check
-def rotate(q_NHD, k_NKD, cos_ND, sin_ND, turned_q_NHD, turned_k_NKD, begin, end):
+def _turn_heads(x_D, weight_D, eps, added, cos_D, sin_D, normed_D, y_HD):
+    width = y_HD.shape[1]
+    for h in range(y_HD.shape[0]):
+        x = x_D[h * width : (h + 1) * width]
+        if weight_D.shape[0]:
+            _norm_row(x, weight_D, eps, added, normed_D)
+            x = normed_D
+        _turn_head(x, cos_D, sin_D, y_HD[h])
+
+
+@_compiled(_CONTRACTED)
+@no_type_check
+def turn(
+    q, q_first, k, k_first, v, v_first, q_weight, k_weight, eps, added, cos_ND, sin_ND, q_NHD, k_NKD, v_NKD, begin, end
+):
+    key_heads, width = k_NKD.shape[1], k_NKD.shape[2]
+    normed_D = np.empty(width, np.float32)
     for n in range(begin, end):
-        _rotate_token(q_NHD[n], cos_ND[n], sin_ND[n], turned_q_NHD[n])
-        _rotate_token(k_NKD[n], cos_ND[n], sin_ND[n], turned_k_NKD[n])
+        _turn_heads(q[n, q_first:], q_weight, eps, added, cos_ND[n], sin_ND[n], normed_D, q_NHD[n])
+        _turn_heads(k[n, k_first:], k_weight, eps, added, cos_ND[n], sin_ND[n], normed_D, k_NKD[n])
+        for h in range(key_heads):
+            for d in range(width):
+                v_NKD[n, h, d] = v[n, v_first + h * width + d]

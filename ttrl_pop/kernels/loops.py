@@ -10,17 +10,21 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache, partial
 from queue import SimpleQueue
 from threading import Lock, Thread
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 GRAIN = 2**16
 """Numbers that a thread must find to read before another one is woken to share them."""
+_NO_OFFSETS, _NO_ROWS = np.empty((0, 0), np.float32), np.empty(0, np.int64)
+_NO_NORMS = (np.empty(0, np.float32), np.empty(0, np.float32), 0.0, 0.0)
 
 
 def are_for(x: Tensor) -> bool:
@@ -66,7 +70,7 @@ def attend_newest(
         (held[1].shape, held[0].shape),
         (slot[::2], [key_heads, width]),
         (slots >= tokens, True),
-        (len(positions_N), tokens),
+        (positions_N.shape[0], tokens),
     )
     out_NHD = _like(queries_NHD)
     given = (*map(_array, (queries_NHD, keys_NKD, values_NKD)), *(x.numpy() for x in held), _array(positions_N))
@@ -74,13 +78,41 @@ def attend_newest(
     return out_NHD
 
 
-def rms_norm(x: Float[Tensor, "*B D"], weight: Float[Tensor, "D"], eps: float, added: float) -> Float[Tensor, "*B D"]:
-    """x / √(mean(x²) + eps) · (weight + added)."""
-    _must_agree("states and weights", (weight.shape, x.shape[-1:]))
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """An RMSNorm: x / √(mean(x²) + eps) · (weight + added)."""
+
+    weight: Float[Tensor, "D"]
+    eps: float
+    added: float
+
+
+Offsets = tuple[Float[Tensor, "M D"], Int[Tensor, "N"]]
+"""Rows, and which of them is added to each token's states."""
+
+
+def rms_norm(x: Float[Tensor, "*B D"], norm: Norm, offsets: Offsets | None = None) -> Float[Tensor, "*B D"]:
+    """The norm of x, and what is added to each row of it.
+
+    Raises:
+        IndexError: there is no such row of offsets.
+    """
     x_BD = x.reshape(-1, x.shape[-1])
     y_BD = _like(x_BD)
-    _over(_kernels().rms_norm, *x_BD.shape, _array(x_BD), _array(weight), eps, added, y_BD.numpy())
+    given = *_normed_by(norm, x_BD, offsets), y_BD.numpy()
+    _over(_kernels().rms_norm, *x_BD.shape, _array(x_BD), *given)
     return y_BD.view(x.shape)
+
+
+def add_rms_norm(
+    x_ND: Float[Tensor, "N D"], z_ND: Float[Tensor, "N D"], norm: Norm, offsets: Offsets | None
+) -> tuple[Float[Tensor, "N D"], Float[Tensor, "N D"]]:
+    """x + z, and its norm, as `rms_norm` has it."""
+    _must_agree("what is added", (z_ND.shape, x_ND.shape))
+    sum_ND, y_ND = _like(x_ND), _like(x_ND)
+    given = _array(x_ND), _array(z_ND), *_normed_by(norm, x_ND, offsets)
+    _over(_kernels().add_rms_norm, *x_ND.shape, *given, sum_ND.numpy(), y_ND.numpy())
+    return sum_ND, y_ND
 
 
 def offset_rows(
@@ -97,12 +129,25 @@ def offset_rows(
     return y_ND
 
 
-def open_gates(gates_NI: Float[Tensor, "N I"], ups_NI: Float[Tensor, "N I"]) -> Float[Tensor, "N I"]:
-    """silu(gates) ∘ ups, in the memory of `gates`. Rows of either may lie apart."""
-    _must_agree("gates and what they open for", (ups_NI.shape, gates_NI.shape))
-    gates_NI = _in_rows(gates_NI)
-    _over(_kernels().open_gates, *gates_NI.shape, gates_NI.shape[1], *_flat(gates_NI), *_flat(_in_rows(ups_NI)))
-    return gates_NI
+class Columns(NamedTuple):
+    """Columns of a matrix, in one piece or among others."""
+
+    matrix: Float[Tensor, "N _"]
+    first: int
+    width: int
+
+    def states(self) -> Float[Tensor, "N _"]:
+        """The columns alone, on the same memory."""
+        return self.matrix.narrow(1, self.first, self.width)
+
+
+def open_gates(gates: Columns, ups: Columns) -> Float[Tensor, "N I"]:
+    """silu(gates) ∘ ups."""
+    rows = _rows_of(gates, ups)
+    _must_agree("gates and what they open for", (ups.width, gates.width))
+    y_NI = gates.matrix.new_empty(rows, gates.width)
+    _over(_kernels().open_gates, rows, gates.width, *_given(gates), *_given(ups), y_NI.numpy())
+    return y_NI
 
 
 def draw(
@@ -118,26 +163,35 @@ def draw(
     return tokens_B, logprobs_B
 
 
-def rotate(
-    q_1HND: Float[Tensor, "1 H N D"],
-    k_1KND: Float[Tensor, "1 K N D"],
-    cos_1ND: Float[Tensor, "1 N D"],
-    sin_1ND: Float[Tensor, "1 N D"],
-) -> tuple[Float[Tensor, "1 H N D"], Float[Tensor, "1 K N D"]]:
-    """Queries and keys turned by their positions. In memory they lie token by token, as attention reads them."""
+def turn(
+    q: Columns,
+    k: Columns,
+    v: Columns,
+    cos_ND: Float[Tensor, "N D"],
+    sin_ND: Float[Tensor, "N D"],
+    norms: tuple[Norm, Norm] | None = None,
+) -> tuple[Float[Tensor, "N H D"], Float[Tensor, "N K D"], Float[Tensor, "N K D"]]:
+    """Queries and keys, turned by their positions (arXiv 2104.09864), and values, each by heads and in one piece.
+
+    Args:
+        norms: of each head of the queries and of the keys before they are turned; they differ in their weights alone.
+    """
+    rows, width = cos_ND.shape
     _must_agree(
-        "queries, keys and their positions",
-        (k_1KND.shape[::2], q_1HND.shape[::2]),
-        (k_1KND.shape[3], q_1HND.shape[3]),
-        (cos_1ND.shape, q_1HND.shape[:1] + q_1HND.shape[2:]),
-        (sin_1ND.shape, cos_1ND.shape),
+        "queries, keys, values and their positions",
+        (_rows_of(q, k, v), rows),
+        (q.width % width, 0),
+        (k.width % width, 0),
+        (v.width, k.width),
+        (sin_ND.shape, cos_ND.shape),
+        (width % 2, 0),
+        *((norm.weight.shape, (width,)) for norm in norms or ()),
     )
-    q_NHD, k_NKD = (x[0].transpose(0, 1) for x in (q_1HND, k_1KND))
-    turned_NHD, turned_NKD = _like(q_NHD), _like(k_NKD)
-    tokens, heads, width = q_NHD.shape
-    given = map(_array, (q_NHD, k_NKD, cos_1ND[0], sin_1ND[0]))
-    _over(_kernels().rotate, tokens, heads * width, *given, turned_NHD.numpy(), turned_NKD.numpy())
-    return turned_NHD.transpose(0, 1)[None], turned_NKD.transpose(0, 1)[None]
+    q_NHD, k_NKD, v_NKD = (x.matrix.new_empty(rows, x.width // width, width) for x in (q, k, v))
+    of_norms = (*(_array(norm.weight) for norm in norms), norms[0].eps, norms[0].added) if norms else _NO_NORMS
+    given = *_given(q), *_given(k), *_given(v), *of_norms, _array(cos_ND), _array(sin_ND)
+    _over(_kernels().turn, rows, q.width + 2 * k.width, *given, q_NHD.numpy(), k_NKD.numpy(), v_NKD.numpy())
+    return q_NHD, k_NKD, v_NKD
 
 
 @cache
@@ -167,19 +221,33 @@ def _is_installed(name: str) -> bool:
     return found is not None and found.origin is not None
 
 
+def _normed_by(norm: Norm, x_ND: Tensor, offsets: Offsets | None) -> tuple[Any, ...]:
+    """What loops take of a norm of these states and what is added to it."""
+    _must_agree("states and weights", (norm.weight.shape, x_ND.shape[1:]))
+    given = _array(norm.weight), norm.eps, norm.added
+    if offsets is None:
+        return *given, _NO_OFFSETS, _NO_ROWS
+    rows_MD, row_N = offsets
+    _must_agree("states, rows and offsets", (rows_MD.shape[1:], x_ND.shape[1:]), (row_N.shape, x_ND.shape[:1]))
+    return *given, _array(rows_MD), _array(row_N)
+
+
 def _array(x: Tensor) -> Any:
     return (x.detach() if x.requires_grad else x).contiguous().numpy()
 
 
-def _in_rows(x_NI: Float[Tensor, "N I"]) -> Float[Tensor, "N I"]:
-    """The same numbers, each row in one piece."""
-    return x_NI.detach() if x_NI.stride(1) == 1 else x_NI.detach().contiguous()
+def _rows_of(*columns: Columns) -> int:
+    """How many rows they all have, of which none reaches beyond its own."""
+    rows = columns[0].matrix.shape[0]
+    for matrix, first, width in columns:
+        is_inside = 0 <= first <= first + width <= matrix.shape[1]
+        _must_agree("columns and their matrices", (matrix.shape[0], rows), (is_inside, True))
+    return rows
 
 
-def _flat(x_NI: Float[Tensor, "N I"]) -> tuple[Any, int]:
-    """Rows as they follow each other in memory, with what lies between, and how far one begins behind the other."""
-    (rows, width), apart = x_NI.shape, x_NI.stride(0)
-    return x_NI.as_strided(((rows - 1) * apart + width if rows else 0,), (1,)).numpy(), apart
+def _given(columns: Columns) -> tuple[Any, int]:
+    """What loops take of columns."""
+    return _array(columns.matrix), columns.first
 
 
 def _like(x: Tensor) -> Tensor:

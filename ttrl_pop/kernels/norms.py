@@ -7,12 +7,13 @@ float32 and these do not.
 """
 
 import importlib.util
+from collections.abc import Callable
 from functools import cache
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ttrl_pop.kernels import loops
@@ -22,6 +23,8 @@ FEW_ROWS = 256
 
 Gain = Literal["weight", "one plus weight"]
 """What an RMSNorm multiplies by; the second is Gemma's."""
+ADDED: dict[Gain, float] = {"weight": 0.0, "one plus weight": 1.0}
+"""What each adds to the weight."""
 
 
 def rms_norm(x: Float[Tensor, "*B D"], weight: Float[Tensor, "D"], eps: float, gain: Gain) -> Float[Tensor, "*B D"]:
@@ -32,7 +35,7 @@ def rms_norm(x: Float[Tensor, "*B D"], weight: Float[Tensor, "D"], eps: float, g
     if has_kernels(x):
         return _by_kernel(x, weight, eps, gain, False)[0].view(x.shape)
     if loops.are_for(x) and weight.dtype == x.dtype:
-        return loops.rms_norm(x, weight, eps, 0.0 if gain == "weight" else 1.0)
+        return loops.rms_norm(x, loops.Norm(weight, eps, ADDED[gain]))
     normed, _ = _normed(x, eps)
     if gain == "weight":
         return normed.to(x.dtype).mul_(weight)
@@ -50,7 +53,23 @@ def offset_rows(
     if loops.are_for(x_ND) and offsets_MD.dtype == x_ND.dtype:
         return loops.offset_rows(x_ND, offsets_MD, row_N)
     # Added to the copies themselves: in place on a view of them the backward pass would copy its gradient.
-    return offsets_MD.index_select(0, row_N).add_(x_ND).to(x_ND.dtype)
+    wide = torch.promote_types(offsets_MD.dtype, x_ND.dtype)
+    return offsets_MD.index_select(0, row_N).to(wide).add_(x_ND).to(x_ND.dtype)
+
+
+class AddOffset:
+    """A forward hook of a norm: it adds a row of offsets to the states of each token, or nothing.
+
+    Whoever computes the norm without its module, and so without its hooks, asks it for the `rows`.
+    """
+
+    def __init__(self, rows: Callable[[], tuple[Float[Tensor, "M D"], Int[Tensor, "N"]] | None]) -> None:
+        """`rows`: the offsets, and which of them each token has; None for nothing."""
+        self.rows = rows
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
+        found = self.rows()
+        return None if found is None else offset_rows(output.flatten(0, -2), *found).view(output.shape)
 
 
 def has_kernels(x: Tensor) -> bool:

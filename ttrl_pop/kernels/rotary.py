@@ -1,5 +1,5 @@
-"""Rotary positions of queries and keys in one pass: with a gradient of their own where there is a CUDA GPU
-(`ttrl_pop.kernels.rotary_kernels`), without on a CPU (`ttrl_pop.kernels.loops`)."""
+"""Rotary positions of queries and keys in one pass, with a gradient of their own, where there is a CUDA GPU
+(`ttrl_pop.kernels.rotary_kernels`)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ttrl_pop.kernels import loops
 from ttrl_pop.kernels.norms import has_kernels
 
 Rotary = Callable[..., tuple[Tensor, Tensor]]
@@ -24,8 +23,6 @@ def fused(own: Rotary) -> Rotary:
         fits = fits and k.dtype == q.dtype and k.shape[::2] == q.shape[::2] and k.shape[3] == q.shape[3]
         if others or named or not fits or q.shape[3] % 2 or cos.dtype != q.dtype:
             return own(q, k, cos, sin, *others, **named)
-        if loops.are_for(q):
-            return loops.rotate(q, k, cos, sin)
         if not has_kernels(q):
             return own(q, k, cos, sin)
         turned: tuple[Tensor, Tensor] = _Rotary.apply(q, k, cos, sin)  # type: ignore[no-untyped-call]

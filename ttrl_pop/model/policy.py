@@ -23,6 +23,7 @@ from ttrl_pop.kernels.install import fuse
 from ttrl_pop.model.forward import hidden_states, logits
 from ttrl_pop.model.load import LoadedModel
 from ttrl_pop.model.probe import probe
+from ttrl_pop.packing.attention import Look
 from ttrl_pop.packing.pack import Pack
 from ttrl_pop.population.base import Population
 
@@ -54,7 +55,7 @@ class Policy:
                 "learn.lora.targets: the output layer takes no adapter, as log-probabilities are learned through "
                 "hidden states alone; leave it out"
             )
-        fuse(self.network)
+        fuse(self.network, Look())
         population.settle(self.network)
 
     @property

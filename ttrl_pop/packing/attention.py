@@ -123,6 +123,20 @@ class Sizes(Plan):
         return self.plan.attend(layer, queries_NHD, keys_NKD, values_NKD, scale, window)
 
 
+class Look(Plan):
+    """A plan by which a layer is looked at, alone: each token sees a mixture of its own query, key and value."""
+
+    asked: tuple[int, float, int | None] | None = None
+    """Layer, scale and window that it was asked with last."""
+
+    def attend(
+        self, layer: int, queries_NHD: Tensor, keys_NKD: Tensor, values_NKD: Tensor, scale: float, window: int | None
+    ) -> Tensor:
+        self.asked = layer, scale, window
+        shared = queries_NHD.shape[1] // keys_NKD.shape[1]
+        return queries_NHD + (keys_NKD - 2 * values_NKD).repeat_interleave(shared, dim=1)
+
+
 def grouped(
     queries_RLHD: Float[Tensor, "R L H D"],
     keys_RSKD: Float[Tensor, "R S K D"],

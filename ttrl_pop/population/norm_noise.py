@@ -16,6 +16,7 @@ where they are as wide as the hidden size.
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from ttrl_pop import randomness
 from ttrl_pop.errors import UsageError
-from ttrl_pop.kernels.norms import offset_rows
+from ttrl_pop.kernels.norms import AddOffset
 from ttrl_pop.population.base import MEAN, Lack, Population
 from ttrl_pop.population.options import NormNoiseOptions
 from ttrl_pop.types import Metrics, Mind
@@ -122,7 +123,7 @@ class NormNoise(Population):
             learns_S1[self.sites.index(final)] = 0
             self.mu.register_hook(lambda gradient_SD: gradient_SD * learns_S1)  # type: ignore[no-untyped-call]
         for index, site in enumerate(self.sites):
-            norms[site].register_forward_hook(self._hook(index))
+            norms[site].register_forward_hook(AddOffset(partial(self._rows, index)))
 
     @torch.no_grad()
     def decay(self) -> bool:
@@ -216,13 +217,11 @@ class NormNoise(Population):
             self._table = (key, offsets)
         return offsets
 
-    def _hook(self, index: int) -> Any:
-        def add_offset(module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
-            if self._offsets is None or self._row_N is None:
-                return None
-            return offset_rows(output.flatten(0, -2), self._offsets[index], self._row_N).view(output.shape)
-
-        return add_offset
+    def _rows(self, index: int) -> tuple[Tensor, Tensor] | None:
+        """The offsets of a site, and the row of each token in them; None where no mind is embodied."""
+        if self._offsets is None or self._row_N is None:
+            return None
+        return self._offsets[index], self._row_N
 
 
 def hidden_size(network: nn.Module) -> int:
