@@ -11,6 +11,7 @@ from ttrl_pop.kernels import matmul
 from ttrl_pop.kernels.fused import Projection, gated_mlp, linear
 from ttrl_pop.kernels.install import fuse
 from ttrl_pop.kernels.norms import rms_norm
+from ttrl_pop.packing.attention import Look
 from ttrl_pop.population.base import MEAN
 from ttrl_pop.types import Mind
 
@@ -118,7 +119,7 @@ def test_norms_are_replaced_and_what_only_has_such_a_name_is_not() -> None:
 
     network = tiny_network("gemma3")
     network.odd = OddRMSNorm()
-    fuse(network)
+    fuse(network, Look())
     replaced = {name for name, module in network.named_modules() if "forward" in vars(module)}
     norms = {name for name, module in network.named_modules() if type(module).__name__ == "Gemma3RMSNorm"}
     assert replaced == norms
@@ -140,7 +141,7 @@ def test_feed_forward_layers_gated_by_silu_are_replaced_and_others_are_not() -> 
     def replaced(family: str) -> list[str]:
         network = tiny_network(family).requires_grad_(False)
         network.model.swapped = Swapped(network.model.layers[0].mlp)
-        fuse(network)
+        fuse(network, Look())
         names = {name for name, module in network.named_modules() if "forward" in vars(module)}
         return sorted(name for name in names if name.endswith(("mlp", "swapped")))
 

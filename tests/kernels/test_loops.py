@@ -125,8 +125,15 @@ def test_a_position_outside_of_its_slot_is_an_error_and_not_memory_of_others(mon
                 with pytest.raises(IndexError, match="outside of its slot"):
                     attended(4, 2, 8)
     assert torch.equal(attended(4, 2, 8)[0], expected)
-    with torch.no_grad(), pytest.raises(IndexError, match="row of offsets"):
-        norms.offset_rows(drawn(2, 3), drawn(2, 3), torch.tensor([0, 2]))
+    for offsets in (drawn(2, 3), drawn(0, 3)):
+        for added in (
+            lambda *given: loops.offset_rows(drawn(2, 3), *given),
+            lambda *given: loops.rms_norm(drawn(2, 3), norm(3), given),
+            lambda *given: loops.add_rms_norm(drawn(2, 3), drawn(2, 3), norm(3), given),
+        ):
+            for row in (2, -1):
+                with pytest.raises(IndexError, match="row of offsets"):
+                    added(offsets, torch.tensor([0, row]))
 
 
 def columns(states: Tensor, counts: list[int]) -> list[Columns]:

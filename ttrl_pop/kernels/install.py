@@ -39,14 +39,14 @@ TOGETHER = (PROJECTIONS[:3], GATED[:2])
 """Names of linear layers of one module that read the same states, in the order in which they do."""
 
 
-def fuse(network: nn.Module, plan: plain_layer.Asked | None = None) -> None:
+def fuse(network: nn.Module, plan: plain_layer.Asked) -> None:
     """Give the layers of `network` that are known here their faster forward. Their frozen weights get no gradient.
 
     Where there are kernels for it, also the function by which all models of its family turn queries and keys: it has no
     layer.
 
     Args:
-        plan: for a look at decoder layers; without it they are left as they are.
+        plan: for a look at decoder layers.
     """
     projections = _projections(network)
     norms: dict[nn.Module, Norm] = {}
@@ -65,8 +65,8 @@ def fuse(network: nn.Module, plan: plain_layer.Asked | None = None) -> None:
             gated.add(module)
     used = {getattr(module, name) for module in gated for name in GATED}
     for module in network.modules():
-        linears = plain_layer.parts(module, norms, gated) if plan else None
-        if plan and linears and projections.keys() >= {*linears} and _fuse_layer(module, projections, norms, plan):
+        linears = plain_layer.parts(module, norms, gated)
+        if linears and projections.keys() >= {*linears} and _fuse_layer(module, projections, norms, plan):
             used.update(linears)
     for module in projections.keys() - used:
         _part(projections[module])

@@ -148,7 +148,7 @@ def _norm_row(x_D, weight_D, eps, added, y_D):
 def rms_norm(x_BD, weight_D, eps, added, offsets_MD, row_B, y_BD, begin, end):
     for b in range(begin, end):
         _norm_row(x_BD[b], weight_D, eps, added, y_BD[b])
-        if offsets_MD.shape[0]:
+        if row_B.shape[0]:
             _offset_row(y_BD[b], offsets_MD, row_B[b])
 
 
@@ -159,7 +159,7 @@ def add_rms_norm(x_BD, z_BD, weight_D, eps, added, offsets_MD, row_B, sum_BD, y_
         for d in range(x_BD.shape[1]):
             sum_BD[b, d] = x_BD[b, d] + z_BD[b, d]
         _norm_row(sum_BD[b], weight_D, eps, added, y_BD[b])
-        if offsets_MD.shape[0]:
+        if row_B.shape[0]:
             _offset_row(y_BD[b], offsets_MD, row_B[b])
 
 

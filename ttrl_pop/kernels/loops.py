@@ -123,9 +123,9 @@ def offset_rows(
     Raises:
         IndexError: there is no such row.
     """
-    _must_agree("states, rows and offsets", (offsets_MD.shape[1:], x_ND.shape[1:]), (row_N.shape, x_ND.shape[:1]))
     y_ND = _like(x_ND)
-    _over(_kernels().offset_rows, *x_ND.shape, *map(_array, (x_ND, offsets_MD, row_N)), y_ND.numpy())
+    given = _array(x_ND), *_added_to(x_ND, (offsets_MD, row_N))
+    _over(_kernels().offset_rows, *x_ND.shape, *given, y_ND.numpy())
     return y_ND
 
 
@@ -224,12 +224,15 @@ def _is_installed(name: str) -> bool:
 def _normed_by(norm: Norm, x_ND: Tensor, offsets: Offsets | None) -> tuple[Any, ...]:
     """What loops take of a norm of these states and what is added to it."""
     _must_agree("states and weights", (norm.weight.shape, x_ND.shape[1:]))
-    given = _array(norm.weight), norm.eps, norm.added
-    if offsets is None:
-        return *given, _NO_OFFSETS, _NO_ROWS
+    added = (_NO_OFFSETS, _NO_ROWS) if offsets is None else _added_to(x_ND, offsets)
+    return _array(norm.weight), norm.eps, norm.added, *added
+
+
+def _added_to(x_ND: Tensor, offsets: Offsets) -> tuple[Any, Any]:
+    """What loops take of what is added to these states."""
     rows_MD, row_N = offsets
     _must_agree("states, rows and offsets", (rows_MD.shape[1:], x_ND.shape[1:]), (row_N.shape, x_ND.shape[:1]))
-    return *given, _array(rows_MD), _array(row_N)
+    return _array(rows_MD), _array(row_N)
 
 
 def _array(x: Tensor) -> Any:

@@ -45,12 +45,14 @@ class PlainLayer:
         module: Any,
         projections: dict[nn.Module, Projection],
         norms: dict[nn.Module, Norm],
+        parts: Parts,
         asked: tuple[int, float, int | None],
     ) -> None:
         """
         Args:
             module: a layer that `parts` knows.
             norms: what each of its norms computes.
+            parts: of the layer, its attention and its feed-forward layer.
             asked: what its attention asks a plan with beside queries, keys and values.
         """
         attending = module.self_attn
@@ -64,7 +66,7 @@ class PlainLayer:
         self._out = projections[out]
         self._qkv, self._mlp = ([projections[each] for each in group] for group in (qkv, mlp))
         self._width: int = attending.head_dim
-        self.parts = Parts((module, attending, module.mlp), [norm for norm, _ in self._norms])
+        self._parts = parts
 
     def fits(self, states_1ND: Tensor, position_embeddings: Any = None, plan: Any = None, **given: Any) -> bool:
         """Whether this is the layer here and now."""
@@ -75,7 +77,7 @@ class PlainLayer:
         # A family may turn a part of each head, and have angles for that alone.
         turns = 1, states_1ND.shape[1], self._width
         fit = all(each.shape == turns and each.dtype == states_1ND.dtype for each in position_embeddings)
-        return fit and self.parts.are_plain()
+        return fit and self._parts.are_plain()
 
     def __call__(
         self, states_1ND: Float[Tensor, "1 N D"], position_embeddings: tuple[Tensor, Tensor], plan: Any, **_: Any
@@ -122,14 +124,14 @@ def plain_layer(
     like = projections[module.self_attn.q_proj].weight
     if not loops.are_for(like):
         return None
+    inner = Parts((module, module.self_attn, module.mlp), (module.input_layernorm, module.post_attention_layernorm))
+    if not inner.are_plain():
+        return None
     width = like.shape[1]
     x = torch.linspace(-2, 3, 3 * width, dtype=like.dtype).view(1, 3, width)
     plan.asked = None
     try:
         heads = module.self_attn.head_dim
-        found = PlainLayer(module, projections, norms, (0, 0.0, None))
-        if not found.parts.are_plain():
-            return None
         # Sines are not cosines: what takes one for the other must not agree. A layer that asks for more than these, as
         # for positions by number, is another one.
         cos, sin = (torch.linspace(-1, 1, 3 * heads, dtype=like.dtype).view(1, 3, heads) for _ in range(2))
@@ -137,7 +139,7 @@ def plain_layer(
         expected = module.forward(x, position_embeddings=turns, plan=plan)
         if plan.asked is None or type(expected) is not Tensor:
             return None
-        found.number, found.scale, found.window = plan.asked
+        found = PlainLayer(module, projections, norms, inner, plan.asked)
         y = found(x, turns, plan)
     except (TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
         if is_exhausted(error):
