@@ -50,6 +50,16 @@ def test_a_sample_of_lm_eval_counts_under_one_filter() -> None:
     assert texts(LOGS / "lm_eval_repeats.jsonl") == {"0": ["lol"] * 3, "1": ["lol"] * 3}
 
 
+def test_each_of_two_joined_tasks_counts_under_the_first_of_its_own_filters(tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in (LOGS / "lm_eval.jsonl").read_text().splitlines()]
+    for line in lines[4:]:
+        # `raw` is the only filter of the second task.
+        line |= {"doc_id": line["doc_id"] + 10, "doc_hash": "another " + line["doc_hash"]}
+    log = tmp_path / "two.jsonl"
+    log.write_text("\n".join(map(json.dumps, lines)))
+    assert texts(log) == {str(line["doc_id"]): line["resps"][0] for line in lines}
+
+
 def rewritten(path: Path, change: Callable[[str, bytes], bytes], method: int = zipfile.ZIP_DEFLATED) -> None:
     """The archive with other contents, packed by a method that this Python can write."""
     with zipfile.ZipFile(LOGS / "inspect.eval") as old, (LOGS / "inspect.eval").open("rb") as raw:

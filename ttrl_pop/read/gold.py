@@ -47,6 +47,9 @@ GOLD_FIELDS = (
 OTHERS_FIELD = "others"
 """Field of a list of answers that are as right, beside the one that a run keeps."""
 
+KEPT_FIELDS = {"id", "answer", OTHERS_FIELD}
+"""Fields of such a row, and of no other: beside a question `others` may be answers that are wrong."""
+
 PLACE_FIELDS = ("answer_idx", "answer_index", "correct_index", "cop")
 """Gold fields whose numbers are places of choices, never their texts."""
 
@@ -115,8 +118,8 @@ class Gold:
             scalars = list(_scalars(value))
             texts = [text for scalar in scalars if (text := spelling(scalar)) is not None]
             answers = [answer for text in texts if (answer := final_answer(name, text))]
-            if answers and isinstance(kept := row.fields.get(OTHERS_FIELD), list):
-                answers += [str(other) for other in kept if is_text(other)]
+            if answers and row.fields.keys() == KEPT_FIELDS:
+                answers += [str(other) for other in row.fields[OTHERS_FIELD] or () if is_text(other)]
             if answers:
                 for answer in answers:
                     row.check_encodable("gold answer", answer)

@@ -3,8 +3,8 @@
     for row in read_logged("logs/2026-11-26_task.eval"):
         ...
 
-A file that is no such log gives its rows as `ttrl_pop.read.rows.read_rows` does. Of lm-eval a row counts under the
-first of its filters alone, as it stands once under each. Of inspect each sample becomes a row with `id`, `output` and
+A file that is no such log gives its rows as `ttrl_pop.read.rows.read_rows` does. Of lm-eval a sample counts under
+the first of its filters alone, as it stands once under each. Of inspect each sample becomes a row with `id`, `output` and
 `target`, those of one id together, whatever the order of epochs.
 
 Simplifications:
@@ -64,11 +64,12 @@ def _first_of_each(samples: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]
 
 
 def _under_one_filter(rows: Iterator[Row]) -> Iterator[Row]:
-    kept: Any = None
+    kept: dict[str, Any] = {}
     for row in rows:
         if {"doc_id", "resps", "filtered_resps", "filter"} <= row.fields.keys():
-            kept = kept or row.fields["filter"]
-            if row.fields["filter"] != kept:
+            # Files of several tasks may be joined: each has filters of its own, and counts its samples from 0.
+            sample = f"{row.fields['doc_id']} {row.fields.get('doc_hash')}"
+            if row.fields["filter"] != kept.setdefault(sample, row.fields["filter"]):
                 continue
         yield row
 

@@ -126,6 +126,18 @@ def test_what_became_of_each_problem_is_counted():
     assert summary["majority accuracy"]["values"] == [number(8 / 20), number(11 / 20)]
 
 
+def test_both_ends_are_of_the_same_problems():
+    """A run that goes on has a survey of all problems and visits of some: what was not visited did not change."""
+    problems = [ProblemRecord(str(i), "?", "1", (), Answer("1", 0.5, i < 2, float(i < 2))) for i in range(10)]
+    for i in range(2):
+        problems[i] = dataclasses.replace(problems[i], visits=(visit(1, right=True, accuracy=1.0, agreement=0.5),))
+    (run,) = page_data([record(*problems)], {})["runs"]
+    assert run["heads"] == ["before training", "last visit"]
+    summary = {row["name"]: row for row in run["summary"]}
+    assert summary["majority accuracy"]["values"] == [1, 1]
+    assert summary["majority accuracy"]["change"] == [0, 0, 0]
+
+
 def test_without_surveys_first_and_last_visits_stand_in():
     once = ProblemRecord("once", "?", "1", (visit(1, right=True, accuracy=1.0),))
     twice = ProblemRecord("twice", "?", "1", (visit(1, right=False), visit(2, right=True)))

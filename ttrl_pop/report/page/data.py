@@ -287,7 +287,12 @@ def _of_visit(visit: Visit) -> Answer:
 
 
 def _summary(before: Mapping[str, Answer], after: Mapping[str, Answer], seed: int) -> Iterator[dict[str, Any]]:
-    """Figures before and after with their intervals over problems, and the paired difference."""
+    """Figures before and after with their intervals over problems, and the paired difference.
+
+    Where an end has problems that the other lacks, as the last visits of a run that goes on, those of both count.
+    """
+    if both := [key for key in before if key in after]:
+        before, after = ({key: end[key] for key in both} for end in (before, after))
     for name, part in SUMMARY.items():
         first, last = ({key: part(answer) for key, answer in end.items()} for end in (before, after))
         values = [mean([*end.values()]) for end in (first, last)]

@@ -27,6 +27,7 @@ from ttrl_pop.vote.extract.words import (
     CORRECT,
     IS_WORD,
     NAMED,
+    NEVER,
     PICK,
     REASON,
     SURELY,
@@ -80,7 +81,13 @@ _SAID = (
             re.VERBOSE | re.IGNORECASE,
         ),
     ),
-    (PICK, re.compile(rf"(?<![A-Za-z])(?:{any_of(PICK)}){WORD_END}[:：]?+", re.IGNORECASE)),
+    (
+        PICK,
+        re.compile(
+            rf"(?<![A-Za-z])(?P<never>(?:{any_of(NEVER)}|[a-z]+n['’]t)\s*+)?+(?:{any_of(PICK)}){WORD_END}[:：]?+",
+            re.IGNORECASE,
+        ),
+    ),
 )
 _TAKEN = re.compile(
     rf"""(?<![\w'(\[*]) [(\[*]*+ ([A-J]) [)\]*.]*+ \s++ is \s++ (?:(?:{any_of(SURELY)})\s++)?+
@@ -90,8 +97,8 @@ _TAKEN = re.compile(
 
 
 def extract_choice(text: str, finish_reason: FinishReason, thinking: Thinking = False) -> str | None:
-    """The letter of a multiple-choice answer: in a mark, behind the last `answer is`, in `(D) is correct`, opening the
-    text, or alone on its last line. A letter of a sentence is none."""
+    """The letter of a multiple-choice answer: in a mark, behind the last `answer is`, in `(D) is correct`, alone on the
+    last line, or opening the text. A letter of a sentence is none."""
     turn = said(text, finish_reason, thinking)
     if turn is None:
         return None
@@ -107,18 +114,19 @@ def _told(text: str) -> Iterator[str]:
     for words, pattern in _SAID:
         for index in lines_with(words, lines):
             if said := deque(pattern.finditer(lines[index]), maxlen=MOST_SAID):
-                rests = (lines[index][mark.end() : mark.end() + LONGEST] for mark in reversed(said))
+                marks = (mark for mark in reversed(said) if not mark.groupdict().get("never"))
+                rests = (lines[index][mark.end() : mark.end() + LONGEST] for mark in marks)
                 yield from filter(None, (_letter(rest, is_named=True) for rest in rests))
                 break
     claims = (set(_TAKEN.findall(lines[index])) for index in lines_with(CORRECT, lines))
     taken = next(filter(None, claims), set())
     if len(taken) == 1:
         yield taken.pop()
-    if found := _letter(lines[0], is_named=False):
-        yield found
     alone = _LETTER.match(lines[-1])
     if alone and alone["letter"].isupper() and _NOTHING.fullmatch(alone["rest"]):
         yield alone["letter"]
+    if found := _letter(lines[0], is_named=False):
+        yield found
 
 
 def _letter(text: str, is_named: bool) -> str | None:

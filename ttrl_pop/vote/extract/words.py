@@ -142,6 +142,9 @@ CHOICE = {
 PICK = ("choose", "select", "pick", "choosing", "selecting", "go with", "选择", "選擇", "选", "選")
 """Verbs before the choice that is taken."""
 
+NEVER = ("not", "never", "cannot", "不", "不能")
+"""What denies such a verb, before it; `don't` and its like do too."""
+
 CORRECT = (
     *("correct", "right", "true", "the answer", "the final", "the correct", "the right", "the best"),
     *("our answer", "my answer"),

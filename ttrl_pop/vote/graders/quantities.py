@@ -33,7 +33,7 @@ _NUMBER = re.compile(
 
 def quantity(text: str) -> tuple[Fraction, str] | None:
     """The number that a text is and its unit, "" where it has none; None if the text is something else."""
-    text = (_FRAC.sub(r" \1/\2 ", text) if "\\" in text else text).strip()
+    given, text = text, (_FRAC.sub(r" \1/\2 ", text) if "\\" in text else text).strip()
     currency = ""
     match = _NUMBER.match(text)
     if match is None:
@@ -42,7 +42,7 @@ def quantity(text: str) -> tuple[Fraction, str] | None:
         currency, text = currency_before(text)
         if not currency or not (match := _NUMBER.match(text)):
             return None
-    unit = unit_of(text[match.end() :])
+    unit = unit_of(text[match.end() :], behind_formula=r"\frac" in given)
     if unit is None:
         return None
     number = _value(match)

@@ -67,7 +67,8 @@ _SETS = r"\\(?:in|notin|cup|cap|subset|subseteq|supset|supseteq|setminus)(?![a-z
 _PLAIN_SET = re.compile(rf"({_SETS}\s*|^(?=\{{[^{{}}]*\}}\s*{_SETS}))\{{([^{{}}]*,[^{{}}]*|\s*-?[0-9]+\s*)\}}")
 _SET_OF = re.compile(r"^(\\?)\{(\s*[a-zA-Z][^:|{},]*)[:|]([^{}]*?)\1\}$")
 _NO_ELEMENTS = re.compile(r"\\\{\s*\\\}")
-_DOTS = re.compile(r"([,+])\s*\.{3,}")
+# Behind a comma or a plus, or, at the end, behind decimals or an element: those of a sentence that breaks off go.
+_DOTS = re.compile(r"([,+]|\.[0-9]+(?=\.{3,}$)|[,+]\s*(?:[^\s,+.a-zA-Z]+|[a-zA-Z])(?=\.{3,}$))\s*\.{3,}")
 _QUOTES = (("'", "'"), ('"', '"'), ("`", "`"), ("``", "''"))
 _GROUPED = re.compile(
     r"(?<![\w.,'])(?<![0-9.,] )[1-9][0-9]{0,2}"

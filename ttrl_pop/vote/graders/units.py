@@ -9,7 +9,7 @@ Simplifications:
 
 1. Nothing is converted; canonical units tell units of one list apart, no more.
 2. Outside `\text{}` letters may be variables: there a letter alone is no unit (`5m`), nor is a noun (`5 cats`), and of
-   symbols those of `_PLAIN` alone.
+   symbols those of `_PLAIN` alone: `3nm` and `\frac12 mg` are products, `3 nm`, `5ft` and `\pi cm` have units.
 3. Letters that stand for magnitudes too are no units alone: `40\text{ K}`, `40\text{ T}`.
 """
 
@@ -142,15 +142,20 @@ nm mm cm dm km mg kg ms ns ml mL cl cL dl dL kJ MJ GJ kN MN kW MW GW mV kV mA Pa
 MeV GeV Wh kWh MWh GWh mol mmol cal kcal dB kB MB GB TB kΩ Ω in ft yd mi lb lbs oz hr hrs yr yrs ha rpm psi atm min sec
 deg rad gal tbsp tsp Rs ° % ‰
 """
-"""Symbols that count outside `\\text{}` too: such that hardly are products of two variables."""
+"""Symbols that count outside `\\text{}` too."""
 
-_PLAIN_QUOTIENTS = """
-N*m m/s m/s^2 L/s L/h g/L g/l J/K J/s J/g N/m N/m^2 N/C V/m W/m W/m^2 C/s
-"""
-"""Units of single letters that count outside `\\text{}` too; any other quotient of letters may be a formula."""
+_PRODUCTS = frozenset("nm mg ms ns ml mL cl cL dl dL mV mA Pa eV hr yr ha Rs".split())
+"""Of them those that as often are products of two variables: they count behind the digits of a number and a space."""
 
-_PLAIN_POWERS = ("m^2", "m^3")
-"""Powers of a single letter that count outside `\\text{}` behind a space."""
+_NO_PRODUCTS = frozenset("mm cm dm km kg".split())
+"""Of them those of two letters that count behind a formula too (`4\\pi cm`): `2\\pi ft` is a product."""
+
+_BEHIND_SPACE = frozenset("m^2 m^3 N*m m/s m/s^2 L/s L/h g/L g/l J/K J/s J/g N/m N/m^2 N/C V/m W/m W/m^2 C/s".split())
+"""Units of single letters that count outside `\\text{}` behind the digits of a number and a space, as no other of letters
+does: it may be a formula."""
+
+_VELOCITIES = frozenset(["m/s", "m/s^2"])
+"""Of them those that count without the space too; `3g/l` is a quotient."""
 
 _ALONE = "mgshlLNVWJA"
 """Symbols of one letter that count alone, in `\\text{}`."""
@@ -256,10 +261,13 @@ def currency_before(text: str) -> tuple[str, str]:
 
 
 @lru_cache(maxsize=4096)
-def unit_of(text: str) -> str | None:
+def unit_of(text: str, behind_formula: bool = False) -> str | None:
     r"""The canonical unit that a text behind a number is, "" where there is none, None where it is something else.
 
     `m/s`, `\text{ meters per second}` and `\mathrm{m\,s^{-1}}` are all `m s^-1`.
+
+    Args:
+        behind_formula: no number of digits stands before the text: letters outside `\text{}` may go on with it.
     """
     if not text.strip():
         return ""
@@ -268,10 +276,10 @@ def unit_of(text: str) -> str | None:
     words = _SIGN.sub(lambda sign: _SIGNS[sign[1] or sign[2]], words).replace("{", " ").replace("}", " ")
     if not words.isascii():
         words = words.replace("²", "^2").replace("³", "^3")
-    return _read(words.replace(".", " "), in_text)
+    return _read(words.replace(".", " "), in_text, behind_formula)
 
 
-def _read(text: str, in_text: bool) -> str | None:
+def _read(text: str, in_text: bool, behind_formula: bool) -> str | None:
     """The canonical unit of a text without commands."""
     tokens: list[str] = []
     end = 0
@@ -298,15 +306,22 @@ def _read(text: str, in_text: bool) -> str | None:
             found, is_noun, counts_outside = _factor(token, tokens)
             if found is None or (is_noun and factors and not below):
                 return None
-            counts = counts or counts_outside
+            counts = counts or (counts_outside and not _multiplies(token, tokens, behind_formula, text[0] == " "))
             factors.append((found, -power if below else power))
             power, below = 1, below and in_brackets
     compact = text.replace(" ", "")
     if not factors or power != 1 or below or (len(compact) == 1 and compact in ascii_letters and compact not in _ALONE):
         return None
-    if not counts and compact not in _PLAIN_QUOTIENTS.split() and not (text[0] == " " and compact in _PLAIN_POWERS):
+    if not counts and (behind_formula or compact not in (_BEHIND_SPACE if text[0] == " " else _VELOCITIES)):
         return None
     return " ".join(sorted(unit if power == 1 else f"{unit}^{power}" for unit, power in factors))
+
+
+def _multiplies(token: str, behind: list[str], behind_formula: bool, apart: bool) -> bool:
+    """Whether the letters of a plain symbol may as well be variables, by what stands before it and behind it."""
+    if token in _PRODUCTS:
+        return behind_formula or not apart or (behind[:1] != [] and behind[0][0] in "^23")
+    return behind_formula and len(token) == 2 and token.isascii() and token not in _NO_PRODUCTS
 
 
 def _factor(token: str, behind: list[str]) -> tuple[str | None, bool, bool]:

@@ -104,8 +104,9 @@ def _equal_leaves(a: Leaf, b: Leaf) -> bool:
 
 
 def _equal_relations(a: Relation, b: Relation) -> bool:
-    """Labelled answers by the answer, chains side by side, the rest by the difference of their sides."""
-    if a.label is not None and b.label is not None:
+    """Labelled answers by the answer, chains side by side, the rest by the difference of their sides, as are answers
+    that are solved for different letters."""
+    if a.label is not None and b.label is not None and (a.label == b.label or equal(a.sides[-1], b.sides[-1])):
         return equal(a.sides[-1], b.sides[-1])
     if len(a.operators) > 1 or len(b.operators) > 1:
         backwards = tuple(MIRRORED[operator] for operator in b.operators[::-1])

@@ -71,7 +71,7 @@ _COMMAND = re.compile(r"\\([a-zA-Z]+)")
 _OPAQUE = re.compile(
     r"""[a-zA-Z]{3} | I | [A-Z]\s*[A-Z] | [a-zA-Z]\s*[0-9] | (?<=[0-9a-zA-Z)}~])\s+[a-z]{2}\s+(?=[0-9a-zA-Z({~])
     | \([0-9]+\)\s*[0-9] | [0-9]\s*/\s*[0-9.]+\s*/ | [^-\w\s+*/^(){}\[\]|!.~] | [0-9]\s+[0-9.]
-    | \}\s*[0-9] | \}\s*\([0-9.\s]*\) | /\s*[0-9.]+\s*[a-zA-Z~(] | !\s*! | [0-9]\}?\s*_
+    | \}\s*[0-9] | \}\s*\([0-9.\s]*\) | /\s*(?:[0-9.]+|[a-zA-Z]|~(?:\{[^{}]*\}){1,2})\s*[a-zA-Z~(] | !\s*! | [0-9]\}?\s*_
     | \^\s*\{[^{}]*\}\s*\^ | \^\s*\w\s*\^ | \.(?![0-9]) | \.[0-9]+\.""",
     re.VERBOSE,
 )
@@ -187,7 +187,8 @@ def _read_expression(text: str) -> Form:
     r"""The form of a text without shape; one `\pm` makes a list of two."""
     signs = _PLUS_MINUS.findall(text)
     if len(signs) == 1 and r"\mp" not in text:
-        return Bag(tuple(_leaf(_PLUS_MINUS.sub(sign, text).strip().removeprefix("+")) for sign in "+-"), listed=True)
+        both = (_PLUS_MINUS.sub(sign, text).strip().removeprefix("+") for sign in "+-")
+        return Bag(tuple(_leaf(branch, is_score=False) for branch in both), listed=True)
     return _leaf(text)
 
 
@@ -214,8 +215,12 @@ def _split(text: str, separators: set[str]) -> list[str]:
 
 
 @lru_cache(maxsize=4096)
-def _leaf(text: str) -> Leaf:
-    """An expression with as much as is understood of it: its key, its number, its values."""
+def _leaf(text: str, is_score: bool = True) -> Leaf:
+    """An expression with as much as is understood of it: its key, its number, its values.
+
+    Args:
+        is_score: `3-2` stands for itself, as for the exact grader; no difference.
+    """
     key = _KEY(text)
     measured = quantity(text)
     if measured is None:
@@ -225,7 +230,7 @@ def _leaf(text: str) -> Leaf:
     if number is None and (repeating := _REPEATING.fullmatch(text)):
         number = _repeating(*repeating.groups())
     if number is None:
-        parsed = _parse(_for_parser(text))
+        parsed = _parse(_for_parser(text, is_score))
         if parsed is None:
             return Leaf(key)
         expression, number = parsed
@@ -249,7 +254,7 @@ def _without_unit(text: str) -> tuple[str, str]:
     text = text.strip()
     if not _FUNCTION.search(text):
         for mark in _BEFORE_UNIT.finditer(text, max(map(text.rfind, "()=+")) + 1):
-            if unit := unit_of(text[mark.start() :]):
+            if unit := unit_of(text[mark.start() :], behind_formula=True):
                 return text[: mark.start()].strip(), unit
     return text, ""
 
@@ -260,12 +265,12 @@ def _repeating(whole: str, fixed: str, period: str) -> Fraction:
     return Fraction(int(whole + fixed or 0), shift) + Fraction(int(period), shift * (10 ** len(period) - 1))
 
 
-def _for_parser(text: str) -> str | None:
+def _for_parser(text: str, is_score: bool) -> str | None:
     """The text in a spelling at which latex2sympy need not guess (to it `2(3)` is a sum), or None."""
     if _WORDS.search(text):
         return None
     text = unwrapped(text)
-    if _LISTED.fullmatch(text.strip()):
+    if is_score and _LISTED.fullmatch(text.strip()):
         return None
     text = text.replace("**", "^")
     text = re.sub(r"(?<![\\a-zA-Z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
