@@ -1,6 +1,7 @@
 """`ttrl-pop export` and `push`: what they write, print and refuse."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -13,7 +14,10 @@ from typer.testing import Result
 from ttrl_pop.errors import TtrlPopError, UsageError
 from ttrl_pop.export import export as exporting
 from ttrl_pop.export import hub, plain
+from ttrl_pop.model.load import load_model
 from ttrl_pop.model.source import locate
+from ttrl_pop.store import identity
+from ttrl_pop.store.directory import RunDirectory
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +96,54 @@ def test_one_mind_and_a_form_can_be_asked_for(plain_run: Path, tmp_path: Path) -
     result = ttrl("export", plain_run, "-o", tmp_path / "no", "--to", "plain", "--mind", 12, code=2)
     assert "plain: lm_head, which reads model.norm, has no bias" in result.stderr
     assert not (tmp_path / "no").exists()
+
+
+def test_a_mind_is_added_to_the_mind_that_the_base_has(plain_run: Path, place: Path, tmp_path: Path) -> None:
+    for mind in (1, 2):
+        ttrl("export", plain_run, "-o", tmp_path / str(mind), "--to", "code", "--mind", mind, "--quiet")
+    one, two = (load_model(str(tmp_path / str(mind)), "cpu", "float32") for mind in (1, 2))
+    assert one.fingerprint != two.fingerprint
+    again = tmp_path / "again"
+    run(place, again, "--model", tmp_path / "1", "--set", "population.options.final_mu=false", "--quiet")
+    result = ttrl("eval", place / "p.jsonl", "--run", again, "--model", tmp_path / "2", "--quiet", code=2)
+    assert "is not the one of the run" in result.stderr
+    # The proof of each form is that both minds are in it; the noise of the first stands behind the final norm too.
+    for form, mind in (("code", None), ("code", 3), ("auto", None)):
+        flags = () if mind is None else ("--mind", mind)
+        found = ttrl("export", again, "-o", tmp_path / f"{form}{mind}", "--to", form, *flags, "--quiet")
+        assert rows_of(found.stdout)[0]["form"] == "code"
+    result = ttrl("export", again, "-o", tmp_path / "no", "--to", "adapter", code=2)
+    assert "adapter: its base would be a folder with a mind" in result.stderr
+
+
+def test_an_empty_folder_is_filled_where_it_stands(
+    plain_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be a disk of its own, a link, or the folder that one stands in."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk")
+    number = (tmp_path / "disk").stat().st_ino
+    monkeypatch.chdir(tmp_path / "disk")
+    for out in (tmp_path / "link", Path(".")):
+        ttrl("export", plain_run, "-o", out, "--quiet")
+        assert {"README.md", "config.json", "ttrl_pop.json"} <= {path.name for path in (tmp_path / "disk").iterdir()}
+        assert not [path for path in (tmp_path / "disk").iterdir() if path.name.startswith(".")]
+        assert (tmp_path / "disk").stat().st_ino == number
+        for path in (tmp_path / "disk").iterdir():
+            path.unlink()
+
+
+def test_after_a_collapse_the_card_has_the_answers_of_the_step_that_gave_them(plain_run: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(plain_run, tmp_path / "run", symlinks=True))
+    told = {"verdict": "collapsing", "why": "", "steps": STEPS, "answers_of_step": STEPS - 1}
+    identity.record(RunDirectory(out), "verdict.json", json.dumps(told).encode())
+    notice = f"has collapsed: this is its newest checkpoint, of step {STEPS}, while its answers and best are of step"
+    result = ttrl("export", out, "-o", tmp_path / "newest")
+    assert notice in " ".join(result.stderr.split())
+    assert "after training" not in (tmp_path / "newest" / "README.md").read_text()
+    result = ttrl("export", out / "checkpoints" / f"step_{STEPS - 1:04}", "-o", tmp_path / "sound")
+    assert "collapsed" not in result.stderr
+    assert "after training" in (tmp_path / "sound" / "README.md").read_text()
 
 
 def test_what_opens_as_another_model_is_removed(

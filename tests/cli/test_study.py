@@ -181,9 +181,21 @@ def test_stopped_at_any_write_it_ends_with_the_same_rows(
 
 def test_the_beginning_of_a_run_that_never_was_is_begun_again(undisturbed: tuple[Path, str], tmp_path: Path) -> None:
     out = Path(shutil.copytree(undisturbed[0], tmp_path / "copy", symlinks=True))
-    (out / "base-1" / "identity.json").unlink()
-    (out / "base-1" / "answers.jsonl").unlink()
+    run = out / "base-1"
+    (run / "identity.json").unlink()
+    message = ttrl("study", "--resume", out, "--trust", code=2).stderr
+    assert f"{run}: a run of the study without identity.json, which cannot go on; put that file back" in message
+    assert (run / "answers.jsonl").exists()
+    for path in run.iterdir():
+        if path.name not in ("config.toml", "problems.jsonl"):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     assert ttrl("study", "--resume", out, "--trust").stdout == undisturbed[1]
+
+
+def test_a_study_holds_no_problems_out(place: Path, design: Path, tmp_path: Path) -> None:
+    command = arguments(place, design, tmp_path / "out")
+    message = ttrl(*command, "--set", "holdout=0.2", code=2).stderr
+    assert "runs of a study train on all problems and are judged by them; leave holdout out" in message
 
 
 def test_code_that_a_study_from_elsewhere_names_is_not_imported(undisturbed: tuple[Path, str], tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from exports import Tiny
 from fakes import ALPHABET, FAMILIES, SPECIAL, norm_noise, tiny_network, tiny_policy, tiny_tokenizer
 
 from ttrl_pop.errors import UsageError
+from ttrl_pop.export import plain
 from ttrl_pop.export.export import FORMS, _choose
-from ttrl_pop.export.proof import ProofError, _logits, compare
+from ttrl_pop.export.proof import ROUNDING, ProofError, _logits, compare
 from ttrl_pop.export.readers import linear_readers
 from ttrl_pop.export.trained import NoFormError, offsets_of
 from ttrl_pop.model.load import load_model
@@ -97,6 +98,19 @@ def test_in_bfloat16_a_folder_is_as_near_to_the_exact_mind_as_the_run_is(
         folder.append(network(input_ids=ids).logits[0, len(witness.prompt_ids) - 1 :].detach() - own)
     rms = [float(torch.cat(each).square().mean().sqrt()) for each in (folder, run)]
     assert rms[0] < 1.1 * rms[1]
+
+
+def test_a_mind_below_what_rounding_may_do_is_missed_where_it_is_left_out(tmp_path: Path) -> None:
+    policy = Tiny(tmp_path / "base", "llama", final_mu=False, width=64, dtype="bfloat16")
+    with torch.no_grad():
+        policy.policy.population.mu *= 0.03
+    found = policy.evidence()
+    proof = compare(FORMS["plain"].reopen(policy.export("plain", tmp_path / "whole"), torch.bfloat16).eval(), found)
+    assert proof.moved < ROUNDING[torch.bfloat16] * proof.size
+    network = policy.network()
+    plain.write(network, policy.lora, {}, tmp_path / "bare")
+    with pytest.raises(ProofError, match="the folder lacks the mind"):
+        compare(plain.reopen(tmp_path / "bare", torch.bfloat16).eval(), found)
 
 
 @pytest.mark.parametrize("family", ["gemma3", "qwen3"])

@@ -32,7 +32,8 @@ def test_minds_are_served_by_the_worker_that_says_where_the_plug_in_is_missing()
     assert given["--worker-cls"] == WORKER
     assert by_seed(json.loads(given["--additional-config"])) == {"folder": "/run/serve"}
     assert json.loads(given["--additional-config"]).keys() == {SETTINGS}
-    assert given["--lora-modules"] == f"{POLICY}=/run/serve/{POLICY}"
+    # A path may have a comma.
+    assert json.loads(given["--lora-modules"]) == {"name": str(POLICY), "path": f"/run/serve/{POLICY}"}
     assert given["--logprobs-mode"] == "processed_logprobs"
 
 

@@ -3,7 +3,6 @@
 import datetime
 import gc
 import shlex
-import shutil
 import sys
 import time
 from collections import deque
@@ -24,8 +23,9 @@ from ttrl_pop.cli.run import conduct
 from ttrl_pop.cli.studies import StudyInputs
 from ttrl_pop.cli.trust import check_trusted, remember
 from ttrl_pop.config import Config
+from ttrl_pop.errors import UsageError
 from ttrl_pop.run.workload import workload
-from ttrl_pop.store.directory import RunDirectory
+from ttrl_pop.store.directory import RunDirectory, clear_unfinished
 from ttrl_pop.study.cells import STUDY, Cell, begin, cells, opened, with_tokens_of
 from ttrl_pop.study.design import Study
 from ttrl_pop.study.diversity import equal_coherence, texts_of, with_texts
@@ -112,9 +112,13 @@ def _prepared(cell: Cell, study: Study, problems: ProblemSet, given: Given, show
     path = cell.run.path
     if cell.begun:
         return prepare_resume(path, None, None, given, shown.phase)
-    if path.exists():
-        # Killed before the run existed: what is there is the beginning of a folder.
-        shutil.rmtree(path)
+    # What is there of a run that was killed before it existed.
+    clear_unfinished(path)
+    if path.is_dir() and any(path.iterdir()):
+        raise UsageError(
+            f"{path}: a run of the study without identity.json, which cannot go on; put that file back, or move the "
+            "folder away and the run begins anew"
+        )
     return create_run(RunInputs(cell.config, problems, study.name, path), shown.phase)
 
 

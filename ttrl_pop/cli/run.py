@@ -357,12 +357,6 @@ def _accuracy(session: Session, tally: Tally) -> dict[str, float]:
     return {} if accuracy is None else {"accuracy": accuracy}
 
 
-def _answering_step(run_dir: RunDirectory) -> int | None:
-    """The step whose weights have answered: after a collapse not the last one; None where nothing is saved."""
-    verdict = reading.read_object(run_dir.verdict) if run_dir.verdict.exists() else {}
-    return verdict.get("answers_of_step") or checkpoint.latest(run_dir)
-
-
 def _print_summary(prepared: PreparedRun) -> None:
     """Before and after, and where everything is, on stderr."""
     run_dir = prepared.run
@@ -392,7 +386,7 @@ def _print_summary(prepared: PreparedRun) -> None:
     console.print(summary_table(title, known, *heads))
     if any(outcomes.values()):
         console.print(outcomes_line(outcomes))
-    saved = _answering_step(run_dir)
+    saved = checkpoint.answering_step(run_dir) or checkpoint.latest(run_dir)
     paths = [run_dir.metrics, run_dir.answers, run_dir.checkpoint(saved) / "adapter" if saved else None]
     for path in paths:
         if path is not None and path.exists():

@@ -18,6 +18,7 @@ from ttrl_pop.export.card import Card
 from ttrl_pop.export.proof import Proof, compare, evidence
 from ttrl_pop.export.trained import Lora, NoFormError, Offsets, lora_of, offsets_of
 from ttrl_pop.model.load import LoadedModel, load_model
+from ttrl_pop.model.minded import take_offsets
 from ttrl_pop.model.prompts import encode
 from ttrl_pop.model.source import DEMO_MODEL, EXPORT, lasting
 from ttrl_pop.population.base import MEAN
@@ -91,7 +92,7 @@ def export(
     chosen = Mind(mind) if mind is not None else MEAN
     policy = trained_policy(run, folder, config, known.model)
     model = policy.model
-    offsets = offsets_of(policy.population, chosen)
+    offsets: Offsets = offsets_of(policy.population, chosen)
     lora = lora_of(policy, config.learn.lora)
     found = evidence(policy, chosen, _prompts(model, problems, config))
     sigma = policy.population.metrics().get("population/sigma")
@@ -99,10 +100,13 @@ def export(
     # What the run computes with has its own layers and hooks; the folder is made from the model as it was read.
     del policy, model
     network = load_model(config.model, "auto", config.dtype).network
-    name = _choose(form, network, offsets, notice)
+    base = take_offsets(network)
+    offsets = _sum(base, offsets)
+    name = _choose(form, network, offsets, notice, is_minded=bool(base))
     step = checkpoint.load_state(folder)["step"]
-    work = out.absolute().with_name(f".{out.name}.exporting")
-    shutil.rmtree(work, ignore_errors=True)
+    out = Path(os.path.realpath(out))
+    # In a folder that is there already, which may be a disk of its own.
+    work = (out if out.is_dir() else out.parent) / f".{out.name}.{os.getpid()}.exporting"
     work.mkdir(parents=True)
     try:
         FORMS[name].write(network, lora, offsets, work)
@@ -120,15 +124,18 @@ def export(
             mind=mind,
             step=step,
             sigma=sigma if sigma is not None and math.isfinite(sigma) else None,
-            figures=card.measured(run, config.seed, last=step == config.steps),
+            figures=card.measured(run, config.seed, last=step == checkpoint.answering_step(run)),
             problems=problems,
             fingerprint=known.problems,
             proof=proof.said(),
         )
         card.write(told, work)
         if out.is_dir():
-            out.rmdir()
-        work.rename(out)
+            # What says that it is an export comes last.
+            for file in sorted(work.iterdir(), key=lambda file: file.name == EXPORT):
+                file.rename(out / file.name)
+        else:
+            work.rename(out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return done
@@ -148,16 +155,32 @@ def _prompts(model: LoadedModel, problems: tuple[Problem, ...], config: Config) 
     return [encode(model.tokenizer, problem, config.problems.date) for problem in problems]
 
 
-def _choose(form: Form, network: Any, offsets: Offsets, notice: Callable[[str], None]) -> str:
+def _sum(a: Offsets, b: Offsets) -> Offsets:
+    """What two minds in a row add behind each norm."""
+    both = {**a, **b}
+    for site in a.keys() & b.keys():
+        both[site] = a[site].cpu() + b[site]
+    return both
+
+
+def _choose(form: Form, network: Any, offsets: Offsets, notice: Callable[[str], None], is_minded: bool = False) -> str:
     """The form that is asked for, or the first that holds the mind exactly.
+
+    Args:
+        is_minded: the base model's folder holds a mind of its own.
 
     Raises:
         NoFormError: none does.
     """
+    if form == "adapter" and is_minded:
+        raise NoFormError(
+            "adapter: its base would be a folder with a mind, which transformers does not open; pass "
+            "--to plain or --to code"
+        )
     if form != "auto":
         FORMS[form].check(network, offsets)
         return form
-    *tries, last = FORMS
+    *tries, last = (name for name in FORMS if not (name == "adapter" and is_minded))
     for name in tries:
         try:
             FORMS[name].check(network, offsets)

@@ -31,6 +31,10 @@ ROUNDING = {torch.float64: 2e-5, torch.float32: 1e-4, torch.bfloat16: 0.1}
 """Largest difference of logits, over their largest size, that rounding explains. Norms of many families compute in
 float32 whatever the weights are in."""
 
+SEEN = 0.1
+"""Least size of what a mind does to logits, over that of rounding, at which it is told from nothing; root mean squares
+over some million logits."""
+
 
 class ProofError(TtrlPopError, RuntimeError):
     """An exported folder that does not compute what the run does: it is removed, exit code 1."""
@@ -45,6 +49,8 @@ class Witness:
     """The likeliest token each time."""
     logits_KV: Float[Tensor, "K V"]
     """Logits before each completion token, on the CPU."""
+    bare_KV: Float[Tensor, "K V"]
+    """The same without the mind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +59,7 @@ class Evidence:
 
     witnesses: tuple[Witness, ...]
     moved: float
-    """Largest change of a logit that the mind itself makes: beside it, what is left out of a folder can be seen."""
+    """Largest change of a logit that the mind itself makes."""
     eos_ids: frozenset[int]
 
 
@@ -92,9 +98,9 @@ def evidence(policy: Policy, mind: Mind, prompts: Sequence[tuple[int, ...]]) -> 
     witnesses, moved = [], 0.0
     for number, ids in enumerate(chosen):
         completion = rollouts[number].completion_ids
-        own_KV = _logits(policy, ids, completion, mind)
-        moved = max(moved, float((own_KV - _logits(policy, ids, completion, None)).abs().max()))
-        witnesses.append(Witness(ids, completion, own_KV))
+        own_KV, bare_KV = (_logits(policy, ids, completion, each) for each in (mind, None))
+        moved = max(moved, float((own_KV - bare_KV).abs().max()))
+        witnesses.append(Witness(ids, completion, own_KV, bare_KV))
     return Evidence(tuple(witnesses), moved, policy.model.eos_ids)
 
 
@@ -107,11 +113,16 @@ def compare(network: Any, found: Evidence) -> Proof:
     """
     device, dtype = network.device, network.dtype
     gap = size = 0.0
+    near = far = apart = 0.0
     texts: list[tuple[Witness, list[int]]] = []
     for witness in found.witnesses:
         ids = torch.tensor([witness.prompt_ids + witness.completion_ids[:-1]], device=device)
         logits_KV = network(input_ids=ids, use_cache=False).logits[0, len(witness.prompt_ids) - 1 :].cpu()
-        gap = max(gap, float((logits_KV.to(witness.logits_KV.dtype) - witness.logits_KV).abs().max()))
+        logits_KV = logits_KV.to(witness.logits_KV.dtype)
+        gap = max(gap, float((logits_KV - witness.logits_KV).abs().max()))
+        near += _square(logits_KV - witness.logits_KV)
+        far += _square(logits_KV - witness.bare_KV)
+        apart += _square(witness.logits_KV - witness.bare_KV)
         size = max(size, float(witness.logits_KV.abs().max()))
         texts.append((witness, _greedy(network, witness, found.eos_ids)))
     equal = sum(_as_likely(witness, text, gap) for witness, text in texts)
@@ -121,7 +132,15 @@ def compare(network: Any, found: Evidence) -> Proof:
     # NaN is not below anything.
     if not gap <= ROUNDING[dtype] * size or equal < len(texts):
         raise ProofError(f"the folder is another model than the run, and has been removed: {proof.said()}")
+    # A mind may move logits by less than rounding may: over all of them it is seen whether it is there.
+    if near >= far and apart > SEEN**2 * near:
+        raise ProofError(f"the folder lacks the mind, and has been removed: {proof.said()}")
     return proof
+
+
+def _square(difference_KV: Tensor) -> float:
+    """Sum of squares, in float64."""
+    return float(difference_KV.double().square().sum())
 
 
 def _logits(policy: Policy, prompt: tuple[int, ...], completion: tuple[int, ...], mind: Mind | None) -> Tensor:

@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from ttrl_pop.errors import UsageError
-from ttrl_pop.model.minded import add_offsets, settings_of
+from ttrl_pop.model.minded import OFFSET, add_offsets, offsets_in, settings_of
 from ttrl_pop.model.refusals import code_refused, loading, quiet_transformers, reason
 from ttrl_pop.model.source import locate, peek
 
@@ -166,9 +166,11 @@ def resolve_device(device: str) -> torch.device:
 
 
 def fingerprint(network: nn.Module) -> str:
-    """Hash over the names, shapes, types and up to 64 evenly spaced values of every parameter."""
+    """Hash over the names, shapes, types and up to 64 evenly spaced values of every parameter, and of the offsets of a
+    folder with a mind."""
     hasher = hashlib.sha256()
-    for name, parameter in sorted(network.named_parameters()):
+    minds = ((f"{name}.{OFFSET}", offset) for name, offset in offsets_in(network).items())
+    for name, parameter in (*sorted(network.named_parameters()), *sorted(minds)):
         flat = parameter.detach().reshape(-1)
         sample = flat[:: max(1, flat.numel() // 64)][:64].to("cpu", torch.float64)
         hasher.update(json.dumps([name, list(parameter.shape), str(parameter.dtype)]).encode())

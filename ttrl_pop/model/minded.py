@@ -11,6 +11,7 @@ import safetensors
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ttrl_pop.errors import UsageError
 
@@ -44,6 +45,7 @@ def add_offsets(network: Any, source: str, sites: tuple[str, ...]) -> None:
         UsageError: an offset is missing, or is none for the norm that it is named after.
     """
     found = _offsets(source) if sites else {}
+    handles: dict[str, RemovableHandle] = {}
     for site in sites:
         name = f"{network.base_model_prefix}.{site}"
         offset = found.get(f"{name}.{OFFSET}")
@@ -53,7 +55,24 @@ def add_offsets(network: Any, source: str, sites: tuple[str, ...]) -> None:
             norm = None
         if norm is None or offset is None or offset.shape != getattr(norm, "weight", offset).shape:
             raise UsageError(f"model folder {source!r}: no offset for the norm {site}; export it anew")
-        norm.register_forward_hook(_adding(offset.to(network.device)))
+        # No part of the weights that are saved: a class of transformers has no place for it.
+        norm.register_buffer(OFFSET, offset.to(network.device), persistent=False)
+        handles[name] = norm.register_forward_hook(_add)
+    network.mind_handles = handles
+
+
+def offsets_in(network: Any) -> dict[str, Tensor]:
+    """The offsets that a loaded model's norms add, by the norms' names."""
+    return {name: network.get_submodule(name).get_buffer(OFFSET) for name in getattr(network, "mind_handles", {})}
+
+
+def take_offsets(network: Any) -> dict[str, Tensor]:
+    """The offsets that a loaded model's norms add, which they do no longer."""
+    found = offsets_in(network)
+    for name in found:
+        network.mind_handles.pop(name).remove()
+        delattr(network.get_submodule(name), OFFSET)
+    return found
 
 
 def _offsets(source: str) -> dict[str, Tensor]:
@@ -64,9 +83,6 @@ def _offsets(source: str) -> dict[str, Tensor]:
     return offsets
 
 
-def _adding(offset: Tensor) -> Any:
-    def add(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        wide = torch.promote_types(output.dtype, torch.float32)
-        return (output.to(wide) + offset.to(output.device, wide)).to(output.dtype)
-
-    return add
+def _add(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    wide = torch.promote_types(output.dtype, torch.float32)
+    return (output.to(wide) + module.get_buffer(OFFSET).to(wide)).to(output.dtype)

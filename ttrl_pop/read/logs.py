@@ -3,8 +3,8 @@
     for row in read_logged("logs/2026-11-26_task.eval"):
         ...
 
-A file that is no such log gives its rows as `ttrl_pop.read.rows.read_rows` does. Of lm-eval a sample counts under
-the first of its filters alone, as it stands once under each. Of inspect each sample becomes a row with `id`, `output` and
+A file that is no such log gives its rows as `ttrl_pop.read.rows.read_rows` does. Of lm-eval a sample counts under the
+first of its filters alone, as it stands once under each. Of inspect each sample becomes a row with `id`, `output` and
 `target`, those of one id together, whatever the order of epochs.
 
 Simplifications:

@@ -86,7 +86,9 @@ def arguments_of(served: Served, model: str, dtype: str, folder: Path, rank: int
         found += ["--additional-config", json.dumps({SETTINGS: {"folder": str(folder)}}), "--worker-cls", WORKER]
     if rank is not None:
         found += ["--enable-lora", "--max-lora-rank", str(room_for(rank))]
-        found += ["--lora-modules", f"{served.policy}={folder / str(served.policy)}"]
+        # As JSON: in the short form a comma in a path would end it.
+        module = {"name": served.policy, "path": str(folder / str(served.policy))}
+        found += ["--lora-modules", json.dumps(module)]
     return found
 
 

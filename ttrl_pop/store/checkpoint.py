@@ -27,7 +27,7 @@ from torch import Tensor
 from ttrl_pop.errors import CheckpointError, DamagedError, TtrlPopError, UsageError
 from ttrl_pop.model.adapter_files import save_adapter
 from ttrl_pop.model.policy import Policy
-from ttrl_pop.store import reading
+from ttrl_pop.store import identity, reading
 from ttrl_pop.store.directory import MANIFEST, RunDirectory
 from ttrl_pop.store.files import encode_lines, sync_file, sync_folder, write_atomic
 
@@ -166,7 +166,8 @@ def load_start(folder: Path, policy: Policy) -> None:
 
 
 def newest(run: RunDirectory, notice: Callable[[str], None] = lambda text: None) -> Path:
-    """Folder of the newest whole checkpoint. `notice` is told of newer ones that are not whole.
+    """Folder of the newest whole checkpoint. `notice` is told of newer ones that are not whole, and where the run's
+    answers are those of another one.
 
     Raises:
         UsageError: there is none.
@@ -174,7 +175,26 @@ def newest(run: RunDirectory, notice: Callable[[str], None] = lambda text: None)
     step = latest(run, notice)
     if step is None:
         raise UsageError(f"{run.path}: no whole checkpoint in this run; go on with it by ttrl-pop run --resume")
+    if (answered := answering_step(run)) not in (None, step):
+        notice(
+            f"{run.path} has collapsed: this is its newest checkpoint, of step {step}, while its answers and best are "
+            f"of step {answered}; name {run.path / 'best'} for that one"
+        )
     return run.checkpoint(step)
+
+
+def answering_step(run: RunDirectory) -> int | None:
+    """The step whose weights gave the answers of a run that has ended, which is not the last one after a collapse; None
+    where no verdict is there, or not as it was written."""
+    if not os.path.lexists(run.verdict):
+        return None
+    known = identity.load(run)
+    if run.verdict.name not in known.files or identity.flaw(run, known, run.verdict.name):
+        return None
+    row = reading.read_object(run.verdict)
+    step = row.get("answers_of_step")
+    # A run that has gone on since has its answers to come.
+    return step if row.get("steps") == latest(run) else None
 
 
 def load_optimizer(folder: Path) -> dict[str, Tensor]:

@@ -202,6 +202,11 @@ def _check_arm(file: StudyFile, name: str, config: Config) -> None:
         raise UsageError(f"{where}: arms are compared by their final answers; leave answers = false out")
     if config.guard.stop_on_collapse:
         raise UsageError(f"{where}: a collapse is a result; leave guard.stop_on_collapse = true out")
+    if config.holdout is not None:
+        raise UsageError(
+            f"{where}: runs of a study train on all problems and are judged by them; leave holdout out, and give the "
+            "problems that it would take away to ttrl-pop eval --run"
+        )
     if config.seed + file.seeds > 2**63:
         raise UsageError(f"{where}: {file.seeds} seeds from {config.seed} on are too large; take a smaller one")
     if name in file.equal_tokens and config.steps:

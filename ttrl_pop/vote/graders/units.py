@@ -144,17 +144,25 @@ deg rad gal tbsp tsp Rs ° % ‰
 """
 """Symbols that count outside `\\text{}` too."""
 
-_PRODUCTS = frozenset("nm mg ms ns ml mL cl cL dl dL mV mA Pa eV hr yr ha Rs".split())
+_PRODUCTS = """
+nm mg ms ns ml mL cl cL dl dL mV mA Pa eV hr yr ha Rs
+"""
 """Of them those that as often are products of two variables: they count behind the digits of a number and a space."""
 
-_NO_PRODUCTS = frozenset("mm cm dm km kg".split())
+_NO_PRODUCTS = """
+mm cm dm km kg
+"""
 """Of them those of two letters that count behind a formula too (`4\\pi cm`): `2\\pi ft` is a product."""
 
-_BEHIND_SPACE = frozenset("m^2 m^3 N*m m/s m/s^2 L/s L/h g/L g/l J/K J/s J/g N/m N/m^2 N/C V/m W/m W/m^2 C/s".split())
-"""Units of single letters that count outside `\\text{}` behind the digits of a number and a space, as no other of letters
-does: it may be a formula."""
+_BEHIND_SPACE = """
+m^2 m^3 N*m m/s m/s^2 L/s L/h g/L g/l J/K J/s J/g N/m N/m^2 N/C V/m W/m W/m^2 C/s
+"""
+"""Units of single letters that count outside `\\text{}` behind the digits of a number and a space; any other of letters
+may be a formula."""
 
-_VELOCITIES = frozenset(["m/s", "m/s^2"])
+_VELOCITIES = """
+m/s m/s^2
+"""
 """Of them those that count without the space too; `3g/l` is a quotient."""
 
 _ALONE = "mgshlLNVWJA"
@@ -312,16 +320,16 @@ def _read(text: str, in_text: bool, behind_formula: bool) -> str | None:
     compact = text.replace(" ", "")
     if not factors or power != 1 or below or (len(compact) == 1 and compact in ascii_letters and compact not in _ALONE):
         return None
-    if not counts and (behind_formula or compact not in (_BEHIND_SPACE if text[0] == " " else _VELOCITIES)):
+    if not counts and (behind_formula or compact not in (_BEHIND_SPACE if text[0] == " " else _VELOCITIES).split()):
         return None
     return " ".join(sorted(unit if power == 1 else f"{unit}^{power}" for unit, power in factors))
 
 
 def _multiplies(token: str, behind: list[str], behind_formula: bool, apart: bool) -> bool:
     """Whether the letters of a plain symbol may as well be variables, by what stands before it and behind it."""
-    if token in _PRODUCTS:
+    if token in _PRODUCTS.split():
         return behind_formula or not apart or (behind[:1] != [] and behind[0][0] in "^23")
-    return behind_formula and len(token) == 2 and token.isascii() and token not in _NO_PRODUCTS
+    return behind_formula and len(token) == 2 and token.isascii() and token not in _NO_PRODUCTS.split()
 
 
 def _factor(token: str, behind: list[str]) -> tuple[str | None, bool, bool]:
