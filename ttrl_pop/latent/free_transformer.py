@@ -37,6 +37,8 @@ class Shape:
     """Root mean square of the injection R at the start; that of X is about 1."""
     places: bool = False
     """Give what the encoder reads its positions, in place of heads that begin by looking ahead."""
+    sparse: bool = False
+    """Have the encoder tell by few bits, as `Encoder` says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,9 @@ class FreeTransformer(nn.Module):
         self.head = nn.Linear(shape.width, shape.vocabulary, bias=False)
         initialise(self)
         width = shape.width
-        self.encoder = Encoder(width, width, shape.heads, shape.bits, shape.rotary_base, shape.places)
+        self.encoder = Encoder(
+            width, width, shape.heads, shape.bits, shape.rotary_base, places=shape.places, sparse=shape.sparse
+        )
         cosines, sines = rotary(shape.length, shape.width // shape.heads, shape.rotary_base)
         self.register_buffer("cosines_TW", cosines, persistent=False)
         self.register_buffer("sines_TW", sines, persistent=False)

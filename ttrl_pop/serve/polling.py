@@ -6,8 +6,8 @@ problem's id, `id` in its `metadata`. Who sends the prompt of a problem under it
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ttrl_pop import randomness
@@ -116,6 +116,8 @@ def tally(rules: Rules, given: Ballots, answers: Sequence[dict[str, Any]]) -> Ta
     # What was asked plays no part in a vote, but how: as turns or as a text.
     problem = Problem(ASKED, () if given.chat else "", 0)
     rollouts = tuple(_rollout(owner, answer, given.chat) for owner, answer in zip(given.minds, answers, strict=True))
+    if any(_is_parted(answer) for answer in answers):
+        rules = replace(rules, thinking=False)
     return vote(Group(problem, rollouts), rules)
 
 
@@ -154,6 +156,12 @@ def answer(served: Served, given: Ballots, told: Tally, answers: Sequence[dict[s
 def _is_one(prompt: Any) -> bool:
     """Whether it is one prompt: a text, or its tokens."""
     return isinstance(prompt, str) or (isinstance(prompt, list) and all(type(token) is int for token in prompt))
+
+
+def _is_parted(answer: Mapping[str, Any]) -> bool:
+    """Whether vLLM has taken the thoughts out of the text, marks and all, as it does with a reasoning parser."""
+    message = answer["choices"][0].get("message") or {}
+    return any(message.get(key) for key in ("reasoning", "reasoning_content"))
 
 
 def _rollout(owner: Mind, answer: dict[str, Any], chat: bool) -> Rollout:
