@@ -1,6 +1,7 @@
 """Settings as readers and editors see them: the TOML reads back equal, nothing is left out, the page is that of today;
 presets are valid, and lie below every other source."""
 
+import json
 import re
 import subprocess
 import sys
@@ -16,11 +17,12 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from ttrl_pop.cli.app import app
-from ttrl_pop.config import Config, Section
+from ttrl_pop.config import Config, ProblemsConfig, Section
 from ttrl_pop.config_file import layered, load_config, parse_layer
 from ttrl_pop.errors import UsageError
 from ttrl_pop.plugins import BUILT_IN, OPTIONS, load, options_of
 from ttrl_pop.presets import NAMES, preset
+from ttrl_pop.read.problems import read_problems
 from ttrl_pop.run.session import check_trainable
 from ttrl_pop.settings import commented_toml, json_schema, tables
 
@@ -108,6 +110,16 @@ def test_the_schema_knows_every_setting_and_the_options_of_built_in_plug_ins() -
         assert {"$ref": f"#/$defs/{table}"} in place(key)["anyOf"]
         assert schema["$defs"][table]["properties"]
     assert schema["additionalProperties"] is False
+
+
+def test_the_page_of_fields_is_that_of_today_and_its_rows_are_read() -> None:
+    script = ROOT / "dev" / "fields_reference.py"
+    made = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True).stdout
+    assert made == (ROOT / "docs" / "PROBLEMS.md").read_text(), "python dev/fields_reference.py > docs/PROBLEMS.md"
+    lines = made.partition("```json\n")[2].partition("```")[0].splitlines()
+    found = read_problems(map(json.loads, lines), ProblemsConfig())
+    assert [problem.id for problem in found.problems] == ["p1", "p2", "p3"]
+    assert dict(found.answers) == {"p2": "B", "p3": "56"}
 
 
 def test_the_page_of_settings_is_that_of_today() -> None:

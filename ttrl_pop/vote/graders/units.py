@@ -147,12 +147,12 @@ deg rad gal tbsp tsp Rs ° % ‰
 _PRODUCTS = """
 nm mg ms ns ml mL cl cL dl dL mV mA Pa eV hr yr ha Rs
 """
-"""Of them those that as often are products of two variables: they count behind the digits of a number and a space."""
+"""Plain symbols that as often are products of two variables: they count behind the digits of a number and a space."""
 
 _NO_PRODUCTS = """
 mm cm dm km kg
 """
-"""Of them those of two letters that count behind a formula too (`4\\pi cm`): `2\\pi ft` is a product."""
+"""Plain symbols of two letters that count behind a formula too (`4\\pi cm`): `2\\pi ft` is a product."""
 
 _BEHIND_SPACE = """
 m^2 m^3 N*m m/s m/s^2 L/s L/h g/L g/l J/K J/s J/g N/m N/m^2 N/C V/m W/m W/m^2 C/s
@@ -163,7 +163,7 @@ may be a formula."""
 _VELOCITIES = """
 m/s m/s^2
 """
-"""Of them those that count without the space too; `3g/l` is a quotient."""
+"""Units of single letters that count without that space too; `3g/l` is a quotient."""
 
 _ALONE = "mgshlLNVWJA"
 """Symbols of one letter that count alone, in `\\text{}`."""
