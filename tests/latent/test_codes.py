@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -128,15 +129,28 @@ def test_balanced_bits_are_on_half_of_the_time() -> None:
 
 
 def test_a_rare_sign_cannot_be_told_by_one_certain_bit() -> None:
-    """One token of sixteen against the others: balanced, the others have an open bit, and cost nothing."""
+    """One token of sixteen against the others: balanced, the others have an open bit, and cost nothing. Where bits may
+    lean, those of the others are off more surely."""
     logits_B1 = torch.full((16, 1), -30.0, dtype=torch.float64)
     logits_B1[3] = 30.0
     on_B1 = torch.sigmoid(balanced(logits_B1))
     assert on_B1[3] > 0.999
     torch.testing.assert_close(on_B1[0], torch.tensor([7 / 15]).double(), atol=1e-6, rtol=0)
+    others = [float(torch.sigmoid(balanced(logits_B1, lean))[0]) for lean in (0.0, 0.2, 0.5, 1.0)]
+    assert others == sorted(others, reverse=True)
+    assert others[-1] == pytest.approx(torch.sigmoid(torch.tensor(-60 / 16).double()).item())
+
+
+def test_bits_lean_in_a_line_to_logits_of_mean_zero() -> None:
+    torch.manual_seed(8)
+    logits_BTH = torch.randn(3, 7, H, dtype=torch.float64) * 3 + 2
+    first, between, last = (balanced(logits_BTH, lean) for lean in (0.0, 0.3, 1.0))
+    torch.testing.assert_close(between, 0.7 * first + 0.3 * last, atol=1e-12, rtol=0)
+    torch.testing.assert_close(last.mean((0, 1)), torch.zeros(H).double(), atol=1e-12, rtol=0)
 
 
 def test_the_gradient_of_the_balance_is_exact() -> None:
     torch.manual_seed(9)
     logits_BH = (torch.randn(6, 2, dtype=torch.float64) * 2 + 1).requires_grad_()
-    assert torch.autograd.gradcheck(balanced, (logits_BH,), eps=1e-5, atol=1e-5)
+    for lean in (0.0, 0.4):
+        assert torch.autograd.gradcheck(partial(balanced, lean=lean), (logits_BH,), eps=1e-5, atol=1e-5)

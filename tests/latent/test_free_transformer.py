@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ttrl_pop.latent.encoder import FAINT, Encoder
+from ttrl_pop.latent.encoder import Encoder
 from ttrl_pop.latent.free_transformer import FreeTransformer, Pasts, Shape
 from ttrl_pop.latent.layers import rotary, turned
 
@@ -69,24 +69,6 @@ def test_an_encoder_of_places_knows_where_what_it_reads_stands() -> None:
         bias_NW = encoder.attention.key_bias_NW
         assert bias_NW is not None
         assert bool(bias_NW.any()) is not places
-
-
-def test_a_sparse_encoder_squares_what_it_reads_out() -> None:
-    positions = rotary(20, 16, 100.0)
-    states_1TD = torch.randn(1, 20, 64, generator=torch.Generator().manual_seed(1))
-    found = []
-    for sparse in (False, True):
-        torch.manual_seed(1)
-        encoder = Encoder(64, 64, 4, 3, rotary_base=100.0, sparse=sparse)
-        found.append(encoder(states_1TD, positions).detach())
-    plain_BTH, sparse_BTH = found
-    assert torch.equal(sparse_BTH.sign(), plain_BTH.sign())
-    assert torch.allclose(sparse_BTH.abs(), plain_BTH.square(), atol=FAINT * float(plain_BTH.abs().max()))
-    zeros_H = torch.zeros(3, requires_grad=True)
-    encoder.readout.weight.data.zero_()
-    encoder.readout.bias = torch.nn.Parameter(zeros_H)
-    encoder(states_1TD, positions).sum().backward()
-    assert float(encoder.readout.bias.grad.min()) > 0, "from zero there is a way, too"
 
 
 def test_the_encoder_sees_the_whole_text(model: FreeTransformer, tokens_BT: Tensor) -> None:

@@ -1,7 +1,11 @@
 """Figures of the letters experiment, on texts whose figures are known."""
 
 import numpy as np
+import pytest
+import torch
 
+from ttrl_pop.latent.codes import BIT
+from ttrl_pop.latent.free_transformer import FreeTransformer, Shape
 from ttrl_pop.letters import figures, task
 
 
@@ -40,3 +44,13 @@ def test_fresh_texts_of_the_task_agree_by_chance() -> None:
     assert abs(found.near_other - (57 + 2 * 56) / 57**2) < 0.005
     assert abs(found.correlation_same) < 0.05
     assert abs(found.noise - 1 / 16) < 0.01
+
+
+def test_a_bit_that_never_changes_costs_one_bit_and_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all texts and tokens it is on, to the last digit of its type."""
+    logits_H = torch.tensor([90.0, 0.0, -90.0])
+    model = FreeTransformer(Shape(len(task.SIGNS), task.PROMPT + task.BODY, bits=3))
+    monkeypatch.setattr(model, "encode", lambda states_BTD: logits_H.expand(*states_BTD.shape[:2], 3))
+    found = figures.costs(model, 4, 0)
+    assert found.marginal_kl == pytest.approx(2 * BIT)
+    assert found.kl == pytest.approx(2 * BIT)

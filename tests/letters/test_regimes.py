@@ -19,8 +19,10 @@ def test_noise_comes_once_the_free_bits_have_fallen(regime: Regime, monkeypatch:
 
     monkeypatch.setattr(task, "texts", noted)
     short = regime.after(20)
-    encoders = [model.encoder for model in regimes.train(short, 0)]
-    assert [(each.place is not None, each.sparse) for each in encoders] == [(regime.places, regime.sparse)] * 20
+    models = [*regimes.train(short, 0)]
+    assert [(model.encoder.place is not None, model.shape.lean) for model in models] == [
+        (regime.places, regime.lean)
+    ] * 20
     first = round(20 * regime.quiet)
     assert shown[:first] == [0.0] * first
     assert all(rate > 0.02 for rate in shown[first:]), "and all of it at once"

@@ -35,13 +35,19 @@ def draw_bits(logits_H: Tensor, uniforms_H: Tensor) -> Tensor:
     return (uniforms_H < torch.sigmoid(logits_H.detach())).to(logits_H.dtype)
 
 
-def balanced(logits_H: Tensor) -> Tensor:
+def balanced(logits_H: Tensor, lean: float = 0.0) -> Tensor:
     """Logits (…, H) of many tokens, shifted so that each bit is on half of the time over all of them.
 
     The prior is uniform: a bit that is nearly always on costs as much as one that tells something, says nothing, and is
     wrong half of the time once codes are drawn from the prior. Free bits do not charge for it. What is rare has to be
     told by several bits together then, and a code of the prior tells it about as rarely. Not of the paper.
+
+    Args:
+        lean: share of the way from there to logits of mean 0, whose bits may be on rarely. A rare thing is then told by
+            fewer bits, more surely, and codes of the prior tell it more often than it is; at 1 far too often.
     """
+    if lean:
+        return (1 - lean) * balanced(logits_H) + lean * (logits_H - logits_H.flatten(0, -2).mean(0))
     flat_BH = logits_H.flatten(0, -2)
     with torch.no_grad():
         # Between the lowest and the highest logit the mean falls from above a half to below it.

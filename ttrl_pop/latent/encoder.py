@@ -15,9 +15,6 @@ SHARPNESS = 2.0
 BIAS = 0.5
 """Length of the initial bias of the keys, as a share of the query's."""
 
-FAINT = 1e-3
-"""Slope of a squared readout at 0, where it would have none."""
-
 
 class Encoder(nn.Module):
     """One non-causal block with ζ as its input and the hidden states as its keys and values, then a readout of H bits.
@@ -29,10 +26,6 @@ class Encoder(nn.Module):
     What is told well ahead, as where something begins, is found by none of these heads. With `places` states carry
     their positions, and heads begin anywhere.
 
-    A few bits that are nearly certain and many that each lean a little cost the same. But of a code that is drawn by
-    chance the few tell one thing, and the many tell a little of several. With `sparse` logits are squares of what is
-    read out, its sign kept, so that what is faint grows slowly and what is loud grows fast.
-
     Args:
         source_width: width of the hidden states that are read.
         width: width of the block.
@@ -40,17 +33,9 @@ class Encoder(nn.Module):
     """
 
     def __init__(
-        self,
-        source_width: int,
-        width: int,
-        heads: int,
-        bits: int,
-        rotary_base: float,
-        places: bool = False,
-        sparse: bool = False,
+        self, source_width: int, width: int, heads: int, bits: int, rotary_base: float, places: bool = False
     ) -> None:
         super().__init__()
-        self.sparse = sparse
         self.zeta_D = nn.Parameter(torch.randn(width))
         self.before_queries = nn.RMSNorm(width, EPSILON)
         self.before_source = nn.RMSNorm(source_width, EPSILON)
@@ -88,4 +73,4 @@ class Encoder(nn.Module):
         states_BTD = zeta_BTD + self.attention(self.before_queries(zeta_BTD), source_BTD, positions, real_BT=real_BT)
         states_BTD = states_BTD + self.feed_forward(self.before_feed_forward(states_BTD))
         logits_BTH: Tensor = self.readout(self.before_readout(states_BTD))
-        return logits_BTH * (logits_BTH.abs() + FAINT) if self.sparse else logits_BTH
+        return logits_BTH

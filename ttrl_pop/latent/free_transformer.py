@@ -37,8 +37,8 @@ class Shape:
     """Root mean square of the injection R at the start; that of X is about 1."""
     places: bool = False
     """Give what the encoder reads its positions, in place of heads that begin by looking ahead."""
-    sparse: bool = False
-    """Have the encoder tell by few bits, as `Encoder` says."""
+    lean: float = 0.0
+    """How far bits may lean, as `ttrl_pop.latent.codes.balanced` has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +73,7 @@ class FreeTransformer(nn.Module):
         self.head = nn.Linear(shape.width, shape.vocabulary, bias=False)
         initialise(self)
         width = shape.width
-        self.encoder = Encoder(
-            width, width, shape.heads, shape.bits, shape.rotary_base, places=shape.places, sparse=shape.sparse
-        )
+        self.encoder = Encoder(width, width, shape.heads, shape.bits, shape.rotary_base, shape.places)
         cosines, sines = rotary(shape.length, shape.width // shape.heads, shape.rotary_base)
         self.register_buffer("cosines_TW", cosines, persistent=False)
         self.register_buffer("sines_TW", sines, persistent=False)
@@ -93,7 +91,7 @@ class FreeTransformer(nn.Module):
 
     def encode(self, states_BTD: Tensor) -> Tensor:
         """Bit logits (B, T, H) of hidden states in the middle, balanced over all texts and tokens."""
-        return balanced(self.encoder(states_BTD, self._positions(states_BTD.shape[1])))
+        return balanced(self.encoder(states_BTD, self._positions(states_BTD.shape[1])), self.shape.lean)
 
     def loss(self, tokens_BT: Tensor, uniforms_BTH: Tensor) -> Loss:
         """The loss of texts, the codes of which are drawn from the encoder by `uniforms_BTH`.

@@ -76,12 +76,13 @@ def costs(model: FreeTransformer, texts: int, seed: int) -> Costs:
 
     # The last token predicts nothing; its code does nothing.
     kl_BTH = kl_to_uniform(logits_BTH[:, :-1])
-    mean_TH = torch.sigmoid(logits_BTH[:, :-1]).mean(0)
+    mean_TH = torch.sigmoid(logits_BTH[:, :-1].double()).mean(0)
     return Costs(
         posterior=entropy(draw_bits(logits_BTH, _uniforms(random, logits_BTH.shape))),
         prior=entropy((_uniforms(random, logits_BTH.shape) < 0.5).float()),
         kl=float(kl_BTH.sum(-1).mean()),
-        marginal_kl=float(kl_to_uniform(torch.logit(mean_TH)).sum(-1).mean()),
+        # A bit that is the same in all texts has no logit.
+        marginal_kl=float(kl_to_uniform(torch.logit(mean_TH, eps=1e-12)).sum(-1).mean()),
         live_bits=int((kl_BTH.mean((0, 1)) > LIVE_BIT * BIT).sum()),
     )
 

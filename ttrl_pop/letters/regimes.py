@@ -6,7 +6,7 @@ A text has log2 57 = 5.8 bits of place and 64 · 0.337 = 21.6 bits of noise, and
 Where little is free from the start a code finds no use, or tells half of what it could. So κ comes from above, where
 it is found within some hundred steps on every seed: all that a text holds is told then, and as κ falls what tells most
 stays. At 1/8 that would be a share of the noise as well, and the place too little: there texts have no noise until κ
-has fallen, when no room is left for it. At 1 codes tell both, and few bits tell it more surely than many.
+has fallen, when no room is left for it. At 1 bits may lean, by which both are told more surely.
 """
 
 import math
@@ -52,8 +52,8 @@ class Regime:
     """Share of the steps in which texts have no noise."""
     places: bool = False
     """Whether the encoder is told positions, as `Shape` has it."""
-    sparse: bool = False
-    """Whether the encoder tells by few bits, as `Shape` has it."""
+    lean: float = 0.0
+    """How far bits may lean, as `Shape` has it."""
 
     def after(self, steps: int) -> "Regime":
         """The same regime with another number of steps."""
@@ -75,7 +75,7 @@ class Regime:
 REGIMES = (
     Regime(1 / 64, steps=600),
     Regime(1 / 8, steps=3000, first=8.0, hold=0.1, until=0.6, quiet=0.6, places=True),
-    Regime(1.0, steps=7000, first=8.0, hold=0.05, until=0.6, sparse=True),
+    Regime(1.0, steps=7000, first=8.0, hold=0.05, until=0.6, lean=0.45),
     Regime(8.0, steps=1000),
 )
 """One for each row of the paper's figure 4."""
@@ -86,7 +86,7 @@ def train(regime: Regime, seed: int) -> Iterator[FreeTransformer]:
     # Layers draw their first weights from the process's generator: the caller's is left as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("letters", "weights", seed))
-        sizes = Shape(len(task.SIGNS), task.PROMPT + task.BODY, places=regime.places, sparse=regime.sparse)
+        sizes = Shape(len(task.SIGNS), task.PROMPT + task.BODY, places=regime.places, lean=regime.lean)
         model = FreeTransformer(sizes)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     random = stream("letters", "train", seed)
