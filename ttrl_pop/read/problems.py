@@ -62,6 +62,10 @@ def read_problems(
     problems: list[Problem] = []
     seen: dict[str, int] = {}
     unread = Counted(source_name(source))
+    named = [key.partition(".")[0] for key in (options.answer_key, options.id_key) if key]
+    advice = "Put what belongs to it into the question"
+    if options.answer_key is None:
+        advice += ", or, if it is the gold answer, name it with --answer-key"
     found = Gold((options.answer_key,) if options.answer_key else GOLD_FIELDS)
     rows, kept = _read_rows(source, stdin, load_dataset, resolve, notice)
     for row in islice(rows, options.limit):
@@ -69,9 +73,8 @@ def read_problems(
         _claim(row, problem_id, seen)
         question = read_question(row, options)
         problems.append(Problem(problem_id, question.prompt, len(problems)))
-        if question.unread:
-            names = ", ".join(map(shown, question.unread))
-            unread.add(f"not read beside the question: {names}. Put what belongs to it into the question.", row)
+        if names := ", ".join(shown(name) for name in question.unread if name not in named):
+            unread.add(f"not read beside the question: {names}. {advice}.", row)
         found.add(row, problem_id)
     found.settle()
     answers = found.answers
