@@ -209,6 +209,10 @@ def test_presets_pass(name: str, place: Path, tmp_path: Path) -> None:
         (["--minds", "1"], "a group needs at least 2 rollouts"),
         (["--reward", "majorty"], "did you mean 'majority'?"),
         (["--set", "population.options.sgma=1"], "did you mean 'sigma'?"),
+        (["--out", "."], "--out .: exists and is not empty"),
+        (["--out", __file__ + "/run"], "is not a directory"),
+        (["--ranks", "-1"], "--ranks must be 1 or more, got -1"),
+        (["--track", "bogus"], "track: no tracker 'bogus'"),
         (["--resume", "x"], "--plan looks at a new run; leave --resume out"),
     ],
 )

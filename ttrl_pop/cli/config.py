@@ -3,7 +3,14 @@
 import json
 
 from ttrl_pop.cli.given import Given
+from ttrl_pop.config import Config, Section
+from ttrl_pop.config_file import validate
+from ttrl_pop.plugins import options_of
 from ttrl_pop.settings import commented_toml, json_schema
+from ttrl_pop.types import AnswerKey
+from ttrl_pop.vote.extract.extractor import build_extractor
+from ttrl_pop.vote.rewards.base import build_reward
+from ttrl_pop.vote.rules import build_grader
 
 
 def config(given: Given, schema: bool) -> None:
@@ -13,6 +20,24 @@ def config(given: Given, schema: bool) -> None:
         UsageError: what was given is no configuration.
     """
     made = given.config()
+    _check(made)
     print(json.dumps(json_schema(), indent=2, ensure_ascii=False) if schema else commented_toml(made), end="")
     if schema:
         print()
+
+
+def _check(config: Config) -> None:
+    """Refuse what a run would refuse of plug-ins and their options.
+
+    Raises:
+        UsageError: a name stands for nothing, or an option is none.
+    """
+    grader = build_grader(config.vote)
+    build_extractor(config.vote.extract)
+    # Whether there are gold answers only a run knows.
+    build_reward(config.vote.reward, AnswerKey({"": ""}), grader)
+    name = config.population.name
+    validate(options_of("population", name) or Section, config.population.options, source="population.options")
+    if config.backend != "auto":
+        kind = options_of("backend", config.backend) or Section
+        validate(kind, config.backend_options, source="backend_options")

@@ -70,11 +70,7 @@ def create_run(given: RunInputs, stage: Stage = unsaid) -> PreparedRun:
     """
     config, problems = given.config, given.problems
     check_trainable(config)
-    if config.track:
-        # Not before it is asked for: accelerate takes a while to start.
-        from ttrl_pop.cli import trackers
-
-        trackers.check(config.track)
+    check_tracked(config)
     session = open_session(config, problems, adapter=True, stage=stage, held=given.held)
     files = {
         CONFIG: dump_config(session.config),
@@ -88,6 +84,18 @@ def create_run(given: RunInputs, stage: Stage = unsaid) -> PreparedRun:
     run = create(given.out, given.source, {**files, IDENTITY: known.dumps()})
     remember(run, session.config)
     return PreparedRun(session, run, resumed=False, told=given.notices)
+
+
+def check_tracked(config: Config) -> None:
+    """
+    Raises:
+        UsageError: there is no such tracker, or it is not installed.
+    """
+    if config.track:
+        # Not before it is asked for: accelerate takes a while to start.
+        from ttrl_pop.cli import trackers
+
+        trackers.check(config.track)
 
 
 def prepare_resume(

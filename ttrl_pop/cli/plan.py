@@ -43,6 +43,9 @@ def plan_run(given: RunInputs, as_json: bool, quiet: bool) -> None:
     Raises:
         UsageError: it would refuse this.
     """
+    from ttrl_pop.cli.opening import check_tracked
+
+    check_tracked(given.config)
     held = len(given.held.problems) if given.held else 0
     _print(_forecasts().forecast_training(given.config, given.problems, held, starts=True), as_json, quiet)
 
