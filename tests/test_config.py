@@ -219,7 +219,7 @@ def test_a_setting_that_can_be_is_taken_and_saved(case: dict[str, Any], tmp_path
         (b"steps = " + b"9" * 5000, "a whole number has at most 18 digits; this has thousands"),
         (b"steps = 1 #" + b"x" * 2**20, "a configuration has at most 1048576 bytes, this has more; name a TOML file"),
         (b"\x00" * 100, "not valid TOML"),
-        (b"\xff", "cannot be read"),
+        (b"\xff", "not valid UTF-8"),
     ],
 )
 def test_a_file_that_is_no_configuration_is_one_short_line(tmp_path: Path, content: bytes, message: str) -> None:
@@ -246,3 +246,17 @@ def test_a_configuration_can_come_through_a_pipe_and_never_from_an_endless_devic
 def test_noise_beyond_all_sense_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=r"population.options: (sigma|target_kl): Input should be "):
         validate(NormNoiseOptions, options, "population.options")
+
+
+def test_a_file_as_windows_writes_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_bytes("steps = 3\r\n".encode("utf-8-sig"))
+    assert load_config(path, {}).steps == 3
+    path.write_bytes("steps = 3\r\n".encode("utf-16"))
+    with pytest.raises(UsageError, match=r"c\.toml: not valid UTF-8 \(byte 0xff\); save the file as UTF-8$"):
+        load_config(path, {})
+
+
+def test_a_file_that_is_not_there_is_said_in_few_words(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"nope\.toml: no such file$"):
+        load_config(tmp_path / "nope.toml", {})

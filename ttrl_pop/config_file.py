@@ -160,7 +160,7 @@ def _violation(tree: Any, errors: Sequence[ErrorDetails]) -> tuple[tuple[str, ..
     here = first["loc"][:depth]
     where = tuple(map(str, here))
     if depth == len(first["loc"]):
-        return where, _message(first)
+        return where, in_words(first)
     branches = [error for error in errors if error["loc"][:depth] == here]
     for error in branches:
         inside = error["loc"][depth + 1 :]
@@ -187,7 +187,8 @@ def _union(tree: Any, error: ErrorDetails) -> tuple[int, Any]:
     return len(error["loc"]), value
 
 
-def _message(error: ErrorDetails) -> str | None:
+def in_words(error: ErrorDetails) -> str | None:
+    """What is wrong with a value, and what came; None where the key is unknown."""
     if error["type"] == "extra_forbidden":
         return None
     if error["type"] == "missing":
@@ -243,9 +244,15 @@ def _text_of(path: Path) -> str:
             content = file.read(LONGEST + 1)
         if len(content) > LONGEST:
             raise UsageError(f"{path}: a configuration has at most {LONGEST} bytes, this has more; name a TOML file")
-        return content.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read ({error})") from error
+        # Windows' Notepad begins a file with a mark.
+        return content.decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise UsageError(f"{path}: no such file") from error
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise UsageError(f"{path}: not valid UTF-8 (byte 0x{byte:02x}); save the file as UTF-8") from error
 
 
 def _parsed(text: str, source: str) -> dict[str, Any]:

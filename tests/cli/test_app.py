@@ -185,7 +185,7 @@ BAD_ARGUMENTS: dict[str, tuple[str, str]] = {
     "no gold file": ("eval good.jsonl --gold nothing.jsonl", "nothing.jsonl: no such file"),
     "unknown key in a file": ("run good.jsonl --config wrong.toml", "wrong.toml: unknown key 'learn.learning_rate'"),
     "broken TOML": ("run good.jsonl --config broken.toml", "broken.toml: not valid TOML"),
-    "no config file": ("sample good.jsonl --config nothing.toml", "nothing.toml: cannot be read"),
+    "no config file": ("sample good.jsonl --config nothing.toml", "nothing.toml: no such file"),
     "unknown key": ("run good.jsonl --set learn.los=grpo", "unknown key 'learn.los'; did you mean 'learn.loss'?"),
     "no assignment": ("run good.jsonl --set a", "--set takes KEY=VALUE (as in learn.loss=grpo), got 'a'"),
     "not a number": ("run good.jsonl --set learn.lr=abc", "learn.lr: Input should be a number"),
@@ -225,6 +225,14 @@ BAD_ARGUMENTS: dict[str, tuple[str, str]] = {
 def test_bad_arguments_are_refused_before_the_model_is_loaded(place: Path, kind: str) -> None:
     words, message = BAD_ARGUMENTS[kind]
     assert message in refused(place, *words.split(), *NO_MODEL)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [("run good.jsonl --minds ten", "a whole number, got 'ten'"), ("run good.jsonl --lr x", "a number, got 'x'")],
+)
+def test_a_flag_that_is_no_number_says_what_came(place: Path, words: str, message: str) -> None:
+    assert message in ttrl(*words.split()).stderr
 
 
 @pytest.mark.parametrize(

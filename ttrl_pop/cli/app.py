@@ -29,7 +29,21 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         with _exit_codes():
-            return super().invoke(ctx)
+            try:
+                return super().invoke(ctx)
+            except typer.BadParameter as error:
+                _show_what_came(error)
+                raise
+
+
+def _show_what_came(error: typer.BadParameter) -> None:
+    """Say of a value of another type what it was, in the words of the configuration."""
+    from pydantic import ValidationError
+
+    from ttrl_pop.config_file import in_words
+
+    if isinstance(error.__cause__, ValidationError):
+        error.message = in_words(error.__cause__.errors(include_url=False)[0]) or error.message
 
 
 app = typer.Typer(
