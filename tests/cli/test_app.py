@@ -206,9 +206,10 @@ BAD_ARGUMENTS: dict[str, tuple[str, str]] = {
     ),
     "unknown option": ("run good.jsonl --set population.options.sgma=1", "did you mean 'sigma'?"),
     "resume of no run": ("run --resume full", "--resume full: not a run directory"),
+    "resume of nothing": ("run --resume nothing", "--resume nothing: no such folder; pass the directory of a run"),
     "resume elsewhere": ("run --resume full --out new", "leave --out out"),
     "run is no run": ("eval good.jsonl --run full", "full: neither a run directory nor a checkpoint"),
-    "run is not there": ("sample good.jsonl --run nothing", "nothing: neither a run directory nor a checkpoint"),
+    "run is not there": ("sample good.jsonl --run nothing", "nothing: no such folder; pass a run directory"),
     "compare what": ("eval good.jsonl --compare", "pass --run RUN"),
     "standard input twice": ("run - --gold -", "standard input can be one of PROBLEMS and --gold; name files"),
     "standard input for a holdout, too": (

@@ -205,7 +205,7 @@ def test_presets_pass(name: str, place: Path, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--set", "learn.lora.rank=17"], "learn.lora.rank must be at most 16"),
-        (["--set", "sampling.max_new_tokens=300"], "sampling.max_new_tokens 300 leaves no room for a prompt"),
+        (["--set", "sampling.max_new_tokens=300"], "; pass less, as in --set sampling.max_new_tokens=128"),
         (["--minds", "1"], "a group needs at least 2 rollouts"),
         (["--reward", "majorty"], "did you mean 'majority'?"),
         (["--set", "population.options.sgma=1"], "did you mean 'sigma'?"),

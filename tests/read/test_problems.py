@@ -151,6 +151,12 @@ def test_a_source_that_cannot_be_read(name: str, message: str, tmp_path: Path) -
     assert str(caught.value).startswith(f"{shown}: {message}")
 
 
+def test_an_empty_path_is_no_directory() -> None:
+    for gold in (None, ""):
+        with pytest.raises(UsageError, match=r"^the path of a file is empty\. Name a file, or - for standard input\.$"):
+            read_problems([{"prompt": "p"}] if gold == "" else "", AUTO, gold=gold)
+
+
 # --- properties ---
 
 text = st.text(st.characters(exclude_categories=["Cs"]))

@@ -114,6 +114,8 @@ def prepare_resume(
         UsageError: it is no run directory, or something has changed that may not. Nothing has been written.
     """
     run = RunDirectory(path)
+    if not os.path.lexists(path):
+        raise UsageError(f"--resume {path}: no such folder; pass the directory of a run")
     if not os.path.lexists(run.identity):
         raise UsageError(f"--resume {path}: not a run directory (no {run.identity.name} in it)")
     known = identity.load(run)
