@@ -31,6 +31,7 @@ FLOORS = [
             "types",
             "config",
             "config_file",
+            "config_hints",
             "demo",
             "embeddings",
             "errors",

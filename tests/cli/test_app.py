@@ -217,6 +217,10 @@ BAD_ARGUMENTS: dict[str, tuple[str, str]] = {
         "standard input can be one of PROBLEMS, --gold and --holdout",
     ),
     "a holdout of all": ("run good.jsonl --holdout 0.99", "--holdout 0.99 keeps 2 of 2 problems out"),
+    "a holdout in percent": (
+        "run good.jsonl --holdout 20%",
+        "takes a share as a number, got '20%'; pass --holdout 0.2",
+    ),
     "standard input twice to eval": ("eval - --gold -", "standard input can be one of PROBLEMS and --gold"),
     "no model": ("run good.jsonl", "model '/nowhere/model' is neither a folder"),
 }

@@ -7,10 +7,8 @@ from ttrl_pop.config import Config, Section
 from ttrl_pop.config_file import validate
 from ttrl_pop.plugins import options_of
 from ttrl_pop.settings import commented_toml, json_schema
-from ttrl_pop.types import AnswerKey
-from ttrl_pop.vote.extract.extractor import build_extractor
-from ttrl_pop.vote.rewards.base import build_reward
-from ttrl_pop.vote.rules import build_grader
+from ttrl_pop.vote.rewards.base import needs_gold
+from ttrl_pop.vote.rules import build_rules
 
 
 def config(given: Given, schema: bool) -> None:
@@ -32,10 +30,8 @@ def _check(config: Config) -> None:
     Raises:
         UsageError: a name stands for nothing, or an option is none.
     """
-    grader = build_grader(config.vote)
-    build_extractor(config.vote.extract)
     # Whether there are gold answers only a run knows.
-    build_reward(config.vote.reward, AnswerKey({"": ""}), grader)
+    build_rules(config.vote, rewards=not needs_gold(config.vote.reward))
     name = config.population.name
     validate(options_of("population", name) or Section, config.population.options, source="population.options")
     if config.backend != "auto":

@@ -4,6 +4,7 @@ Nothing here imports torch: a mistyped path or key is reported in a fraction of 
 """
 
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -30,6 +31,9 @@ from ttrl_pop.vote.rewards.base import needs_gold
 
 FIXED = ("population.name", "population.options.", "learn.lora.")
 """Settings that belong to the trained weights of a run, or how their keys begin."""
+
+
+_PERCENT = re.compile(r"\d+(?:\.\d+)?\s*%")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +156,11 @@ def with_holdout(problems: ProblemSet, config: Config, notice: Notice) -> tuple[
         return problems, None
     if isinstance(config.holdout, float):
         return holdout.split(problems, config.holdout, config.seed)
+    if _PERCENT.fullmatch(config.holdout.strip()):
+        share = float(config.holdout.strip(" %")) / 100
+        raise UsageError(
+            f"--holdout takes a share as a number, got '{shown(config.holdout)}'; pass --holdout {share:g}"
+        )
     others = read_problems(config.holdout, config.problems.model_copy(update={"limit": None}), notice=notice)
     holdout.check_apart(problems.problems, others.problems)
     return problems, others
