@@ -232,6 +232,11 @@ def test_bad_arguments_are_refused_before_the_model_is_loaded(place: Path, kind:
     assert message in refused(place, *words.split(), *NO_MODEL)
 
 
+@pytest.mark.parametrize("command", [[], ["run"], ["study"], ["study", "controls"]])
+def test_help_has_a_short_name(command: list[str]) -> None:
+    assert ttrl(*command, "-h").stdout == ttrl(*command, "--help").stdout != ""
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [("run good.jsonl --minds ten", "a whole number, got 'ten'"), ("run good.jsonl --lr x", "a number, got 'x'")],

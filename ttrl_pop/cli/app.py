@@ -52,6 +52,7 @@ app = typer.Typer(
     "A language model improves itself at test time, without labels: many minds of one model answer each problem, the "
     "majority answer is the label, and the model learns from it.",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["--help", "-h"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
