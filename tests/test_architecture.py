@@ -31,7 +31,6 @@ FLOORS = [
             "types",
             "config",
             "config_file",
-            "config_hints",
             "demo",
             "embeddings",
             "errors",

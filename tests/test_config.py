@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from ttrl_pop.cli.inputs import flat
 from ttrl_pop.config import Config, LoraConfig, Section
 from ttrl_pop.config_file import dump_config, load_config, parse_assignment, validate
-from ttrl_pop.config_hints import ELSEWHERE
 from ttrl_pop.errors import UsageError
 from ttrl_pop.plugins import BUILT_IN, load
 from ttrl_pop.population.options import NormNoiseOptions
+from ttrl_pop.settings import ELSEWHERE
 
 
 def write(folder: Path, text: str) -> Path:

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from ttrl_pop.config import Config
-from ttrl_pop.config_hints import hint
 from ttrl_pop.errors import UsageError
+from ttrl_pop.settings import hint
 from ttrl_pop.text import shown
 
 S = TypeVar("S", bound=BaseModel)
