@@ -14,11 +14,13 @@ from fakes import CASES, text_of
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ttrl_pop.cli.inputs import flat
 from ttrl_pop.config import Config, LoraConfig, Section
 from ttrl_pop.config_file import dump_config, load_config, parse_assignment, validate
 from ttrl_pop.errors import UsageError
 from ttrl_pop.plugins import BUILT_IN, load
 from ttrl_pop.population.options import NormNoiseOptions
+from ttrl_pop.settings import ELSEWHERE
 
 
 def write(folder: Path, text: str) -> Path:
@@ -42,6 +44,12 @@ def test_defaults_are_below_the_file_and_the_file_below_flags(tmp_path: Path) ->
         ("[learn]\nlrr = 3", "unknown key 'learn.lrr'; did you mean 'learn.lr'?"),
         ("[learn.lora]\nrnk = 3", "unknown key 'learn.lora.rnk'; did you mean 'learn.lora.rank'?"),
         ("lr = 3", "unknown key 'lr'; did you mean 'learn.lr'?"),
+        ("[population]\nsigma = 1", "unknown key 'population.sigma'; did you mean 'population.options.sigma'?"),
+        ("[population]\nname = 'latent'\nbits = 1", "did you mean 'population.options.bits'?"),
+        ("graphs = true", "unknown key 'graphs'; did you mean 'backend_options.graphs'?"),
+        ("[population]\nname = 'no.such:Thing'\nsigma = 1", "unknown key 'population.sigma'; did you mean"),
+        ("[learn]\nlearning_rate = 3", "unknown key 'learn.learning_rate'; did you mean 'learn.lr'?"),
+        ("max_tokens = 3", "unknown key 'max_tokens'; did you mean 'sampling.max_new_tokens'?"),
         ("[sampling]\nminds = 3", "unknown key 'sampling.minds'; did you mean 'population.minds'?"),
         ("steps = -1", "steps: Input should be greater than or equal to 0, got -1"),
         ("[learn]\nloss = 'ppo'", "learn.loss: Input should be 'grpo', 'dapo', 'dr_grpo' or 'gspo', got 'ppo'"),
@@ -219,7 +227,7 @@ def test_a_setting_that_can_be_is_taken_and_saved(case: dict[str, Any], tmp_path
         (b"steps = " + b"9" * 5000, "a whole number has at most 18 digits; this has thousands"),
         (b"steps = 1 #" + b"x" * 2**20, "a configuration has at most 1048576 bytes, this has more; name a TOML file"),
         (b"\x00" * 100, "not valid TOML"),
-        (b"\xff", "cannot be read"),
+        (b"\xff", "not valid UTF-8"),
     ],
 )
 def test_a_file_that_is_no_configuration_is_one_short_line(tmp_path: Path, content: bytes, message: str) -> None:
@@ -246,3 +254,25 @@ def test_a_configuration_can_come_through_a_pipe_and_never_from_an_endless_devic
 def test_noise_beyond_all_sense_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=r"population.options: (sigma|target_kl): Input should be "):
         validate(NormNoiseOptions, options, "population.options")
+
+
+def test_a_file_as_windows_writes_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_bytes("steps = 3\r\n".encode("utf-8-sig"))
+    assert load_config(path, {}).steps == 3
+    path.write_bytes("steps = 3\r\n".encode("utf-16"))
+    with pytest.raises(UsageError, match=r"c\.toml: not valid UTF-8 \(byte 0xff\); save the file as UTF-8$"):
+        load_config(path, {})
+
+
+def test_a_file_that_is_not_there_is_said_in_few_words(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"nope\.toml: no such file$"):
+        load_config(tmp_path / "nope.toml", {})
+
+
+def test_names_of_other_trainers_lead_to_settings() -> None:
+    known = {*flat(Config().model_dump())}
+    for name, key in ELSEWHERE.items():
+        parts = {part for setting in known for part in setting.split(".")}
+        assert key in known
+        assert name not in parts, "it is a setting, and no hint is asked for"

@@ -1,6 +1,5 @@
 """The configuration as TOML and as KEY=VALUE, in and out; an unknown key is an error with the nearest one."""
 
-import difflib
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from pydantic_core import ErrorDetails
 
 from ttrl_pop.config import Config
 from ttrl_pop.errors import UsageError
+from ttrl_pop.settings import hint
 from ttrl_pop.text import shown
 
 S = TypeVar("S", bound=BaseModel)
@@ -142,9 +142,9 @@ def validate(model: type[S], tree: Mapping[str, Any], source: str) -> S:
         location, message = _violation(tree, error.errors(include_url=False))
         key = ".".join(location)
         if message is None:
-            near = _nearest(key, _known_keys(model))
-            hint = f"; did you mean {near!r}?" if near else ""
-            raise UsageError(f"{source}: unknown key {key!r}{hint}") from None
+            near = hint(key, model, tree)
+            meant = f"; did you mean {near!r}?" if near else ""
+            raise UsageError(f"{source}: unknown key {key!r}{meant}") from None
         raise UsageError(": ".join(part for part in (source, key, message) if part)) from None
 
 
@@ -160,7 +160,7 @@ def _violation(tree: Any, errors: Sequence[ErrorDetails]) -> tuple[tuple[str, ..
     here = first["loc"][:depth]
     where = tuple(map(str, here))
     if depth == len(first["loc"]):
-        return where, _message(first)
+        return where, in_words(first)
     branches = [error for error in errors if error["loc"][:depth] == here]
     for error in branches:
         inside = error["loc"][depth + 1 :]
@@ -187,7 +187,8 @@ def _union(tree: Any, error: ErrorDetails) -> tuple[int, Any]:
     return len(error["loc"]), value
 
 
-def _message(error: ErrorDetails) -> str | None:
+def in_words(error: ErrorDetails) -> str | None:
+    """What is wrong with a value, and what came; None where the key is unknown."""
     if error["type"] == "extra_forbidden":
         return None
     if error["type"] == "missing":
@@ -243,9 +244,15 @@ def _text_of(path: Path) -> str:
             content = file.read(LONGEST + 1)
         if len(content) > LONGEST:
             raise UsageError(f"{path}: a configuration has at most {LONGEST} bytes, this has more; name a TOML file")
-        return content.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read ({error})") from error
+        # Windows' Notepad begins a file with a mark.
+        return content.decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise UsageError(f"{path}: no such file") from error
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise UsageError(f"{path}: not valid UTF-8 (byte 0x{byte:02x}); save the file as UTF-8") from error
 
 
 def _parsed(text: str, source: str) -> dict[str, Any]:
@@ -332,27 +339,6 @@ def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
             raise UsageError(f"configuration: {name!r} is a value, so {dotted!r} cannot be set")
         tree = child
     tree[last] = value
-
-
-def _known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
-    keys = []
-    for name, field in model.model_fields.items():
-        keys.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += _known_keys(field.annotation, f"{prefix}{name}.")
-    return keys
-
-
-def _nearest(key: str, known: list[str]) -> str | None:
-    """The known key that `key` most likely stands for: one of that name in another table, else the most alike."""
-    by_name: dict[str, str] = {}
-    for full in known:
-        by_name.setdefault(full.rpartition(".")[2], full)
-    name = key.rpartition(".")[2]
-    if name in by_name:
-        return by_name[name]
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return near[0] if near else next((by_name[n] for n in difflib.get_close_matches(name, by_name, n=1)), None)
 
 
 def _without_none(tree: Any) -> Any:

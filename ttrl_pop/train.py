@@ -38,7 +38,7 @@ def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[
     labellers = Labellers(session, learner, progress.labels)
     try:
         for step, batch in remaining(session, progress.step):
-            if config.guard.until_settled and settled(progress.history, len(session.problems)):
+            if config.guard.until_settled and settled(progress.metrics, progress.history, len(session.problems)):
                 break
             held = None
             if session.held is not None and measures(config, step):

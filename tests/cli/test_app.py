@@ -185,7 +185,7 @@ BAD_ARGUMENTS: dict[str, tuple[str, str]] = {
     "no gold file": ("eval good.jsonl --gold nothing.jsonl", "nothing.jsonl: no such file"),
     "unknown key in a file": ("run good.jsonl --config wrong.toml", "wrong.toml: unknown key 'learn.learning_rate'"),
     "broken TOML": ("run good.jsonl --config broken.toml", "broken.toml: not valid TOML"),
-    "no config file": ("sample good.jsonl --config nothing.toml", "nothing.toml: cannot be read"),
+    "no config file": ("sample good.jsonl --config nothing.toml", "nothing.toml: no such file"),
     "unknown key": ("run good.jsonl --set learn.los=grpo", "unknown key 'learn.los'; did you mean 'learn.loss'?"),
     "no assignment": ("run good.jsonl --set a", "--set takes KEY=VALUE (as in learn.loss=grpo), got 'a'"),
     "not a number": ("run good.jsonl --set learn.lr=abc", "learn.lr: Input should be a number"),
@@ -206,9 +206,10 @@ BAD_ARGUMENTS: dict[str, tuple[str, str]] = {
     ),
     "unknown option": ("run good.jsonl --set population.options.sgma=1", "did you mean 'sigma'?"),
     "resume of no run": ("run --resume full", "--resume full: not a run directory"),
+    "resume of nothing": ("run --resume nothing", "--resume nothing: no such folder; pass the directory of a run"),
     "resume elsewhere": ("run --resume full --out new", "leave --out out"),
     "run is no run": ("eval good.jsonl --run full", "full: neither a run directory nor a checkpoint"),
-    "run is not there": ("sample good.jsonl --run nothing", "nothing: neither a run directory nor a checkpoint"),
+    "run is not there": ("sample good.jsonl --run nothing", "nothing: no such folder; pass a run directory"),
     "compare what": ("eval good.jsonl --compare", "pass --run RUN"),
     "standard input twice": ("run - --gold -", "standard input can be one of PROBLEMS and --gold; name files"),
     "standard input for a holdout, too": (
@@ -216,6 +217,10 @@ BAD_ARGUMENTS: dict[str, tuple[str, str]] = {
         "standard input can be one of PROBLEMS, --gold and --holdout",
     ),
     "a holdout of all": ("run good.jsonl --holdout 0.99", "--holdout 0.99 keeps 2 of 2 problems out"),
+    "a holdout in percent": (
+        "run good.jsonl --holdout 20%",
+        "takes a share as a number, got '20%'; pass --holdout 0.2",
+    ),
     "standard input twice to eval": ("eval - --gold -", "standard input can be one of PROBLEMS and --gold"),
     "no model": ("run good.jsonl", "model '/nowhere/model' is neither a folder"),
 }
@@ -225,6 +230,19 @@ BAD_ARGUMENTS: dict[str, tuple[str, str]] = {
 def test_bad_arguments_are_refused_before_the_model_is_loaded(place: Path, kind: str) -> None:
     words, message = BAD_ARGUMENTS[kind]
     assert message in refused(place, *words.split(), *NO_MODEL)
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["study"], ["study", "controls"]])
+def test_help_has_a_short_name(command: list[str]) -> None:
+    assert ttrl(*command, "-h").stdout == ttrl(*command, "--help").stdout != ""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [("run good.jsonl --minds ten", "a whole number, got 'ten'"), ("run good.jsonl --lr x", "a number, got 'x'")],
+)
+def test_a_flag_that_is_no_number_says_what_came(place: Path, words: str, message: str) -> None:
+    assert message in ttrl(*words.split()).stderr
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,34 @@ def test_a_preset_that_is_none_is_one_line() -> None:
     assert refused.stderr == "ttrl-pop: preset must be one of math-chat, math-raw, choice, tiny, got 'maths'\n"
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("population.options.sigmas=1", "population.options: unknown key 'sigmas'; did you mean 'sigma'?"),
+        ("population.options.sigma=-1", "population.options: sigma"),
+        ("population.name=nose", "population must be one of"),
+        ("backend_options.grafs=true", "backend_options: unknown key 'grafs'; did you mean 'graphs'?"),
+        ("backend=hg", "backend must be one of"),
+        ("vote.extract=regex:(", "is not a valid regular expression"),
+        ("vote.reward=bogus", "reward must be one of"),
+        ("vote.reward=x*format", "a reward is NAME or WEIGHT*NAME"),
+        ("vote.grader=fuzzy", "grader must be one of"),
+    ],
+)
+def test_what_a_run_would_refuse_is_not_printed(setting: str, message: str) -> None:
+    refused = ttrl("config", "--set", setting, code=2)
+    assert message in refused.stderr
+    assert refused.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [["vote.reward=gold"], ["backend=auto"], ["backend=vllm"], ["population.name=none"], ["population.name=latent"]],
+)
+def test_what_a_run_elsewhere_may_take_is_printed(settings: list[str]) -> None:
+    ttrl("config", *(part for setting in settings for part in ("--set", setting)))
+
+
 def test_it_needs_no_torch() -> None:
     script = "import sys; sys.modules['torch'] = None; from ttrl_pop.cli.app import app; app()"
     for arguments in (["config"], ["config", "--schema"], ["config", "--set", "backend=vllm"]):

@@ -25,6 +25,6 @@ def test_what_is_not_read_of_a_question_is_told_on_stderr_unless_it_shall_be_qui
     assert prompt == "Sum?"
     told = (
         f"ttrl-pop: {tmp_path}/problems.jsonl: line 1: not read beside the question: numbers, \\x1b[31m. "
-        "Put what belongs to it into the question.\n"
+        "Put what belongs to it into the question, or, if it is the gold answer, name it with --answer-key.\n"
     )
     assert capsys.readouterr() == ("", "" if quiet else told)

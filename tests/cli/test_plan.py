@@ -1,6 +1,7 @@
 """`--plan`: as much is planned as is then done, nothing is written, and no weight is read."""
 
 import gc
+import io
 import json
 import re
 import shutil
@@ -14,8 +15,10 @@ from typing import Any, ClassVar
 import pytest
 from cli.commands import on_terminal, rows_of, run, snapshot, ttrl
 from fakes import FAMILIES, save_tiny
+from rich.console import Console
 from typer.testing import Result
 
+from ttrl_pop.cli.plan import plan_table
 from ttrl_pop.presets import NAMES
 from ttrl_pop.sample.backend import Request, Weights
 from ttrl_pop.sample.hf.backend import HfBackend
@@ -202,10 +205,14 @@ def test_presets_pass(name: str, place: Path, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--set", "learn.lora.rank=17"], "learn.lora.rank must be at most 16"),
-        (["--set", "sampling.max_new_tokens=300"], "sampling.max_new_tokens 300 leaves no room for a prompt"),
+        (["--set", "sampling.max_new_tokens=300"], "; pass less, as in --set sampling.max_new_tokens=128"),
         (["--minds", "1"], "a group needs at least 2 rollouts"),
         (["--reward", "majorty"], "did you mean 'majority'?"),
         (["--set", "population.options.sgma=1"], "did you mean 'sigma'?"),
+        (["--out", "."], "--out .: exists and is not empty"),
+        (["--out", __file__ + "/run"], "is not a directory"),
+        (["--ranks", "-1"], "--ranks must be 1 or more, got -1"),
+        (["--track", "bogus"], "track: no tracker 'bogus'"),
         (["--resume", "x"], "--plan looks at a new run; leave --resume out"),
     ],
 )
@@ -224,3 +231,21 @@ def test_a_person_sees_a_table(place: Path, start: Callable[..., Any]) -> None:
     assert "completions as long as the limit allows" in shown
     code, shown = on_terminal(start, "run", place / "p.jsonl", "--config", place / "c.toml", "--plan", "--json")
     assert json.loads(shown.splitlines()[0])["kind"] == "work"
+
+
+LARGE = {"problems": 12_032, "votes": 64, "rollouts": 15_400_960, "share": 0.995}
+LARGE |= {"prompt_tokens": 1_848_115_200, "new_tokens": 7_885_291_520, "seconds": 54_218.0}
+WORK = [{"kind": "work", "part": part, **LARGE} for part in ("problems held out", "labels (average)", "all")]
+PEAK = [{"kind": "memory", "part": "adapter, population, optimizer", "bytes": 3 << 30}]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 200])
+def test_no_figure_is_cut_on_a_narrow_terminal(width: int) -> None:
+    screen = io.StringIO()
+    Console(file=screen, width=width).print(plan_table([*WORK, *PEAK]))
+    shown = screen.getvalue()
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= width
+    figures = ("12 032", "64", "15 400 960", "100%", "1 848 115 200", "7 885 291 520", "15 h 4 min")
+    assert [shown.count(figure) for figure in figures] == [3] * len(figures)
+    assert "3.0 GiB" in shown

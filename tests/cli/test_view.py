@@ -160,6 +160,6 @@ def test_ctrl_c_ends_it_in_silence(runs: Path):
 
 
 def test_where_there_is_no_run_or_no_port_it_is_said_in_a_line(runs: Path, tmp_path: Path):
-    assert "neither a run directory" in ttrl("view", tmp_path / "nothing", code=2).stderr
+    assert "no such folder" in ttrl("view", tmp_path / "nothing", code=2).stderr
     with served(runs) as port:
         assert f"--port {port}: cannot be listened on" in ttrl("view", runs, "--port", port, code=2).stderr

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from ttrl_pop.errors import UsageError
 from ttrl_pop.model import gguf as models
 from ttrl_pop.model.gguf import converted, demo_gguf
-from ttrl_pop.model.load import LoadedModel, fingerprint, load_model, resolve_device
+from ttrl_pop.model.load import LoadedModel, fingerprint, load_model, outline_model, resolve_device
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.model.probe import probe
 from ttrl_pop.model.prompts import decode
@@ -199,9 +199,27 @@ def test_a_broken_gguf_file_is_a_usage_error_and_leaves_nothing(
     monkeypatch.setenv("TTRL_POP_CACHE", str(tmp_path / "cache"))
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF" + b"\0" * 64)
-    with pytest.raises(UsageError, match="cannot be converted"):
-        converted(broken)
+    for content in (b"GGUF" + b"\0" * 64, b"GGUF", b"GGUF\3\0\0\0" + (9).to_bytes(8, "little") * 2 + b"\7"):
+        broken.write_bytes(content)
+        with pytest.raises(UsageError, match=rf"broken\.gguf: cut off at {len(content)} bytes, or no GGUF file of a"):
+            converted(broken)
+        with pytest.raises(UsageError, match=rf"broken\.gguf: cut off at {len(content)} bytes, or no GGUF file of a"):
+            outline_model(str(broken))
     assert list((tmp_path / "cache" / "models").iterdir()) == []
+
+
+@pytest.mark.parametrize("settings", [None, {"tokenizer_class": "GPT2Tokenizer"}])
+def test_a_folder_without_a_tokenizer_is_told_so(tmp_path: Path, settings: dict[str, str] | None) -> None:
+    model = save_tiny(tmp_path)
+    for file in model.glob("tokenizer*"):
+        file.unlink()
+    if settings is not None:
+        (model / "tokenizer_config.json").write_text(json.dumps(settings))
+    for load in (load_model, outline_model):
+        with pytest.raises(
+            UsageError, match=r"cannot be loaded: it has no tokenizer\.json; copy the tokenizer's files"
+        ):
+            load(str(model))
 
 
 def test_a_missing_demo_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

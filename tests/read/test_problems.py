@@ -151,6 +151,35 @@ def test_a_source_that_cannot_be_read(name: str, message: str, tmp_path: Path) -
     assert str(caught.value).startswith(f"{shown}: {message}")
 
 
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (
+            b'{"id": "2", "prompt": "a"}\n{"prompt": "b"}',
+            ":2: has no id and would get its number, 2, the id of line 1. Give",
+        ),
+        (
+            b'{"prompt": "a"}\n{"id": 1, "prompt": "b"}',
+            ":2: id '1' is that of line 1, by its number. Give each row an id.",
+        ),
+        (
+            b'{"id": 1, "prompt": "a"}\n{"id": 1, "prompt": "b"}',
+            ":2: id '1' stands on line 1 already. Make ids unique.",
+        ),
+    ],
+)
+def test_an_id_that_a_row_has_from_its_number_is_said(raw: bytes, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        read_bytes(raw)
+    assert str(caught.value).startswith(f"<stdin>{message}")
+
+
+def test_an_empty_path_is_no_directory() -> None:
+    for gold in (None, ""):
+        with pytest.raises(UsageError, match=r"^the path of a file is empty\. Name a file, or - for standard input\.$"):
+            read_problems([{"prompt": "p"}] if gold == "" else "", AUTO, gold=gold)
+
+
 # --- properties ---
 
 text = st.text(st.characters(exclude_categories=["Cs"]))

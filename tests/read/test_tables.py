@@ -65,10 +65,37 @@ def test_a_row_knows_its_first_line() -> None:
         fields(b"id,question\na,one\nb,\xff\n")
 
 
-@pytest.mark.parametrize("raw", [b"1,2\n3,4\n", b"id,id\n1,2\n", b"a,,b\n1,2,3\n", b'"x": 1,\n'])
+@pytest.mark.parametrize("raw", [b"1,2\n3,4\n", b"rome,4\n", b"hello,\n", b",\n", b'"x": 1,\n'])
 def test_what_has_no_head_is_no_table(raw: bytes) -> None:
     with pytest.raises(UsageError, match=r"^<stdin>:? ?(1: invalid JSON|looks like CSV or TSV without a head)"):
         fields(raw)
+
+
+@pytest.mark.parametrize(
+    ("head", "row", "found"),
+    [
+        (",question,answer", "0,What?,4", {"question": "What?", "answer": "4"}),
+        ("question,answer,", "What?,4,", {"question": "What?", "answer": "4"}),
+        ("question,answer,,", "What?,4,x,y", {"question": "What?", "answer": "4"}),
+        (",question", "0,What?", {"question": "What?"}),
+        ("question,2024,% right", "What?,4,5", {"question": "What?", "2024": "4", "% right": "5"}),
+        ("Question;1st try", "What?;4", {"Question": "What?", "1st try": "4"}),
+    ],
+)
+def test_columns_without_a_name_are_not_read_and_names_may_be_numbers(
+    head: str, row: str, found: dict[str, str]
+) -> None:
+    assert fields(f"{head}\n{row}\n".encode()) == [found]
+
+
+def test_a_name_that_stands_twice_is_said() -> None:
+    with pytest.raises(UsageError, match=r"^<stdin>: the first line, which names the columns, has 'answer' twice\. "):
+        fields(b"question,answer,answer\na,b,c\n")
+
+
+def test_a_table_without_rows_is_not_called_empty() -> None:
+    with pytest.raises(UsageError, match=r"^<stdin>: has a head and no rows\. Write them below it"):
+        fields(b"question,answer\n")
 
 
 def test_a_lone_column_is_a_table_where_the_name_says_so(tmp_path: Path) -> None:

@@ -83,6 +83,8 @@ STILL: dict[str, Any] = {
     "sampling": {"max_new_tokens": 3, "temperature": 0.01},
     "learn": {"lr": 1e-9, "population_lr": 1e-9, "mask_truncated": False, "lora": {"rank": 2}},
     "population": {"options": {"sigma": 1e-6}},
+    # Something in what is cut off, so that there are labels.
+    "vote": {"grader": "exact", "extract": "regex:(?s)^."},
 }
 """A run in which nothing moves."""
 
@@ -203,7 +205,7 @@ def test_a_run_until_labels_are_settled_ends_early_and_resumes_to_the_byte(tmp_p
 
 
 def test_a_run_that_settles_with_problems_held_out_goes_on_to_the_byte(model: str, tmp_path: Path) -> None:
-    vote = {"grader": "exact", "labels": "base"}
+    vote = {"grader": "exact", "labels": "base", "extract": "regex:(?s)^."}
     settings = {**SETTINGS, **STILL, "vote": vote, "problems_per_step": 3, "holdout": 0.34, "eval_every": 1}
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     list(train_run(rows(PROBLEMS), model=model, out=str(whole), **settings))

@@ -36,6 +36,7 @@ def history_of(*labels: str, problems: int = 1) -> History:
 
 RISING = [0.5, 0.5, 0.5, 0.7, 0.9, 0.95, 0.95, 0.95]
 COLLAPSED = [0.5, 0.55, 0.5, 0.2, 0.1, 0.1, 0.1, 0.1]
+RISEN = rows(RISING, RISING)
 MOVED, STILL = history_of("1", "2", "1", "2"), history_of("1", "2", "2", "2", "2")
 
 
@@ -65,12 +66,38 @@ def test_gold_answers_and_problems_held_out_have_no_say() -> None:
 
 
 def test_labels_no_longer_move_once_every_problem_was_seen_often_enough_without_a_flip() -> None:
-    assert not settled(history_of("1", "1", "1"), 1)
-    assert settled(history_of("1", "1", "1", "1"), 1)
-    assert not settled(history_of("1", "1", "2", "2", "2"), 1)
-    assert settled(history_of("1", "1", "2", "2", "2", "2"), 1)
-    assert not settled(history_of("1", "1", "1", "1", problems=5), 6), "a problem has not been seen"
-    assert not settled(History(), 1)
+    assert not settled(RISEN, history_of("1", "1", "1"), 1)
+    assert settled(RISEN, history_of("1", "1", "1", "1"), 1)
+    assert not settled(RISEN, history_of("1", "1", "2", "2", "2"), 1)
+    assert settled(RISEN, history_of("1", "1", "2", "2", "2", "2"), 1)
+    assert not settled(RISEN, history_of("1", "1", "1", "1", problems=5), 6), "a problem has not been seen"
+    assert not settled(RISEN, History(), 1)
+
+
+CUT = {"learn/groups_used": 0, "learn/groups_skipped": 2, "learn/skipped_cut_off": 1, "learn/skipped_unanswered": 1}
+
+
+@pytest.mark.parametrize("steps", [1, 8])
+@pytest.mark.parametrize(
+    ("made", "why"),
+    [
+        (rows([0.0] * 8, [0.0] * 8), "no answer was read in"),
+        (rows([0.0] * 8, [0.0] * 8, alarm="no answers"), "no answer was read in"),
+        ([{**row, **CUT} for row in rows([0.5] * 8, [0.5] * 8)], "was cut off by the token limit or had no answer"),
+    ],
+)
+def test_a_run_with_nothing_to_learn_from_is_not_settled(made: list[dict[str, Any]], why: str, steps: int) -> None:
+    verdict = judge(made[:steps], STILL, 0.0, 1)
+    assert verdict.kind == "nothing learned"
+    assert why in verdict.why
+    assert not settled(made, STILL, 1)
+
+
+def test_one_step_with_something_to_learn_from_is_enough() -> None:
+    made = [{**row, **CUT} for row in rows([0.5] * 8, [0.5] * 8)]
+    made[3] |= {"learn/groups_used": 1, "learn/groups_skipped": 1, "learn/skipped_unanswered": 0}
+    assert judge(made, STILL, 0.0, 1).kind == "settled"
+    assert judge([*rows([0.0] * 7, [0.0] * 7), *RISEN[:1]], STILL, 0.0, 1).kind != "nothing learned"
 
 
 def best(made: list[dict[str, Any]], key: Any) -> int:

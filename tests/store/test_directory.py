@@ -57,8 +57,8 @@ def test_a_copied_checkpoint_is_one_of_its_run(run: RunDirectory) -> None:
     ("inside", "message"),
     [
         ("..", "neither a run directory nor a checkpoint in one"),
-        ("checkpoints/step_0009", "neither a run directory nor a checkpoint in one"),
-        ("x" * 300, "neither a run directory nor a checkpoint in one"),
+        ("checkpoints/step_0009", "no such folder; pass a run directory, or a checkpoint in one"),
+        ("x" * 300, "no such folder; pass a run directory, or a checkpoint in one"),
         ("checkpoints/.saving-step_0003", "not a whole checkpoint"),
     ],
 )

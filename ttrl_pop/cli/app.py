@@ -29,7 +29,21 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         with _exit_codes():
-            return super().invoke(ctx)
+            try:
+                return super().invoke(ctx)
+            except typer.BadParameter as error:
+                _show_what_came(error)
+                raise
+
+
+def _show_what_came(error: typer.BadParameter) -> None:
+    """Say of a value of another type what it was, in the words of the configuration."""
+    from pydantic import ValidationError
+
+    from ttrl_pop.config_file import in_words
+
+    if isinstance(error.__cause__, ValidationError):
+        error.message = in_words(error.__cause__.errors(include_url=False)[0]) or error.message
 
 
 app = typer.Typer(
@@ -38,6 +52,7 @@ app = typer.Typer(
     "A language model improves itself at test time, without labels: many minds of one model answer each problem, the "
     "majority answer is the label, and the model learns from it.",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["--help", "-h"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -97,8 +112,7 @@ def run(
     Train without labels: many minds answer each problem, the majority is the label, GRPO learns. Prints the final
     answers as JSON lines (a table on a terminal). Everything else is kept in the run directory.
     """
-    if ranks is not None and not plan:
-        launch.start(ranks)
+    launch.start(ranks, plan)
     if resume_or_new:
         if out is None or resume is not None or plan:
             raise UsageError("--resume-or-new goes with --out RUN, without --resume and --plan")
@@ -164,8 +178,7 @@ def evaluate(
     """
     if compare and run is None:
         raise UsageError("--compare puts a run beside the base model; pass --run RUN")
-    if ranks is not None and not plan:
-        launch.start(ranks)
+    launch.start(ranks, plan)
     from ttrl_pop.cli import inputs
 
     checked = inputs.for_reading(problems, gold, run, given, inputs.notices(quiet))
@@ -199,8 +212,7 @@ def sample(
     Rollouts only, one JSON line each, as they are written: id, form (raw or chat), rollout, mind (its seed), text,
     answer, finish_reason, policy_version, prompt_tokens, completion_ids, logprobs.
     """
-    if ranks is not None and not plan:
-        launch.start(ranks)
+    launch.start(ranks, plan)
     from ttrl_pop.cli import inputs
 
     checked = inputs.for_reading(problems, None, run, given, inputs.notices(quiet), rewards=False)
@@ -312,8 +324,7 @@ def demo(
     Train the built-in model on 24 questions of the times table without their answers: a run like any other, of which
     problems, gold answers and settings come with the program. Minutes on a CPU.
     """
-    if ranks is not None and not plan:
-        launch.start(ranks)
+    launch.start(ranks, plan)
     from ttrl_pop import demo as data
 
     # What a user has typed wins over the demo's own file.

@@ -13,7 +13,7 @@ from pathlib import Path
 from ttrl_pop.cli.display import open_display
 from ttrl_pop.cli.display.base import Display
 from ttrl_pop.cli.display.console import console_on
-from ttrl_pop.cli.display.marks import clock_time
+from ttrl_pop.cli.display.marks import duration
 from ttrl_pop.cli.display.study import study_table
 from ttrl_pop.cli.given import Given
 from ttrl_pop.cli.inputs import RunInputs
@@ -140,7 +140,7 @@ class _Progress:
         cell, left = self._planned[number], ""
         if self._worked:
             seconds = (time.monotonic() - self._began) / self._worked * sum(self._left)
-            left = f"; about {clock_time(seconds)} left"
+            left = f"; about {duration(seconds)} left"
         return f"{self._study.name}: run {number + 1} of {len(self._planned)}, {cell.arm} {cell.seed}{left}"
 
     def did(self, number: int) -> None:

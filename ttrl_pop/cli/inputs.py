@@ -4,6 +4,7 @@ Nothing here imports torch: a mistyped path or key is reported in a fraction of 
 """
 
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -30,6 +31,9 @@ from ttrl_pop.vote.rewards.base import needs_gold
 
 FIXED = ("population.name", "population.options.", "learn.lora.")
 """Settings that belong to the trained weights of a run, or how their keys begin."""
+
+
+_PERCENT = re.compile(r"\d+(?:\.\d+)?\s*%")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +94,7 @@ def for_run(
     config = given.config()
     others = {"--holdout": config.holdout} if isinstance(config.holdout, str) else {}
     check_one_stdin({"PROBLEMS": source, "--gold": gold, **others})
-    if writes:
-        check_free(out)
+    check_free(out, writes)
     told: list[str] = []
 
     def tell(text: str) -> None:
@@ -153,6 +156,11 @@ def with_holdout(problems: ProblemSet, config: Config, notice: Notice) -> tuple[
         return problems, None
     if isinstance(config.holdout, float):
         return holdout.split(problems, config.holdout, config.seed)
+    if _PERCENT.fullmatch(config.holdout.strip()):
+        share = float(config.holdout.strip(" %")) / 100
+        raise UsageError(
+            f"--holdout takes a share as a number, got '{shown(config.holdout)}'; pass --holdout {share:g}"
+        )
     others = read_problems(config.holdout, config.problems.model_copy(update={"limit": None}), notice=notice)
     holdout.check_apart(problems.problems, others.problems)
     return problems, others
@@ -213,7 +221,7 @@ def check_writable(path: Path, flag: str) -> None:
         with suppress(FileNotFoundError, NotADirectoryError):
             # A name that is too long is no name, and nothing above it tells.
             path.lstat()
-        parent = next(p for p in (path.absolute(), *path.absolute().parents) if os.path.lexists(p))
+        parent = _nearest(path)
         if not parent.is_dir():
             raise UsageError(f"{flag}: {parent} is not a directory")
         os.rmdir(tempfile.mkdtemp(prefix=".ttrl-pop-", dir=parent))
@@ -221,19 +229,32 @@ def check_writable(path: Path, flag: str) -> None:
         raise UsageError(f"{flag}: cannot be written to ({error.strerror}); name another directory") from error
 
 
-def check_free(out: Path | None) -> None:
+def check_free(out: Path | None, writes: bool = True) -> None:
     """
+    Args:
+        writes: try whether files can be written there.
+
     Raises:
         UsageError: no directory can be made there, or what is there is not empty.
     """
     if out is None:
-        check_writable(Path("runs"), "run directory runs")
+        if writes:
+            check_writable(Path("runs"), "run directory runs")
         return
-    check_writable(out, f"--out {out}")
+    if writes:
+        check_writable(out, f"--out {out}")
+    parent = _nearest(out)
+    if not parent.is_dir():
+        raise UsageError(f"--out {out}: {parent} is not a directory")
     if out.is_dir() and any(out.iterdir()):
         is_run = any((out / name).exists() for name in (RunDirectory(out).identity.name, STUDY))
         resumable = f"--resume {out} or " if is_run else ""
         raise UsageError(f"--out {out}: exists and is not empty; pass {resumable}another --out")
+
+
+def _nearest(path: Path) -> Path:
+    """`path`, or the nearest above it that exists."""
+    return next(p for p in (path.absolute(), *path.absolute().parents) if os.path.lexists(p))
 
 
 def _can_reward(config: Config, problems: ProblemSet) -> bool:

@@ -22,20 +22,26 @@ from ttrl_pop.ranks import launched
 INTERRUPTED = 130
 
 
-def start(count: int) -> None:
+def start(count: int | None, plan: bool = False) -> None:
     """Run this command in `count` processes on this machine and end with their exit code; return where they are
     already started, or one is enough.
+
+    Args:
+        count: None is as many as are started.
+        plan: whether to look at the number alone.
 
     Raises:
         UsageError: `count` is no number of processes, or not how many were started.
         TtrlPopError: a process was killed.
     """
+    if count is None:
+        return
     if count < 1:
         raise UsageError(f"--ranks must be 1 or more, got {count}")
     size = launched.size()
     if size > 1 and size != count:
         raise UsageError(f"--ranks is {count}, but {size} processes were started; leave --ranks out")
-    if size == 1 and count > 1:
+    if size == 1 and count > 1 and not plan:
         raise SystemExit(_launched(count))
 
 

@@ -70,11 +70,7 @@ def create_run(given: RunInputs, stage: Stage = unsaid) -> PreparedRun:
     """
     config, problems = given.config, given.problems
     check_trainable(config)
-    if config.track:
-        # Not before it is asked for: accelerate takes a while to start.
-        from ttrl_pop.cli import trackers
-
-        trackers.check(config.track)
+    check_tracked(config)
     session = open_session(config, problems, adapter=True, stage=stage, held=given.held)
     files = {
         CONFIG: dump_config(session.config),
@@ -88,6 +84,18 @@ def create_run(given: RunInputs, stage: Stage = unsaid) -> PreparedRun:
     run = create(given.out, given.source, {**files, IDENTITY: known.dumps()})
     remember(run, session.config)
     return PreparedRun(session, run, resumed=False, told=given.notices)
+
+
+def check_tracked(config: Config) -> None:
+    """
+    Raises:
+        UsageError: there is no such tracker, or it is not installed.
+    """
+    if config.track:
+        # Not before it is asked for: accelerate takes a while to start.
+        from ttrl_pop.cli import trackers
+
+        trackers.check(config.track)
 
 
 def prepare_resume(
@@ -106,6 +114,8 @@ def prepare_resume(
         UsageError: it is no run directory, or something has changed that may not. Nothing has been written.
     """
     run = RunDirectory(path)
+    if not os.path.lexists(path):
+        raise UsageError(f"--resume {path}: no such folder; pass the directory of a run")
     if not os.path.lexists(run.identity):
         raise UsageError(f"--resume {path}: not a run directory (no {run.identity.name} in it)")
     known = identity.load(run)

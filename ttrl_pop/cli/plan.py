@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from ttrl_pop.cli.display.console import console_on
-from ttrl_pop.cli.display.marks import clock_time
+from ttrl_pop.cli.display.marks import duration
 from ttrl_pop.cli.inputs import ReadingInputs, RunInputs
 from ttrl_pop.cli.printing import print_row, print_rows
 from ttrl_pop.config import Config
@@ -29,6 +30,12 @@ if TYPE_CHECKING:
 LONGEST = 4096
 """Characters of a notice."""
 
+FIGURES = ("problems", "votes", "rollouts", "share", "prompt\ntokens", "new\ntokens", "time")
+"""Heads of the figures of a part."""
+
+NAME = 12
+"""Columns of a part's name, below which figures are put under each other."""
+
 
 def plan_run(given: RunInputs, as_json: bool, quiet: bool) -> None:
     """Say what `run` would do.
@@ -36,6 +43,9 @@ def plan_run(given: RunInputs, as_json: bool, quiet: bool) -> None:
     Raises:
         UsageError: it would refuse this.
     """
+    from ttrl_pop.cli.opening import check_tracked
+
+    check_tracked(given.config)
     held = len(given.held.problems) if given.held else 0
     _print(_forecasts().forecast_training(given.config, given.problems, held, starts=True), as_json, quiet)
 
@@ -148,26 +158,56 @@ def plan_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     Args:
         rows: as `Forecast.rows` has them.
     """
-    work = _table("", "problems", "votes", "rollouts", "", "prompt tokens", "new tokens", "time")
+    work = [(_name(row), _figures(row)) for row in rows if row["kind"] == "work"]
     sizes = _table("", "")
     for row in rows:
-        name = Text(row["part"], style="bold" if row["part"] in ("all", "peak") else "")
-        if row["kind"] == "work":
-            counts = (_count(row.get(key)) for key in ("problems", "votes", "rollouts"))
-            tokens = (_count(row[key]) for key in ("prompt_tokens", "new_tokens"))
-            time = "?" if row["seconds"] is None else clock_time(row["seconds"])
-            work.add_row(name, *counts, f"{row['share']:.0%}", *tokens, time)
-        else:
-            label = Text(f"{row['kind']}: ", style="dim").append_text(name)
+        if row["kind"] != "work":
+            label = Text(f"{row['kind']}: ", style="dim").append_text(_name(row))
             sizes.add_row(label, _size(row["bytes"]))
-    return Group(work, Text(""), sizes)
+    return Group(_Work(work), Text(""), sizes)
+
+
+class _Work:
+    """Parts and their figures: beside each other where they fit whole, else below each other."""
+
+    def __init__(self, parts: Sequence[tuple[Text, Sequence[str]]]) -> None:
+        self._parts = parts
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        columns = [*zip(FIGURES, *(figures for _, figures in self._parts), strict=True)]
+        width = sum(2 + max(cell_len(line) for cell in column for line in cell.split("\n")) for column in columns)
+        if NAME + width <= options.max_width:
+            table = _table("", *FIGURES)
+            for name, figures in self._parts:
+                table.add_row(name, *figures)
+            yield table
+            return
+        table = _table("", "")
+        for name, figures in self._parts:
+            table.add_row(name, figures[-1])
+            for head, figure in zip(FIGURES[:-1], figures[:-1], strict=True):
+                if figure:
+                    table.add_row(Text(f"  {' '.join(head.split())}", style="dim"), figure)
+        yield table
 
 
 def _table(*heads: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", show_header=any(heads))
     for number, head in enumerate(heads):
-        table.add_column(head, justify="right" if number else "left", no_wrap=True)
+        # A name may take several lines, a figure is whole.
+        table.add_column(head, justify="right" if number else "left", no_wrap=number > 0, overflow="fold")
     return table
+
+
+def _name(row: Mapping[str, Any]) -> Text:
+    return Text(row["part"], style="bold" if row["part"] in ("all", "peak") else "")
+
+
+def _figures(row: Mapping[str, Any]) -> list[str]:
+    """What stands below each of `FIGURES`."""
+    counts = (_count(row.get(key)) for key in ("problems", "votes", "rollouts"))
+    tokens = (_count(row[key]) for key in ("prompt_tokens", "new_tokens"))
+    return [*counts, f"{row['share']:.0%}", *tokens, "?" if row["seconds"] is None else duration(row["seconds"])]
 
 
 def _count(value: int | None) -> str:

@@ -59,8 +59,7 @@ def study(
     minds against temperature. zero-shot: pass@k and maj@k without training. noise: kinds and sizes of it. diversity:
     how different texts are that minds or heat spread, at equal coherence; asks open questions of its own.
     """
-    if ranks is not None and not plan:
-        launch.start(ranks)
+    launch.start(ranks, plan)
     if resume is not None:
         _check_alone(resume, study, problems, gold, seeds, out, given, plan)
         from ttrl_pop.cli import cells as command

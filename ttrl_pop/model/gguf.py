@@ -7,7 +7,7 @@ import io
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -92,7 +92,7 @@ def converted(gguf: Path, stage: Callable[[str], object] = lambda text: None) ->
             f"cache folder {target.parent}: cannot be written to ({error.strerror}); set TTRL_POP_CACHE to another"
         ) from error
     try:
-        with loading(f"{gguf}: cannot be converted"):
+        with loading(f"{gguf}: cannot be converted"), whole(gguf):
             stage(f"converting {gguf.name}, once")
             _convert(gguf, work)
             try:
@@ -104,6 +104,32 @@ def converted(gguf: Path, stage: Callable[[str], object] = lambda text: None) ->
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
+
+
+@contextlib.contextmanager
+def whole(gguf: Path) -> Iterator[None]:
+    """While active, `gguf` is read: where that ends with an error, the file is looked at by itself.
+
+    Raises:
+        UsageError: it is cut off, or damaged; else the error stays as it is.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        if importlib.util.find_spec("gguf") is None:
+            raise
+        from gguf import GGUFReader
+
+        try:
+            GGUFReader(gguf)
+        except Exception:
+            size = gguf.stat().st_size
+            raise UsageError(
+                f"{gguf}: cut off at {size} bytes, or no GGUF file of a known version; copy the whole file again"
+            ) from error
+        raise
 
 
 def _convert(gguf: Path, work: Path) -> None:

@@ -5,8 +5,10 @@ Of what a model brings only data is read, never code: where it needs code of its
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,11 +18,15 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from ttrl_pop.errors import UsageError
+from ttrl_pop.model.gguf import whole
 from ttrl_pop.model.minded import OFFSET, add_offsets, offsets_in, settings_of
 from ttrl_pop.model.refusals import code_refused, loading, quiet_transformers, reason
 from ttrl_pop.model.source import locate, peek
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+VOCABULARIES = ("tokenizer*.json", "*.model", "vocab*", "*.tiktoken", "tekken.json")
+"""Files of which one holds a tokenizer's vocabulary; a name of settings alone, `tokenizer_config.json`, is none."""
 
 UNPACKED = ("mxfp4", "fp8")
 """Ways of packing weights that transformers can undo while it loads them."""
@@ -125,13 +131,19 @@ def _described(
     file = {"gguf_file": gguf} if gguf else {}
     sites: tuple[str, ...] = ()
     if gguf:
-        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, **file)
+        with whole(Path(source) / gguf):
+            config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, **file)
     else:
         config, sites = settings_of(source)
         _check_plain(config, what)
     notices = _without_its_code(config, name, what)
     if not gguf and _tokenizer_has_code(get_tokenizer_config(source)):
         raise UsageError(code_refused(what, "its tokenizer"))
+    if not gguf and os.path.isdir(source) and not _has_vocabulary(Path(source)):
+        raise UsageError(
+            f"{what}: it has no tokenizer.json; copy the tokenizer's files of its base model into the folder, or pass "
+            "the folder as it was published"
+        )
     tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False, **file)
     return config, sites, tokenizer, notices
 
@@ -226,6 +238,11 @@ def _without_its_code(config: Any, name: str, what: str) -> tuple[str, ...]:
     if known not in (config.architectures or ()):
         raise UsageError(code_refused(what))
     return (f"model {name!r} brings code of its own (auto_map), which is not run: transformers' {known} stands in",)
+
+
+def _has_vocabulary(folder: Path) -> bool:
+    found = (file.name for pattern in VOCABULARIES for file in folder.glob(pattern))
+    return any(name != "tokenizer_config.json" for name in found)
 
 
 def _tokenizer_has_code(settings: dict[str, Any]) -> bool:

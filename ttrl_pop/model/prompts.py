@@ -94,7 +94,8 @@ class Prompts(Mapping[str, tuple[int, ...]]):
         if room < 1:
             raise UsageError(
                 f"sampling.max_new_tokens {max_new_tokens} leaves no room for a prompt in the model's context of "
-                f"{model.context_length} tokens"
+                f"{model.context_length} tokens; pass less, as in --set sampling.max_new_tokens="
+                f"{max(1, model.context_length // 2)}"
             )
         # The chat template can be missing or refuse an order of roles: say so before anything is written.
         kinds = {() if isinstance(p.prompt, str) else tuple(m["role"] for m in p.prompt): p for p in reversed(problems)}

@@ -4,6 +4,7 @@
 |---|---|
 | `{"A": "3", "B": "4"}` | in one of `CHOICE_FIELDS` |
 | `["3", "4"]`, `["A) 3", "B) 4"]`, lines of a text | labels as they stand, else letters |
+| `"A) 3 B) 4"`, `"(A) 3, (B) 4"` | a text whose letters run in order, all with the same marks |
 | `"['3', '4']"` | a list as a data frame writes it |
 | `{"label": ["A", "B"], "text": ["3", "4"]}` | ARC |
 | `[{"label": "A", "text": "3"}, …]`, `[{"A": "3"}, …]`, `[["A", "3"], …]` | |
@@ -44,6 +45,14 @@ _LONGEST = 10_000
 _LABELS = ("label", "labels", "key", "letter", "id")
 _TEXTS = ("text", "texts", "value", "content", "option", "choice")
 _LABELLED = re.compile(r"\s*+(?:\(([A-Za-z0-9])\)|([A-Za-z0-9])[).:])\s*+(.*)", re.DOTALL)
+_INLINE = tuple(
+    re.compile(rf"(?:(?<=\s)|^){opened}([{letters}]){closed}\s*+")
+    for letters in ("A-Z", "a-z")
+    for opened, closed in ((r"\(", r"\)"), ("", r"\)"), ("", r"\."), ("", ":"))
+)
+"""Letters in a text, each with the same marks."""
+_JOINED = re.compile(r"\s+(?:and|or)$")
+_SEPARATORS = ",;|/"
 _WORDS = re.compile(r"(?:option|choice|answer)\s++", re.IGNORECASE)
 _TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
 _MARKS = ("{}. {}", "{}) {}", "{}: {}", "{}.{}", "{}){}", "{}:{}", "{} {}", "{} - {}")
@@ -155,8 +164,10 @@ def _choices(field: str, value: Any) -> Choices | None:
 
 
 def _listed(text: str) -> list[str] | None:
-    """The lines or the list that a text of choices writes; None for free text."""
+    """The lines, the list or the row that a text of choices writes; None for free text."""
     lines = [line for line in text.splitlines() if line.strip()]
+    if len(lines) < 2 and (found := _in_a_row(text.strip())) is not None:
+        return found
     if lines and all(map(_LABELLED.fullmatch, lines)):
         return lines
     if text.startswith("[") and len(text) < _LONGEST:
@@ -165,6 +176,28 @@ def _listed(text: str) -> list[str] | None:
             value = ast.literal_eval(text)
             if isinstance(value, list) and all(isinstance(item, str) for item in value):
                 return value
+    return None
+
+
+def _in_a_row(text: str) -> list[str] | None:
+    """The choices that one line writes, each with its letter; None where letters do not run in order."""
+    for pattern in _INLINE:
+        marks = list(pattern.finditer(text))
+        labels = "".join(mark[1] for mark in marks)
+        if (
+            len(marks) < 2
+            or marks[0].start()
+            or labels not in (ascii_uppercase[: len(marks)], ascii_lowercase[: len(marks)])
+        ):
+            continue
+        ends = [*(mark.start() for mark in marks[1:]), len(text)]
+        texts = [text[mark.end() : end].strip() for mark, end in zip(marks, ends, strict=True)]
+        texts[-2] = _JOINED.sub("", texts[-2])
+        last = {each[-1:] for each in texts[:-1]}
+        if len(last) == 1 and last <= set(_SEPARATORS):
+            texts[:-1] = [each[:-1].strip() for each in texts[:-1]]
+        if all(texts):
+            return [f"{label}) {each}" for label, each in zip(labels, texts, strict=True)]
     return None
 
 

@@ -303,6 +303,8 @@ def _first_of(table: Mapping[bytes, _Value], head: bytes) -> _Value | None:
 
 def _open(source: str) -> BinaryIO:
     name = source_name(source)
+    if not source:
+        raise UsageError("the path of a file is empty. Name a file, or - for standard input.")
     try:
         return Path(source).open("rb")
     except FileNotFoundError:

@@ -61,17 +61,20 @@ def read_problems(
         raise UsageError(f"prompt_template must hold {{prompt}} exactly once, got '{shown(template)}'.")
     problems: list[Problem] = []
     seen: dict[str, int] = {}
+    numbered: set[str] = set()
     unread = Counted(source_name(source))
+    named = [key.partition(".")[0] for key in (options.answer_key, options.id_key) if key]
+    advice = "Put what belongs to it into the question"
+    if options.answer_key is None:
+        advice += ", or, if it is the gold answer, name it with --answer-key"
     found = Gold((options.answer_key,) if options.answer_key else GOLD_FIELDS)
     rows, kept = _read_rows(source, stdin, load_dataset, resolve, notice)
     for row in islice(rows, options.limit):
-        problem_id = _problem_id(row, options.id_key)
-        _claim(row, problem_id, seen)
+        problem_id = _claim(row, _said_id(row, options.id_key), seen, numbered)
         question = read_question(row, options)
         problems.append(Problem(problem_id, question.prompt, len(problems)))
-        if question.unread:
-            names = ", ".join(map(shown, question.unread))
-            unread.add(f"not read beside the question: {names}. Put what belongs to it into the question.", row)
+        if names := ", ".join(shown(name) for name in question.unread if name not in named):
+            unread.add(f"not read beside the question: {names}. {advice}.", row)
         found.add(row, problem_id)
     found.settle()
     answers = found.answers
@@ -153,16 +156,35 @@ def _read_rows(
 # --- row → id, gold ---
 
 
-def _claim(row: Row, row_id: str, seen: dict[str, int]) -> None:
-    if (number := seen.setdefault(row_id, row.number)) != row.number:
-        raise row.error(f"id '{shown(row_id)}' stands on {row.unit} {number} already. Make ids unique.")
+def _claim(row: Row, said: str | None, seen: dict[str, int], numbered: set[str]) -> str:
+    """The id of a row: the one that it says, or its number.
+
+    Args:
+        seen: ids of the rows before, and where they stand.
+        numbered: those of them that are numbers of rows.
+
+    Raises:
+        UsageError: another row has it.
+    """
+    row_id = str(row.number) if said is None else said
+    number = seen.setdefault(row_id, row.number)
+    if number != row.number:
+        other = f"{row.unit} {number}"
+        if said is None:
+            raise row.error(f"has no id and would get its number, {row_id}, the id of {other}. Give each row an id.")
+        if row_id in numbered:
+            raise row.error(f"id '{shown(row_id)}' is that of {other}, by its number. Give each row an id.")
+        raise row.error(f"id '{shown(row_id)}' stands on {other} already. Make ids unique.")
+    if said is None:
+        numbered.add(row_id)
+    return row_id
 
 
-def _problem_id(row: Row, key: str | None) -> str:
+def _said_id(row: Row, key: str | None) -> str | None:
     row_id = row.id((key,) if key else ID_FIELDS)
     if row_id is None and key:
         raise row.error(f"no id field {shown(key)} (found: {row.listed()}). Pass another --id-key or none.")
-    return str(row.number) if row_id is None else row_id
+    return row_id
 
 
 def _read_gold(
@@ -185,7 +207,7 @@ def _read_gold(
             if options.limit is not None:
                 continue
             raise row.error(f"no problem has the id '{shown(row_id)}'. Correct the id or leave the row out.")
-        _claim(row, row_id, seen)
+        _claim(row, row_id, seen, set())
         gold.add(row, row_id)
         first = first or row
     gold.settle()

@@ -46,6 +46,8 @@ Refuse: TypeAlias = Callable[[UsageError], None]
 Unit: TypeAlias = Literal["line", "element", "row"]
 """What rows are counted in: lines of a file, elements of an array, rows of a data set."""
 
+EMPTY = "empty. It must hold JSON objects, one on each line or in an array."
+
 _SHOWN_FIELDS = 8
 
 _KINDS = 20
@@ -162,21 +164,25 @@ def read_rows(source: Source, stdin: ByteStream | None = None, refused: Refuse =
     filled = ((number, line) for number, line in lines if not line.isspace())
     start = list(islice(filled, 1))
     if not start:
-        raise _empty(file)
+        raise UsageError(f"{file}: {EMPTY}")
     if start[0][1].lstrip().startswith(b"["):
         whole = _array((line for _, line in chain(start, lines)), file)
         return rows_of(enumerate(parsed(whole, file, start[0][0]), 1), file, "element", refused)
     if (head := columns_of(start[0][1], source)) is not None:
         place = partial(_error, file, "line")
-        return rows_of(table_values(lines, *head, place, refused, _DECODER.decode), file, "line", refused)
+        values = table_values(lines, *head, place, refused, _DECODER.decode)
+        return rows_of(values, file, "line", refused, "has a head and no rows. Write them below it, one on each line.")
     return _rows(_values(chain(start, filled), file, refused), file, "line", refused)
 
 
-def rows_of(values: Iterable[tuple[int, Any]], file: str, unit: Unit, refused: Refuse = refuse) -> Iterator[Row]:
+def rows_of(
+    values: Iterable[tuple[int, Any]], file: str, unit: Unit, refused: Refuse = refuse, empty: str = EMPTY
+) -> Iterator[Row]:
     """Yield rows of (number, value), counted from 1.
 
     Args:
         refused: gets the error of a value that is no object.
+        empty: what is said where there is no value.
 
     Raises:
         UsageError: there is no value; and what `refused` raises.
@@ -184,7 +190,7 @@ def rows_of(values: Iterable[tuple[int, Any]], file: str, unit: Unit, refused: R
     rows = iter(values)
     start = list(islice(rows, 1))
     if not start:
-        raise _empty(file)
+        raise UsageError(f"{file}: {empty}")
     yield from _rows(chain(start, rows), file, unit, refused)
 
 
@@ -269,10 +275,6 @@ def _rows(values: Iterable[tuple[int, Any]], file: str, unit: Unit, refused: Ref
             refused(_error(file, unit, number, f"must be a JSON object, got {kind(value)}."))
 
 
-def _empty(file: str) -> UsageError:
-    return UsageError(f"{file}: empty. It must hold JSON objects, one on each line or in an array.")
-
-
 def _values(lines: Iterable[tuple[int, bytes]], file: str, refused: Refuse) -> Iterator[tuple[int, Any]]:
     for number, line in lines:
         try:
@@ -328,7 +330,8 @@ def parsed(raw: bytes, file: str, first_line: int) -> Any:
     except json.JSONDecodeError as error:
         if first_line == 1 and not raw.lstrip().startswith((b"{", b"[")) and any(c in raw for c in b",\t"):
             raise UsageError(
-                f"{file}: looks like CSV or TSV without a head. Name each column once in the first line."
+                f"{file}: looks like CSV or TSV without a head. Name each column once in the first line, as in "
+                "question,answer."
             ) from None
         line = first_line + error.lineno - 1
         reason = f"{error.msg.removesuffix(' at')} at column {error.colno}"

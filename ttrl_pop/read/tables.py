@@ -8,6 +8,7 @@ Simplifications:
 
 1. A table is known by its first line: names of columns, with commas, tabs or semicolons between them. One column alone
    is none, but in a file whose name ends with .csv or .tsv.
+2. A column without a name, such as the row numbers that pandas writes, is not read.
 """
 
 import csv
@@ -35,6 +36,14 @@ DELIMITERS = (",", "\t", ";")
 
 PARQUET = b"PAR1"
 """First bytes of a Parquet file."""
+
+USUAL = frozenset(
+    (
+        *("id", "question", "problem", "prompt", "query", "input", "instruction", "messages", "answer", "gold"),
+        *("target", "label", "solution", "text", "completion", "response", "output", "choices", "options"),
+    )
+)
+"""Names of columns by which a first line is a head, whatever the others are called; data hardly has such a cell."""
 
 _NAME = re.compile(r"[^\W\d][\w .#/()-]*")
 _SUFFIX = re.compile(r"\.[ct]sv(\.\w+)?", re.IGNORECASE)
@@ -77,7 +86,11 @@ def parquet_values(source: str, number: Callable[[str], Any]) -> Iterator[Any]:
 
 
 def columns_of(line: bytes, source: str) -> tuple[list[str], str] | None:
-    """Names of the columns and what stands between them, where `line` is the head of a table."""
+    """Names of the columns and what stands between them, where `line` is the head of a table; "" has no name.
+
+    Raises:
+        UsageError: it is a head that names two columns alike.
+    """
     if line.lstrip().startswith((b"{", b"[")):
         return None
     try:
@@ -89,9 +102,17 @@ def columns_of(line: bytes, source: str) -> tuple[list[str], str] | None:
         names = [name.strip() for name in next(csv.reader([text], delimiter=delimiter), [])]
     except csv.Error:
         return None
-    is_named = len(set(names)) == len(names) and all(map(_NAME.fullmatch, names))
-    enough = len(names) > 1 or (len(names) == 1 and _SUFFIX.search(Path(source).name) is not None)
-    return (names, delimiter) if is_named and enough else None
+    named = [name for name in names if name]
+    is_usual = len(names) > 1 and any(name.lower() in USUAL for name in named)
+    is_lone_column = len(named) == 1 and _SUFFIX.search(Path(source).name) is not None
+    if not is_usual and not (all(map(_NAME.fullmatch, named)) and (len(named) > 1 or is_lone_column)):
+        return None
+    if twice := [name for place, name in enumerate(named) if name in named[:place]]:
+        raise UsageError(
+            f"{source_name(source)}: the first line, which names the columns, has '{shown(twice[0])}' twice. "
+            "Give each column a name of its own."
+        )
+    return names, delimiter
 
 
 def table_values(
@@ -134,7 +155,8 @@ def table_values(
         if len(cells) > len(names):
             refused(place(taken[0], f"has {len(cells)} cells for {len(names)} columns. Put its texts between quotes."))
         elif cells:
-            yield taken[0], {name: _cell(name, cell, parse) for name, cell in zip(names, cells, strict=False)}
+            row = zip(names, cells, strict=False)
+            yield taken[0], {name: _cell(name, cell, parse) for name, cell in row if name}
 
 
 def _cell(name: str, cell: str, parse: Callable[[str], Any]) -> Any:

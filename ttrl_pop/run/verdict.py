@@ -26,7 +26,9 @@ RISE = 0.05
 FALL = 0.2
 """Share of votes lost, by which a run has left what it began with."""
 
-Kind = Literal["learning", "settled", "sharpening only", "collapsing", "too early to tell", "no change"]
+Kind = Literal[
+    "learning", "settled", "sharpening only", "collapsing", "too early to tell", "no change", "nothing learned"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +53,18 @@ def soundness(metrics: Metrics) -> float:
     return (first or 0.0) * (1.0 - (flips or 0.0))
 
 
-def settled(history: History, problems: int) -> bool:
+def settled(rows: Sequence[Mapping[str, Any]], history: History, problems: int) -> bool:
     """Whether labels no longer move: every problem has been visited often enough to tell, and nearly none has flipped
-    in its newest visits."""
+    in its newest visits. A run that had nothing to learn from never settles.
+
+    Args:
+        rows: of metrics.jsonl.
+        problems: how many there are.
+    """
     if len(history) < problems or any(state.visits <= STILL for state in history.values()):
         return False
     moving = sum(bool(state.recent & ((1 << STILL) - 1)) for state in history.values())
-    return moving <= FEW * problems
+    return moving <= FEW * problems and _barren(rows) is None
 
 
 def judge(rows: Sequence[Mapping[str, Any]], history: History, moved: float, problems: int) -> Verdict:
@@ -68,6 +75,8 @@ def judge(rows: Sequence[Mapping[str, Any]], history: History, moved: float, pro
         moved: share of the problems seen whose label is another than the first.
         problems: how many there are.
     """
+    if (barren := _barren(rows)) is not None:
+        return Verdict("nothing learned", barren)
     if len(rows) < 2 * WINDOW:
         return Verdict("too early to tell", f"it takes {2 * WINDOW} steps, and {len(rows)} are done")
     if (alarm := next((row["alarm"] for row in reversed(rows[-WINDOW:]) if row.get("alarm")), None)) is not None:
@@ -84,11 +93,28 @@ def judge(rows: Sequence[Mapping[str, Any]], history: History, moved: float, pro
     course = f"agreement {before:.2f} → {now:.2f}, {moved:.0%} of the labels are others than at first"
     if moved <= FEW and now > before + RISE:
         return Verdict("sharpening only", f"{course}: minds agree more on what they said anyway")
-    if settled(history, problems):
+    if settled(rows, history, problems):
         return Verdict("settled", f"{course}, and none moves any more; more steps teach nothing new")
     if moved > FEW and now > before + RISE:
         return Verdict("learning", f"{course}, and some still move")
     return Verdict("no change", course)
+
+
+def _barren(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why there was nothing to learn from in any step; None where there was in one."""
+    which = f"in {len(rows)} steps" if len(rows) > 1 else "in the one step"
+    if rows and not any(row.get("vote/agreement") for row in rows):
+        return f"no answer was read {which}, so no problem had a label to learn from"
+    if rows and all(_lost(row) for row in rows):
+        return f"every completion {which} was cut off by the token limit or had no answer"
+    return None
+
+
+def _lost(row: Mapping[str, Any]) -> bool:
+    """Whether each group of a step was left out, its completions cut off or without an answer."""
+    skipped = row.get("learn/groups_skipped") or 0
+    lost = (row.get("learn/skipped_cut_off") or 0) + (row.get("learn/skipped_unanswered") or 0)
+    return bool(skipped) and not row.get("learn/groups_used") and lost == skipped
 
 
 def _ends(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[float, float]:

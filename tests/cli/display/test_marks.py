@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ttrl_pop.cli.display.marks import BLOCKS, bar, clock_time, number, sparkline
+from ttrl_pop.cli.display.marks import BLOCKS, bar, clock_time, duration, number, sparkline
 
 
 def test_sparkline_by_example():
@@ -62,3 +62,10 @@ def test_numbers(value, shown):
 
 def test_clock_times():
     assert [clock_time(s) for s in (0.0, 65.9, 3600.0, 36_061.0)] == ["0:00", "1:05", "1:00:00", "10:01:01"]
+
+
+def test_durations_say_their_units():
+    seconds = (0.4, 45.2, 59.6, 876.0, 9_900.0, 86_399.0, 273_600.0)
+    assert [*map(duration, seconds)] == [
+        *("0 s", "45 s", "1 min 0 s", "14 min 36 s", "2 h 45 min", "1 d 0 h", "3 d 4 h"),
+    ]

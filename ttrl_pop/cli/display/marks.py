@@ -64,6 +64,18 @@ def clock_time(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
+def duration(seconds: float) -> str:
+    """`45 s`, `14 min 36 s`, `2 h 45 min` or `3 d 4 h`, rounded to the smaller unit."""
+    if (whole := round(seconds)) < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    if (minutes := round(seconds / 60)) < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    hours = round(seconds / 3600)
+    return f"{hours // 24} d {hours % 24} h"
+
+
 def time_left(left: Left | None) -> list[str]:
     """`2:10 left`, `over 2:10 left` where there is more of which nothing is known, or nothing at all."""
     return [] if left is None else [f"{'over ' * left.at_least}{clock_time(left.seconds)} left"]
