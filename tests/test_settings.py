@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from fakes import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
@@ -110,6 +111,27 @@ def test_the_schema_knows_every_setting_and_the_options_of_built_in_plug_ins() -
         assert {"$ref": f"#/$defs/{table}"} in place(key)["anyOf"]
         assert schema["$defs"][table]["properties"]
     assert schema["additionalProperties"] is False
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "flag"),
+    [
+        ("population", "population.name", "--population"),
+        ("backend", "backend", "--backend"),
+        ("grader", "vote.grader", "--grader"),
+        ("reward", "vote.reward", "--reward"),
+        ("extractor", "vote.extract", "--extract"),
+    ],
+)
+def test_every_built_in_name_is_told_where_one_is_chosen(kind: str, key: str, flag: str) -> None:
+    table, _, name = key.rpartition(".")
+    page = (ROOT / "docs" / "SETTINGS.md").read_text()
+    section = page.partition(f"## `[{table}]`" if table else "## At the top")[2]
+    setting = next(line for line in section.splitlines() if line.startswith(f"| `{name}` |"))
+    commands: Any = typer.main.get_command(app)
+    told = next(each.help for command in commands.commands.values() for each in command.params if flag in each.opts)
+    assert [name for name in BUILT_IN[kind] if f"`{name}`" not in setting] == []
+    assert [name for name in BUILT_IN[kind] if not re.search(rf"(?<![-\w]){name}(?![-\w])", told)] == []
 
 
 def test_the_page_of_fields_is_that_of_today_and_its_rows_are_read() -> None:

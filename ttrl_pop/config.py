@@ -86,7 +86,7 @@ class PopulationConfig(Section):
     """Who answers: the minds of the model."""
 
     name: str = "norm-noise"
-    """`norm-noise`, `none`, the short name of an installed plug-in, or `package.module:Name`."""
+    """`norm-noise`, `latent`, `none`, the short name of an installed plug-in, or `package.module:Name`."""
     minds: Rollouts = 16
     """Different minds that answer each problem."""
     samples_per_mind: Rollouts = 1
@@ -134,8 +134,9 @@ class VoteConfig(Section):
     """Which answers are equal: `math`, `exact`, `choice`, the short name of an installed plug-in, or
     `package.module:Name`."""
     reward: str = "majority"
-    """What a rollout is paid: a reward, or a weighted sum of several, as in `majority+0.2*format`. `coin` and
-    `shuffled` are controls, from which no answer can be learned."""
+    """What a rollout is paid: `majority`, `frequency`, `gated`, `novelty`, `novelty-embedding`, `gold`, `format`,
+    `overlong`, the short name of an installed plug-in, `package.module:Name`, or a weighted sum of several, as in
+    `majority+0.2*format`. `coin` and `shuffled` are controls, from which no answer can be learned."""
     weight: Weight = "rollout"
     """Votes: one for each rollout, one for each mind, or each rollout by its confidence."""
     labels: Literal["minds", "base", "average"] = "minds"
@@ -259,8 +260,8 @@ class Config(Section):
     """On a GPU: take kernels that repeat to the bit, which are slower, so that a run that goes on ends as one never
     stopped, exactly as on a CPU; without it, to rounding."""
     backend: str = "hf"
-    """Rollout engine: `hf`, `vllm`, `auto` (vllm where it is installed and a GPU is there, else hf), the short name of
-    an installed plug-in, or `package.module:Name`."""
+    """Rollout engine: `hf`, `vllm`, `vllm-server` (several engines), `auto` (vllm where it is installed and a GPU is
+    there, else hf), the short name of an installed plug-in, or `package.module:Name`."""
     backend_options: dict[str, Any] = Field(default_factory=dict)
     """Settings of the backend itself."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

@@ -40,15 +40,15 @@ SETTINGS = {
         typer.Option(
             metavar="NAME",
             autocompletion=completion.names("backend"),
-            help="Rollout engine: hf, vllm, auto (vllm where it is installed and a GPU is there, else hf), a "
-            "name that an installed package gives, or package.module:Name.  [default: hf]",
+            help="Rollout engine: hf, vllm, vllm-server (several engines), auto (vllm where it is installed and a GPU "
+            "is there, else hf), a name that an installed package gives, or package.module:Name.  [default: hf]",
         ),
     ),
     "seed": Setting("seed", int, typer.Option(metavar="N", help="Of every random draw.  [default: 0]")),
     "steps": Setting(
         "steps",
         int,
-        typer.Option(metavar="N", help="Steps to train; with --resume, more than before.  [default: 20]"),
+        typer.Option(metavar="N", help="Steps to train; where a run goes on, more than before.  [default: 20]"),
     ),
     "problems_per_step": Setting(
         "problems_per_step", int, typer.Option(metavar="N", help="Problems in a step.  [default: 16]")
@@ -102,8 +102,9 @@ SETTINGS = {
         typer.Option(
             metavar="NAME",
             autocompletion=completion.names("reward"),
-            help="majority, frequency, gated, novelty, gold, a name that an installed package gives, "
-            "package.module:Name, or a sum: majority+0.2*format. Controls: coin, shuffled.  [default: majority]",
+            help="majority, frequency, gated, novelty, novelty-embedding, gold, format, overlong, a name that an "
+            "installed package gives, package.module:Name, or a sum: majority+0.2*format. Controls: coin, shuffled.  "
+            "[default: majority]",
         ),
     ),
     "weight": Setting(
