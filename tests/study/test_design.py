@@ -96,7 +96,7 @@ def test_a_study_that_is_not_there_is_told_of_those_that_are(tmp_path: Path) -> 
         UsageError, match=r"one of controls, minds, zero-shot, noise, diversity or a TOML file, got 'control'"
     ):
         read_study("control")
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match="no such file"):
         read_study(str(tmp_path / "none.toml"))
 
 
