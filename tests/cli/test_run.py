@@ -362,10 +362,10 @@ def test_a_policy_that_no_update_has_changed_is_not_asked_again(
 
 def test_the_last_lines_name_the_weights_that_answered(copied: Path) -> None:
     made = RunDirectory(copied)
-    assert checkpoint.answering_step(made) == STEPS
+    assert checkpoint.answering_step(made, STEPS) == STEPS
     row = {"verdict": "collapsing", "why": "", "steps": STEPS, "answers_of_step": 1}
     identity.record(made, made.verdict.name, json.dumps(row).encode())
-    assert checkpoint.answering_step(made) == 1
+    assert checkpoint.answering_step(made, STEPS) == 1
 
 
 def test_a_policy_that_has_learned_is_asked_again(trained: tuple[Path, Result]) -> None:

@@ -386,7 +386,8 @@ def _print_summary(prepared: PreparedRun) -> None:
     console.print(summary_table(title, known, *heads))
     if any(outcomes.values()):
         console.print(outcomes_line(outcomes))
-    saved = checkpoint.answering_step(run_dir) or checkpoint.latest(run_dir)
+    newest = checkpoint.latest(run_dir)
+    saved = checkpoint.answering_step(run_dir, newest) or newest
     paths = [run_dir.metrics, run_dir.answers, run_dir.checkpoint(saved) / "adapter" if saved else None]
     for path in paths:
         if path is not None and path.exists():

@@ -18,16 +18,22 @@ from torch import nn
 
 from ttrl_pop.export.readers import linear_readers
 from ttrl_pop.export.trained import Lora, NoFormError, Offsets, adapted, matvec
+from ttrl_pop.model.minded import is_minded
 
 LOADING = "peft.AutoPeftModelForCausalLM.from_pretrained(FOLDER)"
 
 
 def check(network: Any, offsets: Offsets) -> None:
-    """Check that linear layers alone read the norms.
+    """Check that transformers opens the base model, and that linear layers alone read the norms.
 
     Raises:
-        NoFormError: something else does.
+        NoFormError: it does not, or something else does.
     """
+    if is_minded(network):
+        raise NoFormError(
+            "adapter: its base would be a folder with a mind, which transformers does not open by itself; pass "
+            "--to plain or --to code"
+        )
     readers, others = linear_readers(network, offsets)
     for site in offsets:
         if site in others or not readers[site]:

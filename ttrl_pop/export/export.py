@@ -100,9 +100,8 @@ def export(
     # What the run computes with has its own layers and hooks; the folder is made from the model as it was read.
     del policy, model
     network = load_model(config.model, "auto", config.dtype).network
-    base = take_offsets(network)
-    offsets = _sum(base, offsets)
-    name = _choose(form, network, offsets, notice, is_minded=bool(base))
+    offsets = _sum(take_offsets(network), offsets)
+    name = _choose(form, network, offsets, notice)
     step = checkpoint.load_state(folder)["step"]
     out = Path(os.path.realpath(out))
     # In a folder that is there already, which may be a disk of its own.
@@ -124,7 +123,9 @@ def export(
             mind=mind,
             step=step,
             sigma=sigma if sigma is not None and math.isfinite(sigma) else None,
-            figures=card.measured(run, config.seed, last=step == checkpoint.answering_step(run)),
+            figures=card.measured(
+                run, config.seed, last=step == checkpoint.answering_step(run, checkpoint.latest(run))
+            ),
             problems=problems,
             fingerprint=known.problems,
             proof=proof.said(),
@@ -163,24 +164,16 @@ def _sum(a: Offsets, b: Offsets) -> Offsets:
     return both
 
 
-def _choose(form: Form, network: Any, offsets: Offsets, notice: Callable[[str], None], is_minded: bool = False) -> str:
+def _choose(form: Form, network: Any, offsets: Offsets, notice: Callable[[str], None]) -> str:
     """The form that is asked for, or the first that holds the mind exactly.
-
-    Args:
-        is_minded: the base model's folder holds a mind of its own.
 
     Raises:
         NoFormError: none does.
     """
-    if form == "adapter" and is_minded:
-        raise NoFormError(
-            "adapter: its base would be a folder with a mind, which transformers does not open; pass "
-            "--to plain or --to code"
-        )
     if form != "auto":
         FORMS[form].check(network, offsets)
         return form
-    *tries, last = (name for name in FORMS if not (name == "adapter" and is_minded))
+    *tries, last = FORMS
     for name in tries:
         try:
             FORMS[name].check(network, offsets)

@@ -44,7 +44,9 @@ def add_offsets(network: Any, source: str, sites: tuple[str, ...]) -> None:
     Raises:
         UsageError: an offset is missing, or is none for the norm that it is named after.
     """
-    found = _offsets(source) if sites else {}
+    if not sites:
+        return
+    found = _offsets(source)
     handles: dict[str, RemovableHandle] = {}
     for site in sites:
         name = f"{network.base_model_prefix}.{site}"
@@ -64,6 +66,11 @@ def add_offsets(network: Any, source: str, sites: tuple[str, ...]) -> None:
 def offsets_in(network: Any) -> dict[str, Tensor]:
     """The offsets that a loaded model's norms add, by the norms' names."""
     return {name: network.get_submodule(name).get_buffer(OFFSET) for name in getattr(network, "mind_handles", {})}
+
+
+def is_minded(network: Any) -> bool:
+    """Whether a loaded model's folder has a mind, which transformers alone does not open."""
+    return hasattr(network, "mind_handles")
 
 
 def take_offsets(network: Any) -> dict[str, Tensor]:

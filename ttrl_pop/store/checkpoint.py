@@ -175,7 +175,7 @@ def newest(run: RunDirectory, notice: Callable[[str], None] = lambda text: None)
     step = latest(run, notice)
     if step is None:
         raise UsageError(f"{run.path}: no whole checkpoint in this run; go on with it by ttrl-pop run --resume")
-    if (answered := answering_step(run)) not in (None, step):
+    if (answered := answering_step(run, step)) not in (None, step):
         notice(
             f"{run.path} has collapsed: this is its newest checkpoint, of step {step}, while its answers and best are "
             f"of step {answered}; name {run.path / 'best'} for that one"
@@ -183,18 +183,20 @@ def newest(run: RunDirectory, notice: Callable[[str], None] = lambda text: None)
     return run.checkpoint(step)
 
 
-def answering_step(run: RunDirectory) -> int | None:
+def answering_step(run: RunDirectory, last: int | None) -> int | None:
     """The step whose weights gave the answers of a run that has ended, which is not the last one after a collapse; None
-    where no verdict is there, or not as it was written."""
+    where no verdict is there, or not as it was written.
+
+    Args:
+        last: the step of the newest whole checkpoint; a run that has gone on since its verdict has its answers to come.
+    """
     if not os.path.lexists(run.verdict):
         return None
     known = identity.load(run)
     if run.verdict.name not in known.files or identity.flaw(run, known, run.verdict.name):
         return None
     row = reading.read_object(run.verdict)
-    step = row.get("answers_of_step")
-    # A run that has gone on since has its answers to come.
-    return step if row.get("steps") == latest(run) else None
+    return row.get("answers_of_step") if row.get("steps") == last else None
 
 
 def load_optimizer(folder: Path) -> dict[str, Tensor]:

@@ -194,10 +194,10 @@ def find(path: Path) -> tuple[RunDirectory, Path | None]:
         UsageError: it stands in no run, or in what is no checkpoint although it has the place of one.
     """
     # A path with a slip of the pen must not be taken for the folder that it would stand in.
-    above = (path, *_real(path).parents) if os.path.exists(path) else ()
-    run = next((run for run in map(RunDirectory, above) if os.path.lexists(run.identity)), None)
     if not os.path.exists(path):
         raise UsageError(f"{path}: no such folder; pass a run directory, or a checkpoint in one")
+    above = (path, *_real(path).parents)
+    run = next((run for run in map(RunDirectory, above) if os.path.lexists(run.identity)), None)
     if run is None:
         raise UsageError(f"{path}: neither a run directory nor a checkpoint in one (no {IDENTITY})")
     checkpoints = _real(run.checkpoints)

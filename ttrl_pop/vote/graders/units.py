@@ -150,7 +150,7 @@ nm mg ms ns ml mL cl cL dl dL mV mA Pa eV hr yr ha Rs
 """Plain symbols that as often are products of two variables: they count behind the digits of a number and a space."""
 
 _NO_PRODUCTS = """
-mm cm dm km kg
+mm cm dm km kg in
 """
 """Plain symbols of two letters that count behind a formula too (`4\\pi cm`): `2\\pi ft` is a product."""
 
@@ -314,7 +314,9 @@ def _read(text: str, in_text: bool, behind_formula: bool) -> str | None:
             found, is_noun, counts_outside = _factor(token, tokens)
             if found is None or (is_noun and factors and not below):
                 return None
-            counts = counts or (counts_outside and not _multiplies(token, tokens, behind_formula, text[0] == " "))
+            counts = counts or (
+                counts_outside and not _multiplies(token, tokens, behind_formula and power == 1, text[0] == " ")
+            )
             factors.append((found, -power if below else power))
             power, below = 1, below and in_brackets
     compact = text.replace(" ", "")
