@@ -249,3 +249,10 @@ def test_no_figure_is_cut_on_a_narrow_terminal(width: int) -> None:
     figures = ("12 032", "64", "15 400 960", "100%", "1 848 115 200", "7 885 291 520", "15 h 4 min")
     assert [shown.count(figure) for figure in figures] == [3] * len(figures)
     assert "3.0 GiB" in shown
+
+
+@pytest.mark.parametrize("command", ["run", "eval", "sample", "study", "demo"])
+def test_rows_of_a_plan_are_not_asked_for_where_there_is_none(command: str, tmp_path: Path) -> None:
+    """Passed over, a long run would start."""
+    given = [] if command == "demo" else [tmp_path / "p.jsonl"]
+    assert "--json is how --plan is printed" in ttrl(command, *given, "--json", code=2).stderr

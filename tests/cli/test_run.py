@@ -4,6 +4,7 @@ import errno
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -146,6 +147,19 @@ def test_a_resumed_run_with_more_steps_equals_one_of_that_many(place: Path, copi
     run(place, tmp_path / "longer", *more)
     assert final(copied) == final(tmp_path / "longer")
     assert (copied / "config.toml").read_bytes() == (tmp_path / "longer" / "config.toml").read_bytes()
+
+
+def test_what_fewer_steps_came_to_does_not_outlive_an_interruption(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> Iterator[object]:
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr("ttrl_pop.cli.run._train", interrupted)
+    assert (copied / "verdict.json").exists()
+    ttrl("run", "--resume", copied, "--steps", STEPS + 2, "--quiet", code=130)
+    assert not {"verdict.json", "answers.jsonl"} & {path.name for path in copied.iterdir()}
 
 
 def resume_refused(run_directory: Path, *more: object) -> str:

@@ -192,6 +192,24 @@ def test_the_beginning_of_a_run_that_never_was_is_begun_again(undisturbed: tuple
     assert ttrl("study", "--resume", out, "--trust").stdout == undisturbed[1]
 
 
+def test_what_is_lost_of_a_run_that_is_done_is_put_back_or_named(undisturbed: tuple[Path, str], tmp_path: Path) -> None:
+    out = Path(shutil.copytree(undisturbed[0], tmp_path / "copy", symlinks=True))
+    metrics = out / "again-1" / "metrics.jsonl"
+    whole = metrics.read_bytes()
+    for damage in (b"", whole[: whole.index(b"\n") + 1], None):
+        metrics.write_bytes(damage) if damage is not None else metrics.unlink()
+        assert ttrl("study", "--resume", out, "--trust").stdout == undisturbed[1]
+        assert metrics.read_bytes() == whole
+    # Figures before and after are of one run, and the base model is not asked again by half of one.
+    run = out / "coin-0"
+    (run / "baseline.jsonl").unlink()
+    message = ttrl("study", "--resume", out, "--trust", code=2).stderr
+    assert f"{run / 'baseline.jsonl'}: is not there" in message
+    assert f"or move {run} away, and --resume makes that run anew" in " ".join(message.split())
+    shutil.rmtree(run)
+    assert ttrl("study", "--resume", out, "--trust").stdout == undisturbed[1]
+
+
 def test_a_study_holds_no_problems_out(place: Path, design: Path, tmp_path: Path) -> None:
     command = arguments(place, design, tmp_path / "out")
     message = ttrl(*command, "--set", "holdout=0.2", code=2).stderr

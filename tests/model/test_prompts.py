@@ -12,7 +12,7 @@ from tokenizers import processors
 from ttrl_pop.config import Config
 from ttrl_pop.config_file import dump_config, validate
 from ttrl_pop.errors import UsageError
-from ttrl_pop.model.prompts import Prompts, decode, encode, opens_thoughts
+from ttrl_pop.model.prompts import Prompts, decode, encode, has_special_marks, opens_thoughts
 from ttrl_pop.run.session import resolve
 from ttrl_pop.thoughts import spoken
 from ttrl_pop.types import Problem
@@ -155,12 +155,14 @@ def test_a_template_may_open_thoughts_by_a_mark_of_the_users() -> None:
 
 def test_marks_of_thoughts_that_are_special_tokens_stay_in_the_text() -> None:
     """Magistral, Gemma 4 and gpt-oss mark thoughts by special tokens: left out, what was thought would be an answer."""
+    assert not has_special_marks(tiny_tokenizer())
     tokenizer = tiny_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["[THINK]", "[/THINK]", "<|channel>", "<|tool|>"]})
 
     def written(text: str) -> str:
         return decode(tokenizer, tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    assert has_special_marks(tokenizer)
     assert written("[THINK]5?[/THINK]4</s>") == "[THINK]5?[/THINK]4"
     assert written("<|channel>thought5") == "<|channel>thought5"
     # Any other special token says nothing.

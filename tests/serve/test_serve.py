@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -185,7 +186,8 @@ def test_without_noise_there_are_no_minds_to_name() -> None:
     inner = Inner(echo)
     ask(inner, TEXT, {"model": "sums", "prompt": ""}, plain)
     assert inner.asked[0][1] == {"model": POLICY, "prompt": ""}
-    assert Served.of(json.loads(json.dumps(plain.row()))) == plain
+    for served in (plain, replace(plain, marked=True)):
+        assert Served.of(json.loads(json.dumps(served.row()))) == served
 
 
 def test_the_models_are_our_names() -> None:
@@ -193,6 +195,31 @@ def test_the_models_are_our_names() -> None:
     assert status == 200
     assert [card["id"] for card in row["data"]] == listed(SERVED)
     assert {card["max_model_len"] for card in row["data"]} == {64}
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+def test_a_vote_reads_thoughts_whose_marks_are_special_tokens(path: str) -> None:
+    """vLLM leaves special tokens out of texts: without marks, the last number would be one that was only thought of."""
+
+    def thinks(path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        status, row = echo(path, body)
+        marks = ("[THINK]", "[/THINK]") if body.get("skip_special_tokens") is False else ("", "")
+        for choice in row.get("choices", ()):
+            said = f"{marks[0]}4, or is it 7?{marks[1]}" + (" 4" if marks[0] else "")
+            choice.update({"message": {"content": said}} if path == CHAT else {"text": said})
+        return status, row
+
+    marked = replace(SERVED, marked=True)
+    _, row = ask(Inner(thinks), path, {"model": "sums/vote", "prompt": "", "messages": []}, marked)
+    assert row["vote"]["label"] == "4"
+    # Who asks for texts without them has them so.
+    request = {"model": "sums/vote", "prompt": "", "messages": [], "skip_special_tokens": True}
+    _, row = ask(Inner(thinks), path, request, marked)
+    assert row["vote"]["label"] == "7"
+    # Where no mark is one, special tokens say nothing.
+    inner = Inner(echo)
+    ask(inner, path, {"model": "sums/vote", "prompt": "", "messages": []})
+    assert not any("skip_special_tokens" in body for _, body in inner.asked)
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])

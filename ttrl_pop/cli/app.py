@@ -112,7 +112,7 @@ def run(
     Train without labels: many minds answer each problem, the majority is the label, GRPO learns. Prints the final
     answers as JSON lines (a table on a terminal). Everything else is kept in the run directory.
     """
-    launch.start(ranks, plan)
+    launch.start(ranks, plan, json)
     if resume_or_new:
         if out is None or resume is not None or plan:
             raise UsageError("--resume-or-new goes with --out RUN, without --resume and --plan")
@@ -178,7 +178,7 @@ def evaluate(
     """
     if compare and run is None:
         raise UsageError("--compare puts a run beside the base model; pass --run RUN")
-    launch.start(ranks, plan)
+    launch.start(ranks, plan, json)
     from ttrl_pop.cli import inputs
 
     checked = inputs.for_reading(problems, gold, run, given, inputs.notices(quiet))
@@ -212,7 +212,7 @@ def sample(
     Rollouts only, one JSON line each, as they are written: id, form (raw or chat), rollout, mind (its seed), text,
     answer, finish_reason, policy_version, prompt_tokens, completion_ids, logprobs.
     """
-    launch.start(ranks, plan)
+    launch.start(ranks, plan, json)
     from ttrl_pop.cli import inputs
 
     checked = inputs.for_reading(problems, None, run, given, inputs.notices(quiet), rewards=False)
@@ -324,7 +324,7 @@ def demo(
     Train the built-in model on 24 questions of the times table without their answers: a run like any other, of which
     problems, gold answers and settings come with the program. Minutes on a CPU.
     """
-    launch.start(ranks, plan)
+    launch.start(ranks, plan, json)
     from ttrl_pop import demo as data
 
     # What a user has typed wins over the demo's own file.

@@ -23,7 +23,7 @@ from ttrl_pop.cli.run import conduct
 from ttrl_pop.cli.studies import StudyInputs
 from ttrl_pop.cli.trust import check_trusted, remember
 from ttrl_pop.config import Config
-from ttrl_pop.errors import UsageError
+from ttrl_pop.errors import DamagedError, UsageError
 from ttrl_pop.run.workload import workload
 from ttrl_pop.store.directory import RunDirectory, clear_unfinished
 from ttrl_pop.study.cells import STUDY, Cell, begin, cells, opened, with_tokens_of
@@ -95,7 +95,11 @@ def _all_done(folder: Path, study: Study, problems: ProblemSet, given: Given, qu
                 shown.notice(progress.told(number))
                 _conduct(_prepared(cell, study, problems, given, shown), shown, quiet, bool(study.curves))
             progress.did(number)
-        found = figures_of(cell.run, problems.answers, graders[cell.arm].same)
+        try:
+            found = figures_of(cell.run, problems.answers, graders[cell.arm].same)
+        except DamagedError as error:
+            # Before and after are of one run: what is lost of it cannot be made by itself.
+            raise UsageError(f"{error}; or move {cell.run.path} away, and --resume makes that run anew") from error
         results[cell.arm].append(with_texts(found, texts_of(cell.run)) if study.curves else found)
     return results
 

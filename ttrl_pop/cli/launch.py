@@ -22,18 +22,21 @@ from ttrl_pop.ranks import launched
 INTERRUPTED = 130
 
 
-def start(count: int | None, plan: bool = False) -> None:
+def start(count: int | None, plan: bool = False, json: bool = False) -> None:
     """Run this command in `count` processes on this machine and end with their exit code; return where they are
     already started, or one is enough.
 
     Args:
         count: None is as many as are started.
         plan: whether to look at the number alone.
+        json: whether a plan is to be rows.
 
     Raises:
-        UsageError: `count` is no number of processes, or not how many were started.
+        UsageError: `count` is no number of processes, or not how many were started, or there is no plan to be rows.
         TtrlPopError: a process was killed.
     """
+    if json and not plan:
+        raise UsageError("--json is how --plan is printed; leave it out, or add --plan (answers are JSON lines anyway)")
     if count is None:
         return
     if count < 1:

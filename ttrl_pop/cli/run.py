@@ -114,6 +114,7 @@ def _work(prepared: PreparedRun, display: Display, quiet: bool, texts: TextRows 
         # In this order: answers of fewer steps must not outlive a kill in between.
         files.remove(run_dir.answers)
         files.remove(run_dir.holdout_answers)
+        files.remove(run_dir.verdict)
     if prepared.changed:
         identity.record(run_dir, CONFIG, dump_config(config).encode())
     notices = [] if prepared.notice is None else [prepared.notice]

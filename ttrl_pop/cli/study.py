@@ -59,7 +59,7 @@ def study(
     minds against temperature. zero-shot: pass@k and maj@k without training. noise: kinds and sizes of it. diversity:
     how different texts are that minds or heat spread, at equal coherence; asks open questions of its own.
     """
-    launch.start(ranks, plan)
+    launch.start(ranks, plan, json)
     if resume is not None:
         _check_alone(resume, study, problems, gold, seeds, out, given, plan)
         from ttrl_pop.cli import cells as command

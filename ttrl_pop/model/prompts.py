@@ -141,6 +141,11 @@ def _special(tokenizer: Any) -> tuple[frozenset[int], frozenset[int]]:
     return frozenset(special) - marks, marks
 
 
+def has_special_marks(tokenizer: Any) -> bool:
+    """Whether marks around thoughts are special tokens of this tokenizer."""
+    return bool(_special(tokenizer)[1])
+
+
 def rendered_turn(tokenizer: Any, content: str) -> str | None:
     """The chat template's text for a lone turn of the user; None without a template, or where it takes no such chat."""
     if not tokenizer.chat_template:

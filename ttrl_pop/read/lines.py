@@ -308,7 +308,8 @@ def _open(source: str) -> BinaryIO:
     try:
         return Path(source).open("rb")
     except FileNotFoundError:
-        advice = "Check the path." if Path(source).suffix else f"For a dataset of the hub write hf:{name}."
+        is_path = bool(Path(source).suffix) or ":" in source
+        advice = "Check the path." if is_path else f"For a dataset of the hub write hf:{name}."
         raise UsageError(f"{name}: no such file. {advice}") from None
     except IsADirectoryError:
         raise UsageError(f"{name}: is a directory. Name a JSON Lines or JSON file in it.") from None

@@ -30,6 +30,8 @@ class Served:
     noisy: bool
     config: Config
     """The run's, for the vote."""
+    marked: bool = False
+    """Whether marks of the model's thoughts are special tokens, which vLLM leaves out of texts unless it is asked."""
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> "Served":
@@ -38,7 +40,7 @@ class Served:
 
     def row(self) -> dict[str, Any]:
         """As JSON has it."""
-        fields = {name: getattr(self, name) for name in ("name", "base", "policy", "adapted", "noisy")}
+        fields = {name: getattr(self, name) for name in ("name", "base", "policy", "adapted", "noisy", "marked")}
         return {**fields, "config": self.config.model_dump(mode="json")}
 
 

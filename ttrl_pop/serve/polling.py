@@ -85,6 +85,8 @@ def ballots(served: Served, body: dict[str, Any], chat: bool) -> Ballots:
         "top_p": sampling.top_p,
         **({} if longest else {"max_tokens": sampling.max_new_tokens}),
         **({"stop": list(sampling.stop)} if sampling.stop else {}),
+        # Without their marks thoughts are like speech.
+        **({"skip_special_tokens": False} if served.marked else {}),
         **{key: value for key, value in body.items() if key not in ("n", "stream", "seed", "metadata", "model")},
         # For votes that count as sure as they are.
         **({} if asked else {"logprobs": True if chat else 0}),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ttrl_pop.config import Config
 from ttrl_pop.errors import UsageError
+from ttrl_pop.model.prompts import has_special_marks
 from ttrl_pop.population.norm_noise import NormNoise
 from ttrl_pop.sample.vllm import policy_files
 from ttrl_pop.sample.vllm.backend import GAPS, noisy_sites
@@ -62,7 +63,8 @@ def prepare(
     lora = None if policy.adapter is None else policy.adapter.peft_config["default"].r
     known = noise is not None or lora is not None
     named = policy_files.publish(folder, policy.adapter, noise) if known else None
-    served = Served(name, f"{name}/base", named, lora is not None, noise is not None, config)
+    marked = has_special_marks(policy.model.tokenizer)
+    served = Served(name, f"{name}/base", named, lora is not None, noise is not None, config, marked)
     assert policy.model.source is not None
     arguments = arguments_of(served, policy.model.source, policy.dtype_name, folder, lora)
     command = [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server", *arguments, *more]

@@ -17,7 +17,7 @@ from ttrl_pop.read.problems import read_problems, write_gold, write_problems
 from ttrl_pop.store import identity
 from ttrl_pop.store.directory import RunDirectory, create
 from ttrl_pop.store.identity import GOLD, PROBLEMS
-from ttrl_pop.store.reading import read_bytes
+from ttrl_pop.store.reading import LARGE, read_bytes, read_object
 from ttrl_pop.study.design import Study, designed, parse_study
 from ttrl_pop.study.figures import Figures
 from ttrl_pop.types import ProblemSet
@@ -42,11 +42,19 @@ class Cell:
 
     @property
     def done(self) -> bool:
-        """Whether the run has ended: its answers, which come last, are there as it wrote them."""
+        """Whether the run has ended: its answers, which come last, are there as it wrote them, and a row of metrics for
+        each step. It can put back rows."""
         if not self.begun:
             return False
         known, name = identity.load(self.run), self.run.answers.name
-        return name in known.files and identity.flaw(self.run, known, name) is None
+        if name not in known.files or identity.flaw(self.run, known, name) is not None:
+            return False
+        told, metrics = self.run.verdict, self.run.metrics
+        if told.name not in known.files or identity.flaw(self.run, known, told.name) is not None:
+            # A run without steps comes to nothing that could be told.
+            return True
+        rows = len(read_bytes(metrics, LARGE).splitlines()) if metrics.exists() else 0
+        return bool(rows >= read_object(told)["steps"])
 
 
 def begin(path: Path | None, study: Study, problems: ProblemSet, today: datetime.date) -> Path:

@@ -51,8 +51,10 @@ def figures_of(run: RunDirectory, gold: Mapping[str, str], same: Same) -> Figure
     """
     known = identity.load(run)
     after = {row["id"]: row for row in files.read_lines(run.answers)}
-    has_before = run.baseline.name in known.files
-    before = {row["id"]: row for row in files.read_lines(run.baseline)} if has_before else {}
+    before = {}
+    if run.baseline.name in known.files:
+        identity.check(run, known, run.baseline.name)
+        before = {row["id"]: row for row in files.read_lines(run.baseline)}
     rollouts, tokens = _spent(run, known, "answers")
     steps = list(files.read_lines(run.metrics)) if run.metrics.exists() else []
     for step in steps:
