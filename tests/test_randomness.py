@@ -2,11 +2,14 @@
 
 from itertools import islice
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ttrl_pop import randomness
+from ttrl_pop.population.base import spawned
+from ttrl_pop.types import Mind
 
 PARTS = st.lists(st.one_of(st.integers(-(2**70), 2**70), st.text(max_size=8)), max_size=4)
 
@@ -45,3 +48,16 @@ def test_every_problem_comes_once_before_any_comes_again(seed: int, population: 
     assert max(counts) - min(counts) <= 2
     assert sorted(drawn[: population - population % size]) == sorted(set(drawn[: population - population % size]))
     assert taken == list(islice(randomness.batches(seed, population, size), 12))
+
+
+def test_integers_of_numpy_are_the_integers_that_they_stand_for() -> None:
+    """Seeds come out of tables and arrays."""
+    assert randomness.digest("a", np.int64(7)) == randomness.digest("a", 7)
+    assert randomness.digest("7") != randomness.digest(7)
+    assert spawned(np.int64(3), np.int64(1), 2) == spawned(3, 1, 2)
+    # Outside of tests nobody looks at types.
+    for seed in (np.int32(7), True):
+        mind = object.__new__(Mind)
+        object.__setattr__(mind, "seed", seed)
+        mind.__post_init__()
+        assert (mind.seed, type(mind.seed)) == (int(seed), int)

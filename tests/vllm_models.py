@@ -38,11 +38,13 @@ class Models:
                 soften(folder)
         return str(folder)
 
-    def policy(self, name: str, population: Population | None = None, sigma: float = 0.3) -> Policy:
-        """A policy in float32, its adapter and mu away from their neutral start; `name` is a family or a model."""
+    def policy(
+        self, name: str, population: Population | None = None, sigma: float = 0.3, dtype: str = "float32"
+    ) -> Policy:
+        """A policy whose adapter and mu are away from their neutral start; `name` is a family or a model."""
         tiny = name != "smollm2"
         lora = LoraConfig(rank=8, alpha=16)
-        model = load_model(self.path(name) if tiny else name, "cpu", "float32")
+        model = load_model(self.path(name) if tiny else name, "cpu", dtype)
         policy = Policy(model, population or norm_noise(sigma), lora, seed=1)
         changed(policy, 2, 0.05 if tiny else 0.002)
         return policy

@@ -7,7 +7,9 @@ as 1, 2, 3" (SC 2011), in NumPy's implementation.
 """
 
 import hashlib
+import operator
 from collections.abc import Iterator
+from typing import SupportsIndex
 
 import numpy as np
 
@@ -16,22 +18,24 @@ OUTSIDE_TRAINING = 0
 same minds and the same random numbers, so their difference is due to the policy."""
 
 
-def digest(*parts: int | str) -> bytes:
-    """16 bytes that identify `parts`; ("a", 1) and ("a", "1") differ, as do ("ab",) and ("a", "b")."""
+def digest(*parts: SupportsIndex | str) -> bytes:
+    """16 bytes that identify `parts`; ("a", 1) and ("a", "1") differ, as do ("ab",) and ("a", "b"). An integer of numpy
+    is the integer that it stands for."""
     hasher = hashlib.blake2b(digest_size=16)
     for part in parts:
-        encoded = str(part).encode("utf-8", "surrogatepass")
-        hasher.update(f"{type(part).__name__}:{len(encoded)}:".encode())
+        kind, text = ("str", part) if isinstance(part, str) else ("int", str(int(operator.index(part))))
+        encoded = text.encode("utf-8", "surrogatepass")
+        hasher.update(f"{kind}:{len(encoded)}:".encode())
         hasher.update(encoded)
     return hasher.digest()
 
 
-def stream(*parts: int | str) -> np.random.Generator:
+def stream(*parts: SupportsIndex | str) -> np.random.Generator:
     """The generator keyed by `parts`, at counter 0."""
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest(*parts), "little")))
 
 
-def seed(*parts: int | str) -> int:
+def seed(*parts: SupportsIndex | str) -> int:
     """A number in [1, 2**63): a seed for what takes one. 0 is left free to mean "no noise"."""
     return int.from_bytes(digest(*parts)[:8], "little") % (2**63 - 1) + 1
 

@@ -5,6 +5,7 @@ answers live in an `AnswerKey`, which the learner never receives.
 """
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -79,6 +80,10 @@ class Mind:
     """One member of the population. Its noise is a pure function of `(seed, site)`."""
 
     seed: int
+
+    def __post_init__(self) -> None:
+        # A seed out of an array or a table is the integer that it stands for, and no other mind.
+        object.__setattr__(self, "seed", int(operator.index(self.seed)))
 
 
 @dataclass(frozen=True, slots=True)

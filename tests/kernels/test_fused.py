@@ -99,11 +99,11 @@ def test_a_fused_policy_computes_what_it_did(family: str, dtype: torch.dtype, mo
         slopes = torch.autograd.grad(logits.float().log_softmax(-1)[..., 5].sum(), list(named.values()))
         results.append((logits, dict(zip(named, slopes, strict=True))))
     (expected, slopes), (got, fused_slopes) = results
-    close = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.1, "atol": 0.1}
-    torch.testing.assert_close(got, expected, **close)
-    for name, slope in slopes.items():
-        scale = float(slope.abs().max())
-        torch.testing.assert_close(fused_slopes[name] / scale, slope / scale, **close)
+    # What bf16 rounds another way goes on from layer to layer: single numbers say little.
+    near = 1e-4 if dtype == torch.float32 else 0.1
+    for name, slope in {"logits": expected.detach(), **slopes}.items():
+        found = {"logits": got.detach(), **fused_slopes}[name]
+        assert float((found - slope).norm()) <= near * float(slope.norm()), name
 
 
 def test_norms_are_replaced_and_what_only_has_such_a_name_is_not() -> None:

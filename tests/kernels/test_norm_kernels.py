@@ -46,6 +46,36 @@ def test_a_norm_and_its_slope(width: int, gain: norms.Gain, dtype: torch.dtype) 
 
 
 @TYPES
+@pytest.mark.parametrize("gain", ["weight", "one plus weight"])
+def test_a_norm_with_offsets_is_rounded_once(gain: norms.Gain, dtype: torch.dtype) -> None:
+    x, weight, offsets = drawn(9, 48, dtype=dtype), drawn(48, dtype=dtype), drawn(4, 48)
+    row = torch.tensor([0, 3, 1, 1, 2, 0, 3, 3, 1], device=DEVICE)
+    plain, inverse = norm_kernels.norm_forward(x, weight, 1e-3, gain != "weight", True)
+    nothing, same = norm_kernels.norm_forward(x, weight, 1e-3, gain != "weight", True, 0 * offsets, row)
+    assert torch.equal(nothing, plain)
+    assert inverse is not None
+    assert same is not None
+    assert torch.equal(same, inverse)
+    y, _ = norm_kernels.norm_forward(x, weight, 1e-3, gain != "weight", False, offsets, row)
+    normed = x.float() * inverse[:, None]
+    factor = weight.float() if gain == "weight" else 1 + weight.float()
+    product = (normed.to(dtype).float() if gain == "weight" else normed) * factor
+    # The interpreter cuts off where a GPU rounds, here twice.
+    near = 1e-5 if dtype == torch.float32 else 2**-8 if DEVICE == "cuda" else 2**-6
+    gap = (y.float() - (product + offsets[row])).abs()
+    assert bool((gap <= near * (1 + product.abs() + offsets[row].abs())).all())
+    if dtype == torch.bfloat16:
+        # Of an offset far below the grid, all arrives in the mean.
+        small = torch.full_like(offsets, 1e-3)
+        x, row = drawn(2048, 48, dtype=dtype), torch.zeros(2048, dtype=torch.long, device=DEVICE)
+        with_it, without = (
+            norm_kernels.norm_forward(x, weight, 1e-3, gain != "weight", False, each, row)[0].double()
+            for each in (small, 0 * small)
+        )
+        assert abs(float((with_it - without).mean()) / 1e-3 - 1) < 0.1
+
+
+@TYPES
 def test_offsets_by_row(dtype: torch.dtype) -> None:
     x, offsets, row = drawn(9, 48, dtype=dtype), drawn(4, 48), torch.tensor([0, 3, 1, 1, 2, 0, 3, 3, 1], device=DEVICE)
     expected = (x.float() + offsets[row]).to(dtype)

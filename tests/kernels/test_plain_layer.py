@@ -209,7 +209,7 @@ def test_offsets_of_another_type_are_added_in_that_of_the_states() -> None:
     layer = policy.network.model.layers[0]
     rows = torch.randn(2, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
     layer.input_layernorm._forward_hooks.clear()
-    layer.input_layernorm.register_forward_hook(AddOffset(lambda: (rows, torch.arange(27) % 2)))
+    layer.input_layernorm.register_forward_hook(AddOffset(lambda count: (rows, torch.arange(27) % 2)))
     found = logits_of(policy, IDS, MINDS)
     with by_modules():
         torch.testing.assert_close(found, logits_of(policy, IDS, MINDS), rtol=1e-5, atol=1e-5)
@@ -222,7 +222,7 @@ def test_the_only_hook_of_a_part_runs(name: str, asked: list[int]) -> None:
     part = policy.network.model.layers[1].get_submodule(name)
     before = logits_of(policy, IDS, None)
     rows = torch.randn(2, 16, generator=torch.Generator().manual_seed(0)), torch.arange(27) % 2
-    hooks: list[Any] = [AddOffset(lambda: rows), lambda module, given, y: y + rows[0][rows[1]]]
+    hooks: list[Any] = [AddOffset(lambda count: rows), lambda module, given, y: y + rows[0][rows[1]]]
     found = []
     for hook in hooks:
         handle = part.register_forward_hook(hook)

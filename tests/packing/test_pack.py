@@ -361,7 +361,7 @@ def test_states_that_predict_several_tokens_have_the_slopes_of_states_apart(
     torch.manual_seed(0)
     hidden = torch.randn(5, 16, requires_grad=True)
     # The third state predicts nothing, the last two are of a chunk that ends with one.
-    states, targets = torch.tensor([0, 0, 0, 1, 3, 3, 4]), torch.tensor([7, 8, 7, 39, 0, 2, 5])
+    states, targets = torch.tensor([0, 0, 0, 1, 3, 3, 4]), torch.tensor([7, 8, 9, 39, 0, 2, 5])
     got = selected_logprobs(policy.network, hidden, states, targets, temperature)
     expected = (policy.logits(hidden) / temperature).log_softmax(-1)[states, targets]
     torch.testing.assert_close(got, expected)
@@ -371,3 +371,25 @@ def test_states_that_predict_several_tokens_have_the_slopes_of_states_apart(
     assert slopes[2].eq(0).all()
     nothing = torch.zeros(0, dtype=torch.long)
     assert len(selected_logprobs(policy.network, hidden[:0], nothing, nothing, temperature)) == 0
+
+
+@pytest.mark.parametrize("sharpness", [4.0, 24.0, 32.0, 40.0])
+def test_slopes_of_likely_tokens_survive_bf16(sharpness: float) -> None:
+    """Taken as a difference of two vectors in bf16, the slope of a token at p = 0.997 is all rounding."""
+    model = loaded(KNOBS["logits_scaling"]())
+    torch.manual_seed(0)
+    weight = torch.randn(40, 16).to(torch.bfloat16)
+    model.network.get_output_embeddings().weight = nn.Parameter(weight, requires_grad=False)
+    # Each state leans towards one token, and the last predicts two: the likeliest, and the one behind it.
+    targets = torch.arange(7)
+    hidden = (weight[targets].float() * sharpness / weight[targets].float().square().sum(-1, keepdim=True)).bfloat16()
+    states, targets = torch.tensor([*range(7), 6]), torch.tensor([*range(7), 7])
+    hidden.requires_grad_()
+    got = selected_logprobs(model.network, hidden, states, targets, 1.0)
+    exact = hidden.detach().double().requires_grad_()
+    divisor = model.network.config.logits_scaling
+    expected = (exact @ weight.double().T / divisor).log_softmax(-1)[states, targets]
+    for each in range(len(states)):
+        (slope,) = torch.autograd.grad(got[each], hidden, retain_graph=True)
+        (own,) = torch.autograd.grad(expected[each], exact, retain_graph=True)
+        assert (slope.double() - own).norm() <= 0.04 * own.norm(), (each, float(expected[each].exp()))

@@ -36,12 +36,16 @@ class Minds{config}({config}):
 
 
 class Minded:
-    """A norm that adds an offset to its output, in float32 or wider."""
+    """A norm that adds an offset to its output, in float32 or wider: rounded before, a small one would be lost."""
 
     def forward(self, hidden_states):
-        output = super().forward(hidden_states)
-        wide = torch.promote_types(output.dtype, torch.float32)
-        return (output.to(wide) + self.mind.to(wide)).to(output.dtype)
+        wide = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
+        if isinstance(self, nn.LayerNorm):
+            numbers = (None if each is None else each.to(wide.dtype) for each in (self.weight, self.bias))
+            output = nn.functional.layer_norm(wide, self.normalized_shape, *numbers, self.eps)
+        else:
+            output = super().forward(wide)
+        return (output + self.mind.to(wide.dtype)).to(hidden_states.dtype)
 
 
 def add_mind(model, config):

@@ -25,7 +25,7 @@ from ttrl_pop.kernels.joined import Joined
 from ttrl_pop.kernels.loops import Norm
 from ttrl_pop.kernels.matmul import LaidOutWeight
 from ttrl_pop.kernels.memory import limit_bytes
-from ttrl_pop.kernels.norms import ADDED, Gain, has_kernels, rms_norm
+from ttrl_pop.kernels.norms import ADDED, FusedNorm, gain_of, has_kernels
 from ttrl_pop.kernels.parts import Parts
 from ttrl_pop.kernels.plain_layer import GATED, PROJECTIONS
 
@@ -220,22 +220,12 @@ def _fuse_mlp(module: Any, projections: list[Projection]) -> bool:
 
 def _fuse_norm(module: Any) -> Norm | None:
     """Replace the forward of `module` if it computes an RMSNorm, and say which."""
-    weight = getattr(module, "weight", None)
-    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-    if not isinstance(weight, Tensor) or weight.ndim != 1 or eps is None:
+    found = gain_of(module)
+    if found is None:
         return None
-    probe = torch.linspace(-2, 3, 2 * weight.numel(), dtype=weight.dtype, device=weight.device).view(2, -1)
-    gains: tuple[Gain, ...] = ("weight", "one plus weight")
-    # A sum in another order may round to the number beside.
-    near = max(1e-5, torch.finfo(weight.dtype).eps)
-    with torch.no_grad():
-        expected = module(probe)
-        found = {gain: rms_norm(probe, weight, eps, gain) for gain in gains}
-    fitting = [gain for gain, y in found.items() if torch.allclose(y, expected, rtol=near, atol=1e-6)]
-    if not fitting:
-        return None
-    module.forward = lambda x: rms_norm(x, weight, eps, fitting[0])
-    return Norm(weight, eps, ADDED[fitting[0]])
+    module.forward = FusedNorm(module, *found)
+    weight, eps, gain = found
+    return Norm(weight, eps, ADDED[gain])
 
 
 def _fuse_rotary(module: Any) -> None:

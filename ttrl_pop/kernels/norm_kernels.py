@@ -16,7 +16,18 @@ from torch import Tensor
 @triton.jit
 @no_type_check
 def _norm_forward(
-    x_ptr, weight_ptr, y_ptr, inverse_ptr, width, eps, ONE_PLUS: tl.constexpr, KEEP: tl.constexpr, BLOCK: tl.constexpr
+    x_ptr,
+    weight_ptr,
+    y_ptr,
+    inverse_ptr,
+    offsets_ptr,
+    row_ptr,
+    width,
+    eps,
+    ONE_PLUS: tl.constexpr,
+    KEEP: tl.constexpr,
+    OFFSET: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
@@ -30,6 +41,9 @@ def _norm_forward(
         y = wide * inverse * (1.0 + weight)
     else:
         y = (wide * inverse).to(x.dtype).to(tl.float32) * weight
+    if OFFSET:
+        mind = tl.load(row_ptr + row)
+        y += tl.load(offsets_ptr + mind * width + at, mask=inside, other=0.0).to(tl.float32)
     tl.store(y_ptr + row * width + at, y.to(x.dtype), mask=inside)
     if KEEP:
         tl.store(inverse_ptr + row, inverse)
@@ -67,14 +81,23 @@ def _offset(x_ptr, offsets_ptr, row_ptr, y_ptr, width, BLOCK: tl.constexpr):
 
 
 def norm_forward(
-    x_ND: Float[Tensor, "N D"], weight: Float[Tensor, "D"], eps: float, one_plus: bool, keep: bool
+    x_ND: Float[Tensor, "N D"],
+    weight: Float[Tensor, "D"],
+    eps: float,
+    one_plus: bool,
+    keep: bool,
+    offsets_MD: Float[Tensor, "M D"] | None = None,
+    row_N: Int[Tensor, "N"] | None = None,
 ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "N"] | None]:
-    """RMSNorm of each row, and, to `keep` for the backward pass, what each row was multiplied by."""
+    """RMSNorm of each row, plus `offsets_MD[row_N]` before it is rounded where they are given; and, to `keep` for the
+    backward pass, what each row was multiplied by."""
     y_ND = torch.empty_like(x_ND)
     inverse_N = torch.empty(len(x_ND), dtype=torch.float32, device=x_ND.device) if keep else None
-    # Without a place of its own nothing is written there.
+    # Without a place of its own nothing is written there, or read.
     kept = y_ND if inverse_N is None else inverse_N
-    _each_row(_norm_forward, x_ND, x_ND, weight, y_ND, kept, x_ND.shape[1], eps, one_plus, keep)
+    offsets, rows = (y_ND, y_ND) if offsets_MD is None or row_N is None else (offsets_MD.contiguous(), row_N)
+    given = (x_ND, weight, y_ND, kept, offsets, rows, x_ND.shape[1], eps, one_plus, keep, offsets_MD is not None)
+    _each_row(_norm_forward, x_ND, *given)
     return y_ND, inverse_N
 
 

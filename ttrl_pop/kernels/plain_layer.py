@@ -156,5 +156,5 @@ def _offsets(norm: nn.Module, like: Tensor) -> loops.Offsets | None:
     if not hooks:
         return None
     hook: Any = next(iter(hooks.values()))
-    found: loops.Offsets | None = hook.rows()
+    found: loops.Offsets | None = hook.rows(len(like))
     return None if found is None else (found[0].to(like.dtype), found[1])

@@ -83,8 +83,8 @@ def token_logprobs(
     """
     grown = grow(rollouts_B, minds_B, policy.population)
     packed = pack(grown.trees, policy.device)
-    # Completions that begin alike have states in common: their logits are computed once.
-    chosen: dict[int, list[tuple[int, int]]] = {}
+    # Completions that begin alike have states in common, and the same tokens behind them: each is computed once.
+    chosen: dict[int, dict[int, list[int]]] = {}
     lengths = [len(rollout.completion_ids) for rollout in rollouts_B]
     width = max(1, *lengths)
     for row, (rollout, (tree, branch)) in enumerate(zip(rollouts_B, grown.branch_B, strict=True)):
@@ -92,19 +92,22 @@ def token_logprobs(
         for column, (source, token) in enumerate(
             zip(packed.sources(tree, branch), rollout.completion_ids, strict=False)
         ):
-            chosen.setdefault(source, []).append((row * width + column, token))
+            chosen.setdefault(source, {}).setdefault(token, []).append(row * width + column)
 
     def indices(values: Iterable[int]) -> Int[Tensor, "_"]:
         return transfer([*values], torch.long, policy.device)
 
     states_K = indices(state for state, tokens in enumerate(chosen.values()) for _ in tokens)
-    cells_K = indices(cell for tokens in chosen.values() for cell, _ in tokens)
-    targets_K = indices(token for tokens in chosen.values() for _, token in tokens)
+    targets_K = indices(token for tokens in chosen.values() for token in tokens)
+    cells = [cells for tokens in chosen.values() for cells in tokens.values()]
     hidden_SD = policy.hidden(packed, stay).index_select(0, indices(chosen))
     logprobs_K = selected_logprobs(policy.network, hidden_SD, states_K, targets_K, temperature)
+    # As many as there are tokens: those that several completions share, once for each.
+    logprobs_N = logprobs_K.index_select(0, indices(k for k, alike in enumerate(cells) for _ in alike))
     mask_BT = torch.arange(width, device=policy.device) < indices(lengths)[:, None]
-    padded = torch.zeros(mask_BT.numel(), dtype=logprobs_K.dtype, device=policy.device)
-    return padded.index_copy(0, cells_K, logprobs_K).view(mask_BT.shape), mask_BT
+    padded = torch.zeros(mask_BT.numel(), dtype=logprobs_N.dtype, device=policy.device)
+    padded = padded.index_copy(0, indices(cell for alike in cells for cell in alike), logprobs_N)
+    return padded.view(mask_BT.shape), mask_BT
 
 
 def selected_logprobs(
@@ -115,7 +118,7 @@ def selected_logprobs(
     temperature: float,
 ) -> Float[Tensor, "K"]:
     """log softmax(logits / temperature) at `targets_K`, each as the state `states_K` of `hidden_SD` predicts it, in
-    float32 or wider. `states_K` is in order.
+    float32 or wider. `states_K` is in order, and no state has a target twice.
 
     The logits of `logit_rows` states exist at once. With gradient, that of each log-probability by its own state is
     computed along with it, so that nothing of the vocabulary's width is kept for the backward pass.
@@ -146,9 +149,17 @@ class _SelectedLogprobs(torch.autograd.Function):
             logp = torch.log_softmax(wide.detach(), dim=-1)
             logprobs.append(logp[states, targets])
             if wanted:
-                # d log p_t = d logit_t − Σ p · d logits: the sum is the same for all tokens that a state predicts.
-                (of_all,) = torch.autograd.grad(wide, leaf, logp.exp_())
-                slopes.append(_token_slopes(network, hidden[states], targets, temperature) - of_all[states])
+                # d log p_t = (1 − p_t) · d logit_t − Σ p_v · d logit_v over all v but t. With t in the sum, two vectors
+                # that are nearly alike where t is likely would be subtracted, in bf16 with nothing left but rounding.
+                own = logprobs[-1].detach()
+                p_K = own.exp()[:, None]
+                of_target = _token_slopes(network, hidden[states], targets, temperature).to(own.dtype)
+                (of_rest,) = torch.autograd.grad(
+                    wide, leaf, logp.exp_().index_put_((states, targets), own.new_zeros(()))
+                )
+                of_targets = of_target.new_zeros(hidden.shape).index_add_(0, states, p_K * of_target)
+                others = (of_targets[states] - p_K * of_target) + of_rest[states]
+                slopes.append((of_target * -own.expm1()[:, None] - others).to(hidden.dtype))
         if wanted:
             ctx.save_for_backward(states_K, torch.cat(slopes))
             ctx.count = len(hidden_SD)
@@ -157,9 +168,10 @@ class _SelectedLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads_K: Tensor) -> tuple[Tensor, None, None, None, None]:
         states_K, slopes_KD = ctx.saved_tensors
-        slopes_SD = slopes_KD.new_zeros(ctx.count, slopes_KD.shape[1])
-        weighted = (slopes_KD * grads_K[0][:, None]).to(slopes_KD.dtype)
-        return slopes_SD.index_add_(0, states_K, weighted), None, None, None, None
+        # Where completions part, advantages of both signs meet in one state.
+        weighted = slopes_KD * grads_K[0][:, None]
+        slopes_SD = weighted.new_zeros(ctx.count, slopes_KD.shape[1]).index_add_(0, states_K, weighted)
+        return slopes_SD.to(slopes_KD.dtype), None, None, None, None
 
 
 def _token_slopes(network: Any, hidden_KD: Tensor, targets_K: Tensor, temperature: float) -> Tensor:

@@ -4,6 +4,7 @@ Its weights are those of the family that `model_type` names behind `PREFIX`, and
 `mind_sites` names, which is added to the norm's output.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ttrl_pop.errors import UsageError
+from ttrl_pop.kernels.norms import AddOffset
 
 PREFIX = "minds-"
 """Begins the `model_type` of such a folder."""
@@ -59,7 +61,7 @@ def add_offsets(network: Any, source: str, sites: tuple[str, ...]) -> None:
             raise UsageError(f"model folder {source!r}: no offset for the norm {site}; export it anew")
         # No part of the weights that are saved: a class of transformers has no place for it.
         norm.register_buffer(OFFSET, offset.to(network.device), persistent=False)
-        handles[name] = norm.register_forward_hook(_add)
+        handles[name] = norm.register_forward_hook(AddOffset(partial(_rows, norm)))
     network.mind_handles = handles
 
 
@@ -90,6 +92,8 @@ def _offsets(source: str) -> dict[str, Tensor]:
     return offsets
 
 
-def _add(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-    wide = torch.promote_types(output.dtype, torch.float32)
-    return (output.to(wide) + module.get_buffer(OFFSET).to(wide)).to(output.dtype)
+def _rows(norm: nn.Module, count: int) -> tuple[Tensor, Tensor]:
+    """The offset of a norm, for each of so many tokens."""
+    offset = norm.get_buffer(OFFSET)
+    wide = torch.promote_types(offset.dtype, torch.float32)
+    return offset.to(wide)[None], torch.zeros(count, dtype=torch.long, device=offset.device)

@@ -7,7 +7,7 @@ it adds in `attach`, and three methods more: `embody` minds in the tokens of a f
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, SupportsIndex, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -96,7 +96,7 @@ class Population(nn.Module, ABC):
         return {}
 
 
-def spawned(run_seed: int, step: int, count: int) -> tuple[Mind, ...]:
+def spawned(run_seed: SupportsIndex, step: SupportsIndex, count: int) -> tuple[Mind, ...]:
     """The `count` minds of a step, whatever population they belong to."""
     return tuple(Mind(randomness.seed("mind", run_seed, step, m)) for m in range(count))
 

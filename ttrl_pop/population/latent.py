@@ -256,7 +256,7 @@ class Latent(Population):
 
 
 def _sum(states: Tensor, added_ND: Tensor) -> Tensor:
-    # In the wider type: most of a small R would be rounded away in bf16 before it is added.
+    # States of a narrow type take what is above their grid: they are the residual stream, which has no wider form.
     return (states.to(added_ND.dtype) + added_ND.view(states.shape)).to(states.dtype)
 
 

@@ -217,7 +217,7 @@ class NormNoise(Population):
             self._table = (key, offsets)
         return offsets
 
-    def _rows(self, index: int) -> tuple[Tensor, Tensor] | None:
+    def _rows(self, index: int, _count: int) -> tuple[Tensor, Tensor] | None:
         """The offsets of a site, and the row of each token in them; None where no mind is embodied."""
         if self._offsets is None or self._row_N is None:
             return None

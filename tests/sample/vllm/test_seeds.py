@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 import torch
 from fakes import tiny_network
+from torch import nn
+from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from ttrl_pop.population.norm_noise import NormNoise
-from ttrl_pop.sample.vllm.worker.norms import NOBODY
+from ttrl_pop.sample.vllm.worker.norms import NOBODY, Minds
 from ttrl_pop.sample.vllm.worker.seeds import SeededMinds, noise_of
 from ttrl_pop.types import Mind
 
@@ -82,3 +85,32 @@ def test_the_noise_is_the_populations_without_a_model_in_memory() -> None:
     assert torch.equal(noise.offsets([Mind(7)]), own.offsets([Mind(7)]))
     numbers = NormNoise.of(own.sites, own.mu.detach(), own.log_sigma.detach())
     assert torch.equal(numbers.offsets([Mind(7)]), own.offsets([Mind(7)]))
+
+
+@pytest.mark.parametrize("with_residual", [False, True])
+@pytest.mark.parametrize("kind", [LlamaRMSNorm, Gemma3RMSNorm])
+def test_a_small_offset_arrives_in_bf16(kind: type[nn.Module], with_residual: bool) -> None:
+    class Norm(kind):  # type: ignore[misc,valid-type]
+        """As vLLM's: with a residual, it norms the sum, and gives that back, too."""
+
+        def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> object:
+            if residual is None:
+                return super().forward(x)
+            return super().forward(x + residual), x + residual
+
+    draw = torch.Generator().manual_seed(0)
+    norm = Norm(64).bfloat16().requires_grad_(False)
+    norm.weight.copy_(0.1 * torch.randn(64, generator=draw) + (kind is LlamaRMSNorm))
+    model = nn.Module()
+    model.norm = norm
+    x, residual = (torch.randn(1024, 64, generator=draw).bfloat16() for _ in range(2))
+    minds = Minds(model, ["norm"], 1, len(x), torch.device("cpu"))
+    minds.table[0, 1] = 1e-3
+    given = (x, residual) if with_residual else (x,)
+    found = []
+    for slot in (0, 1):
+        minds.fill(slot)
+        y = norm(*given)
+        assert y[0].dtype == torch.bfloat16
+        found.append((y[0] if with_residual else y).double())
+    assert float((found[1] - found[0]).mean()) == pytest.approx(1e-3, rel=0.15)

@@ -324,3 +324,19 @@ def test_what_a_cpu_or_the_policy_does_not_allow_is_refused(models: Models) -> N
         start(tensor_parallel=2, own_process=False)
     with pytest.raises(UsageError, match=r"backend vllm refuses model .*max_model_len"):
         start(max_model_len=100_000)
+
+
+def test_in_bfloat16_the_engine_writes_what_the_learner_reads(models: Models) -> None:
+    """Both round norm and offset once: what one of them lost would be another mind than the other's."""
+    policy = models.policy("llama", sigma=0.1, dtype="bfloat16")
+    made = VllmBackend(policy, sampling(), validate(VllmBackend.Options, tight(), "tight"))
+    try:
+        asked = mixed(policy, MINDS)
+        rollouts = written(made, asked)
+    finally:
+        made.close()
+    minds = [request.mind for request in asked]
+    near = gap(policy, rollouts, minds, 1.0)
+    assert near < 0.03
+    # Of another mind they are not.
+    assert gap(policy, rollouts, [Mind(99)] * len(rollouts), 1.0) > 5 * near

@@ -3,8 +3,9 @@
     y = Norm(x) + table[site, index[t]]     for token t of the batch;   table[:, 0] = 0 is the model without a mind
 
 A norm keeps its weights and its name: only its class changes, to one whose forward adds the offset to the output. The
-residual, which vLLM's norms return beside it, stays as it is. The sum is taken in float32 and cast back, as in
-`ttrl_pop.population.norm_noise`. Shapes: S sites, K slots, D hidden size, T tokens of a batch.
+residual, which vLLM's norms return beside it, stays as it is. The sum is taken in float32 and rounded once, as in
+`ttrl_pop.kernels.norms.AddOffset`: in bf16 what the norm reads is normed once more, as its output is rounded already.
+Shapes: S sites, K slots, D hidden size, T tokens of a batch.
 """
 
 import hashlib
@@ -15,6 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from ttrl_pop.kernels.norms import gain_of, unrounded_rms_norm
 
 NOBODY = -1
 """Slot of a request that names no mind: allowed in warm-up, an error afterwards."""
@@ -54,6 +57,7 @@ class Minds:
         for site, norm in enumerate(norms):
             norm.register_buffer("mind_table", self.table[site], persistent=False)
             norm.register_buffer("mind_index", self.index, persistent=False)
+            norm.mind_gain = None if _is_wide(norm.weight) else gain_of(norm)
             norm.__class__ = minded(type(norm))
 
     def write(self, offsets: bytes, count: int) -> str:
@@ -105,11 +109,18 @@ def minded(kind: type[nn.Module]) -> type[nn.Module]:
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         out = kind.forward(self, *args, **kwargs)
-        if isinstance(out, tuple):
-            return (shifted(out[0], self.mind_table, self.mind_index), *out[1:])
-        return shifted(out, self.mind_table, self.mind_index)
+        normed, *rest = out if isinstance(out, tuple) else (out,)
+        if self.mind_gain is not None:
+            # Where there is a residual, the norm reads the sum that comes back as it.
+            normed = unrounded_rms_norm(rest[0] if rest else args[0], *self.mind_gain)
+        y = shifted(normed, self.mind_table, self.mind_index).to(self.weight.dtype)
+        return (y, *rest) if isinstance(out, tuple) else y
 
     return type(f"Minded{kind.__name__}", (kind,), {"forward": forward})
+
+
+def _is_wide(weight: Tensor) -> bool:
+    return torch.finfo(weight.dtype).bits >= 32
 
 
 def shifted(out: Tensor, table: Tensor, index: Tensor) -> Tensor:
