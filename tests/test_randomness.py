@@ -61,3 +61,12 @@ def test_integers_of_numpy_are_the_integers_that_they_stand_for() -> None:
         object.__setattr__(mind, "seed", seed)
         mind.__post_init__()
         assert (mind.seed, type(mind.seed)) == (int(seed), int)
+
+
+def test_normals_of_many_keys_are_those_of_their_streams() -> None:
+    keys = [("noise", seed, site) for seed in (1, 2**62) for site in ("a", "b", "ä")]
+    for count in (1, 7, 576, 3001):
+        drawn = randomness.normals(keys, count)
+        for row, key in zip(drawn, keys, strict=True):
+            assert np.array_equal(row, randomness.stream(*key).standard_normal(count, np.float32))
+    assert randomness.normals([], 3).shape == (0, 3)

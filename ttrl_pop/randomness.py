@@ -8,10 +8,11 @@ as 1, 2, 3" (SC 2011), in NumPy's implementation.
 
 import hashlib
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import SupportsIndex
 
 import numpy as np
+from numpy.typing import NDArray
 
 OUTSIDE_TRAINING = 0
 """Step of what is drawn before, after or beside training, whose own steps begin at 1. Two surveys of one run use the
@@ -33,6 +34,21 @@ def digest(*parts: SupportsIndex | str) -> bytes:
 def stream(*parts: SupportsIndex | str) -> np.random.Generator:
     """The generator keyed by `parts`, at counter 0."""
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest(*parts), "little")))
+
+
+def normals(keys: Sequence[Sequence[SupportsIndex | str]], count: int) -> NDArray[np.float32]:
+    """[len(keys), count]: standard normal numbers, of each key those with which `stream(*key)` begins.
+
+    One generator goes from key to key: to make one takes longer than to draw a few hundred numbers.
+    """
+    drawn = np.empty((len(keys), count), np.float32)
+    generator = np.random.Generator(np.random.Philox(key=0))
+    begin = generator.bit_generator.state
+    for row, parts in zip(drawn, keys, strict=True):
+        begin["state"]["key"] = np.frombuffer(digest(*parts), "<u8").astype(np.uint64)
+        generator.bit_generator.state = begin
+        generator.standard_normal(dtype=np.float32, out=row)
+    return drawn
 
 
 def seed(*parts: SupportsIndex | str) -> int:

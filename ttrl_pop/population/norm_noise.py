@@ -193,12 +193,8 @@ class NormNoise(Population):
         if seed == MEAN.seed:
             draw = np.zeros((sites, length, width), np.float32)
         else:
-            draw = np.stack(
-                [
-                    randomness.stream("noise", seed, site).standard_normal((length, width), np.float32)
-                    for site in self.sites
-                ]
-            )
+            keys = [("noise", seed, site) for site in self.sites]
+            draw = randomness.normals(keys, length * width).reshape(sites, length, width)
         if sum(eps.numel() for eps in self._eps.values()) + draw.size > self.LARGEST_CACHE:
             self._eps.clear()
         self._eps[seed] = torch.from_numpy(draw).to(self.mu.device, self.mu.dtype)

@@ -95,9 +95,11 @@ def maj_at_k(cluster_sizes: Sequence[int], correct: Sequence[bool], abstained: i
 def bootstrap_interval(
     values: Sequence[float | None], seed: int, samples: int = 2000, level: float = 0.95
 ) -> tuple[float, float] | None:
-    """Percentile bootstrap interval of the mean (Efron & Tibshirani 1993, chapter 13).
+    """Expanded percentile bootstrap interval of the mean (Hesterberg, The American Statistician 69, 2015): its ends lie
+    as far out as Student's t and n − 1 in the place of n put them, as the plain percentile interval (Efron & Tibshirani
+    1993, chapter 13) holds 84 % for five normal values in the place of 92.
 
-    None is left out. None with no values; a single value gives (v, v).
+    None is left out. None with no values; values that are all equal give (v, v), however few.
     """
     known = np.array([value for value in values if value is not None], dtype=np.float64)
     if known.size == 0:
@@ -107,8 +109,14 @@ def bootstrap_interval(
     block = max(1, BLOCK // known.size)
     counts = [min(block, samples - done) for done in range(0, samples, block)]
     means = [known[rng.integers(known.size, size=(count, known.size))].mean(axis=1) for count in counts]
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
+    tail = _expanded_tail(known.size, level) if known.size > 1 else 0.0
+    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
     return float(low), float(high)
+
+
+def _expanded_tail(size: int, level: float) -> float:
+    """P(Z < −√(n / (n − 1)) · t_{n−1}) for a standard normal Z."""
+    return math.erfc(math.sqrt(size / (size - 1)) * student_quantile(level, size - 1) / math.sqrt(2)) / 2
 
 
 def bootstrap_difference(

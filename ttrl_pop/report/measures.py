@@ -4,7 +4,7 @@ avg@n and pass@k count the rollouts whose own answer equals gold, maj@k the elec
 
 Simplifications:
 
-1. The percentile bootstrap resamples problems, not rollouts. Where every problem has the same value its
+1. The bootstrap resamples problems, not rollouts. Where every problem has the same value its
    interval has no width: the sample shows no spread, which is not to say that the figure is certain.
 2. A mean leaves out the problems on which a figure is undefined (no gold answer, or fewer than k rollouts).
 3. A cluster that wins one of maj@k's draws is elected under the answer that it has in the whole group, whichever of its
