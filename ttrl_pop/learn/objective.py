@@ -8,16 +8,18 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ttrl_pop.config import LearnConfig
+from ttrl_pop.kernels.memory import transfer
 from ttrl_pop.learn import grpo
 from ttrl_pop.learn.micro_batches import Sample, pad
 from ttrl_pop.model.logprobs import token_logprobs
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.population.base import MEAN
-from ttrl_pop.types import Mind
+from ttrl_pop.types import Mind, Rollout
 
 
 @dataclass(slots=True)
@@ -67,9 +69,10 @@ def base_logprobs(policy: Policy, batch: Sequence[Sample], temperature: float) -
     """Log-probabilities [T] of each rollout under the base model: no adapter, no mind."""
     if not batch:
         return []
+    rollouts = [sample.rollout for sample in batch]
     with policy.as_base():
-        base_BT, mask_BT = token_logprobs(policy, [sample.rollout for sample in batch], None, temperature)
-    return [base_T[kept_T] for base_T, kept_T in zip(base_BT, mask_BT, strict=True)]
+        base_BT, _ = token_logprobs(policy, rollouts, None, temperature)
+    return _apart(base_BT, rollouts)
 
 
 def objective(
@@ -85,11 +88,12 @@ def objective(
     minds = [mind_of(sample, options) for sample in batch]
     new_BT, mask_BT = token_logprobs(policy, rollouts, minds, temperature, stay)
     first = batch[0].old is None
-    olds = [new[kept] for new, kept in zip(new_BT.detach(), mask_BT, strict=True)]
-    if not first:
+    if first:
+        old_BT, olds = new_BT.detach(), _apart(new_BT.detach(), rollouts)
+    else:
         olds = [sample.old for sample in batch if sample.old is not None]
-    old_BT = pad(olds, new_BT)
-    sampler_BT = pad([torch.tensor(r.logprobs, dtype=new_BT.dtype) for r in rollouts], new_BT)
+        old_BT = pad(olds, new_BT)
+    sampler_BT = _written(rollouts, new_BT)
     weights_B = new_BT.new_tensor([sample.weight for sample in batch])
     advantages_B = new_BT.new_tensor([sample.advantage for sample in batch])
 
@@ -112,3 +116,16 @@ def objective(
         gaps = (old_BT - sampler_BT).abs()[mask_BT]
         found.gap, found.gap_tokens, found.gap_max = float(gaps.sum()), gaps.numel(), float(gaps.max())
     return loss, found, olds
+
+
+def _apart(values_BT: Tensor, rollouts: Sequence[Rollout]) -> list[Tensor]:
+    """[T] of each rollout. Its length is known here: a mask would have to be asked for, which stops a GPU."""
+    return [row[: len(rollout.completion_ids)] for row, rollout in zip(values_BT, rollouts, strict=True)]
+
+
+def _written(rollouts: Sequence[Rollout], like_BT: Tensor) -> Tensor:
+    """The log-probabilities that the rollouts came with, of the shape, type and device of `like_BT`."""
+    values_BT = np.zeros(like_BT.shape)
+    for row, rollout in zip(values_BT, rollouts, strict=True):
+        row[: len(rollout.logprobs)] = rollout.logprobs
+    return transfer(values_BT, like_BT.dtype, like_BT.device)
