@@ -140,7 +140,10 @@ def test_so_they_do_for_other_populations(kind: str, graphs: list[Graph]) -> Non
     assert graphs
 
 
-def test_a_graph_serves_many_lengths(graphs: list[Graph]) -> None:
+@pytest.mark.parametrize("goes_by_rows", [False, True])
+def test_a_graph_serves_many_lengths(goes_by_rows: bool, graphs: list[Graph], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a kernel that reads each row up to its position, one serves all."""
+    monkeypatch.setattr("ttrl_pop.sample.hf.decode.has_kernels", lambda _: goes_by_rows)
     policy = tiny_policy()
     options = {"max_new_tokens": 3 * COLUMNS, "minds": 2, "samples": 1, "max_rows": 3}
     expected = written(policy, False, **options)
@@ -148,7 +151,7 @@ def test_a_graph_serves_many_lengths(graphs: list[Graph]) -> None:
     assert longest > 2 * COLUMNS
     assert_same(written(policy, True, **options), expected)
     rows = {3, 2, 1}
-    assert len(graphs) <= len(rows) * -(-longest // COLUMNS)
+    assert len(graphs) <= len(rows) * (1 if goes_by_rows else -(-longest // COLUMNS))
     assert max(graph.replays for graph in graphs) > COLUMNS / 4
 
 

@@ -59,9 +59,13 @@ class KeyValueCache:
 
     def move(self, sources: list[int], targets: list[int], columns: int) -> None:
         """Copy the first `columns` tokens of each source slot to the target slot beside it."""
-        for buffers in self.layers.values():
-            for buffer in buffers:
-                buffer[targets, :, :columns] = buffer[sources, :, :columns]
+        buffers = [buffer for both in self.layers.values() for buffer in both]
+        if not buffers:
+            return
+        # Once for all of them: a GPU would be stopped for each list.
+        sources_M, targets_M = (transfer(slots, torch.long, buffers[0].device) for slots in (sources, targets))
+        for buffer in buffers:
+            buffer[targets_M, :, :columns] = buffer[sources_M, :, :columns]
 
     def buffers(self, layer: int, keys_NKD: Tensor, values_NKD: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [slots, K, longest, D] of a layer, which are made where it has none yet."""

@@ -15,14 +15,15 @@ from torch import Tensor
 
 from ttrl_pop.errors import UsageError
 from ttrl_pop.kernels.memory import is_exhausted, transfer
+from ttrl_pop.kernels.norms import has_kernels
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.packing.pack import Pack
 from ttrl_pop.sample.hf.cache import Decode, KeyValueCache
 from ttrl_pop.types import Mind
 
 COLUMNS = 256
-"""Columns of a graph are rounded up to a multiple of this: it serves as many tokens, and masks half as many on average.
-To record one takes as long as some ten replays."""
+"""Columns of a graph are rounded up to a multiple of this, where attention masks those behind a row's position: it
+serves as many tokens, and masks half as many on average. To record one takes as long as some forty replays."""
 
 Draw = Callable[[Float[Tensor, "B D"], Float[Tensor, "B"]], tuple[Int[Tensor, "B"], Float[Tensor, "B"]]]
 """Hidden states and uniform numbers → tokens and their log-probabilities."""
@@ -141,13 +142,16 @@ class RecordedStep(DecodeStep):
 
 
 class DecodeGraphs:
-    """The steps of rollouts in one cache, recorded once for each number of rows and columns, which are rounded up."""
+    """The steps of rollouts in one cache, recorded once for each number of rows and, where attention masks some, of
+    columns, which are rounded up."""
 
     def __init__(
         self, recorder: Recorder, policy: Policy, cache: KeyValueCache, minds_M: Sequence[Mind], draw: Draw
     ) -> None:
         self._make = partial(RecordedStep, recorder, policy, cache, minds_M, draw)
         self._cache = cache
+        # The kernel goes by each row's position, and leaves the columns behind it alone.
+        self._goes_by_rows = has_kernels(next(policy.network.parameters()))
         self._steps: dict[tuple[int, int], RecordedStep] = {}
 
     def step(self, rows: int, columns: int) -> RecordedStep:
@@ -155,7 +159,8 @@ class DecodeGraphs:
         wide = self._cache.slots
         while (wide + 1) // 2 >= rows and wide > 1:
             wide = (wide + 1) // 2
-        long = min(-(-columns // COLUMNS) * COLUMNS, self._cache.longest)
+        longest = self._cache.longest
+        long = longest if self._goes_by_rows else min(-(-columns // COLUMNS) * COLUMNS, longest)
         if (wide, long) not in self._steps:
             self._steps[wide, long] = self._make(wide, long)
         return self._steps[wide, long]
