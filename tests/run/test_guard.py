@@ -1,5 +1,6 @@
 """TTRL-Guard's three rules on cases computed by hand."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
@@ -70,6 +71,14 @@ def test_no_more_than_a_quarter_of_a_step_is_skipped_and_one_may_be() -> None:
         assert len(skipped(states, seed, 1)) <= 1
     assert max(len(skipped(states[:1] * 8, seed, 1)) for seed in range(40)) == 1
     assert max(len(skipped((states * 2)[:8], seed, 1)) for seed in range(40)) == 2
+
+
+def test_every_place_in_the_input_is_skipped_as_often() -> None:
+    states = [visited(*CONTESTED, index=index)[f"p{index}"] for index in range(6)]
+    often = Counter(problem_id for seed in range(600) for problem_id in skipped(states, seed, 1))
+    assert sum(often.values()) > 590
+    assert all(count == pytest.approx(100, abs=35) for count in often.values())
+    assert len(often) == 6
 
 
 def test_only_what_is_asked_for_is_done() -> None:

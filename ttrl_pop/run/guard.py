@@ -44,14 +44,15 @@ def flip_scale(state: ProblemState) -> float:
 
 def skipped(states: Sequence[ProblemState], seed: int, step: int) -> set[str]:
     """Problems of a step that are left out at random because their label was contested and is locked in again
-    (risk-conditioned sparse updating), in the order of the input up to the most that may be."""
-    drawn = [
-        state.id
+    (risk-conditioned sparse updating): up to the most that may be, those with the smallest numbers, wherever they stand
+    in the input."""
+    drawn = {
+        state.id: stream("skip", seed, step, state.id).random()
         for state in states
         if state.flips and state.visits >= WINDOW and fmean(state.window) > RISKY
-        if stream("skip", seed, step, state.id).random() < SKIP
-    ]
-    return set(drawn[: max(1, math.floor(MOST_SKIPPED * len(states)))])
+    }
+    smallest = sorted(drawn, key=drawn.__getitem__)[: max(1, math.floor(MOST_SKIPPED * len(states)))]
+    return {problem_id for problem_id in smallest if drawn[problem_id] < SKIP}
 
 
 def weights(history: History, problem_ids: Sequence[str], guard: GuardConfig, seed: int, step: int) -> dict[str, float]:
