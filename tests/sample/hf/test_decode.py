@@ -71,6 +71,7 @@ class Graph:
     """For torch.cuda.CUDAGraph."""
 
     made: "list[Graph]" = []  # noqa: RUF012
+    pools: list[str | None] = []  # noqa: RUF012
 
     def __init__(self) -> None:
         self.operations = Operations()
@@ -88,20 +89,29 @@ class Graph:
 @contextmanager
 def capture(graph: Graph, pool: str | None = None) -> Iterator[None]:
     """For torch.cuda.graph."""
-    assert pool == (None if len(Graph.made) == 1 else "pool"), "graphs share their memory"
+    Graph.pools.append(pool)
+    torch.cuda.set_stream("recording")
+    # Where it fails, torch leaves its stream as it is.
     with graph.operations:
         yield
+    torch.cuda.set_stream("own")
     graph.operations.undo()
 
 
 @pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Graph]]:
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", capture)
     # MKL's own products are no operations of torch.
     monkeypatch.setattr("ttrl_pop.kernels.matmul._kind", lambda: None)
+    streams = ["own"]
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: streams[-1])
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
     Graph.made.clear()
-    return Graph.made
+    Graph.pools.clear()
+    yield Graph.made
+    assert streams[-1] == "own"
+    assert Graph.pools[1:] == ["pool"] * (len(Graph.made) - 1), "graphs share their memory"
 
 
 def written(policy: Policy, with_graphs: bool, minds: int = 3, samples: int = 2, **options: object) -> list[Rollout]:
@@ -191,6 +201,18 @@ def test_where_graphs_were_not_asked_for_such_a_step_is_run_as_it_is(
     monkeypatch.setattr(HfBackend, "records", True)
     assert_same(written(tiny_policy(population=norm_noise(0.3, level="token")), False), expected)
     assert len(graphs) == 1, "one wave tries once"
+
+
+def test_what_could_not_be_recorded_once_is_not_tried_again(
+    graphs: list[Graph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record that fails takes memory with it."""
+    monkeypatch.setattr(HfBackend, "records", True)
+    policy = tiny_policy(population=norm_noise(0.3, level="token"))
+    backend = HfBackend(policy, SamplingConfig(max_new_tokens=4))
+    for _ in range(2):
+        assert len(dict(backend.rollouts(requests(policy)))) == len(requests(policy))
+    assert len(graphs) == 1
 
 
 def test_graphs_take_a_gpu() -> None:

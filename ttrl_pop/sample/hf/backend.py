@@ -90,6 +90,7 @@ class HfBackend(Backend):
         """Tokens whose keys and values fit beside all else, known once memory has run out."""
         self.prefill_tokens = prefill_tokens(sampling.prefill_tokens, policy.device)
         """Tokens of one forward that reads prompts, fewer once memory has run out."""
+        self._recorder = Recorder()
         if self.options.graphs and policy.device.type != "cuda":
             raise UsageError(f"backend_options.graphs takes a CUDA GPU, got {policy.device.type}; leave it out")
 
@@ -163,8 +164,8 @@ class HfBackend(Backend):
         graphs = None
         if self.records:
             minds = (w.request.mind for w in chain(*waiting) if w.request.mind is not None)
-            recorder = Recorder(is_asked_for=bool(self.options.graphs))
-            graphs = DecodeGraphs(recorder, self.policy, cache, [*dict.fromkeys(minds)], self._draw_all)
+            self._recorder.begin(is_asked_for=bool(self.options.graphs))
+            graphs = DecodeGraphs(self._recorder, self.policy, cache, [*dict.fromkeys(minds)], self._draw_all)
         self.meter.under_way = 0
         active: list[Writing] = []
         entering: deque[list[Writing]] = deque()

@@ -88,9 +88,15 @@ class Recorder:
 
     _pool: Any = None
     _is_able = True
+    _is_asked_for = False
 
-    def __init__(self, is_asked_for: bool) -> None:
-        """`is_asked_for`: whether a step that cannot be recorded is an error."""
+    def begin(self, is_asked_for: bool) -> None:
+        """Let the records to come share no memory with those before, which are gone.
+
+        Args:
+            is_asked_for: whether a step that cannot be recorded is an error.
+        """
+        self._pool = None
         self._is_asked_for = is_asked_for
 
     def record(self, step: Callable[[], None]) -> Callable[[], None]:
@@ -103,10 +109,13 @@ class Recorder:
         if not self._is_able:
             return step
         graph = torch.cuda.CUDAGraph()
+        stream = torch.cuda.current_stream()
         try:
             with torch.cuda.graph(graph, pool=self._pool):
                 step()
         except RuntimeError as error:
+            # Left as it failed, torch would go on with the stream on which it recorded.
+            torch.cuda.set_stream(stream)
             if is_exhausted(error):
                 raise
             if not self._is_asked_for:
