@@ -199,7 +199,7 @@ NEWEST = "checkpoints/step_0003"
         ),
         ("metrics.jsonl", "missing", "metrics.jsonl: is not there; it is written anew from step_0003"),
         ("rollouts/step_0001.jsonl.zst", "cut at half", "step_0001.jsonl.zst: is cut off; the run goes on without"),
-        ("rollouts/step_0001.jsonl.zst", "a bomb", "holds more than the 4294967296 bytes that such a file can hold"),
+        ("rollouts/step_0001.jsonl.zst", "a bomb", "holds more than 1000 times its own size"),
         ("calibration.json", "an object", "calibration.json: has 3 bytes where "),
         ("baseline.jsonl", "missing", "baseline.jsonl: is not there; the run goes on without"),
         ("environment.json", "a bit flipped", "environment.json: has other bytes than were written; where the run"),

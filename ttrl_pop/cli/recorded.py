@@ -321,13 +321,7 @@ def _read(kind: type[R], path: Path, row: Mapping[str, Any], number: int) -> R:
 
 def _whole_lines(path: Path) -> Iterator[bytes]:
     """Lines of a file that end."""
-    held: list[bytes] = []
-    for part in reading.read_content(path):
-        *ends, rest = part.split(b"\n")
-        for end in ends:
-            yield b"".join([*held, end])
-            held.clear()
-        held.append(rest)
+    return (line for line, ended in reading.raw_lines(path) if ended)
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
