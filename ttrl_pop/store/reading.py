@@ -15,7 +15,7 @@ What was written is known by its seal: its length and its hash. What a damaged o
 | `fit/` | before the first step: the population is fitted again, with a notice; later nothing reads it |
 | `run.log` | lines are added to it, or a notice where that cannot be; it is never read |
 | `baseline.jsonl`, `calibration.json`, `rollouts/`, an older checkpoint | a notice; nothing else depends on it |
-| `.lock`, or a folder where a file has to be | said in a line |
+| `.lock`, a folder where a file has to be, or one that leads out of the run | said in a line |
 """
 
 import hashlib
