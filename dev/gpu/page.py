@@ -51,7 +51,13 @@ def machines(found: list[Row]) -> str:
 
 
 def tests(found: list[Row]) -> str:
-    lines = [(r["run"], r["passed"], r["failed"], r.get("note", "")) for r in found if "passed" in r]
+    # Since there are several phases of tests, the name of each says which.
+    parts = {"tests kernels": "kernels", "tests forward": "tests/gpu, forward", "tests training": "tests/gpu, training"}
+    lines = [
+        (r["run"], r["passed"], r["failed"], "; ".join(filter(None, [parts.get(r["phase"]), r.get("note")])))
+        for r in found
+        if "passed" in r
+    ]
     return table(("run", "passed", "failed", "what"), lines)
 
 
