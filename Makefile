@@ -31,13 +31,14 @@ bench: .venv-bench/.done  ## the short form; benchmarks/README.md has the long o
 	for name in step rollouts learner scaling ranks vote; do .venv-bench/bin/python -m benchmarks.$$name --quick || exit; done
 
 DEVICE ?= cuda
+RUNS ?= runs/gpu
 # On a GPU machine without a network its own Python, with what .gpu brings; on a CPU the test environment, tiny sizes.
 gpu: $(if $(filter cpu,$(DEVICE)),.venv/.test)  ## prove and measure on DEVICE: dev/gpu/README.md
 ifeq ($(DEVICE),cpu)
-	$(BIN)/python -m dev.gpu.run --device cpu --quick --out runs/gpu/rows.jsonl --logs runs/gpu/logs
+	$(BIN)/python -m dev.gpu.run --device cpu --quick --out $(RUNS)/rows.jsonl --logs $(RUNS)/logs
 else
 	$(PYTHON) -m dev.gpu.bundle --unpack .gpu
-	$(PYTHON) -m dev.gpu.run --device $(DEVICE) --bundle .gpu --out runs/gpu/rows.jsonl --logs runs/gpu/logs
+	$(PYTHON) -m dev.gpu.run --device $(DEVICE) --bundle .gpu --out $(RUNS)/rows.jsonl --logs $(RUNS)/logs
 endif
 
 gpu-bundle: .venv/.demo  ## what a bare GPU machine lacks, into .gpu

@@ -103,15 +103,30 @@ def configuration(given: argparse.Namespace) -> Config:
 def time_steps(session: Session, steps: int) -> Record:
     """Train for `steps` steps on all problems; of each the seconds of the whole, of its rollouts and of its learner,
     and the largest resident set up to its end."""
-    learner = Learner(session.policy, session.config, session.ranks)
-    spent: Record = {"seconds": [], "rollouts": [], "learner": [], "peaks": [], **{key: [] for key in WORK}}
-    for step in range(1, steps + 1):
+    timed = TimedSteps(session)
+    for _ in range(steps):
+        timed.step()
+    return timed.spent
+
+
+class TimedSteps:
+    """Training of one session, step by step, so that the steps of several can take turns."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.spent: Record = {"seconds": [], "rollouts": [], "learner": [], "peaks": [], **{key: [] for key in WORK}}
+        self._learner = Learner(session.policy, session.config, session.ranks)
+
+    def step(self) -> None:
+        """Train for one more step, and note it."""
+        session, spent = self.session, self.spent
+        step = len(spent["seconds"]) + 1
         began = now()
         groups = sampled_groups(session, step)
         sampled = now()
         tallies = [session.tally(group) for group in groups]
         voted = now()
-        update = learner.learn(tallies, step)
+        update = self._learner.learn(tallies, step)
         session.backend.refresh()
         ended = now()
         check_complete(update, tallies)
@@ -120,7 +135,6 @@ def time_steps(session: Session, steps: int) -> Record:
         spent["learner"].append(ended - voted)
         spent["peaks"].append(peak_bytes())
         note_work(spent, session, groups)
-    return spent
 
 
 def time_rollouts(session: Session, steps: int) -> Record:

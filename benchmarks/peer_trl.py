@@ -20,7 +20,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,15 +42,17 @@ machine that was not idle, so by no clear margin. Generation takes all rows at o
 class StepClock(TrainerCallback):  # type: ignore[misc]  # the project's mypy settings skip transformers
     """Wall-clock seconds of each optimizer step, from before its generation to after its update."""
 
-    def __init__(self) -> None:
+    def __init__(self, each: Callable[[float], None]) -> None:
         self.seconds: list[float] = []
         self._began = 0.0
+        self._each = each
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         self._began = now()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         self.seconds.append(now() - self._began)
+        self._each(self.seconds[-1])
 
 
 def time_steps(
@@ -65,6 +67,7 @@ def time_steps(
     dtype: str = "float32",
     micro_batch: int = MICRO_BATCH,
     even: bool = False,
+    each: Callable[[float], None] = lambda seconds: None,
 ) -> list[float]:
     """Train for `steps` GRPO steps with TRL; the seconds of each.
 
@@ -74,6 +77,7 @@ def time_steps(
     Args:
         micro_batch: rows of one forward and backward, at most.
         even: whether every completion has `max_new_tokens` tokens.
+        each: is told the seconds of a step when it is done.
     """
     _quiet()
     from datasets import Dataset
@@ -82,7 +86,7 @@ def time_steps(
     rows = len(prompts) * generations
     micro_batch = max(size for size in range(1, min(rows, micro_batch) + 1) if rows % size == 0)
     kind = getattr(torch, dtype)
-    clock = StepClock()
+    clock = StepClock(each)
     with TemporaryDirectory() as folder:
         config = GRPOConfig(
             output_dir=folder,

@@ -18,8 +18,9 @@ guard, a checkpoint is kept; 130 interrupted (Ctrl-C or SIGTERM) after saving.
 
 A plug-in (`package.module:Name`) is imported where its name was typed, or stands in a file that `--config` names. One
 that only the files of RUN name is imported where RUN was made on this machine by you, or with `--trust`, which is
-remembered for that RUN (in `$XDG_STATE_HOME/ttrl-pop/trusted`, else `~/.local/state/ttrl-pop/trusted`). All else in a
-run directory is data: nothing of it is imported or unpickled.
+remembered for that RUN (in `$XDG_STATE_HOME/ttrl-pop/trusted`, else `~/.local/state/ttrl-pop/trusted`). The same holds
+for the addresses of servers, which are sent prompts and `VLLM_API_KEY`, and for folders that a backend writes to. All
+else in a run directory is data: nothing of it is imported or unpickled.
 
 This page is the output of `--help`, by `python dev/cli_reference.py > docs/CLI.md`.
 """

@@ -11,7 +11,7 @@
     load("reward", "short")
 
 A plug-in is code that the *user* names on the command line or in the configuration; it is imported and trusted. What a
-run's own files name is looked at first (`foreign`).
+run's own files name is looked at first (`foreign`, `places`).
 """
 
 import difflib
@@ -101,6 +101,9 @@ ENGINE = "backend_options.engine."
 
 _PATH = re.compile(r"[\w.]+:[\w.]+")
 
+_PLACES = ("backend_options.urls.", "backend_options.folder")
+"""How keys begin whose values are addresses or folders, whatever they look like."""
+
 ALSO = {"extractor": ("auto", "regex:PATTERN")}
 """What can stand in the place of a name and is read by those who ask, not here."""
 
@@ -152,14 +155,31 @@ def foreign(config: Config) -> dict[str, str]:
         for key, (kind, names) in named.items()
         if (paths := [name for name in names if name not in BUILT_IN[kind] and _is_path(name)])
     }
-    for table, options in (
-        ("population.options", config.population.options),
-        ("backend_options", config.backend_options),
-    ):
-        for key, value in _leaves(options, table):
-            if key.startswith(ENGINE) or (isinstance(value, str) and _PATH.fullmatch(value)):
-                found[key] = str(value)
+    for key, value in _options(config):
+        if key.startswith(ENGINE) or (isinstance(value, str) and _PATH.fullmatch(value)):
+            found[key] = str(value)
     return found
+
+
+def places(config: Config) -> dict[str, str]:
+    """Where a configuration would have something asked, sent or written, by dotted key: addresses among options, and
+    folders among those of a backend. A population's are read alone."""
+    return {
+        key: value
+        for key, value in _options(config)
+        if isinstance(value, str)
+        and (key.startswith(_PLACES) or "://" in value or (key.startswith("backend_options.") and _is_folder(value)))
+    }
+
+
+def _options(config: Config) -> Iterator[tuple[str, Any]]:
+    """Each option of the population and of the backend, with its dotted key."""
+    yield from _leaves(config.population.options, "population.options")
+    yield from _leaves(config.backend_options, "backend_options")
+
+
+def _is_folder(value: str) -> bool:
+    return value.startswith("~") or "/" in value or "\\" in value
 
 
 def _leaves(tree: Any, key: str) -> Iterator[tuple[str, Any]]:

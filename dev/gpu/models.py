@@ -14,7 +14,7 @@ import transformers
 
 from ttrl_pop.model.gguf import converted, demo_gguf
 
-LARGE = "1.5B"
+SMALL, LARGE = "smollm2", "1.5B"
 SHAPE = {
     "hidden_size": 1536,
     "intermediate_size": 8960,
@@ -49,7 +49,7 @@ def large(folder: Path, gguf: Path, device: str, quick: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dev.gpu.models", description="Make a model's folder.")
-    parser.add_argument("name", choices=("smollm2", LARGE))
+    parser.add_argument("name", choices=(SMALL, LARGE))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--device", default="cuda")

@@ -38,7 +38,12 @@ def table(head: Iterable[str], lines: Iterable[Iterable[object]]) -> str:
 def machines(found: list[Row]) -> str:
     picked = ("torch", "transformers", "trl")
     lines = [
-        (r["run"], r["device"], r["commit"], ", ".join(f"{p} {r['versions'][p]}" for p in picked if p in r["versions"]))
+        (
+            r["run"],
+            r["device"],
+            r["commit"] or "",
+            ", ".join(f"{p} {r['versions'][p]}" for p in picked if p in r["versions"]),
+        )
         for r in found
         if "device" in r
     ]
@@ -46,7 +51,13 @@ def machines(found: list[Row]) -> str:
 
 
 def tests(found: list[Row]) -> str:
-    lines = [(r["run"], r["passed"], r["failed"], r.get("note", "")) for r in found if "passed" in r]
+    # Since there are several phases of tests, the name of each says which.
+    parts = {"tests kernels": "kernels", "tests forward": "tests/gpu, forward", "tests training": "tests/gpu, training"}
+    lines = [
+        (r["run"], r["passed"], r["failed"], "; ".join(filter(None, [parts.get(r["phase"]), r.get("note")])))
+        for r in found
+        if "passed" in r
+    ]
     return table(("run", "passed", "failed", "what"), lines)
 
 
@@ -77,11 +88,11 @@ def demos(found: list[Row]) -> str:
 
 
 def steps(found: list[Row]) -> str:
-    peers = {(r["run"], r["model"], r["new_tokens"]): r["seconds"] for r in found if r.get("side") == "TRL"}
+    # A peer that was cut off has said its steps, and no figure; one that was not there has said that alone.
+    found = [r for r in found if "side" in r and "seconds" in r]
+    peers = {(r["run"], r["model"], r["new_tokens"]): r["seconds"] for r in found if r["side"] == "TRL"}
     lines = []
     for r in found:
-        if "side" not in r or "seconds" not in r:
-            continue
         peer = peers.get((r["run"], r["model"], r["new_tokens"]))
         is_ours = r["side"] == "ours"
         what = f"{r['form']}{', graphs' if r['graphs'] else ''}" if is_ours else "TRL"
@@ -104,7 +115,7 @@ def steps(found: list[Row]) -> str:
         lines.append(line)
     head = (
         *("run", "model", "new tokens", "form", "s/step", "rollouts", "learner", "TRL/this"),
-        *("of bandwidth, decode", "of FLOP/s, learner", "GiB", ""),
+        *("of bandwidth, rollouts", "of FLOP/s, learner", "GiB", ""),
     )
     return table(head, lines)
 
@@ -120,11 +131,15 @@ def attention(found: list[Row]) -> str:
 
 def profiles(found: list[Row]) -> str:
     lines = [
-        (r["run"], r["model"], r["part"], _ms(r["seconds"]), _ms(r["busy"]), r["kernels"] or "", r.get("note", ""))
+        (
+            *(r["run"], r["model"], r["part"], _ms(r["seconds"]), _ms(r["busy"]), r["kernels"] or ""),
+            *(f"{r['attained']:.1%}" if "attained" in r else "", r.get("note", "")),
+        )
         for r in found
         if "busy" in r
     ]
-    return table(("run", "model", "what", "ms", "of them kernels", "kernels", ""), lines)
+    head = ("run", "model", "what", "ms", "of them kernels", "kernels", "floor of bytes or FLOPs", "")
+    return table(head, lines)
 
 
 def _ms(seconds: float) -> str:

@@ -11,8 +11,3 @@ MARK = "ROW "
 def say(**row: Any) -> None:
     """Print one row."""
     print(MARK + json.dumps(row), flush=True)
-
-
-def said(output: str) -> list[Row]:
-    """The rows in what a phase has printed."""
-    return [json.loads(line.removeprefix(MARK)) for line in output.splitlines() if line.startswith(MARK)]

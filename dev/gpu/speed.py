@@ -1,18 +1,22 @@
 """Phase c, our side: a step of ours in every form, on one model, in one process: one row for each form.
 
-Completions all have the planned length, so that the peer has equal work. The share of the attainable is that of the
-rate measured in the same run: in decode bytes of weights, keys and values over the bandwidth, in the learner products
-with frozen weights, forward and back, over the rate of products; all else counts as nothing.
+Completions all have the planned length, so that the peer has equal work. Forms that are compared with one another, with
+noise and without, are open at once and take turns. The share of the attainable is that of the rate measured in the same
+run: in rollouts bytes of weights, keys and values over the bandwidth, in the learner products with frozen weights,
+forward and back, over the rate of products; all else counts as nothing. Of rollouts that is a low bound, as they read
+prompts, record steps and wait for the host, too: `dev.gpu.profile` has the decode step by itself.
 
     python -m dev.gpu.speed FOLDER --name smollm2 --device cuda --dtype bfloat16
 """
 
 import argparse
+import gc
 import logging
 import sys
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -21,6 +25,8 @@ import torch
 from benchmarks import ours
 from benchmarks.workload import LEARNER, SILENT, forward_work
 from dev.gpu.attainable import measure
+from dev.gpu.decoding import weights
+from dev.gpu.models import SMALL
 from dev.gpu.rows import Row, say
 from ttrl_pop.packing.radix import alike
 from ttrl_pop.run.session import Session
@@ -29,17 +35,19 @@ FORMS = {"16 x 1": ("norm-noise", 16, 1), "4 x 4": ("norm-noise", 4, 4), "16 x 1
 PROBLEMS = 16
 
 
-def plans(quick: bool, on_cuda: bool) -> list[tuple[str, int, bool, int]]:
-    """Form, new tokens, graphs and counted steps of each row, the most important first."""
+def plans(name: str, quick: bool, on_cuda: bool) -> list[tuple[tuple[str, ...], int, bool, int]]:
+    """Forms that take turns, new tokens, graphs and counted steps of each row, the most important first."""
+    with_and_without = ("16 x 1", "16 x 1, no noise")
     if quick:
-        return [("16 x 1", 4, on_cuda, 1), ("4 x 4", 4, on_cuda, 1)]
+        return [(with_and_without, 4, on_cuda, 1), (("4 x 4",), 4, on_cuda, 1)]
+    if name != SMALL:
+        return [(with_and_without, 128, True, 3), (("4 x 4",), 128, True, 2), (("16 x 1",), 512, True, 1)]
     return [
-        ("16 x 1", 128, True, 2),
-        ("4 x 4", 128, True, 2),
-        ("16 x 1, no noise", 128, True, 2),
-        ("16 x 1", 512, True, 1),
-        ("4 x 4", 512, True, 1),
-        ("16 x 1", 128, False, 1),
+        (with_and_without, 128, True, 6),
+        (("4 x 4",), 128, True, 3),
+        (("16 x 1",), 512, True, 2),
+        (("4 x 4",), 512, True, 1),
+        (("16 x 1",), 128, False, 1),
     ]
 
 
@@ -51,10 +59,7 @@ def figures(session: Session, spent: dict[str, list[float]], new_tokens: int, ma
     rows = len(prompts) * session.config.group_size
     minds = session.config.population.minds
     work = forward_work([len(ids) for ids in prompts], alike(prompts), minds, [new_tokens] * rows)
-    head = network.get_output_embeddings().weight
-    layers = sum(
-        p.numel() for name, p in network.named_parameters() if p.ndim == 2 and "layers" in name and "lora" not in name
-    )
+    layers, head = weights(session)
     read = (layers + head.numel()) * head.element_size()
     mean_length = len(prompts[0]) + new_tokens / 2
     cached = rows * mean_length * session.policy.cache_bytes_per_token
@@ -71,42 +76,69 @@ def figures(session: Session, spent: dict[str, list[float]], new_tokens: int, ma
     }
 
 
+@dataclass(slots=True)
+class Form:
+    """One of several forms that take turns."""
+
+    name: str
+    timed: ours.TimedSteps
+    peak: int | None
+
+
+def opened(name: str, folder: str, settings: dict[str, Any]) -> Form:
+    """A form after its first step, which is not counted; its memory is what was taken beyond what others hold."""
+    on_gpu = settings["device"] != "cpu"
+    gc.collect()
+    held = 0
+    if on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+    population, minds, samples = FORMS[name]
+    flags = {"population": population, "minds": minds, "samples": samples, **settings}
+    graphs = flags.pop("graphs")
+    typed = [folder, *(f"--{flag}={value}" for flag, value in flags.items()), *(["--graphs"] if graphs else [])]
+    timed = ours.TimedSteps(ours.opened(ours.parsed(typed)))
+    timed.step()
+    return Form(name, timed, torch.cuda.max_memory_allocated() - held if on_gpu else None)
+
+
 def run(folder: str, name: str, device: str, dtype: str, quick: bool, machine: Row, only: Sequence[str]) -> None:
-    """Say one row for each plan."""
-    for form, new_tokens, graphs, steps in plans(quick, device != "cpu"):
-        if only and form not in only:
+    """Say one row for each form of each plan."""
+    for names, new_tokens, graphs, steps in plans(name, quick, device != "cpu"):
+        if only and not set(names) & set(only):
             continue
-        population, minds, samples = FORMS[form]
-        flags: dict[str, Any] = {
-            "population": population, "minds": minds, "samples": samples, "new-tokens": new_tokens,
-            "problems": PROBLEMS if not quick else 4, "steps": 1 + steps, "device": device, "dtype": dtype,
-            "lengths": "even",
+        settings: dict[str, Any] = {
+            "new-tokens": new_tokens, "problems": PROBLEMS if not quick else 4, "device": device, "dtype": dtype,
+            "lengths": "even", "graphs": graphs,
         }  # fmt: skip
-        typed = [folder, *(f"--{flag}={value}" for flag, value in flags.items()), *(["--graphs"] if graphs else [])]
-        row: Row = {
-            "side": "ours",
-            "model": name,
-            "form": form,
-            "new_tokens": new_tokens,
-            "graphs": graphs,
-            "dtype": dtype,
-        }
+        shared: Row = {"side": "ours", "model": name, "new_tokens": new_tokens, "graphs": graphs, "dtype": dtype}
         began = time.perf_counter()
+        forms: list[Form] = []
         try:
-            if device != "cpu":
-                torch.cuda.empty_cache()
-                torch.cuda.reset_peak_memory_stats()
-            session = ours.opened(ours.parsed(typed))
-            spent = ours.time_steps(session, 1 + steps)
-            row |= figures(session, spent, new_tokens, machine)
-            row |= {"token_budget": session.config.learn.token_budget, "every": spent["seconds"]}
-            if device != "cpu":
-                row["gpu_peak_bytes"] = torch.cuda.max_memory_allocated()
-            del session
+            for each in names:
+                forms.append(opened(each, folder, settings))
+            for number in range(steps):
+                # The one that went second goes first next: what drifts meets both alike.
+                for form in forms if number % 2 == 0 else reversed(forms):
+                    form.timed.step()
+            for form in forms:
+                say(**shared, form=form.name, **counted(form, new_tokens, machine), wall=time.perf_counter() - began)
         except Exception as error:
             # One form that fails must not cost the others of a lease.
-            row["error"] = f"{type(error).__name__}: {str(error)[:500]}"
-        say(**row, wall=time.perf_counter() - began)
+            told = f"{type(error).__name__}: {str(error)[:500]}"
+            say(**shared, form=" and ".join(names), error=told, wall=time.perf_counter() - began)
+
+
+def counted(form: Form, new_tokens: int, machine: Row) -> Row:
+    """The figures of a form that has made its steps."""
+    session, spent = form.timed.session, form.timed.spent
+    return {
+        **figures(session, spent, new_tokens, machine),
+        "token_budget": session.config.learn.token_budget,
+        "every": spent["seconds"],
+        **({"gpu_peak_bytes": form.peak} if form.peak is not None else {}),
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -199,7 +199,7 @@ NEWEST = "checkpoints/step_0003"
         ),
         ("metrics.jsonl", "missing", "metrics.jsonl: is not there; it is written anew from step_0003"),
         ("rollouts/step_0001.jsonl.zst", "cut at half", "step_0001.jsonl.zst: is cut off; the run goes on without"),
-        ("rollouts/step_0001.jsonl.zst", "a bomb", "holds more than the 4294967296 bytes that such a file can hold"),
+        ("rollouts/step_0001.jsonl.zst", "a bomb", "holds more than 1000 times its own size"),
         ("calibration.json", "an object", "calibration.json: has 3 bytes where "),
         ("baseline.jsonl", "missing", "baseline.jsonl: is not there; the run goes on without"),
         ("environment.json", "a bit flipped", "environment.json: has other bytes than were written; where the run"),
@@ -295,6 +295,31 @@ def test_a_checkpoint_that_is_whole_and_holds_something_else_is_one_line(
     refused = ended("run", "--resume", out)
     assert refused.exit_code == 1
     assert message in refused.stderr
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "rollouts", "fit"])
+def test_a_folder_of_a_run_that_leads_out_of_it_is_refused_and_stays_as_it_is(
+    home: Path, tmp_path: Path, name: str
+) -> None:
+    out, mine = tmp_path / "run", tmp_path / "mine"
+    shutil.copytree(home / "run", out, symlinks=True)
+    (out / name).rename(mine) if name != "fit" else mine.mkdir()
+    before = sorted(mine.rglob("*"))
+    (out / name).symlink_to(mine)
+    said = ttrl("run", "--resume", out, "--steps", STEPS + 1, "--quiet", code=1).stderr
+    assert (
+        said == f"ttrl-pop: {out / name}: must be a folder in the run, leads to {mine}; put the folder itself there\n"
+    )
+    assert sorted(mine.rglob("*")) == before
+
+
+def test_a_run_behind_a_link_and_with_links_inside_goes_on(home: Path, tmp_path: Path) -> None:
+    out = tmp_path / "real"
+    shutil.copytree(home / "run", out, symlinks=True)
+    (out / "rollouts").rename(out / "elsewhere")
+    (out / "rollouts").symlink_to("elsewhere")
+    (tmp_path / "link").symlink_to(out)
+    ttrl("run", "--resume", tmp_path / "link", "--steps", STEPS + 1, "--quiet")
 
 
 def test_links_in_a_run_of_somebody_else_lead_no_write_out_of_it(home: Path, tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
-"""Code that a run's own files name is imported where the user has said so, and nowhere else."""
+"""Code that a run's own files name is imported where the user has said so, and nowhere else; nor are servers asked."""
 
 import shutil
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,7 @@ from cli.commands import ttrl, write_lines
 from fakes import PROBLEMS, save_tiny
 
 from ttrl_pop.config_file import load_config
-from ttrl_pop.plugins import foreign
+from ttrl_pop.plugins import foreign, places
 from ttrl_pop.store import identity
 from ttrl_pop.store.directory import RunDirectory
 from ttrl_pop.store.identity import CONFIG
@@ -96,6 +99,47 @@ def test_the_run_of_a_stranger_imports_nothing_until_it_is_trusted(
     ttrl(*command)
 
 
+@pytest.fixture
+def listener() -> Iterator[tuple[str, list[str | None]]]:
+    """The address of a server that is none of vLLM's, and the keys that it was sent."""
+    heard: list[str | None] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            heard.append(self.headers["Authorization"])
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", heard
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("name", ["resume", "eval", "sample"])
+def test_the_run_of_a_stranger_sends_no_key_and_makes_no_folder_until_it_is_trusted(
+    runs: Path, strange: Path, listener: tuple[str, list[str | None]], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (url, heard), out, folder = listener, RunDirectory(strange / "grader"), strange / "made"
+    monkeypatch.setenv("VLLM_API_KEY", "SECRET")
+    changed = out.config.read_text().replace("strange:Mine", "exact").replace('"hf"', '"vllm-server"')
+    places = f'[backend_options]\nurls = ["{url}"]\nfolder = "{folder}"\n'
+    changed = changed.replace("[backend_options]\n", places)
+    identity.record(out, CONFIG, changed.encode())
+    command = commands(runs, out.path)[name]
+    refused = ttrl(*command, code=2).stderr
+    assert f"names addresses or folders: backend_options.urls.0 = {url}; backend_options.folder = {folder}." in refused
+    assert "Pass --trust" in refused
+    assert refused.count("\n") == 1
+    assert heard == []
+    assert not folder.exists()
+    assert "Pass --trust" not in ttrl(*command, "--trust", code=2).stderr
+    assert heard == ["Bearer SECRET"]
+    ttrl("problems", out.path)
+
+
 def test_who_made_a_run_goes_on_with_it_as_ever(runs: Path) -> None:
     for command in commands(runs, runs / "grader").values():
         ttrl(*command)
@@ -156,3 +200,21 @@ def test_a_state_folder_that_takes_no_files_is_no_obstacle(
 def test_what_would_be_imported_is_seen(settings: dict[str, object], found: dict[str, str] | None) -> None:
     seen = foreign(load_config(None, settings))
     assert seen == found if found is not None else len(seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ({}, {}),
+        (
+            {"backend_options": {"urls": ["http://host:1"], "folder": "here", "timeout": 3.0}},
+            {"backend_options.urls.0": "http://host:1", "backend_options.folder": "here"},
+        ),
+        ({"backend_options": {"minds": "serial", "deep": {"home": "~/x"}}}, {"backend_options.deep.home": "~/x"}),
+        ({"backend_options": {"cache": "/tmp/x"}}, {"backend_options.cache": "/tmp/x"}),
+        ({"population.options": {"fitted": "runs/fit", "sigma": "auto"}}, {}),
+        ({"population.options": {"judge": "ws://host"}}, {"population.options.judge": "ws://host"}),
+    ],
+)
+def test_addresses_and_folders_are_seen(settings: dict[str, object], found: dict[str, str]) -> None:
+    assert places(load_config(None, settings)) == found

@@ -150,7 +150,7 @@ def test_an_array_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("pack", PACKS)
 @pytest.mark.parametrize("line", [b"\0", b'{"id": 1, "text": "1"}\n'], ids=["a line", "rows"])
 def test_a_pack_made_to_fill_the_memory_is_refused(pack: str, line: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "_SWOLLEN", 100)
+    monkeypatch.setattr(reading, "SWOLLEN", 100)
     monkeypatch.setattr(reading, "LINE_LIMIT", 8 << 20)
     packed = PACKS[pack](line * ((10 << 20) // len(line)))
     with pytest.raises(UsageError, match=r"longer than 8 MiB|holds more than 100 times its own size"):

@@ -6,6 +6,7 @@ question asked three times.
 """
 
 import json
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from cli.commands import rows_of, ttrl
 from fakes import CASES
 
 from ttrl_pop.errors import UsageError
+from ttrl_pop.read import logs
 from ttrl_pop.read.logs import ZSTD
 from ttrl_pop.read.rollouts import Layout, read_rollouts
 
@@ -112,6 +114,75 @@ def test_a_damaged_archive_is_said_in_a_line(kind: str, tmp_path: Path) -> None:
         path.write_bytes(content)
     with pytest.raises(UsageError, match=r"log\.eval: (is a zip archive|samples/a_epoch_1\.json is damaged)"):
         texts(path)
+
+
+def with_frame(path: Path, frame: bytes, size: int | None = None, packed: int | None = None) -> None:
+    """The log with a first sample that is `frame`, packed by zstd; its headers say `size` and `packed` bytes."""
+    sample = "samples/0_epoch_1.json"
+    rewritten(path, lambda name, content: content)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_STORED) as archive:
+        archive.writestr(sample, frame)
+        local = archive.getinfo(sample).header_offset
+    content = bytearray(path.read_bytes())
+    central = content.rindex(sample.encode()) - 46
+    for start in (local + 8, central + 10):
+        content[start : start + 2] = ZSTD.to_bytes(2, "little")
+    for start, value in ((18, packed or len(frame)), (22, size)):
+        for header in (local + start, central + start + 2):
+            if value is not None:
+                content[header : header + 4] = value.to_bytes(4, "little")
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("size", "frame", "said"),
+    [
+        (40, lambda: zstandard.compress(bytes(40)), r"0_epoch_1\.json:1: .*JSON"),
+        (None, lambda: zstandard.compress(bytes(1 << 28)), r"damaged \(it holds other than the \d+ bytes"),
+        (100 << 20, lambda: zstandard.compress(bytes(1 << 28)), "holds more than 1000 times its own size"),
+        (200 << 20, lambda: zstandard.compress(bytes(1 << 28)), "a sample of more than 128 MiB"),
+        # A frame that says that it is of a pebibyte.
+        (40, lambda: b"\x28\xb5\x2f\xfd\xe0" + (1 << 50).to_bytes(8, "little") + b"\x01\0\0", "damaged"),
+        (40, lambda: zstandard.compress(bytes(range(40)))[:-4], r"damaged \(cut off\)"),
+    ],
+    ids=["honest", "longer than it says", "swollen", "too long", "a pebibyte", "cut"],
+)
+def test_a_sample_cannot_fill_the_memory(
+    size: int | None, frame: Callable[[], bytes], said: str, tmp_path: Path
+) -> None:
+    with_frame(tmp_path / "log.eval", frame(), size)
+    tracemalloc.start()
+    with pytest.raises(UsageError, match=said):
+        texts(tmp_path / "log.eval")
+    assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_sample_that_is_damaged_is_said_however_it_was_packed(method: int, tmp_path: Path) -> None:
+    path = tmp_path / "log.eval"
+    rewritten(path, lambda name, content: content, method)
+    with zipfile.ZipFile(path) as archive:
+        offset = archive.getinfo("samples/a_epoch_1.json").header_offset
+    content = bytearray(path.read_bytes())
+    content[offset + 52 : offset + 152] = b"\xff" * 100
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"a_epoch_1\.json is damaged"):
+        texts(path)
+
+
+def test_the_table_of_contents_is_read_once_for_all_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rewritten(tmp_path / "log.eval", lambda name, content: content)
+    opened = []
+
+    class Counted(zipfile.ZipFile):
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            opened.append(1)
+            super().__init__(*arguments, **named)
+
+    monkeypatch.setattr(logs.zipfile, "ZipFile", Counted)
+    assert texts(tmp_path / "log.eval") == SAMPLES
+    assert len(opened) == 2
 
 
 def test_other_archives_and_objects_are_what_they_were(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ class Run:
             UsageError: the folder is taken, or the mind cannot be exported in this form.
             ProofError: what was written is another model; it has been removed.
         """
-        config = self._config(unused={"backend", "vote.grader", "vote.reward", "vote.extract"})
+        config = self._config(unused={"backend", "backend_options", "vote.grader", "vote.reward", "vote.extract"})
         return export(self._directory, self.checkpoint, config, Path(out), mind, form)
 
     def close(self) -> None:

@@ -58,10 +58,10 @@ def go_on(folder: Path, given: Given, quiet: bool) -> None:
     """Do what is left of a study, and print its rows.
 
     Args:
-        given: says whether code that the study's own file names may be imported, if it was not begun here.
+        given: says whether code and addresses that the study's own file names may be used, if it was not begun here.
 
     Raises:
-        UsageError: it is none, names code that is not trusted, another process is at work in it, or as a run has it.
+        UsageError: it is none, names what is not trusted, another process is at work in it, or as a run has it.
     """
     study, problems = opened(folder)
     for config in study.arms.values():

@@ -9,11 +9,10 @@ from rich.text import Text
 from ttrl_pop.cli.display.console import console_on
 from ttrl_pop.cli.given import Given
 from ttrl_pop.cli.inputs import check_writable
-from ttrl_pop.cli.trust import check_trusted
+from ttrl_pop.cli.trust import NAMING, check_trusted
 from ttrl_pop.config_file import load_config
 from ttrl_pop.export import export as forms
 from ttrl_pop.export import hub
-from ttrl_pop.plugins import foreign
 from ttrl_pop.store import checkpoint, identity
 from ttrl_pop.store.directory import find
 from ttrl_pop.store.identity import CONFIG
@@ -41,7 +40,7 @@ def export(path: Path, out: Path, mind: int | None, form: forms.Form, given: Giv
     known = identity.load(run_dir)
     text = identity.read(run_dir, known, CONFIG)
     config = given.config(run_dir.config, text)
-    check_trusted(run_dir, load_config(run_dir.config, {}, text), given, foreign(config).keys() - {"population.name"})
+    check_trusted(run_dir, load_config(run_dir.config, {}, text), given, NAMING - {"population.name"})
     if folder is None:
         folder = checkpoint.newest(run_dir, notice)
     done = forms.export(run_dir, folder, config, out, mind, form, notice)

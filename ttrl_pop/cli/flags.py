@@ -254,8 +254,8 @@ Trust = Annotated[
     bool,
     typer.Option(
         "--trust",
-        help="Import the code that RUN's own files name (package.module:Name), now and later. Runs made here by you "
-        "do not need it.",
+        help="Import the code (package.module:Name) and use the servers and folders that RUN's own files name, now and "
+        "later. Runs made here by you do not need it.",
     ),
 ]
 

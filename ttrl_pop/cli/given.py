@@ -25,7 +25,7 @@ class Given:
     settings: Sequence[str] = ()
     """`KEY=VALUE` texts of --set."""
     trust: bool = False
-    """Whether --trust was given: code that a run's own files name may be imported."""
+    """Whether --trust was given: code, addresses and folders that a run's own files name may be used."""
 
     def values(self) -> dict[str, Any]:
         """What was typed, by dotted key; None means not given.

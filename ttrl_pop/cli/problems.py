@@ -10,10 +10,9 @@ from ttrl_pop.cli.display.console import console_on
 from ttrl_pop.cli.display.tables import states_table
 from ttrl_pop.cli.given import Given
 from ttrl_pop.cli.printing import print_rows
-from ttrl_pop.cli.trust import check_trusted
+from ttrl_pop.cli.trust import NAMING, check_trusted
 from ttrl_pop.config import Config
 from ttrl_pop.config_file import load_config
-from ttrl_pop.plugins import foreign
 from ttrl_pop.report.gold import is_right
 from ttrl_pop.run.guard import flip_scale
 from ttrl_pop.run.progress import load_history
@@ -37,7 +36,7 @@ def problems(path: Path, trust: bool) -> None:
     run_dir, folder = find(path)
     known = identity.load(run_dir)
     config = load_config(run_dir.config, {}, identity.read(run_dir, known, CONFIG))
-    check_trusted(run_dir, config, Given(trust=trust), unused=foreign(config).keys() - {"vote.grader"})
+    check_trusted(run_dir, config, Given(trust=trust), unused=NAMING - {"vote.grader"})
     if folder is None:
         folder = checkpoint.newest(run_dir, _print_notice)
     else:

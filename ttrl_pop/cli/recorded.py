@@ -20,11 +20,10 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from ttrl_pop.cli.given import Given
 from ttrl_pop.cli.inputs import flat, stored_problems
-from ttrl_pop.cli.trust import check_trusted
+from ttrl_pop.cli.trust import NAMING, check_trusted
 from ttrl_pop.config import Config
 from ttrl_pop.config_file import load_config
 from ttrl_pop.errors import DamagedError, UsageError
-from ttrl_pop.plugins import foreign
 from ttrl_pop.report.gold import answers_correct, is_right
 from ttrl_pop.report.page.intervals import step_intervals
 from ttrl_pop.report.page.record import Answer, Interval, ProblemRecord, RunRecord, Visit, Voice, cut
@@ -99,8 +98,7 @@ class Recorder:
         """Read what a run keeps as long as it is the same."""
         self._made_of = _made_of(known)
         config = self._config(known)
-        trust = Given(trust=self._trust)
-        check_trusted(self.run, config, trust, unused=foreign(config).keys() - {"vote.grader"})
+        check_trusted(self.run, config, Given(trust=self._trust), unused=NAMING - {"vote.grader"})
         self._problems = stored_problems(self.run, known)
         self._rules = Rules(build_grader(config.vote), None, weight=config.vote.weight)
         self._steps: dict[int, _Step] = {}
@@ -323,13 +321,7 @@ def _read(kind: type[R], path: Path, row: Mapping[str, Any], number: int) -> R:
 
 def _whole_lines(path: Path) -> Iterator[bytes]:
     """Lines of a file that end."""
-    held: list[bytes] = []
-    for part in reading.read_content(path):
-        *ends, rest = part.split(b"\n")
-        for end in ends:
-            yield b"".join([*held, end])
-            held.clear()
-        held.append(rest)
+    return (line for line, ended in reading.raw_lines(path) if ended)
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

@@ -15,7 +15,6 @@ from ttrl_pop.cli.inputs import check_writable
 from ttrl_pop.cli.trust import check_trusted
 from ttrl_pop.config_file import load_config
 from ttrl_pop.errors import UsageError
-from ttrl_pop.plugins import foreign
 from ttrl_pop.sample.vllm.policy_files import folder_of
 from ttrl_pop.store import checkpoint, identity
 from ttrl_pop.store.directory import find
@@ -52,7 +51,7 @@ def serve(
     known = identity.load(run_dir)
     text = identity.read(run_dir, known, CONFIG)
     config = given.config(run_dir.config, text)
-    unused = {"backend", "vote.reward", *(key for key in foreign(config) if key.startswith("backend_options"))}
+    unused = {"backend", "backend_options", "vote.reward"}
     check_trusted(run_dir, load_config(run_dir.config, {}, text), given, unused)
     place = folder or run_dir.path / FOLDER
     check_writable(place.absolute().parent, f"--folder {place}")

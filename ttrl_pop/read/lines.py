@@ -39,10 +39,10 @@ BLANK_LIMIT = 1 << 20
 PATH_LIMIT = 4096
 """Characters of a source's name that are shown."""
 
-_SWOLLEN = 1000
+SWOLLEN = 1000
 """How many times its own size a packed file may hold: text packs less well, what is made to fill a memory better."""
 
-_SMALL = 4 << 20
+SMALL = 4 << 20
 """Bytes that a packed file may hold however small it is."""
 
 _PIECE = 1 << 10
@@ -55,6 +55,15 @@ class ByteStream(Protocol):
 
     def readline(self, size: int, /) -> bytes:
         """The next line with its end, or its first `size` bytes; empty at the end of the stream."""
+        ...
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """What packed bytes are read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes, `size` at most; empty at the end."""
         ...
 
 
@@ -112,10 +121,10 @@ WIDE: Mapping[bytes, str] = {
 """First bytes of texts that are not UTF-8, and their encodings."""
 
 
-class _ZstdFile(io.RawIOBase):
+class ZstdFile(io.RawIOBase):
     """What the frames of a zstd file hold; a reader of the library would take a file that was cut for a whole one."""
 
-    def __init__(self, packed: io.BufferedReader) -> None:
+    def __init__(self, packed: Readable) -> None:
         self._packed = packed
         self._frame: Any = None
         self._rest = b""
@@ -153,7 +162,7 @@ class _Pack:
     """What it raises where the file is damaged."""
 
 
-_ZSTD = _Pack("zstd", _ZstdFile, zstandard.ZstdError)
+_ZSTD = _Pack("zstd", ZstdFile, zstandard.ZstdError)
 _XZ = _Pack("xz", lzma.LZMAFile, lzma.LZMAError)
 
 PACKED: Mapping[bytes, _Pack] = {
@@ -259,9 +268,7 @@ def _unpacked(packed: _Ahead, pack: _Pack, name: str) -> Iterator[bytes]:
         given = 0
         for line in _plain(head, inside, name):
             given += len(line)
-            if given > _SMALL and given > _SWOLLEN * packed.taken:
-                advice = "Unpack it, and look at what is in it."
-                raise UsageError(f"{name}: holds more than {_SWOLLEN} times its own size. {advice}")
+            check_swollen(name, given, packed.taken)
             yield line
     except EOFError:
         raise UsageError(f"{name}: ends in the middle of its {pack.name} data. Copy the whole file.") from None
@@ -269,6 +276,17 @@ def _unpacked(packed: _Ahead, pack: _Pack, name: str) -> Iterator[bytes]:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise UsageError(f"{name}: not valid {pack.name} ({error}). Copy the whole file.") from None
+
+
+def check_swollen(name: str, given: int, taken: int) -> None:
+    """Refuse what is made to fill a memory: more bytes than `taken` bytes of a file can honestly hold.
+
+    Raises:
+        UsageError: it is.
+    """
+    if given > SMALL and given > SWOLLEN * taken:
+        advice = "Unpack it, and look at what is in it."
+        raise UsageError(f"{name}: holds more than {SWOLLEN} times its own size. {advice}")
 
 
 def _plain(head: bytes, stream: ByteStream, name: str) -> Iterator[bytes]:

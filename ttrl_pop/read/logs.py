@@ -14,7 +14,9 @@ Simplifications:
 """
 
 import io
+import lzma
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,7 +24,7 @@ from typing import Any, BinaryIO
 import zstandard
 
 from ttrl_pop.errors import UsageError
-from ttrl_pop.read.lines import LINE_LIMIT, ByteStream, is_stored, source_name
+from ttrl_pop.read.lines import LINE_LIMIT, ByteStream, ZstdFile, check_swollen, is_stored, source_name
 from ttrl_pop.read.rows import ARRAY_LIMIT, Refuse, Row, Source, parsed, read_rows, refuse, rows_of
 
 ZIP = b"PK\x03\x04"
@@ -34,6 +36,11 @@ HEADER = "header.json"
 ZSTD = 93
 """Number of zstd among the ways in which archives are packed; Python reads it from 3.14 on."""
 
+# Each way to be packed has errors of its own; others are of offsets that lead nowhere, and of passwords.
+_DAMAGE = (
+    *(OSError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, zstandard.ZstdError),
+    *(RuntimeError, ValueError, OverflowError),
+)
 _EPOCH = "_epoch_"
 _LOCAL_HEADER = 30
 """Bytes before the name of an entry, where its data stand."""
@@ -106,21 +113,19 @@ def _archived(source: str) -> Iterator[dict[str, Any]]:
     Raises:
         UsageError: it is damaged.
     """
-    with Path(source).open("rb") as file:
+    with Path(source).open("rb") as file, zipfile.ZipFile(file) as archive:
         entries = [
-            entry
-            for entry in zipfile.ZipFile(file).infolist()
-            if entry.filename.startswith("samples/") and _EPOCH in entry.filename
+            entry for entry in archive.infolist() if entry.filename.startswith("samples/") and _EPOCH in entry.filename
         ]
         order = {stem: place for place, stem in enumerate(dict.fromkeys(map(_stem, entries)))}
         for entry in sorted(entries, key=lambda entry: order[_stem(entry)]):
+            name = f"{source_name(source)}:{entry.filename}"
             try:
-                content = _content(file, entry)
-            except (OSError, EOFError, zipfile.BadZipFile, zstandard.ZstdError, NotImplementedError) as error:
-                raise UsageError(
-                    f"{source_name(source)}: {entry.filename} is damaged ({error}). Copy the whole file."
-                ) from None
-            sample = parsed(content, f"{source_name(source)}:{entry.filename}", 1)
+                content = _content(archive, file, entry, name)
+            except _DAMAGE as error:
+                told = f"{entry.filename} is damaged ({str(error) or 'cut off'})"
+                raise UsageError(f"{source_name(source)}: {told}. Copy the whole file.") from None
+            sample = parsed(content, name, 1)
             if isinstance(sample, dict):
                 yield _row(sample)
 
@@ -129,19 +134,40 @@ def _stem(entry: zipfile.ZipInfo) -> str:
     return entry.filename.rpartition(_EPOCH)[0]
 
 
-def _content(file: BinaryIO, entry: zipfile.ZipInfo) -> bytes:
+def _content(archive: zipfile.ZipFile, file: BinaryIO, entry: zipfile.ZipInfo, name: str) -> bytes:
+    """What an entry holds; `file` is the archive's.
+
+    Raises:
+        UsageError: it is too long, or made to fill a memory.
+    """
     if entry.file_size > LINE_LIMIT:
-        raise UsageError(f"{entry.filename}: a sample of more than {LINE_LIMIT >> 20} MiB. Log less of it.")
+        raise UsageError(f"{name}: a sample of more than {LINE_LIMIT >> 20} MiB. Log less of it.")
+    check_swollen(name, entry.file_size, entry.compress_size)
     if entry.compress_type != ZSTD:
-        return zipfile.ZipFile(file).read(entry)
+        return archive.read(entry)
     file.seek(entry.header_offset)
     header = file.read(_LOCAL_HEADER)
     # Lengths of the name and of what else stands before the data.
     file.seek(int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little"), io.SEEK_CUR)
-    content: bytes = zstandard.ZstdDecompressor().decompress(
-        file.read(entry.compress_size), max_output_size=entry.file_size
-    )
+    # The table of contents may be a lie, and so may be what a frame says of its size: no more is unpacked than it says.
+    unpacked = io.BufferedReader(ZstdFile(_Part(file, entry.compress_size)))
+    content = unpacked.read(entry.file_size + 1)
+    if len(content) != entry.file_size:
+        raise zipfile.BadZipFile(f"it holds other than the {entry.file_size} bytes that it says")
     return content
+
+
+class _Part:
+    """The next so many bytes of a file."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file = file
+        self._left = size
+
+    def read(self, size: int, /) -> bytes:
+        piece = self._file.read(min(size, self._left))
+        self._left -= len(piece)
+        return piece
 
 
 def _row(sample: dict[str, Any]) -> dict[str, Any]:

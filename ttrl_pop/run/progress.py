@@ -18,7 +18,7 @@ from ttrl_pop.run.history import Count, History, Share
 from ttrl_pop.run.session import Session
 from ttrl_pop.run.verdict import soundness
 from ttrl_pop.store import checkpoint, files, reading
-from ttrl_pop.store.directory import RunDirectory
+from ttrl_pop.store.directory import FIT, RunDirectory
 from ttrl_pop.types import StepReport, Tally
 
 
@@ -163,11 +163,16 @@ def resume(run: RunDirectory, session: Session, notice: Callable[[str], None] = 
 
     Raises:
         CheckpointError: the checkpoint holds what no run writes, or another model's weights.
-        TtrlPopError: something stands in the place of a file or a folder.
+        TtrlPopError: something stands in the place of a file or a folder, or a folder leads out of the run.
     """
     for folder in (run.checkpoints, run.rollouts(1).parent):
         if os.path.lexists(folder) and not folder.is_dir():
             raise TtrlPopError(f"{folder}: must be a folder; move what stands there away")
+    for folder in (run.checkpoints, run.rollouts(1).parent, run.path / FIT):
+        # What is written, and old checkpoints that are removed, would be somebody's else.
+        real = Path(os.path.realpath(folder))
+        if not real.is_relative_to(os.path.realpath(run.path)):
+            raise TtrlPopError(f"{folder}: must be a folder in the run, leads to {real}; put the folder itself there")
     step = checkpoint.latest(run, notice)
     if step is None:
         if checkpoint.steps(run):

@@ -9,7 +9,7 @@ from typing import Any
 import zstandard
 
 from ttrl_pop.errors import TtrlPopError
-from ttrl_pop.store.reading import parse_object, read_content
+from ttrl_pop.store.reading import parse_object, raw_lines
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -64,15 +64,8 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         DamagedError: it is not one.
     """
-    held: list[bytes] = []
-    for part in read_content(path):
-        *ends, rest = part.split(b"\n")
-        for end in ends:
-            yield parse_object(path, b"".join([*held, end]))
-            held.clear()
-        held.append(rest)
-    if last := b"".join(held):
-        yield parse_object(path, last)
+    for line, _ in raw_lines(path):
+        yield parse_object(path, line)
 
 
 def append_line(path: Path, row: dict[str, Any]) -> None:

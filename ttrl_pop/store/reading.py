@@ -15,7 +15,7 @@ What was written is known by its seal: its length and its hash. What a damaged o
 | `fit/` | before the first step: the population is fitted again, with a notice; later nothing reads it |
 | `run.log` | lines are added to it, or a notice where that cannot be; it is never read |
 | `baseline.jsonl`, `calibration.json`, `rollouts/`, an older checkpoint | a notice; nothing else depends on it |
-| `.lock`, or a folder where a file has to be | said in a line |
+| `.lock`, a folder where a file has to be, or one that leads out of the run | said in a line |
 """
 
 import hashlib
@@ -44,6 +44,15 @@ CHUNK = 2**20
 
 PACKED = 2**10
 """Bytes that are decompressed at once: no more than 43 MiB come out of them, whoever packed them."""
+
+SWOLLEN = 1000
+"""How many times its own size a packed file may hold, beyond `FREE`: what is made to fill a memory holds more."""
+
+FREE = 2**26
+"""Bytes that a packed file may hold however small it is: rollouts of a collapsed policy pack to nearly nothing."""
+
+LINE = 2**27
+"""Bytes of a line."""
 
 _SEAL = re.compile(r"([0-9]{1,15}) [0-9a-f]{64}")
 
@@ -119,7 +128,7 @@ def read_content(path: Path, limit: int = LARGE) -> Iterator[bytes]:
     """The content in parts, decompressed where the name ends in .zst, and no more of it than `limit`.
 
     Raises:
-        DamagedError: it is longer, or no whole frame of zstd.
+        DamagedError: it is longer, made to fill a memory, or no whole frame of zstd.
     """
     total = 0
     with opened(path, limit) as file:
@@ -127,7 +136,32 @@ def read_content(path: Path, limit: int = LARGE) -> Iterator[bytes]:
             total += len(part)
             if total > limit:
                 raise DamagedError(path, f"holds more than the {limit} bytes that such a file can hold")
+            if total > FREE and total > SWOLLEN * file.tell():
+                raise DamagedError(path, f"holds more than {SWOLLEN} times its own size")
             yield part
+
+
+def raw_lines(path: Path) -> Iterator[tuple[bytes, bool]]:
+    """Each line of the content, without its end, and whether it has one.
+
+    Raises:
+        DamagedError: as `read_content` does, or a line is too long.
+    """
+    held: list[bytes] = []
+    length = 0
+    for part in read_content(path):
+        *ends, rest = part.split(b"\n")
+        for piece in (*(end + b"\n" for end in ends), rest):
+            held.append(piece)
+            length += len(piece)
+            if length > LINE:
+                raise DamagedError(path, f"has a line of more than the {LINE} bytes that one can have")
+            if piece.endswith(b"\n"):
+                yield b"".join(held)[:-1], True
+                held.clear()
+                length = 0
+    if last := b"".join(held):
+        yield last, False
 
 
 def seal(content: bytes) -> str:
