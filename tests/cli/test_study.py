@@ -210,6 +210,21 @@ def test_what_is_lost_of_a_run_that_is_done_is_put_back_or_named(undisturbed: tu
     assert ttrl("study", "--resume", out, "--trust").stdout == undisturbed[1]
 
 
+def test_a_run_of_a_study_that_is_a_link_out_of_it_is_not_gone_on_with(
+    undisturbed: tuple[Path, str], tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(undisturbed[0], tmp_path / "copy", symlinks=True))
+    mine = (out / "again-0").rename(tmp_path / "mine")
+    (out / "again-0").symlink_to(mine)
+    # It has ended, and is read alone.
+    assert ttrl("study", "--resume", out, "--trust").stdout == undisturbed[1]
+    (mine / "answers.jsonl").unlink()
+    before = sorted(mine.rglob("*"))
+    message = ttrl("study", "--resume", out, "--trust", code=2).stderr
+    assert f"{out / 'again-0'}: must be a folder in the study, leads to {mine}" in " ".join(message.split())
+    assert sorted(mine.rglob("*")) == before
+
+
 def test_a_study_holds_no_problems_out(place: Path, design: Path, tmp_path: Path) -> None:
     command = arguments(place, design, tmp_path / "out")
     message = ttrl(*command, "--set", "holdout=0.2", code=2).stderr

@@ -114,6 +114,9 @@ def _prepared(cell: Cell, study: Study, problems: ProblemSet, given: Given, show
     # The model before is held by its own hooks: this one should not have to stand beside it.
     gc.collect()
     path = cell.run.path
+    if not (real := path.resolve()).is_relative_to(path.parent.resolve()):
+        # What is written there would be of a run that is somebody's else.
+        raise UsageError(f"{path}: must be a folder in the study, leads to {real}; put the folder itself there")
     if cell.begun:
         return prepare_resume(path, None, None, given, shown.phase)
     # What is there of a run that was killed before it existed.
