@@ -96,10 +96,18 @@ def test_norm_and_offset_in_one_have_the_slopes_of_both(gain: norms.Gain) -> Non
         torch.testing.assert_close(found, expected)
 
 
-def test_weights_of_an_adapter_hook_can_learn_where_norms_are_not_fused() -> None:
-    """A trainer of somebody else may train the norms, too."""
+def test_the_weight_of_a_norm_can_learn_and_be_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trainer of somebody else may train the norms, too; kernels have no gradient for them."""
     norm = norm_of("llama").requires_grad_()
+    x = drawn(ROWS, WIDTH).bfloat16()
     norm.register_forward_hook(AddOffset(lambda count: offsets(SMALL)))
-    norm(drawn(ROWS, WIDTH).bfloat16()).float().square().sum().backward()
+    norm(x)
+    monkeypatch.setattr(norms, "has_kernels", lambda _: True)
+    norm(x).float().square().sum().backward()
     assert norm.weight.grad is not None
     assert bool(norm.weight.grad.abs().sum() > 0)
+    doubled = nn.Parameter(2 * norm.weight.detach())
+    monkeypatch.undo()
+    before = norm(x).float()
+    norm.weight = doubled
+    torch.testing.assert_close(norm(x).float(), 2 * before, rtol=0.02, atol=0.02)

@@ -52,10 +52,10 @@ def offset_rms_norm(
 ) -> Float[Tensor, "*B D"]:
     """The norm of x plus offsets[row], rounded to the type of x once, with the offset in it.
 
-    A norm in bf16 lies on a grid of 1/128 or so: of a smaller offset that is added behind it most would be lost. No
-    gradient for the weight where there are kernels."""
+    A norm in bf16 lies on a grid of 1/128 or so: of a smaller offset that is added behind it most would be lost."""
     rows = x.reshape(-1, x.shape[-1])
-    if has_kernels(x):
+    # The kernel has no gradient for the weight.
+    if has_kernels(x) and not (weight.requires_grad and torch.is_grad_enabled()):
         y: Tensor = _OffsetRmsNorm.apply(rows, weight, eps, gain, offsets_MD, row_N)  # type: ignore[no-untyped-call]
         return y.view(x.shape)
     return _added(unrounded_rms_norm(rows, weight, eps, gain), offsets_MD, row_N, x.dtype).view(x.shape)
@@ -117,7 +117,7 @@ class AddOffset:
     def __init__(self, rows: Callable[[int], Rows | None]) -> None:
         """`rows`: those of so many tokens; None for nothing."""
         self.rows = rows
-        self._known: tuple[Tensor, float, Gain] | None = None
+        self._known: tuple[float, Gain] | None = None
         self._has_looked = False
 
     def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
@@ -144,9 +144,13 @@ class AddOffset:
             rows = nn.functional.layer_norm(x.to(wide), module.normalized_shape, weight, bias, module.eps)
             return _added(rows.flatten(0, -2), offsets_MD, row_N, x.dtype).view(x.shape)
         if not self._has_looked:
-            self._known = gain_of(module) if "rmsnorm" in type(module).__name__.lower() else None
-            self._has_looked = True
-        return None if self._known is None else offset_rms_norm(x, *self._known, offsets_MD, row_N)
+            found = gain_of(module) if "rmsnorm" in type(module).__name__.lower() else None
+            self._known, self._has_looked = (None if found is None else found[1:]), True
+        # Asked for anew: whoever trains the model may have put others in the place of its weights.
+        now: Any = module.weight
+        if self._known is None or now.shape != x.shape[-1:]:
+            return None
+        return offset_rms_norm(x, now, *self._known, offsets_MD, row_N)
 
 
 class FusedNorm:
