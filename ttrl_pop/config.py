@@ -114,7 +114,7 @@ class SamplingConfig(Section):
     max_new_tokens: Positive = 512
     """Longest completion, in tokens."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    """A completion ends when its text contains one of these; the text is cut before it."""
+    """A completion ends when its text contains one of these, special tokens among them; the text is cut before it."""
     max_rows: Positive = 256
     """Rollouts that are decoded together, at most; fewer where memory is short."""
     prefill_tokens: Positive | None = None

@@ -141,6 +141,15 @@ def _special(tokenizer: Any) -> tuple[frozenset[int], frozenset[int]]:
     return frozenset(special) - marks, marks
 
 
+@lru_cache(maxsize=16)
+def stop_ids(tokenizer: Any, stop: tuple[str, ...]) -> frozenset[int]:
+    """Ids of those stop strings that are special tokens of this tokenizer: texts leave them out, so that only their ids
+    tell that they were written."""
+    return frozenset(
+        number for number, token in tokenizer.added_tokens_decoder.items() if token.special and token.content in stop
+    )
+
+
 def has_special_marks(tokenizer: Any) -> bool:
     """Whether marks around thoughts are special tokens of this tokenizer."""
     return bool(_special(tokenizer)[1])

@@ -377,6 +377,34 @@ def test_stop_strings_cut_the_text_and_keep_the_tokens() -> None:
         assert free[index].mind == rollout.mind
 
 
+def test_a_stop_string_that_is_a_special_token_ends_a_completion() -> None:
+    """As `<|im_end|>` for a base model: texts leave special tokens out, so that no text ever contains it."""
+    policy = tiny_policy()
+    policy.model.tokenizer.add_special_tokens({"additional_special_tokens": ["a"]})
+    mark = policy.model.tokenizer.convert_tokens_to_ids("a")
+    free = written(policy, requests(policy), max_new_tokens=30)
+    assert sum(mark in rollout.completion_ids for rollout in free) > 2
+    for rollout, whole in zip(
+        written(policy, requests(policy), max_new_tokens=30, stop=("a", "3.")), free, strict=True
+    ):
+        ids = whole.completion_ids
+        if "3." not in (until := decode(policy.model.tokenizer, ids[: ids.index(mark)] if mark in ids else ids)):
+            assert rollout.completion_ids == (ids[: ids.index(mark) + 1] if mark in ids else ids)
+            assert rollout.text == until
+            assert rollout.finish_reason == ("stop" if mark in ids else whole.finish_reason)
+
+
+def test_a_stop_string_that_marks_thoughts_ends_a_completion_though_texts_keep_it() -> None:
+    policy = tiny_policy()
+    policy.model.tokenizer.add_special_tokens({"additional_special_tokens": ["</think>"]})
+    mark = policy.model.tokenizer.convert_tokens_to_ids("</think>")
+    backend = HfBackend(policy, SamplingConfig(stop=("</think>",)))
+    ids = [*policy.model.tokenizer("12", add_special_tokens=False)["input_ids"], mark]
+    assert not backend.ended(ids[:-1])
+    assert backend.ended(ids)
+    assert backend.rollout(requests(policy)[0], ids, [0.0] * 3, "stop", 0).text == "12"
+
+
 def test_the_end_of_sequence_ends_a_completion_and_is_part_of_it() -> None:
     policy = tiny_policy()
     rollouts = written(policy, requests(policy, minds=8, samples=4), max_new_tokens=60)
