@@ -243,6 +243,14 @@ def test_where_memory_runs_out_fewer_go_on_and_write_the_same(monkeypatch: pytes
     assert backend.prefill_tokens == 100 // 8
 
 
+def test_limits_stay_such_that_a_run_goes_on_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint's limits are 1 or more: a run that was lowered to 0 could not be resumed."""
+    backend = HfBackend(policy := tiny_policy(), SamplingConfig(max_new_tokens=7, prefill_tokens=1))
+    monkeypatch.setattr(hf, "draw", Failing(hf.draw))
+    list(backend.rollouts(requests(policy)))
+    assert backend.limits()["prefill_tokens"] == 1
+
+
 def test_an_engine_with_the_limits_of_another_works_in_the_same_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = tiny_policy()
     sampling = SamplingConfig(max_new_tokens=7, prefill_tokens=100, **MANY_STOPS)
