@@ -138,7 +138,8 @@ class VoteConfig(Section):
     `overlong`, the short name of an installed plug-in, `package.module:Name`, or a weighted sum of several, as in
     `majority+0.2*format`. `coin` and `shuffled` are controls, from which no answer can be learned."""
     weight: Weight = "rollout"
-    """Votes: one for each rollout, one for each mind, or each rollout by its confidence."""
+    """Votes: one for each rollout, one for each mind (for each rollout where one mind wrote them all), or each rollout
+    by its confidence."""
     labels: Literal["minds", "base", "average"] = "minds"
     """Who elects the label: the minds that learn; the base model (no adapter, no noise), once for each problem; or the
     mean mind of an exponential average of the policy, anew at each visit."""

@@ -10,7 +10,7 @@ abstentions included.
 | weight | vote |
 |---|---|
 | `rollout` | 1 for each rollout |
-| `mind` | 1 for each mind, cast for its own most frequent answer; shared evenly where several are |
+| `mind` | 1 for each mind, cast for its own most frequent answer, or shared evenly; `rollout` where one wrote all |
 | `confidence` | exp(mean log p of its tokens) for each rollout |
 """
 
