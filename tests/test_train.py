@@ -14,6 +14,7 @@ from ttrl_pop.errors import CollapseError, StaleRolloutError, UsageError
 from ttrl_pop.learn.learner import Learner
 from ttrl_pop.population.base import MEAN
 from ttrl_pop.randomness import OUTSIDE_TRAINING
+from ttrl_pop.report.gold import rollouts_correct
 from ttrl_pop.run import collapse
 from ttrl_pop.run.progress import Progress, load_history, resume
 from ttrl_pop.run.session import Session
@@ -112,6 +113,26 @@ class Undecided:
     def ask(self, *answers: str) -> dict[str, Any] | None:
         hangs = len(answers) == 2 and sum(map(len, answers)) % 2
         return None if hangs else {"equal": True}
+
+
+def test_questions_about_gold_are_none_of_the_votes_timeouts(run: RunDirectory) -> None:
+    """Whoever passes --gold, and looks at it while votes are cast, gets the figures of one who does not."""
+    counts = []
+    for gold in ({}, {problem.id: "n+1" for problem in PROBLEMS}):
+        session = tiny_session(
+            steps=3, problems_per_step=6, gold=gold, vote__grader="math", vote__extract="regex:[a-z0-9]+"
+        )
+        session.grader._worker = Undecided()  # type: ignore[attr-defined]
+        place = RunDirectory(run.path / str(len(gold)))
+        place.path.mkdir()
+        counts.append([])
+        for event in train(session, place, Progress()):
+            if isinstance(event, Tally):
+                rollouts_correct(event, session.gold, session.grader.same)
+            elif isinstance(event, StepReport):
+                counts[-1].append(event.metrics["vote/timeouts"])
+    assert counts[0] == counts[1]
+    assert all(counts[0])
 
 
 def test_a_resumed_run_equals_one_never_stopped_though_the_grader_gives_answers_up(run: RunDirectory) -> None:

@@ -114,7 +114,7 @@ class SamplingConfig(Section):
     max_new_tokens: Positive = 512
     """Longest completion, in tokens."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    """A completion ends when its text contains one of these; the text is cut before it."""
+    """A completion ends when its text contains one of these, special tokens among them; the text is cut before it."""
     max_rows: Positive = 256
     """Rollouts that are decoded together, at most; fewer where memory is short."""
     prefill_tokens: Positive | None = None
@@ -138,7 +138,8 @@ class VoteConfig(Section):
     `overlong`, the short name of an installed plug-in, `package.module:Name`, or a weighted sum of several, as in
     `majority+0.2*format`. `coin` and `shuffled` are controls, from which no answer can be learned."""
     weight: Weight = "rollout"
-    """Votes: one for each rollout, one for each mind, or each rollout by its confidence."""
+    """Votes: one for each rollout, one for each mind (for each rollout where one mind wrote them all), or each rollout
+    by its confidence."""
     labels: Literal["minds", "base", "average"] = "minds"
     """Who elects the label: the minds that learn; the base model (no adapter, no noise), once for each problem; or the
     mean mind of an exponential average of the policy, anew at each visit."""

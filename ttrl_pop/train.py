@@ -45,8 +45,8 @@ def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[
                 rollouts = len(session.held.problems) * config.group_size
                 yield Phase(step, "answering problems held out", "survey", rollouts)
                 held = held_out(session.held)
-            clock, timeouts = Clock(), grader.timeouts
-            # What was given up in the step before would leave questions out of this one's count of timeouts.
+            clock = Clock()
+            # What was given up in the step before has no say in what this one compares with gold.
             grader.forget()
             with keeper.step():
                 if others := labellers.rollouts(batch):
@@ -82,7 +82,6 @@ def train(session: Session, run: RunDirectory, progress: Progress) -> Generator[
                     times=clock.times(),
                     first_label=fmean(history.first_share(tally, grader.same) for tally in tallies),
                     flips=history.flip_share(progress.history, (problem.id for problem in batch)),
-                    timeouts=grader.timeouts - timeouts,
                     skipped=causes,
                     held=held,
                     alarm=progress.watch.see,

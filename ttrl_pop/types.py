@@ -138,6 +138,8 @@ class Tally:
     """Index of the cluster that equals the label: 0, unless labellers elected it; None when no cluster does."""
     rewards_G: tuple[float, ...]
     """Empty where nobody is rewarded."""
+    timeouts: int = 0
+    """Questions of this vote that the grader gave no verdict on in time."""
 
     @property
     def agreement(self) -> float:

@@ -38,7 +38,7 @@ class Closable(HfBackend):
 def train(session: Session, folder: Path) -> None:
     folder.mkdir()
     run = RunDirectory(folder)
-    run.identity.write_text(identity.of("model", "problems", "p.jsonl", {}).dumps())
+    run.identity.write_text(identity.of("model", "tokenizer", "problems", "p.jsonl", {}).dumps())
     run_command.run(lambda stage: PreparedRun(session, run, resumed=False), quiet=True)
 
 

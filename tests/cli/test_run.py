@@ -219,6 +219,27 @@ def test_a_run_that_another_process_works_on_is_left_alone(copied: Path) -> None
     assert snapshot(copied) == before
 
 
+def test_a_resume_with_another_template_or_end_of_sequence_is_refused(place: Path, tmp_path: Path) -> None:
+    """Nobody would see it: the weights are the same, and prompts or ends of completions others."""
+    out, model = tmp_path / "run", save_tiny(tmp_path / "tiny")
+    run(place, out, "--model", model, "--quiet")
+    for name, change in (
+        ("chat_template.jinja", lambda text: text.replace("assistant:", "you:")),
+        ("generation_config.json", lambda text: json.dumps({**json.loads(text), "eos_token_id": [1, 5]})),
+    ):
+        before = (model / name).read_text()
+        (model / name).write_text(change(before))
+        assert (model / name).read_text() != before
+        for said in (
+            resume_refused(out, "--steps", STEPS + 1),
+            ttrl("eval", place / "p.jsonl", "--run", out, code=2).stderr,
+            ttrl("export", out, "-o", tmp_path / "exported", code=2).stderr,
+        ):
+            assert "has the weights of the run, but another tokenizer, chat template or end of sequence" in said
+        (model / name).write_text(before)
+    ttrl("run", "--resume", out, "--steps", STEPS + 1)
+
+
 def test_a_resume_on_other_weights_or_changed_files_is_refused(place: Path, tmp_path: Path) -> None:
     save_tiny(tmp_path / "tiny")
     out = tmp_path / "run"

@@ -111,7 +111,7 @@ def test_rows_are_means_of_what_the_runs_say(undisturbed: tuple[Path, str]) -> N
 def test_two_arms_of_the_same_settings_differ_by_nothing(undisturbed: tuple[Path, str]) -> None:
     found = differences(undisturbed[1])
     figures = {key: value for key, value in found["again"].items() if isinstance(value, float)}
-    assert {"accuracy", "label_accuracy", "agreement", "gain", "pass@2", "maj@2"} <= figures.keys()
+    assert {"accuracy", "label_accuracy", "agreement", "gain", "pass@2", "maj@2", "pass@3", "maj@3"} <= figures.keys()
     assert set(figures.values()) == {0.0}
     assert {tuple(pair) for pair in found["again"]["intervals"].values()} == {(0.0, 0.0)}
     assert any(value != 0 for value in found["coin"].values() if isinstance(value, float))

@@ -70,7 +70,7 @@ def fake() -> Iterator[type[Fake]]:
 @pytest.fixture
 def made(tmp_path: Path) -> RunDirectory:
     made = RunDirectory(tmp_path / "run")
-    files.write_atomic(made.identity, identity.of("m", "p", "p.jsonl", {}).dumps().encode())
+    files.write_atomic(made.identity, identity.of("m", "t", "p", "p.jsonl", {}).dumps().encode())
     return made
 
 

@@ -2,21 +2,24 @@
 
 import datetime
 import tomllib
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import transformers.utils.chat_template_utils as templates
 from fakes import tiny_model, tiny_policy, tiny_session, tiny_tokenizer
-from tokenizers import processors
+from tokenizers import normalizers, processors
 
 from ttrl_pop.config import Config
 from ttrl_pop.config_file import dump_config, validate
 from ttrl_pop.errors import UsageError
-from ttrl_pop.model.prompts import Prompts, decode, encode, has_special_marks, opens_thoughts
+from ttrl_pop.model.prompts import Prompts, decode, encode, has_special_marks, opens_thoughts, tokenizer_fingerprint
 from ttrl_pop.run.session import resolve
 from ttrl_pop.thoughts import spoken
 from ttrl_pop.types import Problem
 
+MODEL = tiny_model()
 PROBLEM = Problem("p", ({"role": "user", "content": "What is 7 times 8?"},), 0)
 DATED = """
 {%- if strftime_now is defined %}
@@ -151,6 +154,34 @@ def test_a_template_may_open_thoughts_by_a_mark_of_the_users() -> None:
     assert opens_thoughts(tokenizer) is False
     assert opens_thoughts(tokenizer, "<plan>") is True
     assert opens_thoughts(with_template(DATED), "") is False
+
+
+def test_models_whose_prompts_or_ends_differ_are_told_apart_whatever_the_day(later: None) -> None:
+    def known(change: Callable[[Any], None] = lambda tokenizer: None, eos: frozenset[int] = frozenset({1})) -> str:
+        tokenizer = with_template(DATED)
+        change(tokenizer)
+        return tokenizer_fingerprint(replace(MODEL, tokenizer=tokenizer, eos_ids=eos))
+
+    def lowered(tokenizer: Any) -> None:
+        tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+
+    def begun(tokenizer: Any) -> None:
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 0)]
+        )
+
+    others = [
+        known(lambda tokenizer: setattr(tokenizer, "chat_template", DATED + " ")),
+        known(lambda tokenizer: setattr(tokenizer, "chat_template", None)),
+        known(lambda tokenizer: tokenizer.add_tokens(["new"])),
+        known(lambda tokenizer: tokenizer.add_special_tokens({"additional_special_tokens": ["z"]})),
+        known(lowered),
+        known(begun),
+        known(eos=frozenset({1, 2})),
+    ]
+    assert len({known(), *others}) == len(others) + 1
+    # Asked for a prompt in between, or on another day, it is the same.
+    assert known(lambda tokenizer: encode(tokenizer, PROBLEM, datetime.date(2026, 1, 9)) and None) == known()
 
 
 def test_marks_of_thoughts_that_are_special_tokens_stay_in_the_text() -> None:

@@ -11,6 +11,8 @@ from ttrl_pop.run.environment import differences, environment
 def test_it_names_what_numbers_depend_on() -> None:
     found = json.loads(json.dumps(environment("hf")))
     assert found["packages"]["torch"] == metadata.version("torch")
+    # Rewards under `novelty` are made with it.
+    assert found["packages"]["scikit-learn"] == metadata.version("scikit-learn")
     assert found["threads"] == torch.get_num_threads()
     assert all(found[name] for name in ("cpu", "os", "python", "argv"))
     assert len(found["gpus"]) == torch.cuda.device_count()

@@ -5,9 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from fakes import PROBLEMS, tally_of
+from fakes import PROBLEMS, tallies_of, tally_of, tiny_session
 
 from ttrl_pop.config import Config, LearnConfig, SamplingConfig
+from ttrl_pop.learn.learner import Learner
 from ttrl_pop.run.lessons import CAUSES, CutOff, Lessons, cause_of, skipped
 from ttrl_pop.types import StepReport, Tally
 
@@ -46,6 +47,26 @@ def test_each_cause_is_told_from_the_others(given: Tally, weight: float, mask: b
     assert cause_of(given, weight, LearnConfig(mask_truncated=mask)) == cause
     counts = skipped([given], {PROBLEMS[0].id: weight}, LearnConfig(mask_truncated=mask))
     assert counts == {name: int(name == cause) for name in CAUSES}
+
+
+@pytest.mark.parametrize("kl", [0.0, 0.1])
+@pytest.mark.parametrize("mask", [True, False])
+def test_causes_are_counted_as_the_learner_skips(kl: float, mask: bool) -> None:
+    """With a KL to the base model groups that agree are learned from all the same."""
+    session = tiny_session(learn__kl=kl, learn__mask_truncated=mask)
+    tallies = []
+    for number, voted in enumerate(tallies_of(session)):
+        reason = "length" if number == 0 else "stop"
+        rollouts = tuple(replace(rollout, finish_reason=reason) for rollout in voted.group.rollouts_G)
+        tallies.append(replace(voted, group=replace(voted.group, rollouts_G=rollouts)))
+    tallies[1] = replace(tallies[1], label=None, clusters=())
+    tallies[2] = replace(tallies[2], rewards_G=(1.0,) * 4)
+    weights = {PROBLEMS[3].id: 0.0}
+    update = Learner(session.policy, session.config).learn(tallies, 1, weights)
+    counts = skipped(tallies, weights, session.config.learn)
+    assert sum(counts.values()) == update.groups_skipped
+    assert counts["cut_off"] == mask
+    assert [counts["unanswered"], counts["settled"], counts["equal"]] == [int(kl == 0)] * 3
 
 
 def report(step: int, groups: int = 2, **causes: int) -> StepReport:

@@ -231,6 +231,14 @@ def test_one_vote_per_mind() -> None:
 MIND = Rules(ExactGrader(), majority, weight="mind")
 
 
+def test_where_one_mind_wrote_all_each_rollout_is_a_vote() -> None:
+    """By its favourite alone a mind would agree with itself whatever it said."""
+    answers = ("aa", "bb", "bb", None)
+    for weight in ("rollout", "mind"):
+        assert shares(ballots_of_minds(*((7, answer, -1.0) for answer in answers)), weight) == {"bb": 0.5, "aa": 0.25}
+    assert vote(ballots_of_minds(*((7, answer, -1.0) for answer in answers)), MIND).agreement == 0.5
+
+
 def test_votes_by_confidence() -> None:
     group = ballots_of_minds((1, "aa", -3.0), (2, "aa", -3.0), (3, "bb", -1.0), (4, None, -0.5))
     weights = [math.exp(x) for x in (-3, -3, -1, -0.5)]

@@ -13,6 +13,7 @@ from ttrl_pop.cli.trust import check_trusted, remember
 from ttrl_pop.config import Config
 from ttrl_pop.config_file import dump_config, load_config
 from ttrl_pop.errors import UsageError
+from ttrl_pop.model.prompts import tokenizer_fingerprint
 from ttrl_pop.read.holdout import split
 from ttrl_pop.read.problems import fingerprint, read_problems, write_gold, write_problems
 from ttrl_pop.read.rows import unsaid
@@ -20,11 +21,13 @@ from ttrl_pop.run import environment
 from ttrl_pop.run.session import Session, as_asked, check_trainable, open_session
 from ttrl_pop.store import checkpoint, identity
 from ttrl_pop.store.directory import ENVIRONMENT, HOLDOUT, HOLDOUT_GOLD, IDENTITY, RunDirectory, create
-from ttrl_pop.store.identity import CONFIG, GOLD, PROBLEMS, Identity
+from ttrl_pop.store.identity import CONFIG, GOLD, PROBLEMS
+from ttrl_pop.store.trained import check_model
 from ttrl_pop.types import Problem
 
 CHANGEABLE = ("steps", "guard.stop_on_collapse", "guard.until_settled", "device", "model", "track")
-"""Settings that a run may go on with at other values; of a model, which may have moved, the weights are compared."""
+"""Settings that a run may go on with at other values; of a model, which may have moved, weights and tokenizer
+are compared."""
 
 
 Stage = Callable[[str], object]
@@ -80,7 +83,10 @@ def create_run(given: RunInputs, stage: Stage = unsaid) -> PreparedRun:
         HOLDOUT_GOLD: "".join(f"{line}\n" for line in (write_gold(session.held.gold) if session.held else ())),
         ENVIRONMENT: environment.dumps(environment.environment(session.config.backend)),
     }
-    known = identity.of(session.policy.model.fingerprint, fingerprint(session.problems), problems.source, files)
+    model = session.policy.model
+    known = identity.of(
+        model.fingerprint, tokenizer_fingerprint(model), fingerprint(session.problems), problems.source, files
+    )
     run = create(given.out, given.source, {**files, IDENTITY: known.dumps()})
     remember(run, session.config)
     return PreparedRun(session, run, resumed=False, told=given.notices)
@@ -144,7 +150,7 @@ def prepare_resume(
     session = open_session(
         config, stored, adapter=True, settled=True, stage=stage, held=inputs.stored_holdout(run, known)
     )
-    check_model(session, known, f"--resume {path}")
+    check_model(session.policy.model, known, session.config.model, f"--resume {path}")
     if (
         given_problems
         and fingerprint(as_asked(given_problems, reading, session.policy.model.tokenizer)) != known.problems
@@ -181,21 +187,9 @@ def opened_for_reading(given: ReadingInputs, stage: Stage = unsaid) -> Iterator[
     known = identity.load(given.run)
     session = open_session(given.config, given.problems, adapter=True, rewards=given.rewards, stage=stage)
     with closing(session.backend):
-        check_model(session, known, flag)
+        check_model(session.policy.model, known, session.config.model, flag)
         checkpoint.load_start(folder, session.policy)
         yield Opened(session, folder, tuple(notices))
-
-
-def check_model(session: Session, known: Identity, flag: str) -> None:
-    """Refuse to go on with another model than the run's.
-
-    Raises:
-        UsageError: its weights, or their type, are not those of the run.
-    """
-    if session.policy.model.fingerprint != known.model:
-        raise UsageError(
-            f"{flag}: model {session.config.model!r} is not the one of the run (other weights, or another dtype)"
-        )
 
 
 def _trained_of(source: str, config: Config) -> Sequence[Problem]:

@@ -252,7 +252,7 @@ class Recorder:
 
 def _made_of(known: Identity) -> tuple[object, ...]:
     """What tells a run, and the settings it goes on with, from another one in its place."""
-    return known.model, known.problems, *(known.files.get(name) for name in (CONFIG, GOLD))
+    return known.model, known.tokenizer, known.problems, *(known.files.get(name) for name in (CONFIG, GOLD))
 
 
 def _groups(path: Path) -> Iterator[tuple[Group, list[str | None]]]:

@@ -90,7 +90,7 @@ def export(
     identity.check(run, known, PROBLEMS)
     problems = read_problems(str(run.problems), ProblemsConfig()).problems
     chosen = Mind(mind) if mind is not None else MEAN
-    policy = trained_policy(run, folder, config, known.model)
+    policy = trained_policy(run, folder, config, known)
     model = policy.model
     offsets: Offsets = offsets_of(policy.population, chosen)
     lora = lora_of(policy, config.learn.lora)

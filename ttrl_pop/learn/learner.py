@@ -18,7 +18,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ttrl_pop.config import Config
+from ttrl_pop.config import Config, LearnConfig
 from ttrl_pop.errors import DivergenceError, SamplerMismatchError, StaleRolloutError
 from ttrl_pop.learn import grpo
 from ttrl_pop.learn.micro_batches import MicroBatches, Sample
@@ -39,6 +39,18 @@ Place: TypeAlias = tuple[int, int]
 
 ELSEWHERE = torch.empty(0)
 """In place of old log-probabilities that another process has."""
+
+
+def teaches(tally: Tally, weight: float, options: LearnConfig) -> bool:
+    """Whether the rewards of a group have a say in the update; its rollouts may have one by their KL all the same.
+
+    Args:
+        weight: factor on its advantages.
+    """
+    # Where labellers abstained, rewards that ask for no label still tell; where nobody answered, none does.
+    answered = tally.label is not None or bool(tally.clusters)
+    rewards_G = torch.tensor(tally.rewards_G[: options.rollouts], dtype=torch.float64)
+    return answered and weight > 0 and grpo.has_signal(rewards_G)
 
 
 class Learner:
@@ -203,9 +215,7 @@ class Learner:
             # All have voted; what is normalised and learned from are the first ones.
             rewards_G = torch.tensor(tally.rewards_G[: options.rollouts], dtype=torch.float64)
             weight = weights.get(tally.group.problem.id, 1.0)
-            # Where labellers abstained, rewards that ask for no label still tell; where nobody answered, none does.
-            answered = tally.label is not None or bool(tally.clusters)
-            signal = answered and weight > 0 and grpo.has_signal(rewards_G)
+            signal = teaches(tally, weight, options)
             keep = signal or options.kl > 0
             advantages_G = grpo.advantages(rewards_G, options.loss)
             if bonus := bonuses.get(tally.group.problem.id):

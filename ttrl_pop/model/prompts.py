@@ -1,6 +1,8 @@
 """Problems → token ids, tokens → text."""
 
 import datetime
+import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -15,6 +17,8 @@ from ttrl_pop.types import Message, Problem
 TEMPLATE_ALLOWANCE = 256
 """Tokens that a chat template may add without the prompt's length being measured."""
 
+PROBE = "What is 12,345 times 6.78?\n\n  Él a dit : « œuvre »\tif x_1 != y**2: \\frac{1}{2}; 答案是 ５７。 ﬁn 🙂\n"
+"""A text by which tokenizers of one vocabulary are told apart: each cuts some of this in its own way."""
 
 _FORMAT = re.compile(r"""(["'])((?:(?!\1).)*%(?:(?!\1).)*)\1""")
 _DATED = "{% macro strftime_now(format) %}{{ dates_by_format[format] }}{% endmacro %}\n"
@@ -68,6 +72,19 @@ def decode(tokenizer: Any, completion_ids: Sequence[int]) -> str:
         completion_ids = [token for token in completion_ids if token not in dropped]
     text: str = tokenizer.decode(completion_ids, skip_special_tokens=not has_marks, clean_up_tokenization_spaces=False)
     return text
+
+
+def tokenizer_fingerprint(model: LoadedModel) -> str:
+    """Hash over what decides which tokens a prompt has, and where a completion ends: vocabulary, special tokens, the
+    tokens of `PROBE`, chat template, and the tokens that end a sequence. The template's source counts and not what it
+    says, which may hang on the date."""
+    tokenizer = model.tokenizer
+    added = [(number, token.content, token.special) for number, token in tokenizer.added_tokens_decoder.items()]
+    known = [
+        *(sorted(tokenizer.get_vocab().items()), sorted(added), _open_ended(tokenizer, PROBE)),
+        *(tokenizer.chat_template, sorted(model.eos_ids)),
+    ]
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
 
 class Prompts(Mapping[str, tuple[int, ...]]):
@@ -139,6 +156,15 @@ def _special(tokenizer: Any) -> tuple[frozenset[int], frozenset[int]]:
     special = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     marks = frozenset(number for number, text in special.items() if is_part_of_mark(text))
     return frozenset(special) - marks, marks
+
+
+@lru_cache(maxsize=16)
+def stop_ids(tokenizer: Any, stop: tuple[str, ...]) -> frozenset[int]:
+    """Ids of those stop strings that are special tokens of this tokenizer: texts leave them out, so that only their ids
+    tell that they were written."""
+    return frozenset(
+        number for number, token in tokenizer.added_tokens_decoder.items() if token.special and token.content in stop
+    )
 
 
 def has_special_marks(tokenizer: Any) -> bool:

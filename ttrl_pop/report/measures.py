@@ -109,6 +109,11 @@ def _against_gold(tally: Tally, answers: AnswerKey, same: Same, ks: Sequence[int
     return row | at_k(right, sizes, elected, tally.abstained, ks)
 
 
+def ks_up_to(size: int) -> list[int]:
+    """The k of pass@k and maj@k for groups of `size` rollouts: the powers of two, and the size itself."""
+    return sorted({2**i for i in range(size.bit_length())} | {size})
+
+
 def at_k(
     right: int, sizes: Sequence[int], elected: Sequence[bool], abstained: int, ks: Sequence[int]
 ) -> dict[str, float | None]:

@@ -19,7 +19,6 @@ def step_report(
     times: Mapping[str, float],
     flips: float | None = None,
     first_label: float | None = None,
-    timeouts: int = 0,
     skipped: Mapping[str, int] | None = None,
     held: Metrics | None = None,
     alarm: Callable[[Metrics], str | None] = lambda metrics: None,
@@ -29,7 +28,6 @@ def step_report(
     Args:
         flips: share of the problems seen before whose label has changed.
         first_label: mean share of votes that the first label of a problem has.
-        timeouts: verdicts of the grader that did not come in time.
         skipped: groups that teach nothing, by cause.
         held: figures of problems held out, of the policy that wrote the rollouts.
         population: figures of the population after the update.
@@ -48,7 +46,7 @@ def step_report(
         "vote/abstained": sum(tally.abstained for tally in tallies) / len(rollouts),
         "vote/ties": sum(tally.tie for tally in tallies),
         "vote/unlabelled": sum(tally.label is None for tally in tallies),
-        "vote/timeouts": timeouts,
+        "vote/timeouts": sum(tally.timeouts for tally in tallies),
         "vote/flip_rate": flips,
         "vote/first_label": first_label,
         "vote/commonest_label": _commonest_share([tally.label for tally in tallies]),

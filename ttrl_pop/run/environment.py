@@ -19,7 +19,7 @@ from ttrl_pop.text import shown
 
 PACKAGES = (
     *("torch", "transformers", "tokenizers", "peft", "accelerate", "safetensors", "numpy"),
-    *("math-verify", "latex2sympy2_extended", "sympy", "mpmath", "regex"),
+    *("math-verify", "latex2sympy2_extended", "sympy", "mpmath", "regex", "scikit-learn"),
 )
 """Distributions of which a rollout, an update or a vote may depend on the version."""
 

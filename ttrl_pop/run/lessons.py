@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from ttrl_pop.config import Config, LearnConfig
-from ttrl_pop.types import NO_SIGNAL, StepReport, Tally
+from ttrl_pop.learn.learner import teaches
+from ttrl_pop.types import StepReport, Tally
 
 CAUSES = {
     "cut_off": (
@@ -49,17 +50,16 @@ def skipped(tallies: Sequence[Tally], weights: Mapping[str, float], learn: Learn
 
 
 def cause_of(tally: Tally, weight: float, learn: LearnConfig) -> str | None:
-    """Why a group teaches nothing; None where it does."""
-    rewards_G = tally.rewards_G[: learn.rollouts]
+    """Why a group teaches nothing; None where it does, as with a KL every rollout that counts has a say."""
     cut = [rollout.finish_reason == "length" for rollout in tally.group.rollouts_G[: learn.rollouts]]
     if learn.mask_truncated and all(cut):
         return "cut_off"
+    if learn.kl > 0 or teaches(tally, weight, learn):
+        return None
     if tally.label is None and not tally.clusters:
         return "unanswered"
     if weight <= 0:
         return "settled"
-    if max(rewards_G) - min(rewards_G) >= NO_SIGNAL:
-        return None
     return "agreed" if len(tally.clusters) == 1 and not tally.abstained else "equal"
 
 

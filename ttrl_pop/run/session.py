@@ -11,7 +11,7 @@ from ttrl_pop.errors import UsageError
 from ttrl_pop.kernels.cuda import repeat_to_the_bit
 from ttrl_pop.model.load import load_model
 from ttrl_pop.model.policy import Policy
-from ttrl_pop.model.prompts import Prompts, opens_thoughts
+from ttrl_pop.model.prompts import Prompts, opens_thoughts, tokenizer_fingerprint
 from ttrl_pop.model.replicas import tell
 from ttrl_pop.model.source import lasting
 from ttrl_pop.model.turns import notice_of_turns, with_turns
@@ -178,8 +178,10 @@ def open_session(
     if ranks.leads:
         ranks.held = None
         ranks.tell(Open(config, replace(problems, problems=asked), held, adapter, rewards))
-    if len(set(ranks.exchange(policy.model.fingerprint))) > 1:
-        raise UsageError(f"model {config.model!r}: its weights must be the same for all processes, and they differ")
+    if ranks.size > 1 and len(set(ranks.exchange((policy.model.fingerprint, tokenizer_fingerprint(policy.model))))) > 1:
+        raise UsageError(
+            f"model {config.model!r}: its weights and tokenizer must be the same for all processes, and they differ"
+        )
     return session
 
 

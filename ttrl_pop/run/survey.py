@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from ttrl_pop.population.base import MEAN
 from ttrl_pop.randomness import OUTSIDE_TRAINING
-from ttrl_pop.report.measures import Measures, measure
+from ttrl_pop.report.measures import Measures, ks_up_to, measure
 from ttrl_pop.run.session import Session
 from ttrl_pop.sample.backend import Weights
 from ttrl_pop.types import Metrics, Mind, Tally
@@ -42,7 +42,6 @@ def held_out(held: Session) -> Metrics:
 
 
 def summarise(session: Session, tallies: Sequence[Tally]) -> Measures:
-    """avg@n, pass@k and maj@k at the powers of two up to the group size, and the label-free measures."""
-    size = session.config.group_size
-    ks = sorted({2**i for i in range(size.bit_length()) if 2**i <= size} | {size})
+    """avg@n, pass@k and maj@k at the powers of two up to the group size and at that, and the label-free measures."""
+    ks = ks_up_to(session.config.group_size)
     return measure(tallies, session.gold, session.grader.same, ks, session.config.seed)

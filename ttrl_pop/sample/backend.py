@@ -11,7 +11,7 @@ import torch
 
 from ttrl_pop.config import SamplingConfig, Section
 from ttrl_pop.model.policy import Policy
-from ttrl_pop.model.prompts import decode
+from ttrl_pop.model.prompts import decode, stop_ids
 from ttrl_pop.population.base import MEAN
 from ttrl_pop.sample.meter import Meter
 from ttrl_pop.types import FinishReason, Mind, Rollout
@@ -94,9 +94,14 @@ class Backend(ABC):
         """Who reads its prompt: of requests with one reader and one prompt it is read once, where the engine can."""
         return None if request.mind is None else self.policy.population.reader(request.mind)
 
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end a completion: the model's own, and stop strings that are special tokens."""
+        return self.policy.model.eos_ids | stop_ids(self.policy.model.tokenizer, self.sampling.stop)
+
     def ended(self, ids: Sequence[int]) -> bool:
         """Whether a completion of these tokens has come to its end; its beginnings had not."""
-        if ids[-1] in self.policy.model.eos_ids:
+        if ids[-1] in self.stop_ids:
             return True
         if not self.sampling.stop:
             return False

@@ -55,7 +55,7 @@ def prepare(
             raise UsageError(f"{argument} is what serve serves minds by; leave it out")
     if not _NAME.fullmatch(name):
         raise UsageError(f"--name must be letters, digits and . _ - between slashes, got {name!r}")
-    policy = trained_policy(run, checkpoint, config, identity.load(run).model, "cpu")
+    policy = trained_policy(run, checkpoint, config, identity.load(run), "cpu")
     noisy_sites(policy.population, "ask this run by ttrl-pop sample")
     noise = policy.population if isinstance(policy.population, NormNoise) else None
     if policy.dtype_name not in GAPS:

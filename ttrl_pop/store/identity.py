@@ -1,6 +1,6 @@
 """identity.json: which model and problems a run is of, and what each file beside its checkpoints is known by.
 
-    {"model": FINGERPRINT, "problems": FINGERPRINT, "source": "hf:NAME@COMMIT",
+    {"model": FINGERPRINT, "tokenizer": FINGERPRINT, "problems": FINGERPRINT, "source": "hf:NAME@COMMIT",
      "files": {"config.toml": [SEAL], …}, "seal": SEAL of the rest}
 
 A file's seal is noted before the file is written, so that a kill in between leaves a file that is known: as the one
@@ -32,6 +32,8 @@ class Identity:
 
     model: str
     """Fingerprint of the model's weights."""
+    tokenizer: str
+    """Fingerprint of its tokenizer and chat template, of which prompts are made."""
     problems: str
     """Fingerprint of the problems."""
     source: str
@@ -43,6 +45,7 @@ class Identity:
         """The content of identity.json."""
         rest: dict[str, Any] = {
             "model": self.model,
+            "tokenizer": self.tokenizer,
             "problems": self.problems,
             "source": self.source,
             "files": dict(self.files),
@@ -50,10 +53,10 @@ class Identity:
         return json.dumps({**rest, "seal": _seal(rest)}, indent=1) + "\n"
 
 
-def of(model: str, problems: str, source: str, files: Mapping[str, str]) -> Identity:
+def of(model: str, tokenizer: str, problems: str, source: str, files: Mapping[str, str]) -> Identity:
     """The identity of a new run with these files, by name; one without content is not written."""
     seals = {name: (reading.seal(content.encode()),) for name, content in files.items() if content}
-    return Identity(model, problems, source, seals)
+    return Identity(model, tokenizer, problems, source, seals)
 
 
 def load(run: RunDirectory) -> Identity:
@@ -71,15 +74,12 @@ def load(run: RunDirectory) -> Identity:
     if found.pop("seal") != _seal(found):
         raise DamagedError(run.identity, f"has been changed; {HINT}")
     # Whoever can write a seal can write anything: a stranger's is looked at all the same.
-    model, problems, source, files = (found.get(key) for key in ("model", "problems", "source", "files"))
-    if not (all(isinstance(each, str) for each in (model, problems, source)) and isinstance(files, dict)):
-        raise DamagedError(run.identity, f"must name model, problems, their source and files; {HINT}")
-    return Identity(
-        str(model),
-        str(problems),
-        str(source),
-        {name: tuple(s) if isinstance(s, list) else () for name, s in files.items()},
-    )
+    told, files = [found.get(key) for key in ("model", "tokenizer", "problems", "source")], found.get("files")
+    if not (all(isinstance(each, str) for each in told) and isinstance(files, dict)):
+        raise DamagedError(run.identity, f"must name model, tokenizer, problems, their source and files; {HINT}")
+    model, tokenizer, problems, source = map(str, told)
+    seals = {name: tuple(s) if isinstance(s, list) else () for name, s in files.items()}
+    return Identity(model, tokenizer, problems, source, seals)
 
 
 def check(run: RunDirectory, identity: Identity, name: str) -> None:

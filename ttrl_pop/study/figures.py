@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ttrl_pop.report.gold import is_right
-from ttrl_pop.report.measures import at_k
+from ttrl_pop.report.measures import at_k, ks_up_to
 from ttrl_pop.store import files, identity, reading
 from ttrl_pop.store.directory import RunDirectory
 from ttrl_pop.types import Same
@@ -90,14 +90,14 @@ def _spent(run: RunDirectory, known: identity.Identity, survey: str) -> tuple[in
 
 
 def _at_k(row: Mapping[str, Any], gold: str | None, same: Same) -> dict[str, float | None]:
-    """pass@k and maj@k at powers of two, of an answer's row."""
+    """pass@k and maj@k of an answer's row."""
     if gold is None:
         return {}
     votes: dict[str, int] = row["votes"]
     size = row["rollouts"]
     elected = [is_right(answer, gold, same) for answer in votes]
-    ks = [2**i for i in range(size.bit_length()) if 2**i <= size]
-    return at_k(round(row["accuracy"] * size), list(votes.values()), elected, row["abstained"], ks)
+    right = round(row["accuracy"] * size)
+    return at_k(right, list(votes.values()), elected, row["abstained"], ks_up_to(size))
 
 
 def _number(value: float | bool | None) -> float | None:

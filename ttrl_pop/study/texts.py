@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
-import torch
-
 from ttrl_pop.embeddings import Embedder
-from ttrl_pop.model.logprobs import token_logprobs
+from ttrl_pop.learn.micro_batches import MicroBatches, Sample
+from ttrl_pop.learn.objective import base_logprobs
+from ttrl_pop.packing.budget import learner_tokens
+from ttrl_pop.population.base import MEAN
 from ttrl_pop.run.session import Session
-from ttrl_pop.types import Tally
+from ttrl_pop.types import Rollout, Tally
 
 DIGITS = 5
 """Digits of an embedding that are kept."""
@@ -41,17 +42,29 @@ def text_rows(session: Session, tallies: Sequence[Tally]) -> Iterator[Row]:
     for tally in tallies:
         rollouts = tally.group.rollouts_G
         vectors = embed([rollout.text for rollout in rollouts])
-        with torch.no_grad(), session.policy.as_base():
-            logprobs_BT, mask_BT = token_logprobs(session.policy, rollouts, None, 1.0)
-        sums = (logprobs_BT * mask_BT).sum(1).tolist()
-        for number, (rollout, vector, total) in enumerate(zip(rollouts, vectors, sums, strict=True)):
-            tokens = len(rollout.completion_ids)
+        coherences = _coherences(session, rollouts)
+        for number, (rollout, vector, coherence) in enumerate(zip(rollouts, vectors, coherences, strict=True)):
             yield {
                 "id": tally.group.problem.id,
                 "rollout": number,
                 "mind": rollout.mind.seed,
                 "text": rollout.text,
-                "tokens": tokens,
-                "coherence": total / tokens if tokens else None,
+                "tokens": len(rollout.completion_ids),
+                "coherence": coherence,
                 "embedding": [round(value, DIGITS) for value in vector.tolist()],
             }
+
+
+def _coherences(session: Session, rollouts_G: Sequence[Rollout]) -> list[float | None]:
+    """Coherence of each rollout, None where it has no token, read in parts that memory suffices for."""
+    samples_G = [Sample(rollout, advantage=0.0, weight=0.0) for rollout in rollouts_G]
+    policy = session.policy
+    budget = learner_tokens(session.config.learn.token_budget, policy.device, policy.network)
+
+    def read(part: list[Sample]) -> None:
+        for sample, base in zip(part, base_logprobs(policy, part, 1.0), strict=True):
+            sample.base = base
+
+    for _ in MicroBatches(lambda sample: MEAN, budget).map(read, [s for s in samples_G if s.rollout.completion_ids]):
+        pass
+    return [None if sample.base is None else float(sample.base.mean()) for sample in samples_G]

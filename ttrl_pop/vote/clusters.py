@@ -39,7 +39,8 @@ def cluster_answers(
 
 def shares_of(rollouts_G: Sequence[Rollout], members: dict[str, list[int]], weight: Weight) -> dict[str, Fraction]:
     """Each cluster's share of all votes. Fractions add exactly: in any order, and with true ties."""
-    if weight == "rollout":
+    # Of one mind alone the favourite would have all votes, however few rollouts gave it.
+    if weight == "rollout" or (weight == "mind" and len({rollout.mind for rollout in rollouts_G}) == 1):
         return {root: Fraction(len(indices), len(rollouts_G)) for root, indices in members.items()}
     if weight == "mind":
         return _shares_by_mind([rollout.mind for rollout in rollouts_G], members)

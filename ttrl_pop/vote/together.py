@@ -16,12 +16,10 @@ def vote_together(groups: Sequence[Group], rules: Rules, labels: Labels | None, 
     Raises:
         UsageError: as `vote` has it.
     """
-    timeouts = rules.grader.timeouts
     own = [vote(group, rules, labels) for group in groups[ranks.rank :: ranks.size]]
     # Everybody has the rollouts.
     bare = [replace(tally, group=replace(tally.group, rollouts_G=())) for tally in own]
-    told = ranks.exchange((bare, rules.grader.timeouts - timeouts))
-    rules.grader.timeouts += sum(count for rank, (_, count) in enumerate(told) if rank != ranks.rank)
+    told = ranks.exchange(bare)
     return [
-        replace(told[number % ranks.size][0][number // ranks.size], group=group) for number, group in enumerate(groups)
+        replace(told[number % ranks.size][number // ranks.size], group=group) for number, group in enumerate(groups)
     ]

@@ -10,7 +10,7 @@ abstentions included.
 | weight | vote |
 |---|---|
 | `rollout` | 1 for each rollout |
-| `mind` | 1 for each mind, cast for its own most frequent answer; shared evenly where several are |
+| `mind` | 1 for each mind, cast for its own most frequent answer, or shared evenly; `rollout` where one wrote all |
 | `confidence` | exp(mean log p of its tokens) for each rollout |
 """
 
@@ -37,6 +37,7 @@ def vote(group: Group, rules: Rules, labels: Labels | None = None) -> Tally:
     Raises:
         UsageError: the extraction, the grader or the reward breaks its interface.
     """
+    before = rules.grader.timeouts
     answers_G, keys_G = _answers(group, rules)
     clusters = cluster_answers(group.rollouts_G, answers_G, keys_G, rules)
     label = clusters[0].answer if clusters else None
@@ -45,7 +46,7 @@ def vote(group: Group, rules: Rules, labels: Labels | None = None) -> Tally:
         label = labels[group.problem.id]
         label_cluster = cluster_equal_to(label, clusters, keys_G, rules.grader)
     if rules.reward is None:
-        return Tally(group, tuple(answers_G), clusters, label, label_cluster, ())
+        return Tally(group, tuple(answers_G), clusters, label, label_cluster, (), rules.grader.timeouts - before)
     cluster_of = {member: index for index, cluster in enumerate(clusters) for member in cluster.members}
     ballot = Ballot(
         problem_id=group.problem.id,
@@ -61,7 +62,8 @@ def vote(group: Group, rules: Rules, labels: Labels | None = None) -> Tally:
         token_limit=rules.token_limit,
     )
     rewards_G = paid(rules.reward_name, rules.reward, ballot)
-    return Tally(group, ballot.answers_G, clusters, label, label_cluster, rewards_G)
+    timeouts = rules.grader.timeouts - before
+    return Tally(group, ballot.answers_G, clusters, label, label_cluster, rewards_G, timeouts)
 
 
 def elect(group: Group, rules: Rules) -> str | None:

@@ -73,7 +73,7 @@ def made_run(
         identity.PROBLEMS: "".join(f"{line}\n" for line in write_problems(problems)),
         identity.GOLD: "".join(f"{line}\n" for line in write_gold(answers)),
     }
-    known = identity.of("model", fingerprint(problems), "problems.jsonl", contents)
+    known = identity.of("model", "tokenizer", fingerprint(problems), "problems.jsonl", contents)
     run = create(path, "made", {**contents, IDENTITY: known.dumps()})
 
     def tallies(step: int) -> list[Tally]:

@@ -243,6 +243,14 @@ def test_where_memory_runs_out_fewer_go_on_and_write_the_same(monkeypatch: pytes
     assert backend.prefill_tokens == 100 // 8
 
 
+def test_limits_stay_such_that_a_run_goes_on_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint's limits are 1 or more: a run that was lowered to 0 could not be resumed."""
+    backend = HfBackend(policy := tiny_policy(), SamplingConfig(max_new_tokens=7, prefill_tokens=1))
+    monkeypatch.setattr(hf, "draw", Failing(hf.draw))
+    list(backend.rollouts(requests(policy)))
+    assert backend.limits()["prefill_tokens"] == 1
+
+
 def test_an_engine_with_the_limits_of_another_works_in_the_same_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = tiny_policy()
     sampling = SamplingConfig(max_new_tokens=7, prefill_tokens=100, **MANY_STOPS)
@@ -375,6 +383,34 @@ def test_stop_strings_cut_the_text_and_keep_the_tokens() -> None:
         assert "a" not in rollout.text
         assert "3." not in rollout.text
         assert free[index].mind == rollout.mind
+
+
+def test_a_stop_string_that_is_a_special_token_ends_a_completion() -> None:
+    """As `<|im_end|>` for a base model: texts leave special tokens out, so that no text ever contains it."""
+    policy = tiny_policy()
+    policy.model.tokenizer.add_special_tokens({"additional_special_tokens": ["a"]})
+    mark = policy.model.tokenizer.convert_tokens_to_ids("a")
+    free = written(policy, requests(policy), max_new_tokens=30)
+    assert sum(mark in rollout.completion_ids for rollout in free) > 2
+    for rollout, whole in zip(
+        written(policy, requests(policy), max_new_tokens=30, stop=("a", "3.")), free, strict=True
+    ):
+        ids = whole.completion_ids
+        if "3." not in (until := decode(policy.model.tokenizer, ids[: ids.index(mark)] if mark in ids else ids)):
+            assert rollout.completion_ids == (ids[: ids.index(mark) + 1] if mark in ids else ids)
+            assert rollout.text == until
+            assert rollout.finish_reason == ("stop" if mark in ids else whole.finish_reason)
+
+
+def test_a_stop_string_that_marks_thoughts_ends_a_completion_though_texts_keep_it() -> None:
+    policy = tiny_policy()
+    policy.model.tokenizer.add_special_tokens({"additional_special_tokens": ["</think>"]})
+    mark = policy.model.tokenizer.convert_tokens_to_ids("</think>")
+    backend = HfBackend(policy, SamplingConfig(stop=("</think>",)))
+    ids = [*policy.model.tokenizer("12", add_special_tokens=False)["input_ids"], mark]
+    assert not backend.ended(ids[:-1])
+    assert backend.ended(ids)
+    assert backend.rollout(requests(policy)[0], ids, [0.0] * 3, "stop", 0).text == "12"
 
 
 def test_the_end_of_sequence_ends_a_completion_and_is_part_of_it() -> None:

@@ -372,6 +372,21 @@ def test_stop_strings_end_a_completion_where_the_learner_says(servers: list[Fake
         assert len(rollout.logprobs) == len(rollout.completion_ids)
 
 
+def test_a_stop_string_that_is_a_special_token_is_one_of_the_ids_that_stop(servers: list[FakeVllm]) -> None:
+    policy = made()
+    long = dict(backend(servers, policy).rollouts(REQUESTS))
+    stop = next(rollout.text[1] for rollout in long.values() if len(rollout.text) > 2)
+    policy.model.tokenizer.add_special_tokens({"additional_special_tokens": [stop]})
+    mark = policy.model.tokenizer.convert_tokens_to_ids(stop)
+    written = dict(backend(servers, policy, stop=(stop,)).rollouts(REQUESTS))
+    for server in servers:
+        assert sorted(server.asked[-1]["stop_token_ids"]) == sorted({*policy.model.eos_ids, mark})
+    for index, rollout in written.items():
+        ids = long[index].completion_ids
+        assert rollout.completion_ids == (ids[: ids.index(mark) + 1] if mark in ids else ids)
+        assert (rollout.finish_reason == "stop") == (rollout.completion_ids[-1] in {*policy.model.eos_ids, mark})
+
+
 def test_the_model_alone_needs_no_minds(servers: list[FakeVllm]) -> None:
     policy = made(NoPopulation(NoPopulation.Options()))
     for server in servers:

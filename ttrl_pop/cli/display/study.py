@@ -82,7 +82,8 @@ class _ByWidth:
 
 def _curves(arms: Sequence[Row], kind: str) -> Table:
     """pass@k or maj@k of all arms."""
-    keys = dict.fromkeys(key for row in arms for key in row if key.startswith(f"{kind}@"))
+    found = {key for row in arms for key in row if key.startswith(f"{kind}@")}
+    keys = sorted(found, key=lambda key: int(key.partition("@")[2]))
     table = _table("", *(str(row["arm"]) for row in arms))
     for key in keys:
         table.add_row(Text(key), *(_cell(row, key) for row in arms))

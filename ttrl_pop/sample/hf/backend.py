@@ -124,7 +124,7 @@ class HfBackend(Backend):
                 if slots == 1 or not is_exhausted(error):
                     raise
                 self.cache_tokens = slots // 2 * longest
-                self.prefill_tokens //= 2
+                self.prefill_tokens = max(1, self.prefill_tokens // 2)
                 waiting.extendleft(reversed(wave))
 
     def _wave(self, waiting: deque[list[Writing]]) -> tuple[deque[list[Writing]], int, int]:

@@ -169,7 +169,7 @@ class VllmBackend(Backend):
         sampling, population = self.sampling, self.policy.population
         slots = {mind: slot for slot, mind in enumerate(self._minds, start=1)} if self.engine.sites else {}
         model = self.policy.model
-        stop_ids = tuple(sorted(model.eos_ids))
+        stop_ids = tuple(sorted(self.stop_ids))
         orders = []
         for i in part:
             request = requests[i]

@@ -165,7 +165,7 @@ class VllmServerBackend(Backend):
             "repetition_penalty": 1.0,
             "seed": randomness.seed(*request.stream_key),
             "stop": list(sampling.stop),
-            "stop_token_ids": sorted(self.policy.model.eos_ids),
+            "stop_token_ids": sorted(self.stop_ids),
             "ignore_eos": True,
             "logprobs": 0,
             "return_token_ids": True,
@@ -205,5 +205,5 @@ class VllmServerBackend(Backend):
         """Whether the completion has ended with its first `count` tokens."""
         # Without stop strings one look at the last token says it.
         if not self.sampling.stop:
-            return ids[count - 1] in self.policy.model.eos_ids
+            return ids[count - 1] in self.stop_ids
         return self.ended(ids[:count])

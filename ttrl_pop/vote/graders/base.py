@@ -15,7 +15,8 @@ class Grader(ABC):
     """
 
     timeouts: int = 0
-    """Questions so far that got no verdict in time, and count as "not equal"."""
+    """Questions of the calling thread so far that got no verdict in time, and count as "not equal". By thread, as what
+    is compared with gold meanwhile is none of the vote's."""
 
     notices: tuple[str, ...] = ()
     """What a user should know of how answers are compared on this machine."""

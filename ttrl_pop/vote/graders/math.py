@@ -102,8 +102,6 @@ class MathGrader(Grader):
     """
 
     def __init__(self, seconds: float = SECONDS) -> None:
-        self.timeouts = 0
-        """Questions that got no verdict, because time ran out or the process died over them."""
         self.questions = 0
         """Pairs of distinct answers that were put to the worker."""
         self.notices = () if hasattr(os, "fork") else (KEYS_ALONE,)
@@ -115,6 +113,15 @@ class MathGrader(Grader):
         self._readable: _Recent[str, bool] = _Recent()
         """Answers that the worker has read."""
         self._given_up = _GivenUp()
+
+    @property
+    def timeouts(self) -> int:
+        """Questions of the calling thread that got no verdict, because time ran out or the process died over them."""
+        return self._given_up.count
+
+    @timeouts.setter
+    def timeouts(self, count: int) -> None:
+        self._given_up.count = count
 
     def key(self, answer: str) -> str:
         return self._exact.key(answer)
@@ -205,6 +212,8 @@ class _GivenUp(threading.local):
 
     def __init__(self) -> None:
         self.answers: set[str] = set()
+        self.count = 0
+        """How often that happened."""
 
 
 class _Recent(Generic[K, V]):
