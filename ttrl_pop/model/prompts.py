@@ -11,7 +11,7 @@ from typing import Any
 from ttrl_pop.errors import UsageError
 from ttrl_pop.model.load import LoadedModel
 from ttrl_pop.model.refusals import reason
-from ttrl_pop.thoughts import ends_in_thoughts, is_part_of_mark
+from ttrl_pop.thoughts import SHORTEST, ends_in_thoughts, is_part_of_mark
 from ttrl_pop.types import Message, Problem
 
 TEMPLATE_ALLOWANCE = 256
@@ -159,12 +159,24 @@ def _special(tokenizer: Any) -> tuple[frozenset[int], frozenset[int]]:
 
 
 @lru_cache(maxsize=16)
+@lru_cache(maxsize=4)
 def stop_ids(tokenizer: Any, stop: tuple[str, ...]) -> frozenset[int]:
     """Ids of those stop strings that are special tokens of this tokenizer: texts leave them out, so that only their ids
-    tell that they were written."""
-    return frozenset(
-        number for number, token in tokenizer.added_tokens_decoder.items() if token.special and token.content in stop
-    )
+    tell that they were written.
+
+    Raises:
+        UsageError: a stop string has such a token and more in it, and would never be found.
+    """
+    special = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    for text in stop:
+        # A special token such as `!` stands in ordinary texts.
+        inside = [t for t in special if t in text and len(t) >= SHORTEST and not is_part_of_mark(t)]
+        if inside and text not in special:
+            raise UsageError(
+                f"sampling.stop must be text, or a special token alone, got {text!r}: no text holds the special token "
+                f"{inside[0]!r}; write it alone"
+            )
+    return frozenset(special[text] for text in stop if text in special)
 
 
 def has_special_marks(tokenizer: Any) -> bool:

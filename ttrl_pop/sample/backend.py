@@ -46,7 +46,12 @@ class Backend(ABC):
 
         Args:
             options: an instance of `Options`; None for its defaults.
+
+        Raises:
+            UsageError: a stop string could never be found.
         """
+        if sampling.stop:
+            stop_ids(policy.model.tokenizer, sampling.stop)
         self.policy = policy
         self.sampling = sampling
         self.options = self.Options() if options is None else options
@@ -101,10 +106,10 @@ class Backend(ABC):
 
     def ended(self, ids: Sequence[int]) -> bool:
         """Whether a completion of these tokens has come to its end; its beginnings had not."""
+        if not self.sampling.stop:
+            return ids[-1] in self.policy.model.eos_ids
         if ids[-1] in self.stop_ids:
             return True
-        if not self.sampling.stop:
-            return False
         # A stop string of n bytes lies in the last n tokens; some more complete a character cut at the edge.
         tail = max(len(stop.encode()) for stop in self.sampling.stop) + 4
         text = decode(self.policy.model.tokenizer, ids[-tail:])

@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ttrl_pop.config import SamplingConfig
-from ttrl_pop.errors import DivergenceError
+from ttrl_pop.errors import DivergenceError, UsageError
 from ttrl_pop.model.logprobs import token_logprobs
 from ttrl_pop.model.policy import Policy
 from ttrl_pop.model.prompts import decode, encode
@@ -400,6 +400,16 @@ def test_a_stop_string_that_is_a_special_token_ends_a_completion() -> None:
             assert rollout.completion_ids == (ids[: ids.index(mark) + 1] if mark in ids else ids)
             assert rollout.text == until
             assert rollout.finish_reason == ("stop" if mark in ids else whole.finish_reason)
+
+
+def test_a_stop_string_with_a_special_token_in_it_is_refused() -> None:
+    """No text holds it, so that every completion would run to the limit."""
+    policy = tiny_policy()
+    policy.model.tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>", "</think>", "!"]})
+    with pytest.raises(UsageError, match=r"alone, got '<\|end\|>\\n': no text holds .* '<\|end\|>'; write it alone"):
+        HfBackend(policy, SamplingConfig(stop=("<|end|>\n",)))
+    for stop in ("<|end|>", "</think>\n", "Stop!"):
+        HfBackend(policy, SamplingConfig(stop=(stop,)))
 
 
 def test_a_stop_string_that_marks_thoughts_ends_a_completion_though_texts_keep_it() -> None:
