@@ -88,9 +88,11 @@ class Choices:
             answer = match[1].strip()
         if (label := self._same_label(answer)) is not None:
             return label
-        found = [label for label, text in zip(self.labels, self.texts, strict=True) if _plain(text) == _plain(answer)]
-        if len(found) == 1:
-            return found[0]
+        # As it is written first: choices may differ in their capital letters alone.
+        for spelled in (_in_one_line, _plain):
+            texts = [spelled(text) for text in self.texts]
+            if texts.count(spelled(answer)) == 1:
+                return self.labels[texts.index(spelled(answer))]
         if match := _WORDS.match(answer):
             return self.label_of(answer[match.end() :])
         if match := _LABELLED.fullmatch(answer):
@@ -228,5 +230,9 @@ def _first(fields: Iterable[str], value: Mapping[str, Any]) -> Any:
     return next((value[field] for field in fields if value.get(field) is not None), None)
 
 
+def _in_one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
 def _plain(text: str) -> str:
-    return " ".join(text.split()).casefold().removesuffix(".").strip("$")
+    return _in_one_line(text).casefold().removesuffix(".").strip("$")
