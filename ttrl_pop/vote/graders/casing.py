@@ -1,6 +1,6 @@
 """Capital letters: where they are a matter of style, as in words, and where they tell two answers apart.
 
-    folded("New YORK")     "new york"          folded("Co")     "Co", a symbol          folded("AaBb")     "AaBb", a code
+    folded("New YORK")     "new york"     folded("Co")     "Co": a symbol     folded("AaBb")     "AaBb": a code
 
 A word is cased as prose is: all small, with one capital at its beginning, or all in capitals. One of four letters or
 more is a word, one of three with a vowel, and one of `SHORT`; what is shorter is a symbol, and keeps its case.
@@ -14,9 +14,9 @@ Simplifications:
 
 import re
 
-SHORT = frozenset("no ok ja dne nth".split())
+SHORT = frozenset(["no", "ok", "ja", "dne", "nth"])
 """Words that are shorter, or without a vowel."""
-JOINS = frozenset("and or nor not but xor for the iff".split())
+JOINS = frozenset(["and", "or", "nor", "not", "but", "xor", "for", "the", "iff"])
 """Words that stand between letters as well as between words: they make no prose of what they join."""
 
 _VOWEL = re.compile("[aeiouy]")

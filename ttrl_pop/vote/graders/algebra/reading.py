@@ -12,7 +12,8 @@ Simplifications:
 1. `x=` before an answer is a label, as for the exact grader, except where a list carries several labels.
 2. Symbols are real, `i` is the imaginary unit, an upper-case letter is not the lower-case one.
 3. What may mean two things is not parsed and equals only its own spelling: `1/2x`, `f(2)`, a prime, two `\pm`, degrees
-   inside a function, more than two letters in a row.
+   inside a function, more than two letters in a row, a Roman numeral (`ix`), `^T` on a letter, a bar that closes
+   nothing.
 """
 
 import hashlib
@@ -72,16 +73,23 @@ _OPAQUE = re.compile(
     r"""[a-zA-Z]{3} | I | [A-Z]\s*[A-Z] | [a-zA-Z]\s*[0-9] | (?<=[0-9a-zA-Z)}~])\s+[a-z]{2}\s+(?=[0-9a-zA-Z({~])
     | \([0-9]+\)\s*[0-9] | [0-9]\s*/\s*[0-9.]+\s*/ | [^-\w\s+*/^(){}\[\]|!.~] | [0-9]\s+[0-9.]
     | \}\s*[0-9] | \}\s*\([0-9.\s]*\) | /\s*(?:[0-9.]+|[a-zA-Z]|~(?:\{[^{}]*\}){1,2})\s*[a-zA-Z~(]
-    | !\s*! | [0-9]\}?\s*_ | \^\s*\{[^{}]*\}\s*\^ | \^\s*\w\s*\^ | \.(?![0-9]) | \.[0-9]+\.""",
+    | \|\s*_ | !\s*! | [0-9]\}?\s*_ | \^\s*\{[^{}]*\}\s*\^ | \^\s*\w\s*\^ | \.(?![0-9]) | \.[0-9]+\.""",
     re.VERBOSE,
 )
+
+_RIGHT = re.compile(r"\\r(?:floor|ceil)(?![a-zA-Z])")
+_TRANSPOSED = re.compile(r"\^\s*(?:T|\\top|\{\s*(?:T|\\top)\s*\})(?![a-zA-Z])|\^\s*T(?=[A-Z])")
+# A number, `e`, or a bracket that names no matrix.
+_POWER_OF_T = re.compile(r"([0-9]|(?<![a-zA-Z\\])e|\((?:[^()A-Z]|\([^()A-Z]*\))*\))\s*\^T")
 
 _LISTED = re.compile(
     r"[-+]?[0-9.,/]+(?:\s*-\s*[0-9.,/]+)+|[A-Z][a-z]|[a-z][A-Z]|[a-zA-Z]+(?:\s+[a-zA-Z]+)+|[0-9]+\s*[ap]m"
     r"|[A-Z](?:\s*-\s*[A-Z])+|[A-Z][0-9]*(?:\s*-\s*[A-Z0-9]+){2,}"
+    r"|ii|iv|vi|ix|xi"
     r"|(?:am|an|as|at|be|by|do|go|he|if|in|is|it|me|my|no|of|ok|on|or|so|to|up|us|we)"
 )
-"""What is not computed though it could be: dates, spans, scores (`3-2`), codes (`He`, `A-B`), words side by side."""
+"""What is not computed though it could be: dates, spans, scores (`3-2`), codes (`He`, `A-B`), Roman numerals, words
+side by side."""
 _WORDS = re.compile(rf"{TEXT_COMMAND}(?!\s*(?:{_FUNCTIONS})\s*\}})[^{{}}]*[a-zA-Z]{{2}}")
 
 
@@ -89,7 +97,7 @@ _WORDS = re.compile(rf"{TEXT_COMMAND}(?!\s*(?:{_FUNCTIONS})\s*\}})[^{{}}]*[a-zA-
 def read(answer: str) -> Form:
     """The form of an answer; never an error: what is not understood is a `Leaf` that only has its key."""
     text = clean(answer)
-    text = _OR.sub(",", text)
+    text = _TRANSPOSED.sub("^T", _OR.sub(",", text))
     text = _GROUPED.sub(lambda number: number[0].replace(",", ""), text) if not set("([{") & set(text) else text
     return _read_list(re.sub(r"_\s*([A-Za-z0-9])", r"_{\1}", text))
 
@@ -277,7 +285,11 @@ def _for_parser(text: str, is_score: bool) -> str | None:
     text = re.sub(r"(?<![\\a-zA-Z])sqrt\s*([0-9]+)", r"\\sqrt{\1}", text)
     text = _NAMED.sub(r"\\\1 ", text)
     text = re.sub(r"(\\log\s*_\{[^{}]*\})\s*([0-9]+|[a-zA-Z])", r"\1{\2}", text)
-    if not _COMMANDS.issuperset(_COMMAND.findall(text)) or _OPAQUE.search(_COMMAND.sub("~", text)):
+    # In brackets it is a power to the parser, and bare the sign of a transposed matrix.
+    text = _POWER_OF_T.sub(r"\1^{(T)}", text)
+    if not _COMMANDS.issuperset(_COMMAND.findall(text)) or _OPAQUE.search(_COMMAND.sub("~", _RIGHT.sub(")", text))):
+        return None
+    if "^T" in text or text.count("|") % 2:
         return None
     text = re.sub(r"\^\s*\(([^()]*)\)", r"^{\1}", text)
     text = re.sub(r"\^\s*(-?[0-9]+|[a-zA-Z])", r"^{\1}", text)
