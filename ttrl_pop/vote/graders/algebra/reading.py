@@ -261,9 +261,12 @@ def _without_unit(text: str) -> tuple[str, str]:
     r"""`2\pi \text{ cm}` without its unit, and the unit; a function's argument keeps its degrees."""
     text = text.strip()
     if not _FUNCTION.search(text):
-        for mark in _BEFORE_UNIT.finditer(text, max(map(text.rfind, "()=+")) + 1):
-            if unit := unit_of(text[mark.start() :], behind_formula=True):
-                return text[: mark.start()].strip(), unit
+        starts = [mark.start() for mark in _BEFORE_UNIT.finditer(text, max(map(text.rfind, "()=+")) + 1)]
+        for start in starts:
+            if unit := unit_of(text[start:], behind_formula=True):
+                # What stands behind a unit that it does not go with is a direction, or a substance.
+                is_apart = any(unit_of(text[first:start], behind_formula=True) for first in starts if first < start)
+                return (text, "") if is_apart else (text[:start].strip(), unit)
     return text, ""
 
 
