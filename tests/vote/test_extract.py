@@ -62,7 +62,9 @@ def test_marks_of_a_users_own_count_in_raw_prompts_too(is_chat: bool) -> None:
 def test_all_marks_of_thoughts_are_known(opening: str, closing: str) -> None:
     for change in (str, str.upper, str.lower):
         thoughts = f"{change(opening)}Maybe \\boxed{{1}}?"
-        assert AUTO.answer(thoughts, "stop", is_chat=True, thinking=False) is None
+        # Words are marks also where a text that the limit cut off begins with them.
+        finish: FinishReason = "length" if opening.endswith(":") else "stop"
+        assert AUTO.answer(thoughts, finish, is_chat=True, thinking=False) is None
         assert AUTO.answer(f"{thoughts}{change(closing)}Answer: 2", "stop", is_chat=True, thinking=False) == "2"
 
 

@@ -188,11 +188,8 @@ def _is_list(lines: Sequence[str]) -> bool:
         return False
     before, letter, mark = first.string[: first.start("letter")], first["letter"], first["closed"] + first["mark"]
     opening = before + chr(ord(letter) + 1) + mark
-    return (
-        bool(mark)
-        and ":" not in mark
-        and any(line.strip().casefold().startswith(opening.casefold()) for line in lines[1:])
-    )
+    is_marked = bool(first["lead"] or mark.strip("*_: "))
+    return is_marked and any(line.strip().casefold().startswith(opening.casefold()) for line in lines[1:])
 
 
 def _letter(text: str, is_named: bool) -> str | None:
