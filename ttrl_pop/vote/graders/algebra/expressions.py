@@ -35,7 +35,12 @@ FUNCTIONS = "fghFGTPE"
 
 _CALL = re.compile(r"\\[a-zA-Z]+|([a-zA-Z])(?:\s*\^\s*\{[^{}]*\})?\s*\(")
 _BEFORE_UNIT = re.compile(r"\s|\\text|\\mathrm|\\mbox|%|\^\s*(?:\{\s*)?\\circ")
-_REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\overline\s*\{([0-9]+)\}")
+# `2.5(3)` is a product.
+_REPEATING = re.compile(
+    r"([0-9]*)\.([0-9]*)\\(?:overline|bar|dot)\s*(?:\{([0-9]+)\}|([0-9]))"
+    r"|(?:([0-9]+)\.|(0)\.([0-9]+))\(([0-9]+)\)"
+)
+_ODD_ROOT = re.compile(r"\\sqrt\s*\[\s*([0-9]*[13579])\s*\]\s*\{\s*-\s*([0-9.]+|\\frac\{[0-9]+\}\{[0-9]+\})\s*\}")
 
 _FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp"
 _FUNCTION = re.compile(_FUNCTIONS)
@@ -85,7 +90,8 @@ def leaf(text: str, is_score: bool = True) -> Leaf:
         measured = quantity(text)
     number = measured[0] if measured else None
     if number is None and (repeating := _REPEATING.fullmatch(text)):
-        number = _repeating(*repeating.groups())
+        whole, fixed, period, digit, before, zero, behind, inside = repeating.groups(default="")
+        number = _repeating(whole or before or zero, fixed or behind, period or digit or inside)
     if number is None:
         parsed = _parse(_for_parser(text, is_score))
         if parsed is None:
@@ -155,6 +161,8 @@ def _for_parser(text: str, is_score: bool) -> str | None:
     text = text.replace("**", "^")
     text = re.sub(r"(?<![\\a-zA-Z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
     text = re.sub(r"(?<![\\a-zA-Z])sqrt\s*([0-9]+)", r"\\sqrt{\1}", text)
+    # The real root, not the first one of the complex plane.
+    text = _ODD_ROOT.sub(r"(-\\sqrt[\1]{\2})", text)
     text = _NAMED.sub(r"\\\1 ", text)
     text = re.sub(r"(\\log\s*_\{[^{}]*\})\s*([0-9]+|[a-zA-Z])", r"\1{\2}", text)
     # In brackets it is a power to the parser, and bare the sign of a transposed matrix.
