@@ -13,7 +13,7 @@ from ttrl_pop.vote.extract import pattern
 from ttrl_pop.vote.extract.answer_tags import TAGS
 from ttrl_pop.vote.extract.extractor import AUTO, Extractor, build_extractor
 from ttrl_pop.vote.extract.turn import ENDS
-from ttrl_pop.vote.extract.words import ANSWER
+from ttrl_pop.words import ANSWER
 
 EXTRACT_CASES = json.loads((CASES / "extract.json").read_text(encoding="utf-8"))
 

@@ -1,6 +1,6 @@
 r"""Lines that name the answer: `Answer: 57`, `✅ **Final Answer:** 57`, `答案：57`, a heading with the answer below it.
 
-A line opens with a word for "answer" (`ttrl_pop.vote.extract.words`), after signs, a list number and words that may
+A line opens with a word for "answer" (`ttrl_pop.words`), after signs, a list number and words that may
 stand before it. Behind the word comes
 
 1. a colon or an arrow, and then the answer, whatever it is;
@@ -18,7 +18,7 @@ from itertools import islice
 
 from ttrl_pop.vote.extract.remarks import ADORNMENT, DONE, answer_itself, is_value
 from ttrl_pop.vote.extract.turn import Turn
-from ttrl_pop.vote.extract.words import AFTER, ANSWER, IS_WORD, NAMED, any_of, lines_with, words_of
+from ttrl_pop.words import AFTER, ANSWER, IS_WORD, NAMED, any_of, lines_with, words_of
 
 MOST_LINES = 1000
 """Lines that name an answer, counted from the end, of which one must have it."""

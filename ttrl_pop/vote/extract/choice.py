@@ -24,7 +24,7 @@ from ttrl_pop.types import FinishReason
 from ttrl_pop.vote.extract.chat import marked_answers
 from ttrl_pop.vote.extract.remarks import DONE
 from ttrl_pop.vote.extract.turn import said
-from ttrl_pop.vote.extract.words import (
+from ttrl_pop.words import (
     AND,
     ANSWER,
     CHOICE,
