@@ -50,7 +50,7 @@ _RELATIONS = {
 }
 
 _LABEL = re.compile(r"[A-Za-z](?:_\{[A-Za-z0-9]+\})?(?:\([a-z](?:,[a-z])*\))?|\\[a-zA-Z]+")
-_TRANSPOSED = re.compile(r"\^\s*(?:T|\\top|\{\s*(?:T|\\top)\s*\})(?![a-zA-Z])|\^\s*T(?=[A-Z])")
+_TRANSPOSED = re.compile(r"\^\s*(?:T|\\top(?![a-zA-Z])|\{\s*(?:T|\\top)\s*\})")
 
 
 @lru_cache(maxsize=4096)
