@@ -39,7 +39,7 @@ FLOORS = [
             "randomness",
             "settings",
         ),
-        *("text", "thoughts"),
+        *("text", "thoughts", "words"),
     ),
 ]
 """From the top. A room (a wing, or a module of the root) imports from the floors below and from itself; rooms of the

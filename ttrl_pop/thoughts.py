@@ -7,6 +7,8 @@ Simplifications:
 1. What stands before the last closing mark is thoughts, whichever mark opened them, and also where none did: a chat
    template may have.
 2. A mark that an answer quotes is a mark.
+3. A mark of plain words, as Granite has them, counts only where the text begins with the one that opens, and has the
+   one that closes or was cut off: in any other place it is a sentence.
 """
 
 import re
@@ -88,6 +90,11 @@ _OPENING, _CLOSING = (frozenset(mark.lower() for mark in marks) for marks in zip
 # The channel that opens a text of gpt-oss without its special tokens; a text that begins with the word goes on with a
 # space or a mark.
 _STRIPPED_CHANNEL = re.compile(r"\s*+(?:analysis|commentary)(?=[^\W_]|[\\$\"“(\[])")
+_IN_WORDS = frozenset(mark for mark in _OPENING | _CLOSING if mark.endswith(":"))
+"""Marks that are plain words."""
+_BEGINS_IN_WORDS = re.compile(
+    rf"""(?:\s|<\|[^<>|]{{1,40}}\|>(?:assistant)?)*+(?:{"|".join(sorted(map(re.escape, _OPENING & _IN_WORDS)))})"""
+)
 _TAG = re.compile(r"</?[a-z][a-z_:]*>")
 _ATTRIBUTES = re.compile(r"\s[^<>]*>\Z")
 """What may stand in a tag behind its name."""
@@ -95,14 +102,24 @@ _MESSAGE = "<|message|>"
 """What stands between the name of a channel and its text."""
 
 
-def spoken(text: str, thinking: Thinking = False) -> str | None:
-    """What follows the thoughts; None where they never closed."""
+def spoken(text: str, thinking: Thinking = False, is_cut: bool = False) -> str | None:
+    """What follows the thoughts; None where they never closed.
+
+    Args:
+        is_cut: the token limit cut the text off.
+    """
     also = thinking if isinstance(thinking, tuple) else None
     is_open = thinking is True or (also is not None and not also[0]) or bool(_STRIPPED_CHANNEL.match(text))
     closing = {*_CLOSING, also[1].lower()} if also else _CLOSING
     start = 0
     # The one letter that becomes two in lower case would move all that stands behind it.
-    for mark in _marks(also).finditer(text.replace("\u0130", "i").lower()):
+    lowered = text.replace("\u0130", "i").lower()
+    begins = _BEGINS_IN_WORDS.match(lowered)
+    closes = begins is not None and (is_cut or any(mark in lowered[begins.end() :] for mark in _CLOSING & _IN_WORDS))
+    in_words = is_open or closes
+    for mark in _marks(also).finditer(lowered):
+        if mark[0] in _IN_WORDS and not in_words:
+            continue
         is_open, start = _ATTRIBUTES.sub(">", mark[0]) not in closing, mark.end()
     return None if is_open else text[start:].removeprefix(_MESSAGE)
 

@@ -94,6 +94,12 @@ def test_what_a_user_is_told(case: dict[str, Any], tmp_path: Path) -> None:
     assert [line.replace(source, "FILE").replace(str(gold), "GOLD") for line in told] == case["notices"]
 
 
+def test_words_before_a_choice_are_not_passed_over_without_end() -> None:
+    row = {"prompt": "p", "choices": ["3", "4"], "answer": "option " * 2000 + "x"}
+    assert read_rows([row]).answers["1"] == row["answer"]
+    assert read_rows([row | {"answer": "Answer option B"}]).answers["1"] == "B"
+
+
 def test_standard_input_has_a_name_in_errors() -> None:
     with pytest.raises(UsageError, match=r"^<stdin>:2: must be a JSON object, got a list\.$"):
         read_bytes(b'{"prompt": "p"}\n[]')

@@ -3,11 +3,20 @@
 import pytest
 
 from ttrl_pop.cli.vote import Totals
-from ttrl_pop.report.gold import clusters_correct, gold_metrics, label_correct, rollout_accuracy, rollouts_correct
+from ttrl_pop.report.gold import (
+    clusters_correct,
+    gold_metrics,
+    is_right,
+    label_correct,
+    rollout_accuracy,
+    rollouts_correct,
+)
 from ttrl_pop.report.measures import measure
 from ttrl_pop.report.rows import answer_row, vote_row
-from ttrl_pop.types import AnswerKey, Group, Mind, Problem, Rollout, Tally
+from ttrl_pop.types import AnswerKey, GoldAnswer, Group, Mind, Problem, Rollout, Tally
 from ttrl_pop.vote.graders.base import Grader
+from ttrl_pop.vote.graders.choice import ChoiceGrader
+from ttrl_pop.vote.graders.exact import ExactGrader
 from ttrl_pop.vote.rewards.base import build_reward
 from ttrl_pop.vote.rewards.consensus import majority
 from ttrl_pop.vote.rules import Rules
@@ -93,3 +102,23 @@ def test_the_grader_sees_each_spelling_once_and_in_the_order_of_the_rollouts() -
 
     rollouts_correct(tally_of("cab cab", RULES), GOLD, same)
     assert asked == ["c", "a", "b", None]
+
+
+@pytest.mark.parametrize(
+    ("grader", "gold", "right", "wrong"),
+    [
+        (ChoiceGrader, GoldAnswer("A", ["C. elegans"]), ["A", "(a)"], ["C", "C. elegans", "D"]),
+        (ExactGrader, GoldAnswer("A", ["C. elegans"]), ["A", "c. elegans"], ["C", "D"]),
+        (ChoiceGrader, GoldAnswer("B", ["c"]), ["B"], ["C", "c"]),
+        (ExactGrader, GoldAnswer("B", ["c"]), ["B", "c"], ["C"]),
+        (ExactGrader, GoldAnswer("B", ["(C)"]), ["B"], ["C"]),
+        (ChoiceGrader, GoldAnswer("A", ["A. aegypti"]), ["A", "A. aegypti"], ["B"]),
+        (ChoiceGrader, GoldAnswer("A", ["B"]), ["A", "B"], ["C"]),
+        (ChoiceGrader, GoldAnswer("A", ["Paris"]), ["A", "Paris"], ["B"]),
+    ],
+)
+def test_the_text_of_a_choice_is_no_label_of_another(
+    grader: type[Grader], gold: GoldAnswer, right: list[str], wrong: list[str]
+) -> None:
+    same = grader().same
+    assert [answer for answer in (*right, *wrong) if is_right(answer, gold, same)] == right

@@ -13,7 +13,7 @@ from ttrl_pop.vote.extract import pattern
 from ttrl_pop.vote.extract.answer_tags import TAGS
 from ttrl_pop.vote.extract.extractor import AUTO, Extractor, build_extractor
 from ttrl_pop.vote.extract.turn import ENDS
-from ttrl_pop.vote.extract.words import ANSWER
+from ttrl_pop.words import ANSWER
 
 EXTRACT_CASES = json.loads((CASES / "extract.json").read_text(encoding="utf-8"))
 
@@ -62,7 +62,9 @@ def test_marks_of_a_users_own_count_in_raw_prompts_too(is_chat: bool) -> None:
 def test_all_marks_of_thoughts_are_known(opening: str, closing: str) -> None:
     for change in (str, str.upper, str.lower):
         thoughts = f"{change(opening)}Maybe \\boxed{{1}}?"
-        assert AUTO.answer(thoughts, "stop", is_chat=True, thinking=False) is None
+        # Words are marks also where a text that the limit cut off begins with them.
+        finish: FinishReason = "length" if opening.endswith(":") else "stop"
+        assert AUTO.answer(thoughts, finish, is_chat=True, thinking=False) is None
         assert AUTO.answer(f"{thoughts}{change(closing)}Answer: 2", "stop", is_chat=True, thinking=False) == "2"
 
 
@@ -120,6 +122,11 @@ HOSTILE = {
     "formulas": "Answer:\n" + "$$\n" * 30_000,
     "answer is": "the answer is " * 7_000,
     "correct letters": "A is " * 20_000 + "(" * 50_000,
+    "letters that are correct": "A is correct " * 20_000,
+    "letters that are true": "A is true and " * 20_000,
+    "sentences of correct letters": "A is correct. " * 20_000,
+    "what it is so": "so it is " * 20_000,
+    "choices in lines": "A) 3\n" * 20_000,
     "lines and an answer": "a\n" * 50_000 + "Answer: 5",
     "digits": "1" * 1_000_000,
     "groups of digits": "111 " * 250_000,
@@ -131,6 +138,8 @@ HOSTILE = {
     "underscores": "_" * 1_000_000,
     "digits after a letter": "x" + "1" * 1_000_000,
     "thousands": "1" + ",111" * 250_000 + "1",
+    "thousands of India": "1," + "11," * 13_000,
+    "thousands and decimals": "1" + ".111" * 100_000 + ",",
     "fractions": "1/" * 500_000,
     "dots": "1." * 500_000,
     "signs": "-" * 1_000_000,

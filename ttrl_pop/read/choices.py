@@ -40,6 +40,8 @@ _SERIES = tuple(
     for name in SERIES
     for counted in (_COUNTED[:1] if name == "{}" else _COUNTED)
 )
+_MOST_WORDS = 5
+"""Words before an answer, such as `option`, that are passed over."""
 _LONGEST = 10_000
 """Characters of a list that is written as text."""
 _LABELS = ("label", "labels", "key", "letter", "id")
@@ -82,17 +84,32 @@ class Choices:
         )
 
     def label_of(self, answer: str) -> str | None:
-        """The label of the choice that an answer means by its label (`B`, `b`, `(B)`, `B. 4`) or its text."""
-        answer = answer.strip(" $\n")
-        if match := _TEXT.fullmatch(answer):
-            answer = match[1].strip()
+        """The label of the choice that an answer means by its label (`B`, `b`, `(B)`, `B. 4`) or its text, with or
+        without words before it."""
+        for _ in range(_MOST_WORDS):
+            answer = answer.strip(" $\n")
+            if match := _TEXT.fullmatch(answer):
+                answer = match[1].strip()
+            if (label := self._said(answer)) is not None:
+                return label
+            if (match := _WORDS.match(answer)) is None:
+                break
+            answer = answer[match.end() :]
+        return self._labelled(answer)
+
+    def _said(self, answer: str) -> str | None:
+        """The label of the choice that an answer is the label or the text of."""
         if (label := self._same_label(answer)) is not None:
             return label
-        found = [label for label, text in zip(self.labels, self.texts, strict=True) if _plain(text) == _plain(answer)]
-        if len(found) == 1:
-            return found[0]
-        if match := _WORDS.match(answer):
-            return self.label_of(answer[match.end() :])
+        # As it is written first: choices may differ in their capital letters alone.
+        for spelled in (_in_one_line, _plain):
+            texts = [spelled(text) for text in self.texts]
+            if texts.count(spelled(answer)) == 1:
+                return self.labels[texts.index(spelled(answer))]
+        return None
+
+    def _labelled(self, answer: str) -> str | None:
+        """The label that stands before a mark, and before the text of its own choice or none."""
         if match := _LABELLED.fullmatch(answer):
             label = self._same_label(match[1] or match[2])
             if label is not None and (not match[3] or _plain(match[3]) == _plain(self.texts[self.labels.index(label)])):
@@ -228,5 +245,9 @@ def _first(fields: Iterable[str], value: Mapping[str, Any]) -> Any:
     return next((value[field] for field in fields if value.get(field) is not None), None)
 
 
+def _in_one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
 def _plain(text: str) -> str:
-    return " ".join(text.split()).casefold().removesuffix(".").strip("$")
+    return _in_one_line(text).casefold().removesuffix(".").strip("$")

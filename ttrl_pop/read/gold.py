@@ -5,9 +5,9 @@ Of `GOLD_FIELDS` the first that holds an answer counts; null and blank are none.
 | text | answer |
 |---|---|
 | holds a box | the last one |
-| `<answer>4</answer>` | what stands in the last of such tags |
+| `<answer>4</answer>`, `<answer>4` | what stands in the last of such tags |
 | `… #### 4` (GSM8K) | the line behind the last mark |
-| `The answer is 4.`, `Answer: 4` on its last line | 4 |
+| `The answer is 4.`, `Answer: 4`, `答案：4` on its last line, or 4 alone below that | 4 |
 | `The sum is 4.` | 4, where it is one sentence that says one thing and ends in a number |
 | `**4**` | 4 |
 | anything else | itself, a word without its period |
@@ -32,6 +32,7 @@ from ttrl_pop.read.choices import Choices, choices_of
 from ttrl_pop.read.rows import Row, is_text, spelling
 from ttrl_pop.text import last_box, shown
 from ttrl_pop.types import GoldAnswer
+from ttrl_pop.words import AFTER, ANSWER, BEFORE, any_of, words_of
 
 SOLUTION_FIELDS = ("solution", "Solution")
 """Fields of a worked solution."""
@@ -68,14 +69,11 @@ _NESTED = 4
 _ADORNMENT = "*_ \t"
 _TAGS = re.compile(r"<(/?)(?:answer|final_answer|final)>", re.IGNORECASE)
 _SAYS = re.compile(
-    r"\banswer(?: (?:to|of|for) (?:the|this) (?:question|problem))?[ \t*_]*+(?:\bis\b|:|=)[ \t:*_]*+", re.IGNORECASE
+    rf"""(?<![A-Za-zÀ-ÿ]) (?:{any_of(ANSWER)}) (?:\ (?:to|of|for)\ (?:the|this)\ (?:question|problem))?
+    (?:\ (?:{any_of(AFTER)}))?+ [ \t*_]*+ (?:\bis\b|[:：=]) [ \t:*_]*+""",
+    re.IGNORECASE | re.VERBOSE,
 )
-_LEAD = frozenset(
-    (
-        *("a", "and", "correct", "final", "hence", "is", "my", "numerical"),
-        *("our", "right", "so", "the", "then", "therefore", "thus", "we", "is"),
-    )
-)
+_LEAD = frozenset(("a", "is", "we", *(part for word in words_of(BEFORE) for part in word.split())))
 """Words that may stand before `answer is` on a line that says the answer."""
 _VERBS = frozenset(("is", "are", "was", "were", "equals"))
 """Words between what a sentence speaks of and the number that it gives."""
@@ -240,13 +238,16 @@ def _tagged(text: str) -> str | None:
             start = tag.end()
         elif start is not None:
             content, start = text[start : tag.start()].strip() or content, None
+    # The closing tag may be the text that generation stopped at.
+    if content is None and start is not None and "\n" not in text[start:].strip():
+        content = text[start:].strip() or None
     return content
 
 
 def _said(text: str) -> str | None:
     """What the last line says the answer to be."""
     before, _, line = text.rpartition("\n")
-    above = before.rpartition("\n")[2]
+    above = before.rstrip().rpartition("\n")[2]
     if (match := _SAYS.search(above)) and match.end() == len(above):
         return line.strip(_ADORNMENT) or None
     if match := _SAYS.search(line):

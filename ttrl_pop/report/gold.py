@@ -2,17 +2,34 @@
 
 A rollout is right if its own answer equals gold, and a label if it does, whatever the vote held equal: a grader need
 not be transitive, so members of one cluster may get different verdicts.
+
+Beside a label (`A`) the text of its choice is as right, but not where the grader takes it for another label, as that of
+letters takes `C. elegans` for C.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 
 from ttrl_pop.report.estimators import mean
 from ttrl_pop.types import AnswerKey, GoldAnswer, Metrics, Same, Tally
 
+_LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
+
 
 def is_right(answer: str | None, gold: str, same: Same) -> bool:
     """Whether an answer equals the gold answer, or one that is as right."""
-    return same(answer, gold) or (isinstance(gold, GoldAnswer) and any(same(answer, other) for other in gold.others))
+    if same(answer, gold):
+        return True
+    others = gold.others if isinstance(gold, GoldAnswer) else ()
+    return any(same(answer, other) and not _is_other_label(other, gold, same) for other in others)
+
+
+def _is_other_label(text: str, label: str, same: Same) -> bool:
+    """Whether the text of the choice `label` is read as the label of another one."""
+    letter = _LETTER.search(text) if _LETTER.fullmatch(label) and label.isupper() else None
+    if letter is None or (other := letter[0].upper()) in (label, text):
+        return False
+    return same(text, other)
 
 
 def answers_correct(answers_G: Sequence[str | None], gold: str, same: Same) -> tuple[bool, ...]:

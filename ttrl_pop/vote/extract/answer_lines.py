@@ -1,10 +1,11 @@
 r"""Lines that name the answer: `Answer: 57`, `✅ **Final Answer:** 57`, `答案：57`, a heading with the answer below it.
 
-A line opens with a word for "answer" (`ttrl_pop.vote.extract.words`), after signs, a list number and words that may
+A line opens with a word for "answer" (`ttrl_pop.words`), after signs, a list number and words that may
 stand before it. Behind the word comes
 
 1. a colon or an arrow, and then the answer, whatever it is;
-2. `=`, a dash, or the end of what is bold or bracketed, and then a value: a number with its unit, or a formula;
+2. `=`, a dash, the last cell of a table, or the end of what is bold or bracketed, and then a value: a number with its
+   unit, or a formula;
 3. nothing, and the answer stands below, on the only line of its paragraph.
 
 A sentence, `So the answer is 57.`, is no such line: it counts where nothing marks an answer, and only with a value.
@@ -17,7 +18,7 @@ from itertools import islice
 
 from ttrl_pop.vote.extract.remarks import ADORNMENT, DONE, answer_itself, is_value
 from ttrl_pop.vote.extract.turn import Turn
-from ttrl_pop.vote.extract.words import AFTER, ANSWER, IS_WORD, NAMED, any_of, lines_with, words_of
+from ttrl_pop.words import AFTER, ANSWER, IS_WORD, NAMED, any_of, lines_with, words_of
 
 MOST_LINES = 1000
 """Lines that name an answer, counted from the end, of which one must have it."""
@@ -32,7 +33,7 @@ _BEFORE = rf"""{_SIGNS} (?: (?:step[ ])? \d{{1,3}}[.):、．] {_SIGNS} )?+
 _LINE = re.compile(
     rf"""{_BEFORE} {NAMED} (?P<closed>[ \t]*+ (?:\([^()\n]{{1,60}}\))?+ [ \t*_`\])】」』》}}{DONE}]*+)
     (?: (?P<mark> (?:{IS_WORD})?+ [ \t]*+ (?: [:：∶﹕] | [→⇒➡➔►] | [-=]> ) \ufe0f?+ )
-      | (?P<weak> =(?![=>]) | [-–—](?=[ \t]) ) | (?P<verb> {IS_WORD} ) )?+
+      | (?P<weak> =(?![=>]) | [-–—](?=[ \t]) | \|(?=[^|\n]*\|[ \t]*+$) ) | (?P<verb> {IS_WORD} ) )?+
     (?P<rest>.*)""",
     re.VERBOSE | re.IGNORECASE,
 )
@@ -70,6 +71,9 @@ def last_said_answer(text: str) -> str | None:
 
 def _named(line: re.Match[str]) -> str | None:
     rest = _CLOSED.sub("", line["rest"])
+    if line.string.lstrip().startswith("|"):
+        # A row of a table, whose first cell has the mark.
+        rest = rest.strip(ADORNMENT).removeprefix("|")
     answer = answer_itself(rest) if rest.strip(ADORNMENT) else None
     if answer is None:
         return None

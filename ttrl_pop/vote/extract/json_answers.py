@@ -7,7 +7,7 @@ control characters, and the number stays as it was written. Nothing is evaluated
 import re
 
 from ttrl_pop.vote.extract.turn import Turn
-from ttrl_pop.vote.extract.words import NAMED
+from ttrl_pop.words import NAMED
 
 OTHER_KEYS = ("result", "output", "prediction", "choice", "option", "value")
 """Keys that hold the answer where the whole text is an object and none of its keys names an answer."""

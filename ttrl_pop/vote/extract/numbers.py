@@ -8,9 +8,9 @@ What a number is:
    multiples of pi, and a word of `MAGNITUDES`.
 3. Dates, times, ratios (`2024-05-17`, `3:30`), versions (`1.2.3`), indices and exponents of something else (`x_1`,
    `cm^2`), binomials and fractions of letters are no numbers, and no part of them is one.
-4. A comma makes thousands before groups of three digits (in India before the last of them), else it separates: `1,234`
-   is one number, `3,14` are two. A single space before groups of three makes thousands too, and a comma behind them
-   decimals. A slash between spaces divides: `6 / 2` are two numbers.
+4. A comma makes thousands before groups of three digits (in India before the last of at most ten), else it separates:
+   `1,234` is one number, `3,14` are two. A single space before groups of three makes thousands too, and a comma behind
+   them decimals. A slash between spaces divides: `6 / 2` are two numbers.
 
 The pattern reads every character a bounded number of times.
 """
@@ -43,7 +43,7 @@ _VULGAR = "[¼-¾⅐-⅞↉]"
 
 # 1,234,567  12,34,567  1\,234  1{,}234  1 234  1'234  1 234,56  1_234  ١٬٢٣٤  1.234.567  1.234,56
 _THOUSANDS = rf"""(?: (?!0) \d{{1,3}}
-    (?: (?: , \d{{3}} (?!\d) )++ | (?: , \d{{2}} (?!\d) )++ , \d{{3}} (?!\d)
+    (?: (?: , \d{{3}} (?!\d) )++ | (?: , \d{{2}} (?!\d) ){{1,9}}+ , \d{{3}} (?!\d)
       | (?: (?<=[０-９]) ， [０-９]{{3}} (?!\d) )++
       | (?: (?: \\[,\ ] | \{{,\}} | ['’_٬] ) \d{{3}} (?!\d) )++
       | (?: {_SPACE} \d{{3}} (?!\d) )++ (?: , \d{{1,2}} (?!\d) )?+

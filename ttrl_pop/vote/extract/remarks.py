@@ -1,13 +1,13 @@
 r"""An answer without what was said around it: `It is 57.`, `$57$. I hope it is correct.`, `57 (since 7*8+1)` → `57`.
 
-Only what is known to be a remark goes (`ttrl_pop.vote.extract.words`). Anything else may be a part of the answer:
+Only what is known to be a remark goes (`ttrl_pop.words`). Anything else may be a part of the answer:
 `5 apples`, `x = 3 or x = 4`, `57, 58`, `57 (mod 60)` stay whole.
 """
 
 import re
 
 from ttrl_pop.vote.extract.numbers import number_at_start
-from ttrl_pop.vote.extract.words import (
+from ttrl_pop.words import (
     CONSEQUENCE,
     CORRECT,
     GLOSS,

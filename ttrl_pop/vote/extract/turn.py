@@ -98,7 +98,7 @@ class Turn:
 
 def said(text: str, finish_reason: FinishReason, thinking: Thinking) -> Turn | None:
     """What a completion says; None where its thoughts never closed."""
-    found = spoken(text, thinking)
+    found = spoken(text, thinking, finish_reason == "length")
     if found is None:
         return None
     if start := _START.match(found):

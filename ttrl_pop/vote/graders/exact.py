@@ -1,8 +1,9 @@
 r"""Equality of short answers by canonical key alone: no algebra, no `eval`, no recursion.
 
 Numbers become exact fractions, so `0.50`, `\frac12`, `\dfrac{1}{2}` and `$1/2$` share a key. Tuples, intervals
-and sets are keyed element by element, brackets kept. Words are casefolded; single letters and formulas keep
-their case. What is one spelling, a number, a unit or a label is said in `spelling`, `quantities`, `units` and `labels`.
+and sets are keyed element by element, brackets kept. Words are casefolded; letters, symbols and formulas keep their
+case. What is one spelling, a number, a unit, a label or a word is said in `spelling`, `quantities`, `units`, `labels`
+and `casing`.
 
 Simplifications, against a grader that understands mathematics:
 
@@ -23,6 +24,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 from ttrl_pop.vote.graders.base import Grader
+from ttrl_pop.vote.graders.casing import folded
 from ttrl_pop.vote.graders.labels import behind_label
 from ttrl_pop.vote.graders.quantities import quantity, tell_apart
 from ttrl_pop.vote.graders.spelling import clean, trim, unquoted, unwrapped
@@ -128,8 +130,8 @@ class _Frame:
     """Where the text not yet in `parts` begins."""
     parts: list[tuple[str, str]] = field(default_factory=list)
     """Text and closed brackets of the element being read, each as (key if alone, key among others)."""
-    elements: list[tuple[str, str]] = field(default_factory=list)
-    """Key and unit of each element."""
+    elements: list[tuple[str, str, str]] = field(default_factory=list)
+    """Key of each element, its key inside a formula, and its unit."""
 
     def end_text(self, text: str, start: int, end: int) -> None:
         """Take the text before the mark at `start:end` into the element and read on behind the mark."""
@@ -143,33 +145,37 @@ class _Frame:
         self.end_text(text, start, end)
         number = quantity(text[self.element : start])
         if number is not None:
-            self.elements.append((str(number[0]), number[1]))
-        elif len(self.parts) == 1:
-            self.elements.append((_text_key(self.parts[0][0]), ""))
+            self.elements.append((str(number[0]), str(number[0]), number[1]))
         else:
-            self.elements.append((_text_key("".join(among for _, among in self.parts)), ""))
+            alone, among = self.parts[0] if len(self.parts) == 1 else ("".join(among for _, among in self.parts),) * 2
+            self.elements.append((_text_key(alone), _text_key(among, in_formula=True), ""))
         self.parts, self.element = [], end
 
-    def keys(self) -> list[str]:
+    def keys(self, in_formula: bool = False) -> list[str]:
         """Keys of the elements; units count where they tell them apart."""
-        if tell_apart([unit for _, unit in self.elements]):
-            return [f"{key} {unit}" if unit else key for key, unit in self.elements]
-        return [key for key, _ in self.elements]
+        count = tell_apart([unit for *_, unit in self.elements])
+        return [
+            f"{among if in_formula else alone} {unit}" if count and unit else (among if in_formula else alone)
+            for alone, among, unit in self.elements
+        ]
 
     def close(self, text: str, start: int, end: int) -> tuple[str, str]:
         """The key of this bracket alone, and among other text."""
         closer = text[start:end]
         self.end_element(text, start, end)
         number = quantity(text[self.begin : start]) if self.opener == "{" else None
-        elements = self.keys() if number is None else [str(number[0])]
-        elements = [] if elements == [""] else elements
-        listed = self.opener + ",".join(elements) + closer
-        as_set = r"\{" + ",".join(sorted(set(elements))) + r"\}"
+        elements, inside = (self.keys(), self.keys(in_formula=True)) if number is None else ([str(number[0])],) * 2
+        elements, inside = ([] if keys == [""] else keys for keys in (elements, inside))
+        listed, among = (self.opener + ",".join(keys) + closer for keys in (elements, inside))
         if self.opener == r"\{":
-            return as_set, as_set
+            return _as_set(elements), _as_set(inside)
         if len(elements) == 1 and listed[0] + listed[-1] in ("()", "{}"):
-            return elements[0], listed
-        return (as_set if self.opener == "{" else listed), listed
+            return elements[0], among
+        return (_as_set(elements) if self.opener == "{" else listed), among
+
+
+def _as_set(elements: Sequence[str]) -> str:
+    return r"\{" + ",".join(sorted(set(elements))) + r"\}"
 
 
 def _structured(text: str) -> str:
@@ -198,13 +204,13 @@ def _structured(text: str) -> str:
     return ",".join(top.keys())
 
 
-def _text_key(text: str) -> str:
-    """The key of what is no number: words casefolded, anything else without layout spaces."""
+def _text_key(text: str, in_formula: bool = False) -> str:
+    """The key of what is no number: words casefolded, but inside a formula, and anything else without layout spaces."""
     text = " ".join(trim(text).split())
     if text[:1] in _QUOTES:
         text = unquoted(text)
     if _WORDS.fullmatch(text):
-        return text.casefold()
+        return text if in_formula else folded(text)
     if text[:1].isdigit() and (time := _TIME_OF_DAY.fullmatch(text)):
         return f"{time[1]}{time[2] or ':00'} {time[3].lower()}m"
     if _MAYBE_IN_BASE.search(text) and (match := _IN_BASE.fullmatch(text)) and (number := _in_base(match)):

@@ -5,7 +5,8 @@ r"""Names in front of an equals sign that only say what the answer is of: `x=5`,
 Simplifications:
 
 1. Names differ without the answers' differing: `x=5` is `y=5`. In a list they count (`x=1, y=2`).
-2. What measures a figure, a function or an angle is a label only before a number: `AB=CD` is an equation.
+2. Letters in brackets are a label of tuples where they stand in their alphabet's order: `(y,x)=(2,1)` is itself alone.
+3. What measures a figure, a function or an angle is a label only before a number: `AB=CD` is an equation.
 """
 
 import re
@@ -16,9 +17,9 @@ MAX_NAME = 80
 """Longest text that is a name, in characters."""
 
 _GREEK = r"\\(?:alpha|beta|gamma|delta|(?:var)?epsilon|theta|lambda|mu|pi|rho|sigma|tau|(?:var)?phi|omega|Delta|Omega)"
-_SYMBOL = re.compile(
-    rf"(?:[A-Za-z]|{_GREEK})(?:\s*_\s*(?:[A-Za-z0-9]|\{{[A-Za-z0-9 ]+\}}))?'?(?:\([a-z](?:,[a-z])*\))?"
-)
+_LETTER = rf"(?:[A-Za-z]|{_GREEK})(?:\s*_\s*(?:[A-Za-z0-9]|\{{[A-Za-z0-9 ]+\}}))?'?"
+_SYMBOL = re.compile(rf"{_LETTER}(?:\([a-z](?:,[a-z])*\))?")
+_PLACES = re.compile(rf"\(\s*{_LETTER}(?:\s*,\s*{_LETTER})+\s*\)")
 _WORDS = re.compile(r"[A-Za-z]{3,}(?:[ -][A-Za-z]+){0,5}(?: ?\\(?:tri)?angle ?[A-Z]{1,4})?")
 _NOT_A_NAME = re.compile(
     r"\b(?:if|or|and|not|for|when|unless|where|iff|then|only|sin|cos|tan|cot|sec|csc|log|exp|sqrt|max|min|gcd|lcm)\b"
@@ -43,6 +44,9 @@ def label_of(before: str, behind: str) -> str | None:
     name = " ".join(unwrapped(before).split())
     if _SYMBOL.fullmatch(name):
         return name
+    if _PLACES.fullmatch(name):
+        letters = [letter.strip(" ()\\") for letter in name.split(",")]
+        return name.replace(" ", "") if letters == sorted(letters) and behind.lstrip().startswith("(") else None
     if _WORDS.fullmatch(name) and (len(name) > 3 or "\\" in before):
         is_label = not _NOT_A_NAME.search(name) and not _WORDS.fullmatch(unwrapped(behind).strip())
         return name.casefold() if is_label else None

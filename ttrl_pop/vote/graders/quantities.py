@@ -5,7 +5,8 @@ r"""Numbers as exact fractions, with the unit beside them.
 Simplifications:
 
 1. Units, percent and degree signs are told apart, never converted: `50\%` is 50.
-2. A power of ten beyond `MAX_EXPONENT` is no number.
+2. A mixed number has a part below one (`1 234/5` is text), and one without a leading zero: `10 000/3` is a quotient.
+3. A power of ten beyond `MAX_EXPONENT` is no number.
 """
 
 import re
@@ -64,8 +65,9 @@ def tell_apart(units: Sequence[str]) -> bool:
 def _value(match: re.Match[str]) -> Fraction | None:
     """Value of a match of `_NUMBER` without its sign; None for a zero denominator or a far exponent."""
     if match["whole"]:
-        of = int(match["of"])
-        return int(match["whole"]) + Fraction(int(match["part"]), of) if of else None
+        part, of = int(match["part"]), int(match["of"])
+        is_part = part < of and not re.match("0[0-9]", match["part"])
+        return int(match["whole"]) + Fraction(part, of) if is_part else None
     if match["num"]:
         den = _decimal(match["den"])
         return _decimal(match["num"]) / den if den else None

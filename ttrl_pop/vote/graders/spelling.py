@@ -4,7 +4,8 @@ Simplifications:
 
 1. `1,234` is one thousand, wherever a comma does not separate; so is `1 234`, as groups of three digits are. A decimal
    comma is read where a semicolon separates (`0,5; 1,5`) or where dots or spaces group (`1.234,50`, `1 234,50`).
-2. The sign of a currency is dropped, but in a list, where it may differ from number to number.
+2. `+/-` is `\pm` everywhere, `+-` at the beginning of a term that none stands before: `3+-5` is a sum.
+3. The sign of a currency is dropped, but in a list, where it may differ from number to number.
 """
 
 import re
@@ -54,8 +55,9 @@ _BARE_ARGUMENT = re.compile(
 )
 _BARE_SECOND = re.compile(rf"(\\(?:frac|binom))\s*(\{{[^{{}}]*\}})\s*([a-zA-Z0-9]|\\(?:{_GREEK})(?![a-zA-Z]))")
 
+_PLUS_MINUS = re.compile(r"(?:\+\s*/|(?:^|(?<=[=,(\[]))\s*\+)\s*-(?=\s*[0-9\\a-zA-Z(])")
 _UNUSUAL = re.compile(
-    r"""[;'"`_<>!\[\]] | [0-9]\ +[0-9] | \.[0-9]{3}[.,] | \.{3}
+    r"""[;'"`_<>!\[\]] | \+\s*/?\s*- | [0-9]\ +[0-9] | \.[0-9]{3}[.,] | \.{3}
     | \\(?:\{\s*\\\}|(?:not)?in|[cs]u[bp]|cap|setminus)""",
     re.VERBOSE,
 )
@@ -72,7 +74,8 @@ _DOTS = re.compile(r"([,+]|\.[0-9]+(?=\.{3,}$)|[,+]\s*(?:[^\s,+.a-zA-Z]+|[a-zA-Z
 _QUOTES = (("'", "'"), ('"', '"'), ("`", "`"), ("``", "''"))
 _GROUPED = re.compile(
     r"(?<![\w.,'])(?<![0-9.,] )[1-9][0-9]{0,2}"
-    r"(?:(?: +[0-9]{3})+(?:,[0-9]{1,2})?|(?:'[0-9]{3})+|(?:_[0-9]{3})+)(?![\w'/]| *[0-9/])"
+    r"(?:(?: +[0-9]{3})+(?:,[0-9]{1,2})?|(?:'[0-9]{3})+|(?:_[0-9]{3})+|(?: +[0-9]{3})* +0[0-9]{2}(?=/))"
+    r"(?![\w']| *[0-9]|(?<! 0[0-9]{2})/| +/)"
 )
 _DOTTED = re.compile(
     r"(?<![\w.,])([0-9]{1,3}(?:\.[0-9]{3}){2,}|[0-9]{1,3}(?:\.[0-9]{3})+(?=,[0-9]))(?:,([0-9]+))?(?![\w.,])"
@@ -233,6 +236,8 @@ def _plain_notation(text: str) -> str:
     text = unquoted(text)
     if "=" in text:
         text = _RELATION.sub(lambda m: _RELATIONS.get(m[1], r"\ne "), text)
+    if "+" in text:
+        text = _PLUS_MINUS.sub(r"\\pm ", text)
     if r"\infty" in text:
         text = _PLUS_INFINITY.sub(r"\1", text)
     if _REVERSED.search(text):

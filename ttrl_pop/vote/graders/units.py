@@ -10,7 +10,8 @@ Simplifications:
 1. Nothing is converted; canonical units tell units of one list apart, no more.
 2. Outside `\text{}` letters may be variables: there a letter alone is no unit (`5m`), nor is a noun (`5 cats`), and of
    symbols those of `_PLAIN` alone: `3nm` and `\frac12 mg` are products, `3 nm`, `5ft` and `\pi cm` have units.
-3. Letters that stand for magnitudes too are no units alone: `40\text{ K}`, `40\text{ T}`.
+3. Letters that stand for magnitudes too are no units alone: `40\text{ K}`, `40\text{ T}`. Behind another unit any
+   letter counts only with a sign between the two, with a power, or where they are a product in use (`_TOGETHER`).
 """
 
 import re
@@ -165,6 +166,18 @@ m/s m/s^2
 """
 """Units of single letters that count without that space too; `3g/l` is a quotient."""
 
+_TOGETHER = {
+    "m": "N kN MN kg g C A T W J",
+    "s": "N W J A V Pa",
+    "h": "W kW MW GW A mA",
+    "A": "V kV MV",
+    "K": "m °",
+    "C": "°",
+    "F": "°",
+}
+"""Symbol of one letter → the units that it multiplies with a space alone between (`N m`, `kW h`). Any other letter
+there is no unit: `30° N` and `5 km W` have directions, `2 mol H` a substance."""
+
 _ALONE = "mgshlLNVWJA"
 """Symbols of one letter that count alone, in `\\text{}`."""
 
@@ -300,8 +313,9 @@ def _read(text: str, in_text: bool, behind_formula: bool) -> str | None:
     power = 1
     below = in_brackets = False
     counts = in_text
+    before = token = ""
     while tokens:
-        token = tokens.pop(0)
+        before, token = token, tokens.pop(0)
         if (token in ("/", "per") and tokens[:1] != ["cent"]) or (token in "*()" and factors):
             below = token in ("/", "per") or (below and token != ")")
             in_brackets = (in_brackets or token == "(") and token != ")"
@@ -312,7 +326,11 @@ def _read(text: str, in_text: bool, behind_formula: bool) -> str | None:
             power = _POWERS[token.casefold()]
         else:
             found, is_noun, counts_outside = _factor(token, tokens)
-            if found is None or (is_noun and factors and not below):
+            if (
+                found is None
+                or (is_noun and factors and not below)
+                or (not in_brackets and _is_apart(token, before, factors, tokens))
+            ):
                 return None
             counts = counts or (
                 counts_outside and not _multiplies(token, tokens, behind_formula and power == 1, text[0] == " ")
@@ -325,6 +343,13 @@ def _read(text: str, in_text: bool, behind_formula: bool) -> str | None:
     if not counts and (behind_formula or compact not in (_BEHIND_SPACE if text[0] == " " else _VELOCITIES).split()):
         return None
     return " ".join(sorted(unit if power == 1 else f"{unit}^{power}" for unit, power in factors))
+
+
+def _is_apart(token: str, before: str, factors: list[tuple[str, int]], behind: list[str]) -> bool:
+    """Whether a letter stands behind a unit that it does not multiply."""
+    if len(token) > 1 or token not in ascii_letters or not factors or before in ("*", "/", "(", "per"):
+        return False
+    return not (behind and behind[0][0] in "^/23") and factors[-1][0] not in _TOGETHER.get(token, "").split()
 
 
 def _multiplies(token: str, behind: list[str], behind_formula: bool, apart: bool) -> bool:

@@ -10,12 +10,16 @@ Simplifications:
 
 1. A list without brackets is unordered unless a word stands in it, so `1,-2` is `-2,1` and `\{1,-2\}`; brackets of
    tuples and intervals must agree.
-2. Equality is not transitive: `1,2` and `1,2,2` are both `\{1,2\}`, and differ from each other.
+2. Where labels come again (`x=1, y=2, x=3, y=4`) those up to the first repetition belong together, and so on.
+3. A letter that may be a function is a factor with equal arguments only: `F(2x)/2` is not `F(3x)/3`, nor `f(x)g(y)`
+   `f(y)g(x)`. One that is called in one answer alone is a factor: `P(1+r)` is `P+Pr`.
+4. Equality is not transitive: `1,2` and `1,2,2` are both `\{1,2\}`, and differ from each other.
 """
 
 import logging
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from typing import TypeAlias, TypeVar
 
 import mpmath
 import sympy
@@ -28,6 +32,10 @@ AGREE = 40
 
 # It warns at each call that it keeps no time of its own.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
+
+T = TypeVar("T")
+Calls: TypeAlias = tuple[tuple[str, Leaf], ...]
+"""Letters that may be functions, each with its argument."""
 
 _SYMPY_RELATIONS = {"=": sympy.Eq, "<": sympy.Lt, ">": sympy.Gt, "<=": sympy.Le, ">=": sympy.Ge, "!=": sympy.Ne}
 
@@ -56,7 +64,7 @@ def _all_equal(a: Sequence[Form], b: Sequence[Form]) -> bool:
     return len(a) == len(b) and all(map(equal, a, b))
 
 
-def _matched(a: Sequence[Form], b: Sequence[Form], same: Callable[[Form, Form], bool]) -> bool:
+def _matched(a: Sequence[T], b: Sequence[T], same: Callable[[T, T], bool]) -> bool:
     """Whether each element finds a partner of its own; equality is transitive enough for the first to do."""
     left = list(b)
     for form in a:
@@ -69,13 +77,14 @@ def _matched(a: Sequence[Form], b: Sequence[Form], same: Callable[[Form, Form], 
 
 def _equal_bags(a: Bag, b: Bag) -> bool:
     """Two lists hold equal elements equally often; a set holds what the other holds, however often."""
-    labels = [{form.label if isinstance(form, Relation) else None for form in bag.elements} for bag in (a, b)]
+    several = any(len({*map(_label, bag.elements)} - {None}) > 1 for bag in (a, b))
 
     def same(x: Form, y: Form) -> bool:
-        names = [form.label if isinstance(form, Relation) else None for form in (x, y)]
-        several = any(len(found - {None}) > 1 for found in labels)
-        return (not several or names[0] == names[1]) and equal(x, y)
+        return (not several or _label(x) == _label(y)) and equal(x, y)
 
+    groups_a, groups_b = _groups(a), _groups(b)
+    if groups_a or groups_b:
+        return _matched(groups_a, groups_b, lambda x, y: _matched(x, y, same))
     if a.listed and b.listed and any(map(_is_word, (*a.elements, *b.elements))):
         return _all_equal(a.elements, b.elements)
     if a.listed and b.listed:
@@ -83,6 +92,21 @@ def _equal_bags(a: Bag, b: Bag) -> bool:
     return all(any(same(x, y) for y in b.elements) for x in a.elements) and all(
         any(same(x, y) for x in a.elements) for y in b.elements
     )
+
+
+def _label(form: Form) -> str | None:
+    return form.label if isinstance(form, Relation) else None
+
+
+def _groups(bag: Bag) -> list[list[Form]]:
+    """Elements that belong together, where each group has the same labels; none where labels do not come again so."""
+    groups: list[list[Form]] = [[]]
+    for form in bag.elements:
+        if _label(form) in map(_label, groups[-1]):
+            groups.append([])
+        groups[-1].append(form)
+    labels = [{*map(_label, group)} for group in groups]
+    return groups if len(groups) > 1 and len(labels[0]) > 1 and labels.count(labels[0]) == len(labels) else []
 
 
 def _is_word(form: Form) -> bool:
@@ -100,7 +124,19 @@ def _equal_leaves(a: Leaf, b: Leaf) -> bool:
         return a.number == b.number
     if a.values is None or b.values is None or not all(map(_close, a.values, b.values)):
         return False
+    if not _same_calls(a.calls, b.calls):
+        return False
     return _verified(a.expression, b.expression)
+
+
+def _same_calls(a: Calls, b: Calls) -> bool:
+    """Whether what may be a function has the same arguments in two expressions."""
+    return all(
+        any(letter == other and _equal_leaves(x, y) for other, y in there)
+        for here, there in ((a, b), (b, a))
+        for letter, x in here
+        if any(letter == other for other, _ in there)
+    )
 
 
 def _equal_relations(a: Relation, b: Relation) -> bool:
@@ -116,6 +152,8 @@ def _equal_relations(a: Relation, b: Relation) -> bool:
     same_way = a.operators == b.operators
     if not same_way and a.operators[0] != MIRRORED[b.operators[0]]:
         return False
+    if not _same_calls(_calls(a), _calls(b)):
+        return False
     difference_a, difference_b = _difference(a), _difference(b)
     if difference_a is None or difference_b is None:
         return _all_equal(a.sides, b.sides if same_way else b.sides[::-1])
@@ -126,6 +164,10 @@ def _equal_relations(a: Relation, b: Relation) -> bool:
     if factor is None:
         return _verified(_sympy_relation(a), _sympy_relation(b))
     return _verified(_sympy_difference(a), factor * _sympy_difference(b))
+
+
+def _calls(relation: Relation) -> Calls:
+    return tuple(call for side in relation.sides if isinstance(side, Leaf) for call in side.calls)
 
 
 def _difference(relation: Relation) -> tuple[mpmath.mpc, ...] | None:

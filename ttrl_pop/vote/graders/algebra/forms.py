@@ -28,6 +28,8 @@ class Leaf:
     """Values at the points, `DIGITS` digits each."""
     unit: str = ""
     """Where it stands in a list of several units."""
+    calls: tuple[tuple[str, "Leaf"], ...] = ()
+    """Letters that may be functions here and not factors, each with its argument."""
 
 
 @dataclass(frozen=True)

@@ -5,40 +5,36 @@ r"""The form of an answer, read from its text.
 
 The outer shape (lists, sets, tuples, intervals, unions, matrices, relations) is read here, because LaTeX parsers guess
 at it: to them `(1,2)` is an interval, a tuple and a set. Only its innermost parts go to latex2sympy, one expression
-each. Nothing is passed to a parser that evaluates Python.
+each (`expressions`).
 
 Simplifications:
 
 1. `x=` before an answer is a label, as for the exact grader, except where a list carries several labels.
-2. Symbols are real, `i` is the imaginary unit, an upper-case letter is not the lower-case one.
-3. What may mean two things is not parsed and equals only its own spelling: `1/2x`, `f(2)`, a prime, two `\pm`, degrees
-   inside a function, more than two letters in a row.
+2. `and` and `or` separate as a comma does, but not in round or square brackets, whose commas count places. Inequalities
+   for one letter with `or` between them are a union.
+3. Of inner parts: see `expressions`.
 """
 
-import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from fractions import Fraction
 from functools import lru_cache
 
-import mpmath
-import sympy
-from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
-
-from ttrl_pop.vote.graders.algebra.forms import DIGITS, MIRRORED, POINTS, Bag, Form, Leaf, Matrix, Relation, Row, Union
+from ttrl_pop.vote.graders.algebra.expressions import FUNCTIONS, calls_in, leaf, unit_beside
+from ttrl_pop.vote.graders.algebra.forms import MIRRORED, Bag, Form, Leaf, Matrix, Relation, Row, Union
 from ttrl_pop.vote.graders.exact import ExactGrader
 from ttrl_pop.vote.graders.labels import label_of
 from ttrl_pop.vote.graders.quantities import quantity, tell_apart
-from ttrl_pop.vote.graders.spelling import TEXT_COMMAND, clean, unwrapped
-from ttrl_pop.vote.graders.units import unit_of
+from ttrl_pop.vote.graders.spelling import clean
 
 _KEY = ExactGrader().key
-_CONVERSION = ConversionConfig(lowercase_symbols=False, interpret_as_mixed_fractions=False)
 _OPENING = {"(", "[", "{", r"\{"}
 _CLOSING = {")", "]", "}", r"\}"}
 _TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|.", re.DOTALL)
 _OR = re.compile(r"\\text\s*\{\s*,?\s*(?:and|or)\s*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])|[或和]")
+_ALTERNATIVES = re.compile(r"\\text\s*\{\s*,?\s*or\s*\}|(?<![a-zA-Z\\])or(?![a-zA-Z])|或")
+_SEPARATED = re.compile(rf"(?P<word>{_OR.pattern})|(?P<opening>\\?\{{|[(\[])|(?P<closing>\\?\}}|[)\]])|=|\\[a-zA-Z]+")
+_INEQUALITIES = {"<", ">", r"\le", r"\ge"}
 _GROUPED = re.compile(r"(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9,])")
 _PLUS_MINUS = re.compile(r"\\pm(?![a-zA-Z])")
 _MATRIX = re.compile(r"\\begin\{pmatrix\}(.*)\\end\{pmatrix\}", re.DOTALL)
@@ -54,44 +50,46 @@ _RELATIONS = {
 }
 
 _LABEL = re.compile(r"[A-Za-z](?:_\{[A-Za-z0-9]+\})?(?:\([a-z](?:,[a-z])*\))?|\\[a-zA-Z]+")
-_BEFORE_UNIT = re.compile(r"\s|\\text|\\mathrm|\\mbox|%|\^\s*(?:\{\s*)?\\circ")
-_REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\overline\s*\{([0-9]+)\}")
-
-_FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp"
-_FUNCTION = re.compile(_FUNCTIONS)
-_NAMED = re.compile(rf"(?<![a-zA-Z\\])({_FUNCTIONS}|pi|infty)(?![a-zA-Z])")
-
-_COMMANDS = frozenset(
-    f"""frac sqrt binom cdot times pi lfloor rfloor lceil rceil
-    alpha beta delta epsilon varepsilon zeta eta theta kappa lambda mu nu xi rho sigma tau phi varphi chi psi omega
-    Delta Theta Lambda Sigma Phi Psi Omega {_FUNCTIONS.replace("|", " ")}""".split()
-)
-_COMMAND = re.compile(r"\\([a-zA-Z]+)")
-
-_OPAQUE = re.compile(
-    r"""[a-zA-Z]{3} | I | [A-Z]\s*[A-Z] | [a-zA-Z]\s*[0-9] | (?<=[0-9a-zA-Z)}~])\s+[a-z]{2}\s+(?=[0-9a-zA-Z({~])
-    | \([0-9]+\)\s*[0-9] | [0-9]\s*/\s*[0-9.]+\s*/ | [^-\w\s+*/^(){}\[\]|!.~] | [0-9]\s+[0-9.]
-    | \}\s*[0-9] | \}\s*\([0-9.\s]*\) | /\s*(?:[0-9.]+|[a-zA-Z]|~(?:\{[^{}]*\}){1,2})\s*[a-zA-Z~(]
-    | !\s*! | [0-9]\}?\s*_ | \^\s*\{[^{}]*\}\s*\^ | \^\s*\w\s*\^ | \.(?![0-9]) | \.[0-9]+\.""",
-    re.VERBOSE,
-)
-
-_LISTED = re.compile(
-    r"[-+]?[0-9.,/]+(?:\s*-\s*[0-9.,/]+)+|[A-Z][a-z]|[a-z][A-Z]|[a-zA-Z]+(?:\s+[a-zA-Z]+)+|[0-9]+\s*[ap]m"
-    r"|[A-Z](?:\s*-\s*[A-Z])+|[A-Z][0-9]*(?:\s*-\s*[A-Z0-9]+){2,}"
-    r"|(?:am|an|as|at|be|by|do|go|he|if|in|is|it|me|my|no|of|ok|on|or|so|to|up|us|we)"
-)
-"""What is not computed though it could be: dates, spans, scores (`3-2`), codes (`He`, `A-B`), words side by side."""
-_WORDS = re.compile(rf"{TEXT_COMMAND}(?!\s*(?:{_FUNCTIONS})\s*\}})[^{{}}]*[a-zA-Z]{{2}}")
+_TRANSPOSED = re.compile(r"\^\s*(?:T|\\top(?![a-zA-Z])|\{\s*(?:T|\\top)\s*\})")
 
 
 @lru_cache(maxsize=4096)
 def read(answer: str) -> Form:
     """The form of an answer; never an error: what is not understood is a `Leaf` that only has its key."""
-    text = clean(answer)
-    text = _OR.sub(",", text)
+    text = _TRANSPOSED.sub("^T", clean(answer))
+    if union := _read_union(text):
+        return union
+    text = _with_commas(text)
     text = _GROUPED.sub(lambda number: number[0].replace(",", ""), text) if not set("([{") & set(text) else text
     return _read_list(re.sub(r"_\s*([A-Za-z0-9])", r"_{\1}", text))
+
+
+def _read_union(text: str) -> Union | None:
+    """The union that `x<1 or x>3` stands for; None where one part is no inequality for the same letter."""
+    pieces = [_split(piece.strip().strip(","), _INEQUALITIES) for piece in _ALTERNATIVES.split(text)]
+    if len(pieces) < 2 or any(len(sides) < 2 or "," in "".join(sides) for sides in pieces):
+        return None
+    named = [{side.strip() for side in sides if _LABEL.fullmatch(side.strip())} for sides in pieces]
+    parts = tuple(_read_item(piece.strip().strip(",")) for piece in _ALTERNATIVES.split(text))
+    is_one = len(set.union(*named)) == 1 and all(named)
+    return Union(parts) if is_one and all(isinstance(part, Row) for part in parts) else None
+
+
+def _with_commas(text: str) -> str:
+    """The text with commas for the words that separate: `(1, 2 or 3)` keeps its one, as it is a pair."""
+    opened: list[tuple[str, bool]] = []
+    pieces, end = [], 0
+    for mark in _SEPARATED.finditer(text):
+        if mark["opening"]:
+            opened.append((mark[0], False))
+        elif mark["closing"] and opened:
+            opened.pop()
+        elif mark[0] == "=" and opened:
+            opened[-1] = opened[-1][0], True
+        elif mark["word"] and (not opened or opened[-1][0] not in ("(", "[") or opened[-1][1]):
+            pieces += [text[end : mark.start()], ","]
+            end = mark.end()
+    return "".join(pieces) + text[end:]
 
 
 def _read_list(text: str) -> Form:
@@ -103,16 +101,20 @@ def _read_list(text: str) -> Form:
     return Bag(_elements(pieces), listed=True)
 
 
-def _elements(pieces: Sequence[str]) -> tuple[Form, ...]:
-    r"""Forms of the pieces, with units that tell them apart; what `\pm` makes of one piece stands beside the others."""
-    units = [_unit(piece) for piece in pieces]
+def _elements(pieces: Sequence[str], in_places: bool = False) -> tuple[Form, ...]:
+    r"""Forms of the pieces, with units that tell them apart.
+
+    Args:
+        in_places: each has a place of its own; else what `\pm` makes of one stands beside the others.
+    """
+    units = [unit_beside(piece) for piece in pieces]
     differ = tell_apart(units)
     forms: list[Form] = []
     for piece, unit in zip(pieces, units, strict=True):
         form = _read_item(piece)
         if differ and isinstance(form, Leaf):
             form = replace(form, unit=unit)
-        forms.extend(form.elements if isinstance(form, Bag) and form.listed else [form])
+        forms.extend(form.elements if isinstance(form, Bag) and form.listed and not in_places else [form])
     return tuple(forms)
 
 
@@ -141,7 +143,11 @@ def _read_relation(text: str, operators: list[str]) -> Form:
         if len(pieces) == 2 and names[0] is None and names[1] is not None:
             names, pieces = names[::-1], pieces[::-1]
         if label := names[0] or label_of(pieces[0], pieces[-1]):
-            return Relation(("=",), (_read_item(pieces[0]), _read_item(pieces[-1])), label)
+            value = _read_item(pieces[-1])
+            if isinstance(value, Leaf) and label[1:2] == "(":
+                # Of `a(n)=2a(n/2)` the letter is a function, as others are by custom.
+                value = replace(value, calls=calls_in(pieces[-1], FUNCTIONS + label[0]))
+            return Relation(("=",), (_read_item(pieces[0]), value), label)
     elif interval := _read_interval(pieces, names, operators):
         return interval
     return Relation(tuple(operators), tuple(_read_item(piece) for piece in pieces))
@@ -180,7 +186,7 @@ def _read_bracket(text: str) -> Form | None:
         return Bag(_elements(pieces), listed=False)
     if len(pieces) == 1 and (opener, closer) == ("(", ")"):
         return _read_list(inside)
-    return Row(opener, closer, _elements(pieces))
+    return Row(opener, closer, _elements(pieces, in_places=True))
 
 
 def _read_expression(text: str) -> Form:
@@ -188,8 +194,8 @@ def _read_expression(text: str) -> Form:
     signs = _PLUS_MINUS.findall(text)
     if len(signs) == 1 and r"\mp" not in text:
         both = (_PLUS_MINUS.sub(sign, text).strip().removeprefix("+") for sign in "+-")
-        return Bag(tuple(_leaf(branch, is_score=False) for branch in both), listed=True)
-    return _leaf(text)
+        return Bag(tuple(leaf(branch, is_score=False) for branch in both), listed=True)
+    return leaf(text)
 
 
 def _tokens(text: str) -> Iterator[tuple[str, int]]:
@@ -212,124 +218,3 @@ def _split(text: str, separators: set[str]) -> list[str]:
         else:
             pieces[-1] += token
     return pieces
-
-
-@lru_cache(maxsize=4096)
-def _leaf(text: str, is_score: bool = True) -> Leaf:
-    """An expression with as much as is understood of it: its key, its number, its values.
-
-    Args:
-        is_score: `3-2` stands for itself, as for the exact grader; no difference.
-    """
-    key = _KEY(text)
-    measured = quantity(text)
-    if measured is None:
-        text, _ = _without_unit(text)
-        measured = quantity(text)
-    number = measured[0] if measured else None
-    if number is None and (repeating := _REPEATING.fullmatch(text)):
-        number = _repeating(*repeating.groups())
-    if number is None:
-        parsed = _parse(_for_parser(text, is_score))
-        if parsed is None:
-            return Leaf(key)
-        expression, number = parsed
-        if number is None:
-            values = _values(expression)
-            return Leaf(key, None, expression, values) if values else Leaf(key)
-    expression = sympy.Rational(number.numerator, number.denominator)
-    with mpmath.workdps(DIGITS):
-        value = mpmath.mpc(mpmath.mpf(number.numerator) / number.denominator)
-    return Leaf(key, number, expression, (value,) * POINTS)
-
-
-def _unit(text: str) -> str:
-    """The unit of one element of a list, or ""."""
-    measured = quantity(text)
-    return measured[1] if measured else _without_unit(text)[1]
-
-
-def _without_unit(text: str) -> tuple[str, str]:
-    r"""`2\pi \text{ cm}` without its unit, and the unit; a function's argument keeps its degrees."""
-    text = text.strip()
-    if not _FUNCTION.search(text):
-        for mark in _BEFORE_UNIT.finditer(text, max(map(text.rfind, "()=+")) + 1):
-            if unit := unit_of(text[mark.start() :], behind_formula=True):
-                return text[: mark.start()].strip(), unit
-    return text, ""
-
-
-def _repeating(whole: str, fixed: str, period: str) -> Fraction:
-    r"""The number `whole.fixed\overline{period}`."""
-    shift = 10 ** len(fixed)
-    return Fraction(int(whole + fixed or 0), shift) + Fraction(int(period), shift * (10 ** len(period) - 1))
-
-
-def _for_parser(text: str, is_score: bool) -> str | None:
-    """The text in a spelling at which latex2sympy need not guess (to it `2(3)` is a sum), or None."""
-    if _WORDS.search(text):
-        return None
-    text = unwrapped(text)
-    if is_score and _LISTED.fullmatch(text.strip()):
-        return None
-    text = text.replace("**", "^")
-    text = re.sub(r"(?<![\\a-zA-Z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
-    text = re.sub(r"(?<![\\a-zA-Z])sqrt\s*([0-9]+)", r"\\sqrt{\1}", text)
-    text = _NAMED.sub(r"\\\1 ", text)
-    text = re.sub(r"(\\log\s*_\{[^{}]*\})\s*([0-9]+|[a-zA-Z])", r"\1{\2}", text)
-    if not _COMMANDS.issuperset(_COMMAND.findall(text)) or _OPAQUE.search(_COMMAND.sub("~", text)):
-        return None
-    text = re.sub(r"\^\s*\(([^()]*)\)", r"^{\1}", text)
-    text = re.sub(r"\^\s*(-?[0-9]+|[a-zA-Z])", r"^{\1}", text)
-    text = re.sub(r"([0-9]*)\.([0-9]+)", lambda m: rf"\frac{{{int(m[1] + m[2])}}}{{{10 ** len(m[2])}}}", text)
-    text = re.sub(r"(?<![0-9a-zA-Z}])([0-9]+)\s*(\\frac\{[0-9]+\}\{[0-9]+\})", r"(\1+\2)", text)
-    return re.sub(r"(?<=[0-9)])\s*(?=\()|(?<=\))\s*(?=[0-9])", r"\\cdot ", text)
-
-
-def _parse(text: str | None) -> tuple[sympy.Basic, Fraction | None] | None:
-    """The expression, and its value where that is rational; None where a library gives up."""
-    if text is None:
-        return None
-    try:
-        parsed = latex2sympy(
-            text, is_real=True, convert_degrees=False, normalization_config=None, conversion_config=_CONVERSION
-        )
-        expression = parsed.xreplace({sympy.Symbol("i", real=True): sympy.I})
-        if not isinstance(expression, sympy.Expr):
-            return None
-        value = expression.doit() if not expression.free_symbols else expression
-    except Exception:  # latex2sympy raises bare Exception for a syntax error, sympy whatever it meets
-        return None
-    return expression, Fraction(int(value.p), int(value.q)) if isinstance(value, sympy.Rational) else None
-
-
-def _values(expression: sympy.Expr) -> tuple[mpmath.mpc, ...] | None:
-    """Values of an expression at the points; None where one of them is no finite number."""
-    symbols = expression.free_symbols
-    found = []
-    for index in range(POINTS if symbols else 1):
-        at = {symbol: _coordinate(str(symbol), index) for symbol in symbols}
-        try:
-            real, imaginary = expression.evalf(DIGITS, subs=at).as_real_imag()
-        except Exception:  # as above
-            return None
-        if not (isinstance(real, sympy.Number) and isinstance(imaginary, sympy.Number)):
-            return None
-        if not (real.is_finite and imaginary.is_finite):
-            return None
-        with mpmath.workdps(DIGITS):
-            found.append(mpmath.mpc(_mpf(real), _mpf(imaginary)))
-    return tuple(found) if symbols else (found[0],) * POINTS
-
-
-def _coordinate(name: str, index: int) -> sympy.Rational:
-    """A rational number that depends on the symbol's name and the point alone."""
-    digest = hashlib.sha256(f"{index}:{name}".encode()).digest()
-    value = sympy.Rational(101 + digest[0] * 7, 211 + digest[1])
-    return -value if index >= POINTS // 2 and digest[2] % 2 else value
-
-
-def _mpf(number: sympy.Number) -> mpmath.mpf:
-    """A number of sympy's as one of mpmath's."""
-    # A precision of 1 is how sympy says that not one digit is certain: it is zero as far as anyone can tell.
-    return mpmath.mpf(0 if getattr(number, "_prec", DIGITS) == 1 else number._to_mpmath(mpmath.mp.prec))

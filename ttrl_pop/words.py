@@ -154,6 +154,25 @@ CORRECT = (
 WRONG = ("is not", "isn't", "is wrong", "is incorrect", "is false", "cannot", "can't", "are not", "was not")
 """What is said of a choice that is not taken."""
 
+DOUBT = (
+    *("not", "never", "neither", "nor", "either", "no", "doubt", "doubtful", "unlikely", "unclear", "if", "whether"),
+    *("unless", "suppose", "supposing", "assume", "assuming", "were", "might", "may", "could", "only when", "wrong"),
+    *("false", "incorrect", "untrue"),
+)
+"""What takes back that a choice is right, before it in its clause."""
+
+JOIN = ("and", "but", "while", "whereas", "because", "since", "then", "which means")
+"""Words that begin another clause."""
+
+CLAIM = ("assertion", "reason", "premise", "hypothesis", "lemma", "theorem", "event", "point", "set", "angle")
+"""Nouns before a letter that is the name of something else than a choice."""
+
+VERDICT = ("true", "false", "correct", "incorrect", "wrong", "right")
+"""What is said of each of several statements."""
+
+RATHER = ("rather than", "instead of", "and not", "but not")
+"""Words between the choice that is taken and one that is not."""
+
 AND = ("and", "or", "und", "oder", "y", "o", "et", "ou", "и", "или", "和", "或", "及", "与", "as well as")
 """Words between one choice and another."""
 
