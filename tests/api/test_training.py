@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from cli.commands import GOLD, STEPS, final, rows_of, ttrl
 from fakes import PROBLEMS, tiny_network
 from typer.testing import Result
@@ -169,6 +170,21 @@ def test_a_run_is_opened_looked_at_and_asked(trained: tuple[Path, Result]) -> No
         ttrl_pop.open(trained[0], population={"name": "none"})
     with pytest.raises(UsageError, match="neither a run directory"):
         ttrl_pop.open(trained[0].parent)
+
+
+def test_minds_of_a_run_go_to_a_model_of_somebody_elses(place: Path, copied: Path) -> None:
+    model = transformers.AutoModelForCausalLM.from_pretrained(place / "tiny")
+    minds, few = ttrl_pop.population(model, sigma=0.1), ttrl_pop.population(model, sigma=0.1, sites="input")
+    minds.load(copied / "best")
+    assert float(minds.population.sigma0) == pytest.approx(0.3)
+    with pytest.raises(UsageError, match="behind the same norms: 5 there, 2 here"):
+        few.load(copied / "best")
+    config = copied / "config.toml"
+    config.write_text(config.read_text().replace('scope = "sequence"', 'scope = "completion"'))
+    if "completion" not in config.read_text():
+        config.write_text(config.read_text().replace("sigma = 0.3", 'sigma = 0.3\nscope = "completion"'))
+    with pytest.raises(UsageError, match="scope must be 'sequence'"):
+        minds.load(copied / "best")
 
 
 def test_a_run_that_is_closed_lets_go_of_its_engine_and_opens_another(
