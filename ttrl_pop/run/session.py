@@ -1,11 +1,11 @@
 """Configuration and problems → everything that a command works with, checked before anything is written."""
 
 import datetime
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ttrl_pop.config import Config, Section
+from ttrl_pop.config import Config, LearnConfig, Section
 from ttrl_pop.config_file import validate
 from ttrl_pop.errors import UsageError
 from ttrl_pop.kernels.cuda import repeat_to_the_bit
@@ -228,7 +228,7 @@ def resolve(config: Config, engine: str, policy: Policy, backend: Backend, ranks
         engine: name of `backend`.
     """
     problems, learn, vote = config.problems, config.learn, config.vote
-    called_for = {name: value for name, value in backend.learner_defaults().items() if getattr(learn, name) is None}
+    called_for = {name: value for name, value in learner_defaults(backend).items() if getattr(learn, name) is None}
     thinking = _thinking(policy.model.tokenizer, vote.thinking)
     return config.model_copy(
         update={
@@ -251,6 +251,20 @@ def resolve(config: Config, engine: str, policy: Policy, backend: Backend, ranks
             "vote": vote.model_copy(update={"thinking": thinking}),
         }
     )
+
+
+def learner_defaults(backend: Backend) -> dict[str, Any]:
+    """What the backend calls for of the learner.
+
+    Raises:
+        UsageError: it is no table of settings of `learn`.
+    """
+    source = f"backend {type(backend).__name__}: learner_defaults"
+    called_for: Any = backend.learner_defaults()
+    if not isinstance(called_for, Mapping):
+        raise UsageError(f"{source} must return a dict of settings of learn, got a {type(called_for).__name__}")
+    validate(LearnConfig, called_for, source=source)
+    return dict(called_for)
 
 
 def _thinking(tokenizer: Any, given: Thinking | None) -> Thinking:
