@@ -75,6 +75,21 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
         yield parse_object(path, last)
 
 
+def whole_lines(path: Path) -> Iterator[bytes]:
+    """Lines of a file that end. One that does not is being written, or was torn by a kill.
+
+    Raises:
+        DamagedError: the file cannot be read.
+    """
+    held: list[bytes] = []
+    for part in read_content(path):
+        *ends, rest = part.split(b"\n")
+        for end in ends:
+            yield b"".join([*held, end])
+            held.clear()
+        held.append(rest)
+
+
 def append_line(path: Path, row: dict[str, Any]) -> None:
     """Add one JSON line and sync it. A line torn by a kill is left out at resume."""
     with path.open("ab") as file:
