@@ -16,7 +16,7 @@ from ttrl_pop.model.replicas import tell
 from ttrl_pop.model.source import lasting
 from ttrl_pop.model.turns import notice_of_turns, with_turns
 from ttrl_pop.packing.budget import learner_tokens, prefill_tokens
-from ttrl_pop.plugins import load
+from ttrl_pop.plugins import load, made
 from ttrl_pop.population.base import Population
 from ttrl_pop.ranks.orders import Open, Vote, Write
 from ttrl_pop.ranks.ranks import ALONE, Ranks, current
@@ -152,12 +152,12 @@ def open_session(
     backend_options = validate(backend_kind.Options, config.backend_options, source="backend_options")
     policy = Policy(
         load_model(config.model, config.device, config.dtype, stage),
-        population_kind(options),
+        made("population", population_kind, options),
         config.learn.lora if adapter else None,
         config.seed,
     )
     stage(f"starting the backend {engine}")
-    backend = backend_kind(policy, config.sampling, backend_options)
+    backend = made("backend", backend_kind, policy, config.sampling, backend_options)
     config = resolve(_with_options(config, options, backend_options), engine, policy, backend, ranks)
     asked = problems.problems if settled else as_asked(problems.problems, config, policy.model.tokenizer)
     turned = notice_of_turns(problems.problems, asked)
