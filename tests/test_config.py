@@ -49,6 +49,7 @@ def test_defaults_are_below_the_file_and_the_file_below_flags(tmp_path: Path) ->
         ("graphs = true", "unknown key 'graphs'; did you mean 'backend_options.graphs'?"),
         ("[population]\nname = 'no.such:Thing'\nsigma = 1", "unknown key 'population.sigma'; did you mean"),
         ("[learn]\nlearning_rate = 3", "unknown key 'learn.learning_rate'; did you mean 'learn.lr'?"),
+        ("mind = 3", "unknown key 'mind'; did you mean 'population.minds'?"),
         ("max_tokens = 3", "unknown key 'max_tokens'; did you mean 'sampling.max_new_tokens'?"),
         ("[sampling]\nminds = 3", "unknown key 'sampling.minds'; did you mean 'population.minds'?"),
         ("steps = -1", "steps: Input should be greater than or equal to 0, got -1"),

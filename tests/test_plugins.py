@@ -26,6 +26,48 @@ class Asking(Whole):
     def __init__(self, seconds):
         self.seconds = seconds
 
+class Reasoned(Whole):
+    def equal(self, a, b, why):
+        return False
+
+class Valued(Whole):
+    forget = None
+
+class Still(Whole):
+    @staticmethod
+    def key(answer):
+        return answer
+
+    def equal(self, *answers):
+        return False
+
+class Lone(Backend):
+    def rollouts(self, requests):
+        yield from ()
+
+class Keyed(Population):
+    class Options(Section): ...
+    def attach(self): ...
+    def embody(self, *_): ...
+    def kl_to_prior(self): ...
+    def restart(self): ...
+
+class Unmade(Backend):
+    def __init__(self, policy, sampling, options):
+        self.said = options
+    def rollouts(self, requests, weights): ...
+
+class Early(Keyed):
+    def __init__(self, options):
+        from torch import nn
+        self.inner = nn.Linear(1, 1)
+        super().__init__(options)
+    def attach(self, network): ...
+
+class Late(Early):
+    def __init__(self, options):
+        self.number = 3
+
 class NoOptions(Population):
     def attach(self, network): ...
     def embody(self, *_): ...
@@ -132,6 +174,14 @@ def test_a_path_names_a_plug_in_of_ones_own(installed: Path) -> None:
             "must be a class derived from ttrl_pop.Grader, got 'ttrl_pop:Backend'",
         ),
         ("grader", "mine:Asking", "grader must take (), got 'mine:Asking', the class Asking of (seconds)"),
+        (
+            "grader",
+            "mine:Reasoned",
+            "'mine:Reasoned': Reasoned.equal must be a method that takes (a, b), got (self, a, b, why)",
+        ),
+        ("grader", "mine:Valued", "Valued.forget must be a method that takes (), got a NoneType"),
+        ("backend", "mine:Lone", "Lone.rollouts must be a method that takes (requests, weights), got (self, requests)"),
+        ("population", "mine:Keyed", "Keyed.attach must be a method that takes (network), got (self)"),
         ("backend", "ttrl_pop:Backend", "Backend must define rollouts, as ttrl_pop.Backend asks"),
         ("backend", "os:system", "must be a class derived from ttrl_pop.Backend, got 'os:system', a builtin_function"),
         ("population", "ttrl_pop:Population", "Population must define attach, embody, kl_to_prior, restart, as"),
@@ -154,6 +204,28 @@ def test_a_short_name_is_found_by_entry_point(installed: Path, kind: str) -> Non
         UsageError, match=rf"{kind} must be one of .*, short or package.module:Name, got 'zzz'; no installed"
     ):
         load(kind, "zzz")
+
+
+def test_methods_that_take_what_they_are_called_with_pass(installed: Path) -> None:
+    assert load("grader", "mine:Still")().same("5", "5")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "given"), [("backend", "Unmade", 3), ("population", "Early", 1), ("population", "Late", 1)]
+)
+def test_a_class_that_leaves_out_what_its_base_does_is_said(installed: Path, kind: str, name: str, given: int) -> None:
+    found = load(kind, f"mine:{name}")
+    with pytest.raises(UsageError, match=rf"^{kind} {name}: __init__ must call super\(\).__init__\(.*options\) before"):
+        plugins.made(kind, found, *range(given))
+
+
+def test_names_that_cannot_be_asked_for_are_not_listed(installed: Path) -> None:
+    entries = "".join(f"{name} = mine:reward\n" for name in ("short", "a+b", "2*a", "majority"))
+    offer(installed, "mine", f"[ttrl_pop.rewards]\n{entries}")
+    with pytest.raises(UsageError) as error:
+        load("reward", "zzz")
+    listed = str(error.value).partition("must be one of ")[2].partition(" or package")[0].split(", ")
+    assert listed == [*BUILT_IN["reward"], "short"]
 
 
 def test_entry_points_are_not_read_for_a_name_that_is_known(monkeypatch: pytest.MonkeyPatch) -> None:

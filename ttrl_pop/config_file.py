@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -231,6 +231,15 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         raise UsageError(f"--set {key.strip()}: {_too_much(error)}") from None
     # A line break may end the value and begin another key.
     return key.strip(), found["value"] if [*found] == ["value"] else value
+
+
+def leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """What a value sets, by dotted key: one that is a table sets what is in it and leaves the rest as it is."""
+    if isinstance(value, Mapping) and not any("." in str(name) for name in value):
+        for name, inner in value.items():
+            yield from leaves(f"{key}.{name}", inner)
+    else:
+        yield key, value
 
 
 def _text_of(path: Path) -> str:

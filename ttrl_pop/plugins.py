@@ -24,10 +24,12 @@ from collections.abc import Iterable, Iterator
 from functools import reduce
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ttrl_pop.config import Config, Section
 from ttrl_pop.errors import UsageError
+
+T = TypeVar("T")
 
 BUILT_IN: dict[str, dict[str, str]] = {
     "population": {
@@ -93,6 +95,9 @@ TAKES = {
 }
 """What each kind is called with, the classes to be made."""
 
+SETS = {"population": ("options", "_parameters"), "backend": ("policy", "sampling", "options", "meter")}
+"""What an instance has once its base has been made, of the kinds whose bases do something then."""
+
 WITH_OPTIONS = ("population", "backend")
 """Kinds whose classes say in `Options` what can be set."""
 
@@ -122,6 +127,34 @@ def load(kind: str, name: str) -> Any:
     found = _imported(f"{kind} {name!r}", module, attribute)
     _check(kind, name, found)
     return found
+
+
+def made(kind: str, found: type[T], *arguments: Any) -> T:
+    """An instance of a population or a backend.
+
+    Raises:
+        UsageError: its class leaves out what the base does as one is made.
+    """
+    rule = f"{kind} {found.__name__}: __init__ must call super().__init__({', '.join(TAKES[kind])}) before all else"
+    try:
+        instance = found(*arguments)
+    except AttributeError as error:
+        # torch's own words where a module is given something before it is one.
+        if "before Module.__init__() call" in str(error):
+            raise UsageError(rule) from error
+        raise
+    if not all(hasattr(instance, name) for name in SETS[kind]):
+        raise UsageError(rule)
+    return instance
+
+
+def installed(kind: str) -> list[str]:
+    """Names that installed packages give and that can be asked for: no built-in has them, and a path or a sum of
+    rewards has other marks."""
+    taken = {*BUILT_IN[kind], *ALSO.get(kind, ()), *(["auto"] if kind == "backend" else [])}
+    marks = {":", *("+*" if kind == "reward" else "")}
+    names = {point.name for point in entry_points(group=f"ttrl_pop.{kind}s")}
+    return sorted(name for name in names - taken if not marks & {*name})
 
 
 def options_of(kind: str, name: str) -> type[Section] | None:
@@ -205,7 +238,7 @@ def _offered(kind: str, name: str) -> str:
         if point.name == name
     )
     if not found:
-        known = [*ALSO.get(kind, ()), *BUILT_IN[kind], *sorted({point.name for point in points})]
+        known = [*ALSO.get(kind, ()), *BUILT_IN[kind], *installed(kind)]
         hint = _hint(name, known) or ("" if ":" in name else "; no installed package offers it")
         raise UsageError(f"{kind} must be one of {', '.join(known)} or package.module:Name, got {name!r}{hint}")
     packages, paths = zip(*found, strict=True)
@@ -257,7 +290,8 @@ def _check(kind: str, name: str, found: Any) -> None:
 def _check_class(kind: str, name: str, found: Any, came: str) -> None:
     """Raises UsageError where `found` is no class of which a population, a backend or a grader can be made."""
     module, _, base_name = BASES[kind].partition(":")
-    if not isinstance(found, type) or not issubclass(found, getattr(importlib.import_module(module), base_name)):
+    base = getattr(importlib.import_module(module), base_name)
+    if not isinstance(found, type) or not issubclass(found, base):
         raise UsageError(f"{kind} must be a class derived from ttrl_pop.{base_name}, got {came}")
     if inspect.isabstract(found):
         missing = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
@@ -265,6 +299,22 @@ def _check_class(kind: str, name: str, found: Any, came: str) -> None:
     options = getattr(found, "Options", None)
     if kind in WITH_OPTIONS and not (isinstance(options, type) and issubclass(options, Section)):
         raise UsageError(f"{kind} {name!r}: {found.__name__}.Options must be a class derived from ttrl_pop.Section")
+    _check_methods(f"{kind} {name!r}", found, base)
+
+
+def _check_methods(what: str, found: type, base: type) -> None:
+    """Raises UsageError where a method of the base is something else in a class derived from it."""
+    for name, method in vars(base).items():
+        own = inspect.getattr_static(found, name)
+        if name.startswith("_") or not inspect.isfunction(method) or own is method:
+            continue
+        parameters = [*inspect.signature(method).parameters][1:]
+        count = len(parameters) if isinstance(own, staticmethod | classmethod) else 1 + len(parameters)
+        called = getattr(found, name)
+        if not callable(called) or not takes(called, count):
+            came = inspect.signature(called) if callable(called) else _described(own)
+            rule = f"must be a method that takes ({', '.join(parameters)})"
+            raise UsageError(f"{what}: {found.__name__}.{name} {rule}, got {came}")
 
 
 def takes(found: Any, count: int) -> bool:

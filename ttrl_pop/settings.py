@@ -221,7 +221,14 @@ def hint(key: str, model: type[BaseModel], tree: Mapping[str, Any]) -> str | Non
     if model is Config and name in ELSEWHERE:
         return ELSEWHERE[name]
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return near[0] if near else next((by_name[n] for n in difflib.get_close_matches(name, by_name, n=1)), None)
+    named = difflib.get_close_matches(name, by_name, n=1)
+    if near and named and _alike(name, named[0]) > _alike(key, near[0]):
+        return by_name[named[0]]
+    return near[0] if near else next((by_name[n] for n in named), None)
+
+
+def _alike(word: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, other, word).ratio()
 
 
 def _known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:

@@ -1,6 +1,8 @@
 """`ttrl_pop.population`: rows of padded batches in minds of their own, for whoever samples and trains."""
 
 import copy
+import inspect
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from fakes import (
 
 import ttrl_pop
 from ttrl_pop import MEAN, Mind, Minds
-from ttrl_pop.api.population import positions
+from ttrl_pop.api.population import SETTINGS, WEIGHTS, positions
 from ttrl_pop.errors import UsageError
 from ttrl_pop.export.trained import NoFormError
 from ttrl_pop.types import Tally
@@ -107,6 +109,73 @@ def test_parts_of_a_batch_are_the_whole() -> None:
     assert torch.equal(again, whole)
 
 
+def test_a_part_that_is_generated_keeps_its_minds_to_the_last_token() -> None:
+    minds = minds_of()
+    with minds.embody(ROWS):
+        whole = written(minds.model, [PROMPTS[0]] * 4)[0]
+    with minds.embody(ROWS):
+        parts = [written(minds.model, [PROMPTS[0]] * 2)[0] for _ in range(2)]
+    assert parts[0] + parts[1] == whole
+    assert len({tuple(row) for row in whole}) > 1
+
+
+def test_caches_of_two_parts_may_go_on_in_turns_and_copies_of_them_too() -> None:
+    minds = minds_of("gpt2")
+    with torch.no_grad(), minds.embody(ROWS):
+        whole = minds.model(input_ids=IDS).logits
+        first, second = (minds.model(input_ids=IDS[rows, :5]) for rows in (slice(0, 2), slice(2, 4)))
+        kept = copy.deepcopy(second.past_key_values)
+        read = [
+            minds.model(input_ids=IDS[rows, 5:], past_key_values=cache).logits
+            for rows, cache in ((slice(2, 4), kept), (slice(0, 2), first.past_key_values))
+        ]
+    torch.testing.assert_close(torch.cat(read[::-1]), whole[:, 5:], rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_a_cache_is_read_on_by_nobody_else() -> None:
+    minds = minds_of()
+    base = minds.model(input_ids=IDS[:2, :5]).past_key_values
+    with minds.embody(ROWS), pytest.raises(UsageError, match="2 rows from a cache that was filled outside of embody"):
+        minds.model(input_ids=IDS[:2, 5:], past_key_values=base)
+    with minds.embody(ROWS):
+        four = minds.model(input_ids=IDS[:, :5]).past_key_values
+        two = copy.deepcopy(four)
+        two.batch_select_indices(torch.tensor([0, 1]))
+        with pytest.raises(UsageError, match="2 rows from a cache that was filled by 4 rows of minds"):
+            minds.model(input_ids=IDS[:2, 5:], past_key_values=two)
+    with minds.embody([Mind(1)] * 4), pytest.raises(UsageError, match="embody the same minds"):
+        minds.model(input_ids=IDS[:, 5:], past_key_values=four)
+
+
+def test_a_row_of_several_sequences_is_refused_and_a_part_of_one_row_is_not() -> None:
+    minds = minds_of()
+    with minds.embody(ROWS):
+        for place in ({"position_ids": torch.tensor([[0, 1, 2, 3, 0, 1, 2]])}, {"cu_seq_lens_q": torch.tensor([0, 4])}):
+            with pytest.raises(UsageError, match="one row of several sequences, where 4 minds"):
+                minds.model(input_ids=IDS[:1], **place)
+        for row in range(4):
+            minds.model(input_ids=IDS[row : row + 1], position_ids=torch.arange(7)[None])
+
+
+def test_an_update_that_leaves_no_trace_is_seen_by_the_next_minds() -> None:
+    minds = minds_of()
+    read = []
+    for _ in range(2):
+        with torch.no_grad(), minds.embody([MEAN] * 4):
+            read.append(minds.model(input_ids=IDS).logits)
+        minds.population.mu.data += 1.0
+    assert not torch.equal(*read)
+
+
+def test_what_wraps_a_model_does_not_change_its_minds() -> None:
+    plain = ttrl_pop.population(tiny_network(), sigma=0.3)
+    compiled = torch.compile(tiny_network(), backend="eager")
+    parallel = torch.nn.DataParallel(tiny_network())
+    for wrapped in (compiled, parallel):
+        assert ttrl_pop.population(wrapped, sigma=0.3).population.sites == plain.population.sites
+
+
 def test_parts_give_the_gradient_of_the_whole_each_by_a_backward_pass_of_its_own() -> None:
     minds = minds_of("gpt2")
     parameters = minds.parameters()
@@ -169,25 +238,23 @@ def test_gradients_are_those_of_the_learner_on_the_same_rollouts(family: str) ->
         torch.testing.assert_close(gradient / size, caught[name] / size, rtol=0, atol=1e-10)
 
 
+def wrapped(model: Any, **settings: Any) -> Any:
+    """The model with a LoRA adapter."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return peft.get_peft_model(model, peft.LoraConfig(r=2, task_type="CAUSAL_LM", **settings))
+
+
 @pytest.mark.parametrize("first", ["minds", "peft"])
 def test_it_goes_with_peft_in_either_order_and_the_noise_is_the_same(first: str) -> None:
-    settings = peft.LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
-
-    def wrapped(model: Any) -> Any:
-        import warnings
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return peft.get_peft_model(model, settings)
-
     network = tiny_network()
     expected = ttrl_pop.population(copy.deepcopy(network), sigma=0.3)
     if first == "peft":
-        model = wrapped(network)
+        model = wrapped(network, target_modules="all-linear")
         minds = ttrl_pop.population(model, sigma=0.3)
     else:
         minds = ttrl_pop.population(network, sigma=0.3)
-        model = wrapped(network)
+        model = wrapped(network, target_modules="all-linear")
     assert minds.population.sites == expected.population.sites
     with torch.no_grad(), minds.embody(ROWS), expected.embody(ROWS):
         logits = model(input_ids=IDS).logits
@@ -214,6 +281,28 @@ def test_a_population_inside_of_another_ends_as_it_began() -> None:
     assert not torch.equal(inner, outer[:1])
 
 
+def embodied(minds: Minds, given: Any) -> None:
+    """Begins to embody, as it is where nothing checks types."""
+    next(inspect.unwrap(Minds.embody)(minds, given))  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda minds: ttrl_pop.population("gpt2"), "one of transformers that is loaded, got a str"),
+        (lambda minds: ttrl_pop.population(torch.nn.Linear(2, 2)), "got a Linear"),
+        (lambda minds: embodied(minds, []), r"a list of minds, one for each row, got \[\]"),
+        (lambda minds: embodied(minds, Mind(1)), "a list of minds"),
+        (lambda minds: embodied(minds, [1, 2]), r"got \[1, 2\]"),
+        (lambda minds: minds.calibrate(IDS, torch.ones_like(IDS), count=0), "count must be at least 1, got 0"),
+        (lambda minds: minds_of(decay=0.9), "decay must be 1 where nobody ends a step, got 0.9"),
+    ],
+)
+def test_what_cannot_be_is_said(wrong: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        wrong(minds_of())
+
+
 @pytest.mark.parametrize("options", [{"level": "token"}, {"scope": "completion"}])
 def test_noise_that_needs_positions_is_refused(options: dict[str, str]) -> None:
     with pytest.raises(UsageError, match="for rows of padded batches"):
@@ -238,6 +327,65 @@ def test_what_is_saved_is_what_is_loaded_and_a_runs_checkpoint_loads_too(tmp_pat
         assert torch.equal(minds.model(input_ids=IDS).logits, other.model(input_ids=IDS).logits)
     with pytest.raises(UsageError, match="no population of this model"):
         ttrl_pop.population(tiny_network("gemma3"), sigma=0.1).load(tmp_path)
+
+
+def test_a_load_that_is_refused_changes_nothing(tmp_path: Path) -> None:
+    minds = minds_of()
+    before = {name: tensor.clone() for name, tensor in minds.population.state_dict().items()}
+    minds_of(spread="dim").save_pretrained(tmp_path / "dim")
+    ttrl_pop.population(tiny_network(), sigma=0.1, sites="input").save_pretrained(tmp_path / "input")
+    ttrl_pop.population(tiny_network(), sigma=0.1, sites="post-attention").save_pretrained(tmp_path / "post")
+    for name, cut in (("cut", 100), ("garbage", None)):
+        minds.save_pretrained(tmp_path / name)
+        weights = tmp_path / name / WEIGHTS
+        weights.write_bytes(weights.read_bytes()[:cut] if cut else b"nothing" * 9)
+    minds.save_pretrained(tmp_path / "token")
+    settings = tmp_path / "token" / SETTINGS
+    settings.write_text(settings.read_text().replace('"level": "sequence"', '"level": "token"'))
+    minds.save_pretrained(tmp_path / "empty")
+    (tmp_path / "empty" / SETTINGS).write_text("{}")
+    for name, message in (
+        ("dim", r"it holds log_sigma \[\d+, 16\], mu .* where this one has log_sigma \[\d+, 1\]"),
+        ("input", "behind the same norms"),
+        ("cut", "cannot be read"),
+        ("garbage", "cannot be read"),
+        ("token", "level must be 'sequence'"),
+        ("empty", "cannot be read"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            minds.load(tmp_path / name)
+    with pytest.raises(UsageError, match="the same norms"):
+        ttrl_pop.population(tiny_network(), sigma=0.1, sites="input").load(tmp_path / "post")
+    for name, tensor in minds.population.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_what_is_loaded_learns_its_spread_where_there_is_one(tmp_path: Path) -> None:
+    still, wide = ttrl_pop.population(tiny_network(), sigma=0.0), minds_of()
+    still.save_pretrained(tmp_path / "still")
+    wide.save_pretrained(tmp_path / "wide")
+    still.load(tmp_path / "wide")
+    wide.load(tmp_path / "still")
+    assert len(still.parameters()) == 2
+    assert len(wide.parameters()) == 1
+
+
+@pytest.mark.parametrize("first", ["minds", "peft"])
+def test_a_folded_mind_has_its_adapter_in_whichever_came_first(first: str) -> None:
+    settings = {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True, "init_lora_weights": False}
+    network: Any = tiny_network("gpt2")
+    if first == "minds":
+        minds = ttrl_pop.population(network, sigma=0.3)
+        model = wrapped(network, **settings)
+    else:
+        model = wrapped(network, **settings)
+        minds = ttrl_pop.population(model, sigma=0.3)
+    before = model(input_ids=IDS).logits
+    with torch.no_grad():
+        with minds.embody([Mind(11)] * 4):
+            own = model(input_ids=IDS).logits
+        torch.testing.assert_close(minds.fold(Mind(11))(input_ids=IDS).logits, own, rtol=0, atol=1e-12)
+        assert torch.equal(model(input_ids=IDS).logits, before)
 
 
 def test_a_folded_mind_is_the_mind_and_the_model_stays_as_it_was() -> None:

@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from cli.commands import GOLD, STEPS, final, rows_of, ttrl
 from fakes import PROBLEMS, tiny_network
 from typer.testing import Result
@@ -16,6 +18,7 @@ from typer.testing import Result
 import ttrl_pop
 from ttrl_pop.cli.display.base import Display
 from ttrl_pop.errors import UsageError
+from ttrl_pop.export.export import export
 from ttrl_pop.sample.hf.backend import HfBackend
 from ttrl_pop.store.directory import RunDirectory
 
@@ -171,6 +174,114 @@ def test_a_run_is_opened_looked_at_and_asked(trained: tuple[Path, Result]) -> No
         ttrl_pop.open(trained[0].parent)
 
 
+def test_minds_of_a_run_go_to_a_model_of_somebody_elses(place: Path, copied: Path) -> None:
+    model = transformers.AutoModelForCausalLM.from_pretrained(place / "tiny")
+    minds, few = ttrl_pop.population(model, sigma=0.1), ttrl_pop.population(model, sigma=0.1, sites="input")
+    minds.load(copied / "best")
+    assert float(minds.population.sigma0) == pytest.approx(0.3)
+    with pytest.raises(UsageError, match="behind the same norms: 5 there, 2 here"):
+        few.load(copied / "best")
+    config = copied / "config.toml"
+    config.write_text(config.read_text().replace('scope = "sequence"', 'scope = "completion"'))
+    if "completion" not in config.read_text():
+        config.write_text(config.read_text().replace("sigma = 0.3", 'sigma = 0.3\nscope = "completion"'))
+    with pytest.raises(UsageError, match="scope must be 'sequence'"):
+        minds.load(copied / "best")
+
+
+def test_a_row_that_a_kill_has_torn_is_left_out(copied: Path) -> None:
+    metrics = RunDirectory(copied).metrics
+    metrics.write_bytes(metrics.read_bytes()[:-20])
+    assert [row["step"] for row in ttrl_pop.open(copied).metrics] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"population.options.sigma": 9.0}, "keeps its population and its adapter; leave population.options.sigma out"),
+        ({"population": {"name": "none"}}, "keeps its population"),
+        ({"lr": 1}, "keeps its population and its adapter; leave learn.lr out"),
+        ({"steps": 3}, "steps decides nothing of a run that is asked or exported"),
+        ({"reward": "gated"}, "vote.reward decides nothing"),
+        ({"prompt_key": "x"}, "problems.prompt_key decides nothing"),
+        ({"zzz": 3}, "unknown key 'zzz'"),
+        ({"vote": {"zzz": 3}}, "unknown key 'vote.zzz'"),
+        ({"minds": 0}, "population.minds"),
+    ],
+)
+def test_what_sets_nothing_of_a_trained_run_is_refused_as_it_is_opened(
+    settings: dict[str, Any], message: str, trained: tuple[Path, Result]
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        ttrl_pop.open(trained[0], **settings)
+
+
+def test_a_run_is_asked_as_it_was_opened(trained: tuple[Path, Result]) -> None:
+    question = "What is 2 times 3?"
+    run = ttrl_pop.open(trained[0])
+    assert len(run.ask(question).group.rollouts_G) == 3
+    turns = [{"role": "user", "content": question}]
+    assert run.ask(turns, minds=1).group.problem.is_chat
+    for wrong in (0, -1, True):
+        with pytest.raises(UsageError, match=f"minds must be a whole number from 1, got {wrong}"):
+            run.ask(question, minds=wrong)
+    run.close()
+    other = ttrl_pop.open(trained[0], minds=2, raw=False)
+    group = other.ask(question).group
+    assert len(group.rollouts_G) == 2
+    assert group.problem.is_chat
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"mind": "7"}, "mind must be a seed, a whole number from 0 .*, got '7'"),
+        ({"mind": -3}, "got -3"),
+        ({"mind": 2**63}, f"got {2**63}"),
+        ({"form": "zip"}, "form must be one of auto, plain, adapter, code, got 'zip'"),
+    ],
+)
+def test_what_no_export_is_is_refused_at_once(
+    wrong: dict[str, Any], message: str, trained: tuple[Path, Result], tmp_path: Path
+) -> None:
+    run = ttrl_pop.open(trained[0])
+    config = run._config(set())
+    asked = {"mind": None, "form": "auto", **wrong}
+    with pytest.raises(UsageError, match=message):
+        # As it is where nothing checks types.
+        inspect.unwrap(export)(RunDirectory(run.path), run.checkpoint, config, tmp_path / "out", **asked)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"out": "elsewhere"}, "goes on in the run's own directory; leave out='elsewhere' out"),
+        ({"problems": ROWS}, "takes its problems from the run directory; leave the rows out"),
+        ({"gold": {"p0": "1"}}, "leave --gold out"),
+    ],
+)
+def test_a_run_that_goes_on_takes_nothing_beside(
+    given: dict[str, Any], message: str, trained: tuple[Path, Result]
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        ttrl_pop.train(resume=trained[0], quiet=True, **given)
+
+
+def test_a_data_frame_is_its_rows(place: Path, tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame([*ROWS[:-1], {**ROWS[-1], "answer": "3"}])
+    run = ttrl_pop.train(frame, config=place / "c.toml", out=tmp_path / "run", quiet=True)
+    run.close()
+    assert [json.loads(line)["id"] for line in (run.path / "problems.jsonl").read_text().splitlines()] == [
+        row["id"] for row in ROWS
+    ]
+    # Only one of the rows has an answer: cells without a value are none.
+    assert [json.loads(line) for line in (run.path / "gold.jsonl").read_text().splitlines()] == [
+        {"id": ROWS[-1]["id"], "answer": "3"}
+    ]
+
+
 def test_a_run_that_is_closed_lets_go_of_its_engine_and_opens_another(
     trained: tuple[Path, Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,7 +309,9 @@ def test_a_question_is_a_turn_where_problems_are(place: Path, tmp_path: Path) ->
 
 
 def test_a_run_is_exported_from_python(trained: tuple[Path, Result], tmp_path: Path) -> None:
-    done = ttrl_pop.open(trained[0]).export(tmp_path / "out", form="code")
+    mind = ttrl_pop.Mind(7)
+    done = ttrl_pop.open(trained[0]).export(tmp_path / "out", mind, form="code")
+    assert done.mind == 7
     assert done.proof.equal == done.proof.prompts
     assert (done.folder / "README.md").exists()
 

@@ -1,6 +1,7 @@
 """`ttrl-pop config`: what is printed can be given back, and what lies on a preset."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,13 @@ def test_the_schema_is_json() -> None:
     assert json.loads(ttrl("config", "--schema").stdout)["properties"]["steps"]["description"].startswith(
         "Steps to train;"
     )
+
+
+def test_standard_output_is_utf_8_whatever_the_terminal_is() -> None:
+    command = [sys.executable, "-P", "-m", "ttrl_pop", "config"]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0, done.stderr
+    assert not done.stdout.decode("utf-8").isascii()
 
 
 def test_a_preset_that_is_none_is_one_line() -> None:

@@ -51,6 +51,19 @@ def test_a_command_that_does_not_place_a_flag_of_its_own_is_refused() -> None:
         takes("lr")(lambda given, problems: None)
 
 
+def test_a_table_of_set_sets_what_is_in_it_and_no_more(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text("[population]\nsamples_per_mind = 2\n[population.options]\nsigma = 0.2\n")
+    config = Given(files=[file], settings=["population={minds=3}", "backend_options={graphs=false}"]).config()
+    assert (config.population.minds, config.population.samples_per_mind) == (3, 2)
+    assert config.population.options == {"sigma": 0.2}
+    assert config.backend_options == {"graphs": False}
+    # Options belong to who is named with them, in a table as well.
+    assert Given(files=[file], settings=["population={name='none'}"]).config().population.options == {}
+    # A name with a dot in it is one name.
+    assert Given(settings=["backend_options={'a.b'=1}"]).values() == {"backend_options": {"a.b": 1}}
+
+
 def test_defaults_yield_to_the_file_the_file_to_flags_and_flags_to_set(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text("steps = 2\nseed = 2\nproblems_per_step = 2\n")

@@ -1,5 +1,6 @@
 """A population that cannot act, or cannot be written about, is refused before it trains."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -87,3 +88,73 @@ def test_figures_that_no_file_can_hold_are_refused() -> None:
 
     with pytest.raises(UsageError, match=r"Figured: metrics must be plain numbers .* a Tensor for 'population/gain'"):
         prepared(Figured(NoPopulation.Options()))
+
+
+@pytest.mark.parametrize(
+    ("figures", "message"),
+    [
+        (None, "metrics must return a dict, got a NoneType"),
+        ({"gain": 1.0}, "keys of metrics must begin with population/, got 'gain'"),
+        ({1: 1.0}, "keys of metrics must begin with population/, got 1"),
+        ({"population/gain": float("nan")}, "metrics must be finite, got nan for 'population/gain'"),
+    ],
+)
+def test_figures_that_are_none_or_could_be_those_of_others_are_refused(figures: Any, message: str) -> None:
+    class Figured(NoPopulation):
+        def metrics(self) -> Any:
+            return figures
+
+    with pytest.raises(UsageError, match=f"^population Figured: {message}"):
+        prepared(Figured(NoPopulation.Options()))
+
+
+@pytest.mark.parametrize(
+    ("spawned", "message"),
+    [
+        (lambda count: [Mind(n) for n in range(1, count)], r"must return (\d+) different minds, .* got \d+, \d+ of"),
+        (lambda count: [Mind(7)] * count, "got 4, 1 of them different$"),
+        (lambda count: [Mind(n) for n in range(count)], "got 4, 4 of them different, one of them MEAN"),
+        (lambda count: list(range(count)), r"must return a tuple of ttrl_pop.Mind, got \[0, 1, 2, 3\]"),
+        (lambda count: None, "must return a tuple of ttrl_pop.Mind, got None"),
+        (lambda count: [Mind(next(NUMBERS)) for _ in range(count)], "must be a function of its arguments"),
+    ],
+)
+def test_minds_that_cannot_be_told_apart_or_found_again_are_refused(spawned: Any, message: str) -> None:
+    class Spawning(NoPopulation):
+        def spawn(self, run_seed: int, step: int, count: int) -> Any:
+            return spawned(count)
+
+    with pytest.raises(UsageError, match=f"^population Spawning: spawn .*{message}"):
+        prepared(Spawning(NoPopulation.Options()))
+
+
+NUMBERS = itertools.count(1)
+
+
+@pytest.mark.parametrize(
+    ("lacking", "message"),
+    [
+        ("sigma", "lacks must be None, 'scale' or 'fit', got 'sigma'"),
+        ("scale", "lacks its scale, so it must define set_scale"),
+    ],
+)
+def test_a_lack_that_nobody_can_fill_is_refused(lacking: str, message: str) -> None:
+    class Lacking(NoPopulation):
+        @property
+        def lacks(self) -> Any:
+            return lacking
+
+    with pytest.raises(UsageError, match=f"^population Lacking:? {message}"):
+        prepared(Lacking(NoPopulation.Options()))
+
+
+def test_a_scale_is_looked_for_by_targets_that_options_must_have() -> None:
+    class Scaled(NoPopulation):
+        @property
+        def lacks(self) -> Any:
+            return "scale"
+
+        def set_scale(self, sigma: float) -> None: ...
+
+    with pytest.raises(UsageError, match="Scaled lacks its scale, so its Options must have target_kl and target_flips"):
+        prepared(Scaled(NoPopulation.Options()))

@@ -52,6 +52,11 @@ def share(rank: int, port: int, queue: Any) -> None:
     queue.put((rank, rewards, logged))
 
 
+def test_what_is_logged_of_two_rules_has_two_names() -> None:
+    names = [voting(**given).__name__ for given in ({}, {"grader": "exact"}, {"grader": "exact", "reward": "gated"})]
+    assert names == ["votes", "votes_grader=exact", "votes_grader=exact_reward=gated"]
+
+
 @pytest.mark.slow
 def test_a_group_that_two_processes_share_gets_the_labels_of_one() -> None:
     with socket.socket() as free:

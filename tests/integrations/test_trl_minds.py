@@ -8,9 +8,12 @@ import pytest
 trl = pytest.importorskip("trl", minversion="1.16")
 datasets = pytest.importorskip("datasets")
 
+import peft  # noqa: E402
+import safetensors.torch  # noqa: E402
 import torch  # noqa: E402
 from fakes import save_tiny  # noqa: E402
 
+from ttrl_pop.api.population import WEIGHTS  # noqa: E402
 from ttrl_pop.errors import UsageError  # noqa: E402
 from ttrl_pop.integrations.trl_minds import SEEDS, MindsGRPOTrainer  # noqa: E402
 from ttrl_pop.types import Mind  # noqa: E402
@@ -148,12 +151,74 @@ def test_a_run_goes_on_with_its_population(tiny: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(again.minds.population.mu, first.minds.population.mu)
 
 
+def test_the_best_model_has_the_minds_of_its_checkpoint(tiny: Path, tmp_path: Path) -> None:
+    best = trainer(
+        tiny,
+        tmp_path / "out",
+        minds={
+            "population": {"sigma": 0.3},
+            "eval_dataset": datasets.Dataset.from_list(ROWS),
+            "peft_config": peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"),
+        },
+        save_strategy="steps",
+        save_steps=1,
+        eval_strategy="steps",
+        eval_steps=1,
+        per_device_eval_batch_size=8,
+        load_best_model_at_end=True,
+        # It falls from step to step: the first is the best.
+        metric_for_best_model="eval_number",
+    )
+    number = iter(range(3, 0, -1))
+    plain = best.evaluate
+
+    def evaluate(*arguments: Any, **more: Any) -> Any:
+        return {**plain(*arguments, **more), "eval_number": float(next(number))}
+
+    best.evaluate = evaluate
+    best.args.greater_is_better = True
+    best.train()
+    assert Path(best.state.best_model_checkpoint).name == "checkpoint-1"
+    saved = [safetensors.torch.load_file(tmp_path / "out" / f"checkpoint-{n}" / WEIGHTS)["mu"] for n in (1, 3)]
+    assert torch.equal(best.minds.population.mu.detach(), saved[0])
+    assert not torch.equal(*saved)
+
+
+def double(number: int) -> int:
+    """
+    Twice a number.
+
+    Args:
+        number: a number.
+    """
+    return 2 * number
+
+
 @pytest.mark.parametrize(
     ("settings", "minds", "message"),
-    [({"beta": 0.1}, {}, "beta must be 0"), ({}, {"samples_per_mind": 3}, "must divide num_generations, got 3 and 4")],
+    [
+        ({"beta": 0.1}, {}, "beta must be 0"),
+        ({}, {"samples_per_mind": 3}, "must divide num_generations, got 3 and 4"),
+        (
+            {"use_transformers_continuous_batching": True},
+            {},
+            "use_transformers_continuous_batching must be false with minds",
+        ),
+        ({}, {"rollout_func": lambda prompts, trainer: {}}, "rollout_func must be left out with minds"),
+        ({}, {"tools": [double]}, "tools must be left out with minds"),
+        ({}, {"population": {"sigma": 0.1, "decay": 0.9}}, "decay must be 1"),
+    ],
 )
 def test_what_does_not_go_with_minds_is_refused(
-    settings: dict[str, Any], minds: dict[str, Any], message: str, tiny: Path, tmp_path: Path
+    settings: dict[str, Any],
+    minds: dict[str, Any],
+    message: str,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # TRL first asks whether the chat template can tell of tools.
+    for name in ("supports_tool_calling", "add_response_schema", "is_chat_template_prefix_preserving"):
+        monkeypatch.setattr(f"trl.trainer.grpo_trainer.{name}", lambda asked: asked)
     with pytest.raises(UsageError, match=message):
         trainer(tiny, tmp_path / "out", minds=minds, **settings)

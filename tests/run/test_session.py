@@ -54,6 +54,22 @@ def opened(tiny: Path, **settings: Any) -> Session:
     return open_session(load_config(None, given), ProblemSet(PROBLEMS, AnswerKey({"p0": "56"}), "f"), adapter=True)
 
 
+@pytest.mark.parametrize(
+    ("defaults", "message"),
+    [
+        ({"tiss": True}, "^backend Second: learner_defaults: unknown key 'tiss'; did you mean 'tis'"),
+        ({"max_logprob_gap": -1.0}, "^backend Second: learner_defaults: max_logprob_gap: .* got -1.0"),
+        (None, "^backend Second: learner_defaults must return a dict of settings of learn, got a NoneType"),
+    ],
+)
+def test_what_an_engine_calls_for_must_be_settings_of_the_learner(
+    defaults: Any, message: str, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Second, "learner_defaults", lambda engine: defaults)
+    with pytest.raises(UsageError, match=message):
+        opened(tiny, backend=f"{__name__}:Second")
+
+
 def open_settings(config: Config) -> dict[str, Any]:
     return {
         "device": config.device,

@@ -19,10 +19,22 @@ from ttrl_pop.model.prompts import Prompts
 from ttrl_pop.randomness import OUTSIDE_TRAINING
 from ttrl_pop.read.problems import read_problems
 from ttrl_pop.run.session import Session
-from ttrl_pop.store import checkpoint, files, identity
+from ttrl_pop.store import checkpoint, files, identity, reading
 from ttrl_pop.store.directory import RunDirectory, find
 from ttrl_pop.store.identity import CONFIG
-from ttrl_pop.types import Message, Tally
+from ttrl_pop.types import Message, Mind, Tally
+
+KEPT = ("learn", "population.name", "population.options")
+"""How keys begin that belong to what was trained."""
+
+IDLE = (
+    *("steps", "problems_per_step", "baseline", "answers", "holdout", "eval_every", "track"),
+    *("checkpoint", "guard", "problems.", "vote.reward"),
+)
+"""How keys begin of what is for training alone."""
+
+READ = ("guard.flip", "problems.form", "problems.prompt_template", "problems.date")
+"""How keys begin of these by which a question, or a look at the problems, is read all the same."""
 
 
 class Run:
@@ -48,8 +60,9 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """Rows of metrics.jsonl: a step each."""
-        return self._rows(self._directory.metrics)
+        """Rows of metrics.jsonl: a step each. A row that is being written, or was torn by a kill, is left out."""
+        path = self._directory.metrics
+        return [reading.parse_object(path, line) for line in files.whole_lines(path)] if path.exists() else []
 
     @property
     def problems(self) -> list[dict[str, Any]]:
@@ -62,33 +75,41 @@ class Run:
         """Folder of the checkpoint that is asked and exported."""
         return self._checkpoint or checkpoint.newest(self._directory)
 
-    def ask(self, question: str | Sequence[Message], minds: int = 16) -> Tally:
+    def ask(self, question: str | Sequence[Message], minds: int | None = None) -> Tally:
         """Let `minds` minds of the trained population answer, and vote on what they say.
 
         Args:
+            minds: how many; None is as many as the run has, or as it was opened with.
             question: a text, which becomes a turn where the run's problems are turns and else stands as it is; or the
                 messages of a chat.
 
         Raises:
-            UsageError: the run or its model cannot be opened, or the question is none.
+            UsageError: the run or its model cannot be opened, the question is none, or `minds` is less than 1.
         """
+        if minds is not None and (type(minds) is not int or minds < 1):
+            raise UsageError(f"ask: minds must be a whole number from 1, got {minds!r}")
         session = self._opened(question)
         config = session.config
-        spawned = session.policy.population.spawn(config.seed, OUTSIDE_TRAINING, minds)
+        count = config.population.minds if minds is None else minds
+        spawned = session.policy.population.spawn(config.seed, OUTSIDE_TRAINING, count)
         (group,) = session.sample(
             session.problems, spawned, config.population.samples_per_mind, OUTSIDE_TRAINING, "asked"
         )
         return session.tally(group)
 
-    def export(self, out: str | Path, mind: int | None = None, form: Form = "auto") -> Exported:
+    def export(self, out: str | Path, mind: int | Mind | None = None, form: Form = "auto") -> Exported:
         """Write one mind to a folder, as `ttrl-pop export` does.
+
+        Args:
+            mind: its seed, or a mind as rollouts have it; None is the mean mind.
 
         Raises:
             UsageError: the folder is taken, or the mind cannot be exported in this form.
             ProofError: what was written is another model; it has been removed.
         """
         config = self._config(unused={"backend", "backend_options", "vote.grader", "vote.reward", "vote.extract"})
-        return export(self._directory, self.checkpoint, config, Path(out), mind, form)
+        seed = mind.seed if isinstance(mind, Mind) else mind
+        return export(self._directory, self.checkpoint, config, Path(out), seed, form)
 
     def close(self) -> None:
         """Let go of the model. The next question loads it again."""
@@ -117,8 +138,14 @@ class Run:
         row: Mapping[str, Any] = (
             {"id": "asked", "prompt": question} if isinstance(question, str) else {"id": "asked", "messages": question}
         )
-        form = {"form": "chat" if chat else "raw", "prompt_key": None, "id_key": None, "answer_key": None}
-        asked = read_problems([row], config.problems.model_copy(update=form))
+        if not isinstance(question, str):
+            form = "chat"
+        elif "problems.form" in self._typed.values():
+            form = config.problems.form
+        else:
+            form = "chat" if chat else "raw"
+        keys = {"prompt_key": None, "id_key": None, "answer_key": None}
+        asked = read_problems([row], config.problems.model_copy(update={"form": form, **keys}))
         if self._session is None:
             folder = self.checkpoint
             inputs = ReadingInputs(config, asked, "asked", run, folder, rewards=False)
@@ -150,11 +177,18 @@ def open(run: str | Path, *, trust: bool = False, **settings: Any) -> Run:
         settings: over those of the run, as `ttrl_pop.train` takes them.
 
     Raises:
-        UsageError: `run` stands in no run.
+        UsageError: `run` stands in no run, or a setting is wrong or has nothing to set.
     """
     directory, folder = find(Path(run))
     identity.load(directory)
     typed = replace(given(settings), trust=trust)
-    if "population" in settings or "learn" in settings:
-        raise UsageError("a trained run keeps its population and its adapter; leave population and learn out")
+    for key in typed.values():
+        if key.startswith(KEPT):
+            raise UsageError(f"a trained run keeps its population and its adapter; leave {key} out")
+        if key.startswith(IDLE) and not key.startswith(READ):
+            raise UsageError(f"{key} decides nothing of a run that is asked or exported; leave it out")
+    if settings:
+        # What is wrong is said before the first question.
+        text = identity.read(directory, identity.load(directory), CONFIG)
+        typed.config(directory.config, text)
     return Run(directory.path, folder, typed)

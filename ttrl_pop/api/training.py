@@ -1,17 +1,17 @@
 """`ttrl_pop.train`: `ttrl-pop run` as a function."""
 
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ttrl_pop.api.run import Run
-from ttrl_pop.api.settings import Files, given
-from ttrl_pop.api.vote import rows_of_gold, source_of
+from ttrl_pop.api.settings import Files, Rows, given, rows_of_gold, source_of
 from ttrl_pop.cli import inputs
 from ttrl_pop.cli.display import open_display
 from ttrl_pop.cli.opening import PreparedRun, Stage, create_run, prepare_resume
 from ttrl_pop.cli.run import conduct
+from ttrl_pop.errors import UsageError
 from ttrl_pop.types import StepReport
 
 
@@ -66,9 +66,9 @@ class Training(Run):
 
 
 def train(
-    problems: str | Path | Iterable[Mapping[str, Any]] | None = None,
+    problems: Rows | None = None,
     *,
-    gold: str | Path | Mapping[str, Any] | Iterable[Mapping[str, Any]] | None = None,
+    gold: Rows | Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     resume: str | Path | None = None,
     preset: str | None = None,
@@ -85,7 +85,8 @@ def train(
     ['abstained', 'agreement', 'answer']
 
     Args:
-        problems: a file, `-`, `hf:NAME`, `gym:NAME`, or rows with a prompt or a question each.
+        problems: a file, `-`, `hf:NAME`, `gym:NAME`, rows with a prompt or a question each, or a
+            table of pandas.
         gold: a file or rows of gold answers, or answers by problem id; for measuring.
         out: run directory; the default is the first free one of runs/NAME-NUMBER.
         resume: run directory to go on with, in place of `problems`.
@@ -101,8 +102,12 @@ def train(
     """
     typed = given(settings, preset, config)
     if resume is not None:
-        source = None if problems is None else str(problems)
-        known = None if gold is None else str(gold)
+        if out is not None:
+            raise UsageError(f"resume goes on in the run's own directory; leave out={str(out)!r} out")
+        source = None if problems is None else source_of(problems)
+        if not isinstance(source, str | None):
+            raise UsageError("resume takes its problems from the run directory; leave the rows out")
+        known = None if gold is None else "gold"
         return Training(lambda stage: prepare_resume(Path(resume), source, known, typed, stage), quiet)
     checked = inputs.for_run(
         None if problems is None else source_of(problems),

@@ -1,13 +1,12 @@
 """`ttrl_pop.vote`: `ttrl-pop vote` as a function. Needs no torch."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ttrl_pop.api.settings import Files, given
+from ttrl_pop.api.settings import Files, Rows, given, rows_of_gold, source_of
 from ttrl_pop.read.problems import read_gold
 from ttrl_pop.read.rollouts import Layout, read_rollouts
-from ttrl_pop.read.rows import Notice, Refuse, Source, refuse, unsaid
+from ttrl_pop.read.rows import Notice, Refuse, refuse, unsaid
 from ttrl_pop.report.rows import vote_row
 from ttrl_pop.types import AnswerKey
 from ttrl_pop.vote.rules import build_rules
@@ -15,8 +14,8 @@ from ttrl_pop.vote.vote import vote as cast
 
 
 def vote(
-    rollouts: str | Path | Iterable[Mapping[str, Any]],
-    gold: str | Path | Mapping[str, Any] | Iterable[Mapping[str, Any]] | None = None,
+    rollouts: Rows,
+    gold: Rows | Mapping[str, Any] | None = None,
     *,
     id_key: str | None = None,
     text_key: str | None = None,
@@ -34,7 +33,8 @@ def vote(
     [('56', 0.67)]
 
     Args:
-        rollouts: a file, `-` for standard input, or rows: each a problem's id and a completion, or a list of them.
+        rollouts: a file, `-` for standard input, rows, or a table of pandas: each row a problem's id and a
+            completion, or a list of them.
         gold: a file or rows of gold answers, or answers by problem id; adds `gold` and `correct`.
         id_key, text_key, shuffled: as the flags of the command.
         refused: gets the error of a row that cannot be read, which is left out where this returns.
@@ -54,15 +54,3 @@ def vote(
     layout = Layout(id_key, text_key, form=options.problems.form, shuffled=shuffled)
     for group in read_rollouts(source_of(rollouts), layout, refused=refused, notice=notice):
         yield vote_row(cast(group, rules), answers, rules.grader.same)
-
-
-def source_of(given: str | Path | Iterable[Mapping[str, Any]]) -> Source:
-    """A path as its text; anything else as it is."""
-    return str(given) if isinstance(given, Path) else given
-
-
-def rows_of_gold(gold: str | Path | Mapping[str, Any] | Iterable[Mapping[str, Any]]) -> Source:
-    """Answers by problem id as rows; anything else as `source_of` has it."""
-    if isinstance(gold, Mapping):
-        return [{"id": problem, "answer": answer} for problem, answer in gold.items()]
-    return source_of(gold)

@@ -17,14 +17,11 @@ def names(flag: str) -> Callable[[], list[str]]:
     """What offers the names that a flag takes."""
 
     def offer() -> list[str]:
-        from importlib.metadata import entry_points
-
-        from ttrl_pop.plugins import ALSO, BUILT_IN
+        from ttrl_pop.plugins import ALSO, BUILT_IN, installed
 
         kind = KINDS[flag]
-        installed = sorted({point.name for point in entry_points(group=f"ttrl_pop.{kind}s")})
         others = ["auto"] if kind == "backend" else [name for name in ALSO.get(kind, ()) if name.isalpha()]
-        return [*dict.fromkeys([*others, *BUILT_IN[kind], *installed])]
+        return [*dict.fromkeys([*others, *BUILT_IN[kind], *installed(kind)])]
 
     return offer
 

@@ -1,6 +1,8 @@
 """`ttrl-pop config`: every setting as commented TOML, or a JSON schema of it (no torch)."""
 
 import json
+import sys
+from typing import Any, cast
 
 from ttrl_pop.cli.given import Given
 from ttrl_pop.config import Config, Section
@@ -19,6 +21,8 @@ def config(given: Given, schema: bool) -> None:
     """
     made = given.config()
     _check(made)
+    # As TOML and JSON are, whatever the terminal's is.
+    cast(Any, sys.stdout).reconfigure(encoding="utf-8")
     print(json.dumps(json_schema(), indent=2, ensure_ascii=False) if schema else commented_toml(made), end="")
     if schema:
         print()

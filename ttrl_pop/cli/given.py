@@ -33,9 +33,10 @@ class Given:
         Raises:
             UsageError: a text of --set is no KEY=VALUE.
         """
-        from ttrl_pop.config_file import parse_assignment
+        from ttrl_pop.config_file import leaves, parse_assignment
 
-        return {**self.overrides, **dict(parse_assignment(text) for text in self.settings)}
+        typed = dict(leaf for text in self.settings for leaf in leaves(*parse_assignment(text)))
+        return {**self.overrides, **typed}
 
     def config(self, file: Path | None = None, text: str | None = None) -> "ttrl_pop.config.Config":
         """The configuration that they make.

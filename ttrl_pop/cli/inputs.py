@@ -198,7 +198,7 @@ def check_one_stdin(sources: Mapping[str, Source | None]) -> None:
     Raises:
         UsageError: it is several, of which the second would find it empty.
     """
-    if [*sources.values()].count("-") > 1:
+    if sum(isinstance(source, str) and source == "-" for source in sources.values()) > 1:
         *names, last = sources
         raise UsageError(f"standard input can be one of {', '.join(names)} and {last}; name files for the others")
 

@@ -166,7 +166,7 @@ class Recorder:
             return
         step = 0
         try:
-            for line in _whole_lines(path):
+            for line in files.whole_lines(path):
                 row = reading.parse_object(path, line)
                 if row.get("step") != step + 1 or type(row["step"]) is not int:
                     raise DamagedError(path, f"does not go on with step {step + 1}")
@@ -317,11 +317,6 @@ def _read(kind: type[R], path: Path, row: Mapping[str, Any], number: int) -> R:
         where = ".".join(map(str, first["loc"]))
         raise DamagedError(path, f"row {number}, {where}: {first['msg']}") from None
     return found
-
-
-def _whole_lines(path: Path) -> Iterator[bytes]:
-    """Lines of a file that end."""
-    return (line for line, ended in reading.raw_lines(path) if ended)
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 
@@ -85,6 +85,10 @@ def export(
         UsageError: `out` is taken, the run's minds cannot be exported, or not in this form.
         ProofError: the folder opened as another model; it has been removed.
     """
+    if form not in get_args(Form):
+        raise UsageError(f"form must be one of {', '.join(get_args(Form))}, got {form!r}")
+    if not (mind is None or (type(mind) is int and 0 <= mind < 2**63)):
+        raise UsageError(f"mind must be a seed, a whole number from 0 as rollouts name it, got {mind!r}")
     check_free(out)
     known = identity.load(run)
     identity.check(run, known, PROBLEMS)

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ttrl_pop.errors import DamagedError, UsageError
-from ttrl_pop.fit.admission import check_metrics, check_reach
+from ttrl_pop.fit.admission import check_lack, check_metrics, check_reach, check_spawn
 from ttrl_pop.fit.base_rollouts import base_groups, base_rollouts, looked_at
 from ttrl_pop.fit.kept import keep, load_kept
 from ttrl_pop.fit.latent import LatentFigures, fit_latent
@@ -46,8 +46,10 @@ def prepare(
         UsageError: it cannot be found, or the population breaks its interface.
     """
     policy = session.policy
+    check_lack(policy.population)
+    check_spawn(policy.population, session.config.seed, max(session.config.population.minds, MINDS))
     found = _find_lack(session, notice, phase, kept)
-    (mind,) = policy.population.spawn(session.config.seed, OUTSIDE_TRAINING, 1)
+    mind, *_ = policy.population.spawn(session.config.seed, OUTSIDE_TRAINING, 1)
     check_reach(policy, mind, session.prompts[session.problems[0].id])
     check_metrics(policy.population)
     return found

@@ -68,6 +68,8 @@ def voting(**settings: Any) -> Callable[..., list[float]]:
     ) -> list[float]:
         return _rewards(rules, prompts, completions, log_metric)
 
+    # TRL logs what a function pays under its name.
+    votes.__name__ = "_".join(["votes", *(f"{name}={value}" for name, value in settings.items())])
     return votes
 
 

@@ -12,7 +12,8 @@ it.
 
 Simplifications:
 
-1. No KL to a reference (`beta`) and no vLLM: TRL's engine writes all rows under one setting.
+1. No KL to a reference (`beta`), and rollouts by plain `generate` alone: what else writes for TRL (vLLM, continuous
+   batching, tools, `rollout_func`) knows of no rows, or writes some of them again.
 2. mu and log sigma are no part of the model: their gradients are averaged over processes here, clipped apart at the
    same norm, and saved beside the model.
 """
@@ -60,7 +61,7 @@ class MindsGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             UsageError: settings that do not go with minds.
         """
         super().__init__(*arguments, **more)
-        _check(self.args, samples_per_mind)
+        _check(self, samples_per_mind)
         self.minds: Minds = _population(self.model, population)
         self.samples_per_mind = samples_per_mind
         self.population_lr = FASTER * self.args.learning_rate if population_lr is None else population_lr
@@ -118,6 +119,10 @@ class MindsGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         super()._load_from_checkpoint(resume_from_checkpoint, *arguments, **more)
         self.minds.load(Path(resume_from_checkpoint))
 
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self.minds.load(Path(self.state.best_model_checkpoint))
+
 
 class _Apart(transformers.TrainerCallback):  # type: ignore[misc]
     """What the trainer does to the gradients of the model, done to those of the minds."""
@@ -136,21 +141,30 @@ class _Apart(transformers.TrainerCallback):  # type: ignore[misc]
 
 
 def _population(model: Any, options: dict[str, Any] | None) -> Minds:
-    if (options or {}).get("decay", 1) != 1:
-        raise UsageError("decay must be 1 with TRL's trainer, whose batches may be learned from in later steps")
     return population(model, **(options or {"sigma": 0.005}))
 
 
-def _check(args: Any, samples_per_mind: int) -> None:
+def _check(trainer: Any, samples_per_mind: int) -> None:
     """Refuse settings that do not go with minds.
 
     Raises:
         UsageError: which, and what to do.
     """
+    args = trainer.args
     if args.beta:
         raise UsageError(f"beta must be 0 with minds, got {args.beta}: the reference would be read through noise")
-    if args.use_vllm:
-        raise UsageError("use_vllm must be false with minds: TRL's engine writes all rows under one setting")
+    for name in ("use_vllm", "use_transformers_continuous_batching"):
+        if getattr(args, name, False):
+            raise UsageError(f"{name} must be false with minds: that engine writes all rows under one setting")
+    for name, given in (
+        ("environment_factory", any((getattr(trainer, "environment_factories", None) or {}).values())),
+        ("tools", getattr(trainer, "tools", None)),
+        ("rollout_func", getattr(trainer, "rollout_func", None)),
+    ):
+        if given:
+            raise UsageError(
+                f"{name} must be left out with minds: it writes rows, or parts of them, that no mind is known of"
+            )
     if samples_per_mind < 1 or args.num_generations % samples_per_mind:
         raise UsageError(
             f"samples_per_mind must divide num_generations, got {samples_per_mind} and {args.num_generations}"

@@ -29,7 +29,7 @@ from ttrl_pop.packing.budget import learner_tokens, prefill_tokens
 from ttrl_pop.plan import footprint, work
 from ttrl_pop.plan.probe import LAYERS, Speed, copying, measure_speed
 from ttrl_pop.plan.work import Forwards, Part
-from ttrl_pop.plugins import load
+from ttrl_pop.plugins import load, made
 from ttrl_pop.population.base import Population
 from ttrl_pop.run.session import as_asked, check_trainable
 from ttrl_pop.run.survey import CHUNK
@@ -148,8 +148,8 @@ def _forecast(
     begun = time.process_time() if starts else 0.0
     # Before the outline is changed: a few layers are made of it.
     program = 0 if device.type == "cuda" else _resident_bytes()
-    small = _small_policy(outline, kind(options), config, adapter, device)
-    size = policy_size(outline, kind(options), config.learn.lora if adapter else None, device)
+    small = _small_policy(outline, made("population", kind, options), config, adapter, device)
+    size = policy_size(outline, made("population", kind, options), config.learn.lora if adapter else None, device)
     forwards = Forwards(
         read=prefill_tokens(config.sampling.prefill_tokens, device),
         learn=learner_tokens(config.learn.token_budget, device, outline.network),

@@ -171,6 +171,10 @@ class NormNoise(Population):
     def held(self) -> object:
         return self._table
 
+    def forget(self) -> None:
+        """Let go of offsets that are kept, where parameters may have changed in a way that leaves no trace."""
+        self._table = None
+
     def metrics(self) -> Metrics:
         with torch.no_grad():
             return {

@@ -1,11 +1,11 @@
 """Configuration and problems → everything that a command works with, checked before anything is written."""
 
 import datetime
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ttrl_pop.config import Config, Section
+from ttrl_pop.config import Config, LearnConfig, Section
 from ttrl_pop.config_file import validate
 from ttrl_pop.errors import UsageError
 from ttrl_pop.kernels.cuda import repeat_to_the_bit
@@ -16,7 +16,7 @@ from ttrl_pop.model.replicas import tell
 from ttrl_pop.model.source import lasting
 from ttrl_pop.model.turns import notice_of_turns, with_turns
 from ttrl_pop.packing.budget import learner_tokens, prefill_tokens
-from ttrl_pop.plugins import load
+from ttrl_pop.plugins import load, made
 from ttrl_pop.population.base import Population
 from ttrl_pop.ranks.orders import Open, Vote, Write
 from ttrl_pop.ranks.ranks import ALONE, Ranks, current
@@ -152,12 +152,12 @@ def open_session(
     backend_options = validate(backend_kind.Options, config.backend_options, source="backend_options")
     policy = Policy(
         load_model(config.model, config.device, config.dtype, stage),
-        population_kind(options),
+        made("population", population_kind, options),
         config.learn.lora if adapter else None,
         config.seed,
     )
     stage(f"starting the backend {engine}")
-    backend = backend_kind(policy, config.sampling, backend_options)
+    backend = made("backend", backend_kind, policy, config.sampling, backend_options)
     config = resolve(_with_options(config, options, backend_options), engine, policy, backend, ranks)
     asked = problems.problems if settled else as_asked(problems.problems, config, policy.model.tokenizer)
     turned = notice_of_turns(problems.problems, asked)
@@ -230,7 +230,7 @@ def resolve(config: Config, engine: str, policy: Policy, backend: Backend, ranks
         engine: name of `backend`.
     """
     problems, learn, vote = config.problems, config.learn, config.vote
-    called_for = {name: value for name, value in backend.learner_defaults().items() if getattr(learn, name) is None}
+    called_for = {name: value for name, value in learner_defaults(backend).items() if getattr(learn, name) is None}
     thinking = _thinking(policy.model.tokenizer, vote.thinking)
     return config.model_copy(
         update={
@@ -253,6 +253,20 @@ def resolve(config: Config, engine: str, policy: Policy, backend: Backend, ranks
             "vote": vote.model_copy(update={"thinking": thinking}),
         }
     )
+
+
+def learner_defaults(backend: Backend) -> dict[str, Any]:
+    """What the backend calls for of the learner.
+
+    Raises:
+        UsageError: it is no table of settings of `learn`.
+    """
+    source = f"backend {type(backend).__name__}: learner_defaults"
+    called_for: Any = backend.learner_defaults()
+    if not isinstance(called_for, Mapping):
+        raise UsageError(f"{source} must return a dict of settings of learn, got a {type(called_for).__name__}")
+    validate(LearnConfig, called_for, source=source)
+    return dict(called_for)
 
 
 def _thinking(tokenizer: Any, given: Thinking | None) -> Thinking:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from ttrl_pop.ranks.ranks import ALONE, Ranks
 from ttrl_pop.ranks.shards import cut, together
 from ttrl_pop.sample.backend import Backend, Request, Weights
+from ttrl_pop.sample.incoming import checked
 from ttrl_pop.types import Group, Mind, Problem, Rollout
 
 
@@ -73,7 +74,8 @@ def _written(
 ) -> Iterator[tuple[int, Rollout]]:
     """The rollouts of some of the requests as they are done, with their numbers; one part after the other."""
     for part in filter(None, parts):
-        for place, rollout in backend.rollouts([requests[index] for index in part], weights):
+        asked = [requests[index] for index in part]
+        for place, rollout in checked(backend, asked, backend.rollouts(asked, weights)):
             backend.meter.add(rollout)
             yield part[place], rollout
 

@@ -68,6 +68,15 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
         yield parse_object(path, line)
 
 
+def whole_lines(path: Path) -> Iterator[bytes]:
+    """Lines of a file that end. One that does not is being written, or was torn by a kill.
+
+    Raises:
+        DamagedError: the file cannot be read.
+    """
+    return (line for line, ended in raw_lines(path) if ended)
+
+
 def append_line(path: Path, row: dict[str, Any]) -> None:
     """Add one JSON line and sync it. A line torn by a kill is left out at resume."""
     with path.open("ab") as file:

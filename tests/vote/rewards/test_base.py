@@ -10,7 +10,7 @@ from ttrl_pop.errors import UsageError
 from ttrl_pop.types import AnswerKey
 from ttrl_pop.vote.graders.exact import ExactGrader
 from ttrl_pop.vote.rewards import consensus
-from ttrl_pop.vote.rewards.base import build_reward
+from ttrl_pop.vote.rewards.base import build_reward, paid
 
 EXAMPLES = ROOT / "examples" / "plugins"
 GOLD = AnswerKey({"p": "1/3"})
@@ -29,6 +29,22 @@ def test_a_sum_of_terms_adds_what_each_pays() -> None:
 def test_a_sum_that_is_none_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match="reward"):
         build_reward(name, AnswerKey(), ExactGrader())
+
+
+def test_what_a_generator_raises_is_its_own_and_a_number_without_a_float_is_not_finite() -> None:
+    def failing(ballot: Any) -> Any:
+        yield len(None)  # type: ignore[arg-type]
+
+    def endless(ballot: Any) -> Any:
+        while True:
+            yield 1.0
+
+    with pytest.raises(TypeError, match="has no len"):
+        paid("mine", failing, ballot(0, 1))
+    with pytest.raises(UsageError, match=r"one finite number per rollout \(2\), got \(1.0, 1.0, 1.0\)"):
+        paid("mine", endless, ballot(0, 1))
+    with pytest.raises(UsageError, match="one finite number per rollout"):
+        paid("mine", lambda ballot: (10**400, 0), ballot(0, 1))
 
 
 @pytest.mark.parametrize("name", ["majority", "frequency"])

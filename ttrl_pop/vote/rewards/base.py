@@ -12,6 +12,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from numbers import Real
 from typing import Any, TypeAlias
 
@@ -73,15 +74,24 @@ def paid(name: str, reward: Reward, ballot: Ballot) -> tuple[float, ...]:
             raise
         raise UsageError(f"{rule}, got none: it takes no ballot ({error})") from None
     try:
-        values = tuple(returned)
+        column = iter(returned)
     except TypeError:
         raise UsageError(f"{rule}, got a {type(returned).__name__}") from None
+    # What a generator raises is its own; one that does not end is cut off.
+    values = tuple(islice(column, len(ballot.answers_G) + 1))
     for value in values:
         if not isinstance(value, Real):
             raise UsageError(f"{rule}, got a {type(value).__name__} among them; return a tuple of float(...)")
-    if len(values) != len(ballot.answers_G) or not all(map(math.isfinite, values)):
+    if len(values) != len(ballot.answers_G) or not all(map(_is_finite, values)):
         raise UsageError(f"{rule}, got {values!r}")
     return tuple(map(float, values))
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def needs_gold(name: str) -> bool:
