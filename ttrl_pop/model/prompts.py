@@ -159,7 +159,6 @@ def _special(tokenizer: Any) -> tuple[frozenset[int], frozenset[int]]:
 
 
 @lru_cache(maxsize=16)
-@lru_cache(maxsize=4)
 def stop_ids(tokenizer: Any, stop: tuple[str, ...]) -> frozenset[int]:
     """Ids of those stop strings that are special tokens of this tokenizer: texts leave them out, so that only their ids
     tell that they were written.
