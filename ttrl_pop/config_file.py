@@ -234,8 +234,9 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 
 
 def leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """What a value sets, by dotted key: one that is a table sets what is in it and leaves the rest as it is."""
-    if isinstance(value, Mapping) and not any("." in str(name) for name in value):
+    """What a value sets, by dotted key: a table sets what is in it and leaves the rest as it is, an empty one leaves
+    nothing."""
+    if isinstance(value, Mapping) and value and not any("." in str(name) for name in value):
         for name, inner in value.items():
             yield from leaves(f"{key}.{name}", inner)
     else:

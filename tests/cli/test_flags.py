@@ -60,6 +60,8 @@ def test_a_table_of_set_sets_what_is_in_it_and_no_more(tmp_path: Path) -> None:
     assert config.backend_options == {"graphs": False}
     # Options belong to who is named with them, in a table as well.
     assert Given(files=[file], settings=["population={name='none'}"]).config().population.options == {}
+    # An empty one empties it.
+    assert Given(files=[file], settings=["population.options={}"]).config().population.options == {}
     # A name with a dot in it is one name.
     assert Given(settings=["backend_options={'a.b'=1}"]).values() == {"backend_options": {"a.b": 1}}
 

@@ -300,7 +300,6 @@ def test_a_run_goes_on_from_any_folder_and_with_its_model_in_another_place(
         (("--set", "learn.mask_truncated=true"), "every completion cut off by the token limit"),
         (("--extract", "regex:NEVERTHERE"), "no completion with an answer"),
         (("--extract", "cli.commands:constant"), "all agree"),
-        (("--extract", "cli.commands:constant", "--set", "learn.kl=0.1"), "all agree"),
     ],
 )
 def test_a_run_that_learns_nothing_says_so(place: Path, tmp_path: Path, settings: tuple[str, ...], why: str) -> None:
@@ -317,6 +316,14 @@ def test_a_run_that_learns_nothing_says_so(place: Path, tmp_path: Path, settings
         assert sorted(skipped) == [0, 0, 0, 0, row["learn/groups_used"] + row["learn/groups_skipped"]]
     quiet = run(place, tmp_path / "quiet", *settings, "--quiet")
     assert quiet.stderr == ""
+
+
+def test_with_a_kl_groups_that_agree_are_learned_from(place: Path, tmp_path: Path) -> None:
+    settings = ("--extract", "cli.commands:constant", "--set", "learn.kl=0.1")
+    assert "nothing was learned" not in run(place, tmp_path / "run", *settings).stderr
+    for row in rows_of(RunDirectory(tmp_path / "run").metrics.read_text()):
+        assert (row["learn/groups_skipped"], sum(v for k, v in row.items() if k.startswith("learn/skipped_"))) == (0, 0)
+        assert row["learn/grad_norm"] >= 0
 
 
 def test_a_limit_that_cuts_most_off_is_said_once_by_sample_and_eval_too(place: Path) -> None:
